@@ -1,0 +1,1 @@
+//! Backups of changed blocks, in the format of Longhorn's backupstore.

@@ -1,0 +1,7 @@
+//! A volume as a block device on the node.
+//!
+//! Owns the trait [`Disk`](disk::Disk), the frontends that serve any disk to a client, and the
+//! disks that wrap other disks. Promises that a request which reaches a `Disk` lies within it.
+//! A byte that a client sent never causes a panic here.
+
+pub mod disk;

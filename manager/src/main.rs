@@ -1,0 +1,3 @@
+//! The one binary of Ankole: every role, and the command line.
+
+fn main() {}

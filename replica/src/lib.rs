@@ -1,0 +1,3 @@
+//! One copy of a volume on a disk, and how the copies stay equal.
+
+pub mod types;
