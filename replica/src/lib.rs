@@ -1,3 +1,5 @@
 //! One copy of a volume on a disk, and how the copies stay equal.
 
+pub mod admin;
+pub mod arbiter;
 pub mod types;

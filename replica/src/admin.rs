@@ -1,0 +1,149 @@
+//! What the agent and the command line ask of a running engine, and what it answers: one line of
+//! JSON each way, over the engine's admin socket. Requests of one connection are answered in order.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::arbiter::InstanceId;
+use crate::types::{ChainOpId, Generation, LayerId, ReplicaId};
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", rename_all_fields = "camelCase", tag = "request")]
+pub enum Request {
+    Status,
+    /// Answered once the snapshot exists on every member.
+    Snapshot {
+        name: String,
+        #[serde(default)]
+        labels: BTreeMap<String, String>,
+    },
+    /// Refused while a client is connected to the frontend.
+    Revert {
+        name: String,
+    },
+    /// Answered once the snapshot can't be read any more; its space is freed in the background.
+    RemoveSnapshot {
+        name: String,
+    },
+    Expand {
+        size_bytes: u64,
+    },
+    /// The replicas that should exist. One that isn't in sync is rebuilt; one that is no longer
+    /// named leaves, unless it is the last.
+    SetReplicas {
+        replicas: Vec<ReplicaAddress>,
+    },
+    /// Drains, flushes, says goodbye to the replicas and ends the process.
+    Detach,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", rename_all_fields = "camelCase", tag = "answer")]
+pub enum Answer {
+    Ok,
+    Status(Box<EngineStatus>),
+    /// `kind` is for decisions, `message` for people.
+    Error {
+        kind: ErrorKind,
+        message: String,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum ErrorKind {
+    NotFound,
+    /// Exists already, is in use, or the volume's state doesn't allow it.
+    Conflict,
+    Invalid,
+    Failed,
+}
+
+/// Where a replica is served: `unix:PATH`, `tcp:ADDRESS:PORT` (loopback until there is TLS), or
+/// `dir:PATH` for one inside the engine's process.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReplicaAddress {
+    pub replica: ReplicaId,
+    pub address: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EngineStatus {
+    pub volume: String,
+    pub instance: InstanceId,
+    pub generation: Generation,
+    pub size_bytes: u64,
+    /// Device path, or a URI that libnbd understands; none until the volume can be used.
+    pub endpoint: Option<String>,
+    pub replicas: Vec<ReplicaStatus>,
+    /// After an unclean stop: what must still be made equal before it may be read.
+    pub unsettled_bytes: u64,
+    /// What the volume waits for, in words; empty when it waits for nothing.
+    pub waiting: Vec<String>,
+    pub clients: u32,
+    pub snapshots: Vec<SnapshotStatus>,
+    /// Bytes of the head's own data.
+    pub head_bytes: u64,
+    pub head_parent: Option<String>,
+    pub requests: RequestCounts,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ReplicaStatus {
+    pub replica: ReplicaId,
+    pub address: String,
+    pub mode: ReplicaMode,
+    /// Why it isn't in sync, in words.
+    pub reason: Option<String>,
+    pub rebuild: Option<Progress>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ReplicaMode {
+    /// In sync: takes writes and may be read.
+    #[serde(rename = "RW")]
+    ReadWrite,
+    /// Being rebuilt: takes writes, isn't read.
+    #[serde(rename = "WO")]
+    WriteOnly,
+    #[serde(rename = "ERR")]
+    Error,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Progress {
+    pub done_bytes: u64,
+    pub total_bytes: u64,
+    pub bytes_per_second: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SnapshotStatus {
+    pub name: String,
+    pub layer: LayerId,
+    /// Name of the snapshot below it that still exists.
+    pub parent: Option<String>,
+    pub created_unix_s: u64,
+    pub labels: BTreeMap<String, String>,
+    /// Bytes of the layer's own data.
+    pub data_bytes: u64,
+    pub size_bytes: u64,
+    pub op: ChainOpId,
+}
+
+/// Requests answered since the engine started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RequestCounts {
+    pub reads: u64,
+    pub read_bytes: u64,
+    pub writes: u64,
+    pub written_bytes: u64,
+    pub flushes: u64,
+    pub failed: u64,
+}
