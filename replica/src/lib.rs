@@ -2,4 +2,7 @@
 
 pub mod admin;
 pub mod arbiter;
+pub mod chain;
+pub mod message;
+pub mod replication;
 pub mod types;

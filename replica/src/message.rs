@@ -1,0 +1,220 @@
+//! What an engine and a replica say to each other, apart from how it is framed.
+//!
+//! The same messages pass through a socket (`wire`) and, for a replica inside the engine's process,
+//! through memory. `P` stands for a message's bulk data: the pure core knows only its number, the
+//! shells hold the bytes.
+
+use serde::{Deserialize, Serialize};
+
+use crate::arbiter::{InstanceId, Member};
+use crate::chain::index::{BlockSum, Blocks};
+use crate::chain::{ChainInfo, ChainOp};
+use crate::types::{BlockRange, Fence, Generation, Incarnation, LayerId, Region, ReplicaId};
+
+/// From the engine (or a reader) to a replica.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Request<P> {
+    Hello(Box<Hello>),
+    /// The record has a new generation: make it and the set durable, stamp marked regions with it.
+    Advance(Box<Advance>),
+    Write {
+        range: BlockRange,
+        forced: bool,
+        payload: P,
+    },
+    Zero {
+        range: BlockRange,
+        forced: bool,
+    },
+    /// The volume as it is now.
+    Read {
+        range: BlockRange,
+    },
+    /// The volume as it was at a sealed layer.
+    ReadSnapshot {
+        layer: LayerId,
+        range: BlockRange,
+    },
+    Flush,
+    /// What one layer itself holds of a region.
+    Sums {
+        layer: LayerId,
+        region: Region,
+    },
+    /// Regions of which a layer holds anything.
+    Occupied {
+        layer: LayerId,
+    },
+    /// Some blocks as one layer itself holds them.
+    Fetch {
+        layer: LayerId,
+        region: Region,
+        blocks: Blocks,
+    },
+    /// Makes blocks of one layer what the payload says.
+    Copy {
+        layer: LayerId,
+        region: Region,
+        payload: P,
+    },
+    /// All members have the same checksums for the region's blocks: trust them.
+    Verified {
+        layer: LayerId,
+        region: Region,
+    },
+    Chain(Box<ChainOp>),
+    DescribeChain,
+    /// Blocks present or zero in the layers after one snapshot up to another.
+    Changed {
+        after: Option<LayerId>,
+        upto: LayerId,
+    },
+    /// Join a removed layer to its child; answered when done.
+    Join {
+        layer: LayerId,
+    },
+    /// Drop everything and take these layers, empty, to be filled by `Copy`.
+    AdoptChain(Box<ChainInfo>),
+    /// Sync everything and become fit to be added.
+    Ready {
+        generation: Generation,
+    },
+    Ping,
+    /// Everything is flushed and equal everywhere: clear all marks.
+    Bye,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Hello {
+    pub volume: String,
+    pub replica: ReplicaId,
+    pub role: Role,
+    /// Absent for a reader, which fences nobody.
+    pub claim: Option<Claim>,
+}
+
+/// An engine's claim to be the one that writes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Claim {
+    pub fence: Fence,
+    pub instance: InstanceId,
+    /// Of the directory that the record means; absent for a replica that isn't in the record.
+    pub incarnation: Option<Incarnation>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Role {
+    /// In the record's in-sync set.
+    Member,
+    /// To be rebuilt.
+    WriteOnly,
+    /// Reads sealed layers, which nobody changes: a backup.
+    Reader,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Advance {
+    pub generation: Generation,
+    pub in_sync: Vec<Member>,
+}
+
+/// From a replica.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Reply<P> {
+    Done,
+    Welcome(Box<Welcome>),
+    /// To `Read` and `ReadSnapshot`: blocks. To `Fetch`: a patch.
+    Data(P),
+    Sums(Box<RegionSums>),
+    Occupied(Vec<Region>),
+    /// To `Copy`: over what the layer now holds of the region, see [`RegionSums::digest`].
+    Digest(u32),
+    Chain(Box<ChainInfo>),
+    Changed(Vec<(Region, Blocks)>),
+    Refused(Refusal),
+}
+
+/// The state in which a replica was found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Welcome {
+    pub incarnation: Incarnation,
+    pub size_bytes: u64,
+    /// Can't have lost a write that it answered.
+    pub continuous: bool,
+    pub synced_generation: Option<Generation>,
+    pub marked: Vec<(Region, Generation)>,
+    pub chain: ChainInfo,
+}
+
+/// Why a replica didn't do what it was asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[serde(rename_all = "camelCase", rename_all_fields = "camelCase", tag = "refusal")]
+pub enum Refusal {
+    #[error("it has seen {}/{}, which is newer", .seen.generation, .seen.session.0)]
+    StaleGeneration { seen: Fence },
+    #[error("it is {found}, not {expected}")]
+    WrongIdentity { found: String, expected: String },
+    #[error("its disk failed: {message}")]
+    Failed { message: String },
+    #[error("its disk is full")]
+    NoSpace,
+    #[error("it can't read {message}")]
+    BadBlocks { message: String },
+    #[error("its disk answered: {message}")]
+    Io { message: String },
+    #[error("it refused the request: {message}")]
+    Invalid { message: String },
+}
+
+/// What one layer itself holds of one region.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RegionSums(pub Vec<BlockSum>);
+
+impl RegionSums {
+    /// CRC32C over the kind and checksum of each block: equal for equal content.
+    pub fn digest(&self) -> u32 {
+        self.0.iter().fold(0, |crc, sum| match *sum {
+            BlockSum::Absent => crc32c::crc32c_append(crc, &[0]),
+            BlockSum::Zero => crc32c::crc32c_append(crc, &[1]),
+            BlockSum::Data { crc: block, .. } => {
+                let [a, b, c, d] = block.to_le_bytes();
+                crc32c::crc32c_append(crc, &[2, a, b, c, d])
+            }
+        })
+    }
+}
+
+impl BlockSum {
+    /// Whether two copies of the block are alike; how sure each is of itself doesn't matter.
+    pub fn is_like(self, other: Self) -> bool {
+        match (self, other) {
+            (Self::Data { crc: a, .. }, Self::Data { crc: b, .. }) => a == b,
+            (a, b) => a == b,
+        }
+    }
+
+    pub fn is_unverified(self) -> bool {
+        matches!(self, Self::Data { verified: false, .. })
+    }
+}
+
+impl ChainInfo {
+    /// Of a volume that hasn't been opened.
+    pub fn empty() -> Self {
+        Self { layers: Vec::new(), head: LayerId(0), last_op: crate::types::ChainOpId(0) }
+    }
+
+    pub fn layer(&self, id: LayerId) -> Option<&crate::chain::LayerInfo> {
+        self.layers.iter().find(|layer| layer.id == id)
+    }
+
+    /// The volume's size, which is the head's; zero before it was opened.
+    pub fn size_bytes(&self) -> u64 {
+        self.layer(self.head).map_or(0, |head| head.size_bytes)
+    }
+}

@@ -1,0 +1,346 @@
+//! Changes of the chain: one at a time, as one cut through all writes.
+//!
+//! ```text
+//! queued ─▶ Settling ─▶ Draining ─▶ Flushing ─▶ Applying ─▶ Describing ─▶ reported
+//!           all equal   new writes  on all      on all, or  all members
+//!                       are parked              they leave  have it
+//! ```
+//! A snapshot exists for users once it is reported. A replica that is being rebuilt takes part in
+//! every change. Removed layers are joined to their children afterwards, in the background.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Instant;
+
+use super::action::{Action, End, Job, JobId};
+use super::core::{Closing, Core, Phase};
+use super::peer::{FlushFor, Purpose};
+use super::slots::{Slot, Slots};
+use crate::chain::{ChainChange, ChainInfo, ChainOp};
+use crate::message::{Refusal, Reply, Request};
+use crate::types::{ChainOpId, LayerId};
+
+#[derive(Debug, Default)]
+pub(super) struct ChainWork {
+    pub(super) queue: VecDeque<(JobId, Job)>,
+    current: Option<Current>,
+    /// Layers to be joined, per replica.
+    joins: BTreeMap<Slot, BTreeSet<LayerId>>,
+    joining: BTreeMap<Slot, LayerId>,
+}
+
+#[derive(Debug)]
+struct Current {
+    id: JobId,
+    job: Job,
+    stage: Stage,
+    result: Result<(), String>,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Stage {
+    Settling,
+    Draining,
+    Flushing {
+        waiting: Slots,
+    },
+    Applying {
+        waiting: Slots,
+        done: Slots,
+        refused: Vec<(Slot, Refusal)>,
+    },
+    /// Those who refused are on their way out of the set.
+    Removing,
+    Describing,
+}
+
+impl ChainWork {
+    pub(super) fn parks_writes(&self) -> bool {
+        self.current.as_ref().is_some_and(|current| current.stage != Stage::Settling)
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        self.current.is_none() && self.queue.is_empty() && self.joining.is_empty()
+    }
+}
+
+impl Core {
+    pub(super) fn drive_chain_work(&mut self, now: Instant) {
+        if !matches!(self.phase, Phase::Serving) {
+            return;
+        }
+        if self.chain_work.current.is_none() && !self.is_mid_adoption() {
+            let next = self.chain_work.queue.pop_front();
+            self.chain_work.current =
+                next.map(|(id, job)| Current { id, job, stage: Stage::Settling, result: Ok(()) });
+        }
+        let steady = self.is_steady();
+        let live = self.live();
+        let Some(current) = &mut self.chain_work.current else {
+            return self.drive_joins(now);
+        };
+        match &current.stage {
+            Stage::Settling if self.settle.is_done() => current.stage = Stage::Draining,
+            Stage::Draining if steady && self.writes_in_flight == 0 => {
+                let waiting = self.writable();
+                self.set_stage_of_chain(Stage::Flushing { waiting });
+                for slot in waiting.iter() {
+                    let purpose = Purpose::Flush(FlushFor::Chain);
+                    self.send(now, slot, purpose, Request::Flush, None);
+                }
+                return;
+            }
+            Stage::Flushing { waiting } if waiting.is_empty() && steady => {
+                return self.apply_change(now);
+            }
+            Stage::Applying { waiting, .. } if waiting.is_empty() => {
+                return self.all_applied(now);
+            }
+            Stage::Removing if steady => {
+                let Some(from) = live.iter().next() else { return };
+                current.stage = Stage::Describing;
+                self.send(now, from, Purpose::DescribeChain, Request::DescribeChain, None);
+                return;
+            }
+            _ => return,
+        }
+        self.drive_chain_work(now);
+    }
+
+    fn set_stage_of_chain(&mut self, stage: Stage) {
+        if let Some(current) = &mut self.chain_work.current {
+            current.stage = stage;
+        }
+    }
+
+    /// A target that has got the chain but not yet begun to take changes would miss one.
+    fn is_mid_adoption(&self) -> bool {
+        self.promoting.is_some()
+            || self
+                .rebuild
+                .as_ref()
+                .is_some_and(|rebuild| !self.peer(rebuild.target).is_write_only())
+    }
+
+    pub(super) fn chain_flushed(&mut self, now: Instant, slot: Slot, reply: Reply<()>) {
+        if self.expect_done(now, slot, reply)
+            && let Some(Current { stage: Stage::Flushing { waiting }, .. }) =
+                &mut self.chain_work.current
+        {
+            waiting.remove(slot);
+        }
+    }
+
+    fn apply_change(&mut self, now: Instant) {
+        let id = ChainOpId(self.chain.last_op.0 + 1);
+        let new_head = LayerId(self.chain.head.0 + 1); // the head's is always the highest
+        let Some(current) = &mut self.chain_work.current else { return };
+        let change = match &current.job {
+            Job::Snapshot { seal } => ChainChange::Snapshot { seal: seal.clone(), new_head },
+            Job::Revert { to } => ChainChange::Revert { to: *to, new_head },
+            Job::Remove { layer } => ChainChange::Remove { layer: *layer },
+            Job::Expand { size_bytes } => ChainChange::Expand { size_bytes: *size_bytes },
+        };
+        let waiting = self.writable();
+        self.set_stage_of_chain(Stage::Applying {
+            waiting,
+            done: Slots::NONE,
+            refused: Vec::new(),
+        });
+        for slot in waiting.iter() {
+            let request = Request::Chain(Box::new(ChainOp { id, change: change.clone() }));
+            self.send(now, slot, Purpose::Chain, request, None);
+        }
+    }
+
+    pub(super) fn chain_applied(&mut self, now: Instant, slot: Slot, reply: Reply<()>) {
+        let Some(Current { stage: Stage::Applying { waiting, done, refused }, .. }) =
+            &mut self.chain_work.current
+        else {
+            return;
+        };
+        waiting.remove(slot);
+        match reply {
+            Reply::Done => done.insert(slot),
+            Reply::Refused(refusal) => refused.push((slot, refusal)),
+            other => self.lose_for(now, slot, &other),
+        }
+    }
+
+    /// If nobody could, nothing has changed and the asker is told. Otherwise those who couldn't are
+    /// no longer copies of the volume.
+    fn all_applied(&mut self, now: Instant) {
+        let Some(current) = &mut self.chain_work.current else { return };
+        let stage = std::mem::replace(&mut current.stage, Stage::Removing);
+        let Stage::Applying { done, refused, .. } = stage else { return };
+        if done.is_empty() {
+            let why = refused.first().map(|(_, refusal)| refusal.to_string());
+            current.result = Err(why.unwrap_or_else(|| "every replica was lost".into()));
+        }
+        for (slot, refusal) in refused {
+            if !done.is_empty() {
+                self.lose(now, slot, &refusal.to_string());
+            }
+        }
+        self.drive_membership(now);
+        self.drive_chain_work(now);
+    }
+
+    pub(super) fn chain_described(&mut self, now: Instant, slot: Slot, reply: Reply<()>) {
+        let Reply::Chain(chain) = reply else { return self.lose_for(now, slot, &reply) };
+        let grown = chain.size_bytes() != self.chain.size_bytes();
+        self.chain = *chain;
+        if grown {
+            self.act(Action::Opened { size_bytes: self.chain.size_bytes() });
+        }
+        if self
+            .chain_work
+            .current
+            .as_ref()
+            .is_some_and(|current| current.stage == Stage::Describing)
+        {
+            let current = self.chain_work.current.take().expect("seen above");
+            self.act(Action::JobDone { job: current.id, result: current.result });
+            self.schedule_joins();
+            self.start_waiting_ios(now);
+        }
+    }
+
+    /// A change goes on without the lost replica; a description is asked of another.
+    pub(super) fn chain_work_lost(&mut self, slot: Slot) {
+        if let Some(current) = &mut self.chain_work.current {
+            match &mut current.stage {
+                Stage::Flushing { waiting } | Stage::Applying { waiting, .. } => {
+                    waiting.remove(slot);
+                }
+                Stage::Describing => current.stage = Stage::Removing,
+                Stage::Settling | Stage::Draining | Stage::Removing => {}
+            }
+        }
+        let applying = self
+            .chain_work
+            .current
+            .as_ref()
+            .is_some_and(|current| matches!(current.stage, Stage::Applying { .. }));
+        if applying && self.live().is_empty() {
+            // Some may have the change and others not: opening makes them alike.
+            self.end(End::Reopen("all replicas were lost in a change of the chain".into()));
+        }
+        self.chain_work.joins.remove(&slot);
+        self.chain_work.joining.remove(&slot);
+    }
+
+    // ---- joins -----------------------------------------------------------------------------
+
+    /// Every removed layer is joined on every member; where that was done already, it is nothing.
+    pub(super) fn schedule_joins(&mut self) {
+        let removed = |chain: &ChainInfo| -> BTreeSet<LayerId> {
+            chain.layers.iter().filter(|layer| layer.removed).map(|layer| layer.id).collect()
+        };
+        let layers = removed(&self.chain);
+        if !layers.is_empty() {
+            for slot in self.live().iter() {
+                self.chain_work.joins.insert(slot, layers.clone());
+            }
+        }
+    }
+
+    fn drive_joins(&mut self, now: Instant) {
+        if self.rebuild.is_some() || !self.is_steady() {
+            return;
+        }
+        for slot in self.live().iter() {
+            if self.chain_work.joining.contains_key(&slot) {
+                continue;
+            }
+            let next = self.chain_work.joins.get_mut(&slot).and_then(BTreeSet::pop_first);
+            if let Some(layer) = next {
+                self.chain_work.joining.insert(slot, layer);
+                self.send(now, slot, Purpose::Join(layer), Request::Join { layer }, None);
+            }
+        }
+    }
+
+    /// A join that was refused is tried again after the next change; the data is safe either way.
+    pub(super) fn joined(&mut self, now: Instant, slot: Slot, layer: LayerId, _reply: Reply<()>) {
+        if self.chain_work.joining.get(&slot) == Some(&layer) {
+            self.chain_work.joining.remove(&slot);
+        }
+        let all_done = self.chain_work.joining.is_empty()
+            && self.chain_work.joins.values().all(BTreeSet::is_empty);
+        if all_done && self.chain_work.current.is_none() {
+            self.refresh_chain(now);
+        }
+    }
+
+    /// Looks at the chain anew: joins and writes change what it takes on the disk.
+    pub fn refresh_chain(&mut self, now: Instant) {
+        if self.chain_work.current.is_none()
+            && matches!(self.phase, Phase::Serving)
+            && let Some(from) = self.live().iter().next()
+        {
+            self.send(now, from, Purpose::DescribeChain, Request::DescribeChain, None);
+        }
+    }
+
+    // ---- the clean end ---------------------------------------------------------------------
+
+    pub(super) fn drive_closing(&mut self, now: Instant) {
+        let Phase::Closing(closing) = self.phase else { return };
+        match closing {
+            Closing::Draining => {
+                if self.writes_in_flight > 0 || !self.flushes.is_idle() || !self.is_steady() {
+                    return;
+                }
+                let waiting = self.live();
+                self.phase = Phase::Closing(Closing::Flushing(waiting));
+                for slot in waiting.iter() {
+                    let purpose = Purpose::Flush(FlushFor::Closing);
+                    self.send(now, slot, purpose, Request::Flush, None);
+                }
+            }
+            Closing::Flushing(waiting) if waiting.is_empty() => {
+                // With unsettled regions left the marks must stay, for the next engine.
+                if !self.settle.is_done() {
+                    return self.end(End::Detached);
+                }
+                let waiting = self.live();
+                self.phase = Phase::Closing(Closing::SayingGoodbye(waiting));
+                for slot in waiting.iter() {
+                    self.send(now, slot, Purpose::Bye, Request::Bye, None);
+                }
+            }
+            Closing::SayingGoodbye(waiting) if waiting.is_empty() => self.end(End::Detached),
+            Closing::Flushing(waiting) | Closing::SayingGoodbye(waiting) => {
+                let left = waiting.intersection(self.live());
+                if left != waiting {
+                    self.phase = Phase::Closing(match closing {
+                        Closing::Flushing(_) => Closing::Draining, // the rest must remove it first
+                        _ => Closing::SayingGoodbye(left),
+                    });
+                    self.drive_closing(now);
+                }
+            }
+        }
+    }
+
+    pub(super) fn closing_flushed(&mut self, now: Instant, slot: Slot, reply: Reply<()>) {
+        if self.expect_done(now, slot, reply)
+            && let Phase::Closing(Closing::Flushing(waiting)) = &mut self.phase
+        {
+            waiting.remove(slot);
+        }
+    }
+
+    pub(super) fn said_goodbye(&mut self, slot: Slot) {
+        if let Phase::Closing(Closing::SayingGoodbye(waiting)) = &mut self.phase {
+            waiting.remove(slot);
+        }
+    }
+
+    /// What the running change of the chain waits for.
+    pub(super) fn chain_waits_for(&self) -> Option<String> {
+        let current = self.chain_work.current.as_ref()?;
+        (current.stage == Stage::Settling)
+            .then(|| "a change of the chain waits until all replicas are equal".into())
+    }
+}

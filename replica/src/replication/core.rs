@@ -1,0 +1,474 @@
+//! The core's state, its entrances and its pump.
+//!
+//! Every entrance notes what happened and then *pumps*: each part looks whether it can go on, until
+//! none can. A part never calls another part's continuation, so no event is handled twice.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use super::action::{
+    Action, Destination, End, IoId, JobId, LinkId, Operation, Payload, TransferId,
+};
+use super::chain_work::ChainWork;
+use super::io::{Flushes, Io};
+use super::locks::{LockId, RangeLocks};
+use super::membership::Changing;
+use super::opening::Opening;
+use super::peer::{Peer, PeerState, Purpose};
+use super::rebuild::Rebuild;
+use super::settle::Settle;
+use super::slots::{SLOTS_MAX, Slot, Slots};
+use crate::arbiter::{InstanceId, Record, Refused};
+use crate::chain::ChainInfo;
+use crate::message::{Refusal, Reply, Request};
+use crate::types::{Fence, Generation, LayerId, Region, ReplicaId, Session};
+
+/// What one engine process is told at its start.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub volume: String,
+    pub instance: InstanceId,
+    pub replicas: Vec<ReplicaId>,
+    /// A client of the engine before this one may still be waiting for answers.
+    pub recover: bool,
+    /// How long the open waits for a silent member that could be removed.
+    pub open_timeout: Duration,
+    /// How long a replica may owe an answer without giving any.
+    pub replica_timeout: Duration,
+    /// Pause before a lost connection is tried again.
+    pub reconnect_after: Duration,
+}
+
+impl Config {
+    pub fn new(volume: &str, instance: InstanceId, replicas: Vec<ReplicaId>) -> Self {
+        Self {
+            volume: volume.into(),
+            instance,
+            replicas,
+            recover: false,
+            open_timeout: Duration::from_secs(10),
+            replica_timeout: Duration::from_secs(8),
+            reconnect_after: Duration::from_millis(200),
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(super) enum Phase {
+    Opening(Opening),
+    Serving,
+    /// Asked to detach: nothing new comes in.
+    Closing(Closing),
+    Ended,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Closing {
+    Draining,
+    Flushing(Slots),
+    SayingGoodbye(Slots),
+}
+
+/// Who gets a lock when its turn comes.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum LockOwner {
+    Io(IoId),
+    Rebuild(LayerId, Region),
+}
+
+#[derive(Debug)]
+pub struct Core {
+    pub(super) config: Config,
+    pub(super) phase: Phase,
+    pub(super) record: Option<Record>,
+    /// Indexed by slot.
+    pub(super) peers: Vec<Peer>,
+    pub(super) changing: Option<Changing>,
+    /// A rebuilt replica on its way into the set: acknowledgements need it already.
+    pub(super) promoting: Option<Slot>,
+    pub(super) locks: RangeLocks,
+    pub(super) lock_owners: BTreeMap<LockId, LockOwner>,
+    pub(super) ios: BTreeMap<IoId, Io>,
+    /// Writes that have not been confirmed by everyone to whom they were sent.
+    pub(super) writes_in_flight: usize,
+    pub(super) flushes: Flushes,
+    /// Writes wait here while the chain changes.
+    pub(super) parked: VecDeque<IoId>,
+    pub(super) settle: Settle,
+    pub(super) rebuild: Option<Rebuild>,
+    pub(super) chain_work: ChainWork,
+    pub(super) chain: ChainInfo,
+    actions: VecDeque<Action>,
+    next_io: u64,
+    next_job: u64,
+    next_link: u64,
+    next_transfer: u64,
+    next_session: u64,
+    next_reader: usize,
+    pub(super) rebuilds: u64,
+}
+
+impl Core {
+    /// An engine that begins to open its volume. At most [`SLOTS_MAX`] replicas.
+    pub fn new(now: Instant, config: Config) -> Self {
+        assert!(config.replicas.len() <= SLOTS_MAX, "the shell has refused more");
+        let slots = (0..).map(Slot);
+        let peers = config.replicas.iter().cloned().zip(slots);
+        let peers = peers.map(|(id, slot)| Peer::new(id, slot, now)).collect();
+        let mut core = Self {
+            phase: Phase::Opening(Opening::new(now + config.open_timeout)),
+            config,
+            record: None,
+            peers,
+            changing: None,
+            promoting: None,
+            locks: RangeLocks::default(),
+            lock_owners: BTreeMap::new(),
+            ios: BTreeMap::new(),
+            writes_in_flight: 0,
+            flushes: Flushes::default(),
+            parked: VecDeque::new(),
+            settle: Settle::default(),
+            rebuild: None,
+            chain_work: ChainWork::default(),
+            chain: ChainInfo::empty(),
+            actions: VecDeque::new(),
+            next_io: 0,
+            next_job: 0,
+            next_link: 0,
+            next_transfer: 0,
+            next_session: 0,
+            next_reader: 0,
+            rebuilds: 0,
+        };
+        core.act(Action::ReadRecord);
+        core
+    }
+
+    pub fn poll_action(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    // ---- entrances -------------------------------------------------------------------------
+
+    /// The frontend has a request. It is answered by `Complete` and gone after `Retire`.
+    pub fn submit(&mut self, now: Instant, operation: Operation) -> IoId {
+        let id = IoId(self.next_io);
+        self.next_io += 1;
+        self.ios.insert(id, Io::new(operation));
+        match self.phase {
+            Phase::Opening(_) | Phase::Serving => self.admit(now, id),
+            Phase::Closing(_) => self.complete(id, Err(super::Failure::Shutdown)),
+            Phase::Ended => {}
+        }
+        self.pump(now);
+        id
+    }
+
+    /// The answer is with the client: the range may be used by others.
+    pub fn release(&mut self, now: Instant, io: IoId) {
+        if let Some(state) = self.ios.get_mut(&io) {
+            state.released = true;
+            self.retire_if_done(now, io);
+            self.pump(now);
+        }
+    }
+
+    pub fn connected(&mut self, now: Instant, slot: Slot, link: LinkId) {
+        if self.is_current(slot, link) {
+            self.greet(now, slot);
+            self.pump(now);
+        }
+    }
+
+    pub fn disconnected(&mut self, now: Instant, slot: Slot, link: LinkId, reason: &str) {
+        if self.is_current(slot, link) {
+            self.lose(now, slot, reason);
+            self.pump(now);
+        }
+    }
+
+    /// A replica's answer. Data has gone where the request said already.
+    pub fn answered(&mut self, now: Instant, slot: Slot, link: LinkId, seq: u64, reply: Reply<()>) {
+        if !self.is_current(slot, link) {
+            return;
+        }
+        let Some(purpose) = self.peer_mut(slot).answered(now, seq) else {
+            self.lose(now, slot, "it answered what wasn't asked");
+            return self.pump(now);
+        };
+        if let Reply::Refused(Refusal::StaleGeneration { seen }) = reply {
+            let who = &self.peer(slot).id;
+            let reason = format!("replica {who} serves a newer engine ({})", seen.generation);
+            return self.end(End::Fenced(reason));
+        }
+        self.dispatch(now, slot, purpose, reply);
+        self.pump(now);
+    }
+
+    /// What the arbiter has. The shell repeats the read until there is an answer.
+    pub fn record_read(&mut self, now: Instant, record: Record) {
+        if self.adopt_record(record) && matches!(self.phase, Phase::Opening(_)) {
+            self.opening_has_record();
+        }
+        self.pump(now);
+    }
+
+    /// The definite answer to a `Change`.
+    pub fn change_answered(&mut self, now: Instant, answer: Result<Record, Refused>) {
+        self.membership_answered(now, answer);
+        self.pump(now);
+    }
+
+    /// Time has passed; at the latest what [`poll_timeout`](Self::poll_timeout) said.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        for slot in self.all_slots() {
+            let peer = self.peer(slot);
+            let late = peer.owes_answer() && now >= peer.progress_at + self.config.replica_timeout;
+            if late && !self.is_last_live(slot) {
+                let seconds = self.config.replica_timeout.as_secs();
+                self.lose(now, slot, &format!("no answer for {seconds} s"));
+            }
+        }
+        self.retry_full_disks(now);
+        self.pump(now);
+    }
+
+    /// When [`handle_timeout`](Self::handle_timeout) is to be called if nothing else happens.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        if matches!(self.phase, Phase::Ended) {
+            return None;
+        }
+        let peers = self.peers.iter().filter_map(|peer| match peer.state {
+            PeerState::Down { retry_at } if self.may_connect(peer) => Some(retry_at),
+            _ if peer.owes_answer() && !self.is_last_live(peer.slot) => {
+                Some(peer.progress_at + self.config.replica_timeout)
+            }
+            _ => None,
+        });
+        let opening = match &self.phase {
+            Phase::Opening(opening) => opening.deadline(),
+            _ => None,
+        };
+        peers.chain(opening).chain(self.next_disk_retry()).min()
+    }
+
+    /// Asks for a clean end: what is in flight is finished, then all is flushed.
+    pub fn detach(&mut self, now: Instant) {
+        match self.phase {
+            Phase::Serving => self.phase = Phase::Closing(Closing::Draining),
+            Phase::Opening(_) => self.end(End::Detached),
+            Phase::Closing(_) | Phase::Ended => {}
+        }
+        self.pump(now);
+    }
+
+    /// The replicas that the volume should have. At most [`SLOTS_MAX`] over the engine's life.
+    pub fn set_replicas(&mut self, now: Instant, replicas: &[ReplicaId]) -> Result<(), String> {
+        let known = |id: &ReplicaId| self.peers.iter().any(|peer| peer.id == *id);
+        let new: Vec<_> = replicas.iter().filter(|id| !known(id)).cloned().collect();
+        if self.peers.len() + new.len() > SLOTS_MAX {
+            return Err(format!("an engine knows at most {SLOTS_MAX} replicas; attach anew"));
+        }
+        for id in new {
+            let slot = Slot(self.peers.len() as u8);
+            self.peers.push(Peer::new(id, slot, now));
+        }
+        for peer in &mut self.peers {
+            peer.wanted = replicas.contains(&peer.id);
+        }
+        self.pump(now);
+        Ok(())
+    }
+
+    /// Queues a change of the chain; `JobDone` tells how it went.
+    pub fn start_job(&mut self, now: Instant, job: super::Job) -> JobId {
+        let id = JobId(self.next_job);
+        self.next_job += 1;
+        self.chain_work.queue.push_back((id, job));
+        self.pump(now);
+        id
+    }
+
+    // ---- the pump --------------------------------------------------------------------------
+
+    /// Lets every part go on as far as it can.
+    pub(super) fn pump(&mut self, now: Instant) {
+        if matches!(self.phase, Phase::Ended) {
+            return;
+        }
+        self.drive_connections(now);
+        self.drive_opening(now);
+        self.drive_membership(now);
+        self.drive_settle(now);
+        self.drive_rebuild(now);
+        self.drive_chain_work(now);
+        self.drive_flushes(now);
+        self.drive_closing(now);
+    }
+
+    fn dispatch(&mut self, now: Instant, slot: Slot, purpose: Purpose, reply: Reply<()>) {
+        match purpose {
+            Purpose::Hello => self.welcomed(now, slot, reply),
+            Purpose::Advance(generation) => self.advanced(now, slot, generation, reply),
+            Purpose::Write(io) => self.write_answered(now, slot, io, reply),
+            Purpose::Read(io) => self.read_answered(now, slot, io, reply),
+            Purpose::Edge(io, block) => self.edge_answered(now, slot, io, block, reply),
+            Purpose::Flush(whose) => self.flush_answered(now, slot, whose, reply),
+            Purpose::SettleSums(region) => self.settle_sums(now, slot, region, reply),
+            Purpose::SettleFetch(region, transfer) => {
+                self.settle_fetched(now, slot, region, transfer, reply);
+            }
+            Purpose::SettleCopy(region) => self.settle_copied(now, slot, region, reply),
+            Purpose::RebuildDescribe(number) => self.rebuild_described(now, slot, number, reply),
+            Purpose::RebuildAdopt => self.rebuild_adopted(now, slot, reply),
+            Purpose::RebuildOccupied(number, layer) => {
+                self.rebuild_occupied(now, slot, number, layer, reply);
+            }
+            Purpose::RebuildFetch(layer, region, transfer) => {
+                self.rebuild_fetched(now, slot, (layer, region), transfer, reply);
+            }
+            Purpose::RebuildCopy(layer, region) => {
+                self.rebuild_copied(now, slot, (layer, region), reply);
+            }
+            Purpose::Ready => self.rebuild_ready(now, slot, reply),
+            Purpose::Equalize(_) => self.equalized(now, slot, reply),
+            Purpose::Chain => self.chain_applied(now, slot, reply),
+            Purpose::DescribeChain => self.chain_described(now, slot, reply),
+            Purpose::Join(layer) => self.joined(now, slot, layer, reply),
+            Purpose::Ping => self.pinged(now, slot, reply),
+            Purpose::Verified => {
+                self.expect_done(now, slot, reply);
+            }
+            Purpose::Bye => self.said_goodbye(slot),
+        }
+    }
+
+    // ---- what all parts use ----------------------------------------------------------------
+
+    pub(super) fn act(&mut self, action: Action) {
+        self.actions.push_back(action);
+    }
+
+    /// The engine stops here. Nothing that was planned before is carried out.
+    pub(super) fn end(&mut self, end: End) {
+        self.actions.clear();
+        self.phase = Phase::Ended;
+        self.act(Action::End(end));
+    }
+
+    pub(super) fn send(
+        &mut self,
+        now: Instant,
+        slot: Slot,
+        purpose: Purpose,
+        request: Request<Payload>,
+        into: Option<Destination>,
+    ) {
+        let peer = self.peer_mut(slot);
+        let seq = peer.expect(now, purpose);
+        let link = peer.link;
+        self.act(Action::Send { slot, link, seq, request, into });
+    }
+
+    /// For requests whose only good answer is `Done`: anything else loses the replica.
+    pub(super) fn expect_done(&mut self, now: Instant, slot: Slot, reply: Reply<()>) -> bool {
+        match reply {
+            Reply::Done => true,
+            other => {
+                self.lose_for(now, slot, &other);
+                false
+            }
+        }
+    }
+
+    pub(super) fn lose_for(&mut self, now: Instant, slot: Slot, reply: &Reply<()>) {
+        let reason = match reply {
+            Reply::Refused(refusal) => refusal.to_string(),
+            other => format!("it answered {other:?}, which doesn't fit the request"),
+        };
+        self.lose(now, slot, &reason);
+    }
+
+    pub(super) fn peer(&self, slot: Slot) -> &Peer {
+        &self.peers[usize::from(slot.0)]
+    }
+
+    pub(super) fn peer_mut(&mut self, slot: Slot) -> &mut Peer {
+        &mut self.peers[usize::from(slot.0)]
+    }
+
+    pub(super) fn all_slots(&self) -> Vec<Slot> {
+        self.peers.iter().map(|peer| peer.slot).collect()
+    }
+
+    pub(super) fn slots_where(&self, test: impl Fn(&Peer) -> bool) -> Slots {
+        self.peers.iter().filter(|peer| test(peer)).map(|peer| peer.slot).collect()
+    }
+
+    /// Members of the record's set, dead or alive.
+    pub(super) fn set(&self) -> Slots {
+        self.slots_where(|peer| peer.in_set.is_some())
+    }
+
+    pub(super) fn live(&self) -> Slots {
+        self.slots_where(|peer| peer.in_set.is_some() && peer.is_live())
+    }
+
+    /// Who takes writes: live members and those being rebuilt.
+    pub(super) fn writable(&self) -> Slots {
+        self.slots_where(|peer| peer.is_live() || peer.is_write_only())
+    }
+
+    /// Whose confirmation an acknowledgement needs.
+    pub(super) fn needed(&self) -> Slots {
+        self.set().union(self.promoting.into_iter().collect())
+    }
+
+    /// The set is as the record says and all of it has that durable: nothing is in doubt.
+    pub(super) fn is_steady(&self) -> bool {
+        let generation = self.generation();
+        self.changing.is_none()
+            && !matches!(self.phase, Phase::Opening(_))
+            && self.peers.iter().filter(|peer| peer.in_set.is_some()).all(|peer| {
+                matches!(peer.state, PeerState::Live { advanced } if Some(advanced) == generation)
+            })
+    }
+
+    fn is_last_live(&self, slot: Slot) -> bool {
+        let live = self.live();
+        live.contains(slot) && live.len() == 1
+    }
+
+    pub(super) fn generation(&self) -> Option<Generation> {
+        self.record.as_ref().map(|record| record.generation)
+    }
+
+    fn is_current(&self, slot: Slot, link: LinkId) -> bool {
+        let current = self.peers.get(usize::from(slot.0)).is_some_and(|peer| peer.link == link);
+        current && !matches!(self.phase, Phase::Ended)
+    }
+
+    pub(super) fn new_link(&mut self) -> LinkId {
+        self.next_link += 1;
+        LinkId(self.next_link)
+    }
+
+    pub(super) fn new_transfer(&mut self) -> TransferId {
+        self.next_transfer += 1;
+        TransferId(self.next_transfer)
+    }
+
+    /// A fence above every earlier one of this engine.
+    pub(super) fn new_fence(&mut self, generation: Generation) -> Fence {
+        self.next_session += 1;
+        Fence { generation, session: Session(self.next_session) }
+    }
+
+    /// Takes turns among `readers`, which isn't empty.
+    pub(super) fn next_reader(&mut self, readers: Slots) -> Slot {
+        self.next_reader = self.next_reader.wrapping_add(1);
+        let nth = self.next_reader % readers.len();
+        readers.iter().nth(nth).expect("taken modulo the length")
+    }
+}

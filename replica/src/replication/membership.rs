@@ -1,0 +1,276 @@
+//! Connections, and how the in-sync set changes.
+//!
+//! ```text
+//!          member lost                all answered            arbiter says yes
+//! steady ──────────────▶ Pinging ───────────────▶ Swapping ───────────────────▶ Advancing ─▶ steady
+//!    │                      ▲ another is lost: again   ▲                            │ all durable:
+//!    └── rebuilt, ready ────┼──────────────────────────┘                            │ the removed
+//!                           └──────────── another is lost ◀─────────────────────────┘ aren't needed
+//! ```
+
+use std::time::Instant;
+
+use super::action::{Action, End};
+use super::core::{Core, Phase};
+use super::peer::{Peer, PeerState, Purpose};
+use super::slots::{Slot, Slots};
+use crate::arbiter::{Change, Member, Record, Refused};
+use crate::message::{Advance, Claim, Hello, Reply, Request, Role};
+use crate::types::Generation;
+
+/// A change of the record that is under way. One at a time.
+#[derive(Debug)]
+pub(super) enum Changing {
+    /// The survivors answer a ping that was sent after the failure: the engine isn't the one that
+    /// was cut off.
+    Pinging { waiting: Slots },
+    /// The arbiter was asked and has not said yes or no.
+    Swapping { target: Vec<Member> },
+}
+
+impl Core {
+    // ---- connections -----------------------------------------------------------------------
+
+    pub(super) fn drive_connections(&mut self, now: Instant) {
+        for slot in self.all_slots() {
+            let peer = self.peer(slot);
+            let due = matches!(peer.state, PeerState::Down { retry_at } if now >= retry_at);
+            if due && self.may_connect(peer) {
+                let link = self.new_link();
+                self.peer_mut(slot).begin(now, link);
+                self.act(Action::Connect { slot, link });
+            } else if !peer.wanted && !matches!(peer.state, PeerState::Down { .. }) {
+                let others = self.live().without([slot].into_iter().collect());
+                if peer.in_set.is_none() || !others.is_empty() {
+                    self.lose(now, slot, "it isn't wanted any more");
+                }
+            }
+        }
+    }
+
+    /// A lost member stays away until it has been removed, unless there is nobody left to do that.
+    pub(super) fn may_connect(&self, peer: &Peer) -> bool {
+        match &self.phase {
+            Phase::Opening(opening) => opening.has_record() && peer.in_set.is_some(),
+            Phase::Serving => match peer.in_set {
+                Some(_) => self.live().is_empty() && self.changing.is_none(),
+                None => peer.wanted && self.is_steady(),
+            },
+            Phase::Closing(_) | Phase::Ended => false,
+        }
+    }
+
+    pub(super) fn greet(&mut self, now: Instant, slot: Slot) {
+        let Some(generation) = self.generation() else {
+            return self.lose(now, slot, "connected before there was a generation");
+        };
+        let fence = self.new_fence(generation);
+        let (volume, instance) = (self.config.volume.clone(), self.config.instance.clone());
+        let peer = self.peer_mut(slot);
+        peer.state = PeerState::Greeting;
+        let incarnation = peer.in_set;
+        let role = if incarnation.is_some() { Role::Member } else { Role::WriteOnly };
+        let claim = Some(Claim { fence, instance, incarnation });
+        let hello = Hello { volume, replica: peer.id.clone(), role, claim };
+        self.send(now, slot, Purpose::Hello, Request::Hello(Box::new(hello)), None);
+    }
+
+    pub(super) fn welcomed(&mut self, now: Instant, slot: Slot, reply: Reply<()>) {
+        let welcome = match reply {
+            Reply::Welcome(welcome) => welcome,
+            other => return self.lose_for(now, slot, &other),
+        };
+        let peer = self.peer_mut(slot);
+        if peer.in_set.is_some_and(|incarnation| incarnation != welcome.incarnation) {
+            return self.lose(now, slot, "its directory was made anew: it isn't the copy it was");
+        }
+        let continuous = welcome.continuous;
+        let was_lost_while_serving = peer.in_set.is_some();
+        peer.state = PeerState::Welcomed(welcome);
+        if was_lost_while_serving && matches!(self.phase, Phase::Serving) {
+            if continuous {
+                self.advance(now, slot);
+            } else {
+                let who = &self.peer(slot).id;
+                let reason = format!("{who} came back and may have lost acknowledged writes");
+                self.end(End::Reopen(reason));
+            }
+        }
+    }
+
+    /// The replica can't be counted on: its connection ends, what it was asked is forgotten.
+    pub(super) fn lose(&mut self, now: Instant, slot: Slot, reason: &str) {
+        let retry_at = now + self.config.reconnect_after;
+        let peer = self.peer_mut(slot);
+        let link = peer.link;
+        let was_connected = !matches!(peer.state, PeerState::Down { .. });
+        peer.state = PeerState::Down { retry_at };
+        peer.reason = Some(reason.to_owned());
+        peer.outstanding.clear();
+        if was_connected {
+            self.act(Action::Disconnect { slot, link });
+        }
+        if let Some(Changing::Pinging { .. }) = self.changing {
+            self.changing = None; // survivors must answer a ping sent after this failure too
+        }
+        self.opening_lost(slot);
+        self.ios_lost(now, slot);
+        self.settle_lost(slot);
+        self.rebuild_lost(now, slot, reason);
+        self.chain_work_lost(slot);
+    }
+
+    // ---- the set ---------------------------------------------------------------------------
+
+    pub(super) fn drive_membership(&mut self, now: Instant) {
+        if !matches!(self.phase, Phase::Serving | Phase::Closing(_)) {
+            return;
+        }
+        match &self.changing {
+            None => {
+                let live = self.live();
+                if live.is_empty() {
+                    return; // nobody is removed; I/O waits for a member to come back
+                }
+                if !self.set().without(live).is_empty() {
+                    self.changing = Some(Changing::Pinging { waiting: live });
+                    for slot in live.iter() {
+                        self.send(now, slot, Purpose::Ping, Request::Ping, None);
+                    }
+                }
+            }
+            Some(Changing::Pinging { waiting }) if waiting.is_empty() => self.swap(self.live()),
+            Some(_) => {}
+        }
+    }
+
+    pub(super) fn pinged(&mut self, now: Instant, slot: Slot, reply: Reply<()>) {
+        if self.expect_done(now, slot, reply)
+            && let Some(Changing::Pinging { waiting }) = &mut self.changing
+        {
+            waiting.remove(slot);
+        }
+    }
+
+    /// Asks the arbiter to make the set what `members` are.
+    pub(super) fn swap(&mut self, members: Slots) {
+        let target: Vec<Member> = members
+            .iter()
+            .map(|slot| {
+                let peer = self.peer(slot);
+                let incarnation = peer.in_set.or(self.rebuilt_incarnation(slot));
+                let incarnation = incarnation.expect("a member or a rebuilt replica has one");
+                Member { replica: peer.id.clone(), incarnation }
+            })
+            .collect();
+        let expected = self.generation().expect("the volume was opened");
+        let by = self.config.instance.clone();
+        self.act(Action::Change {
+            expected,
+            change: Change::Members { by, in_sync: target.clone() },
+        });
+        self.changing = Some(Changing::Swapping { target });
+    }
+
+    pub(super) fn membership_answered(&mut self, now: Instant, answer: Result<Record, Refused>) {
+        let Some(Changing::Swapping { target }) = self.changing.take() else {
+            return; // the engine ended meanwhile
+        };
+        // An earlier attempt whose reply was lost may have been made: then the record names this
+        // engine and is ours, whatever the refusal says.
+        let record = answer.unwrap_or_else(Refused::into_record);
+        let made = record.in_sync == target;
+        if !self.adopt_record(record) {
+            return;
+        }
+        if made && self.promotion_recorded() {
+            self.promoting = None;
+        } else if !made {
+            self.promotion_refused();
+        }
+        if matches!(self.phase, Phase::Serving | Phase::Closing(_)) {
+            for slot in self.live().iter() {
+                self.advance(now, slot);
+            }
+        }
+    }
+
+    /// Takes the record as the truth. `false`: it names another engine, and this one has ended.
+    pub(super) fn adopt_record(&mut self, record: Record) -> bool {
+        if record.engine.as_ref().is_none_or(|engine| engine.instance != self.config.instance) {
+            let now_is = record.engine.map_or("none".into(), |engine| engine.node);
+            self.end(End::Fenced(format!(
+                "the record names another engine (on node {now_is}, {})",
+                record.generation
+            )));
+            return false;
+        }
+        for peer in &mut self.peers {
+            let member = record.in_sync.iter().find(|member| member.replica == peer.id);
+            peer.in_set = member.map(|member| member.incarnation);
+        }
+        self.record = Some(record);
+        true
+    }
+
+    pub(super) fn advance(&mut self, now: Instant, slot: Slot) {
+        let Some(record) = &self.record else { return };
+        let (generation, in_sync) = (record.generation, record.in_sync.clone());
+        let advance = Box::new(Advance { generation, in_sync });
+        self.send(now, slot, Purpose::Advance(generation), Request::Advance(advance), None);
+    }
+
+    pub(super) fn advanced(
+        &mut self,
+        now: Instant,
+        slot: Slot,
+        generation: Generation,
+        reply: Reply<()>,
+    ) {
+        if !self.expect_done(now, slot, reply) {
+            return;
+        }
+        if matches!(self.phase, Phase::Opening(_)) {
+            self.note_marks(slot);
+        }
+        let peer = self.peer_mut(slot);
+        let is_new = !peer.is_live();
+        peer.state = PeerState::Live { advanced: generation };
+        peer.reason = None;
+        if is_new && matches!(self.phase, Phase::Serving) {
+            self.resend(now, slot);
+        }
+        if self.is_steady() {
+            self.forget_the_removed(now);
+        }
+    }
+
+    /// Every member has the present set durable: whoever isn't in it isn't needed any more.
+    fn forget_the_removed(&mut self, now: Instant) {
+        let needed = self.needed();
+        let ids: Vec<_> = self.ios.keys().copied().collect();
+        for id in ids {
+            self.need_only(now, id, needed);
+        }
+        self.flushes_need_only(needed);
+    }
+
+    /// In words, for people: what holds the volume up.
+    pub(super) fn membership_waits_for(&self) -> Option<String> {
+        match &self.changing {
+            Some(Changing::Swapping { .. }) => {
+                Some("the arbiter must record a change of the in-sync set".into())
+            }
+            Some(Changing::Pinging { .. }) => None,
+            None => {
+                let set = self.set();
+                (!set.is_empty() && self.live().is_empty() && matches!(self.phase, Phase::Serving))
+                    .then(|| {
+                        let names: Vec<_> =
+                            set.iter().map(|slot| self.peer(slot).id.to_string()).collect();
+                        format!("no replica that is in sync answers ({})", names.join(", "))
+                    })
+            }
+        }
+    }
+}

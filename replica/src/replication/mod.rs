@@ -1,0 +1,39 @@
+//! The engine's replication core: pure. Events go in, actions come out, time is an argument.
+//!
+//! Owns the order of overlapping requests, who must confirm what before it is acknowledged, and
+//! how the in-sync set changes. Follows `docs/replication-rules.md`. Promises:
+//!
+//! - a request is acknowledged only when every member of the set has confirmed it; a member that
+//!   fails is first removed from the arbiter's record, and every survivor has made that durable;
+//! - a range is read only after it is the same on all members;
+//! - a flush is answered only after all members have synced what was acknowledged before it;
+//! - a fenced engine answers nothing any more.
+//!
+//! What may never happen: I/O, a look at the clock, or an iteration whose order depends on a hash.
+//!
+//! ```text
+//! frontend ──submit──▶ ┌──────────────────────────────┐ ──Complete──▶ frontend
+//! replicas ──answered▶ │ Core: io  settle  rebuild    │ ──Send──────▶ replicas
+//! arbiter  ──changed─▶ │       membership  chain_work │ ──Change────▶ arbiter
+//! clock    ──tick────▶ └──────────────────────────────┘ ──End───────▶ process
+//! ```
+
+mod action;
+mod chain_work;
+mod core;
+mod io;
+mod locks;
+mod membership;
+mod opening;
+mod peer;
+mod rebuild;
+mod settle;
+mod slots;
+mod status;
+
+pub use action::{
+    Action, Destination, End, Failure, IoId, Job, JobId, LinkId, Operation, Payload, TransferId,
+};
+pub use core::{Config, Core};
+pub use slots::{SLOTS_MAX, Slot};
+pub use status::{CoreStatus, PeerStatus, RebuildStatus};

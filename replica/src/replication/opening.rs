@@ -1,0 +1,247 @@
+//! From a granted generation to a volume that may be used.
+//!
+//! ```text
+//! read the record ─▶ greet its members ─▶ decide who stays ─▶ (arbiter) ─▶ chains alike
+//!                                              │                              │
+//!                            all may have lost writes, one is missing:        ▼
+//!                            wait for it, or for a person          Advance on all ─▶ serve
+//! ```
+
+use std::time::Instant;
+
+use super::action::Action;
+use super::core::{Core, Phase};
+use super::peer::{PeerState, Purpose};
+use super::slots::{Slot, Slots};
+use crate::chain::{ChainChange, ChainInfo, ChainOp};
+use crate::message::{Reply, Request, Welcome};
+
+#[derive(Debug)]
+pub(super) struct Opening {
+    deadline: Instant,
+    passed: bool,
+    stage: Stage,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Stage {
+    ReadingRecord,
+    Greeting,
+    /// The arbiter removes those who can't open.
+    Removing,
+    Equalizing,
+    Advancing,
+}
+
+impl Opening {
+    pub(super) fn new(deadline: Instant) -> Self {
+        Self { deadline, passed: false, stage: Stage::ReadingRecord }
+    }
+
+    pub(super) fn has_record(&self) -> bool {
+        self.stage != Stage::ReadingRecord
+    }
+
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        (!self.passed).then_some(self.deadline)
+    }
+}
+
+/// What to do about the members that have answered so far.
+#[derive(Debug, PartialEq, Eq)]
+enum Verdict {
+    Open { leaving: Slots },
+    Wait,
+}
+
+impl Core {
+    fn opening(&mut self) -> Option<&mut Opening> {
+        match &mut self.phase {
+            Phase::Opening(opening) => Some(opening),
+            _ => None,
+        }
+    }
+
+    pub(super) fn opening_has_record(&mut self) {
+        if let Some(opening) = self.opening() {
+            opening.stage = Stage::Greeting;
+        }
+    }
+
+    /// A member that is lost while the volume opens is greeted again, or left out.
+    pub(super) fn opening_lost(&mut self, slot: Slot) {
+        let member = self.peer(slot).in_set.is_some();
+        if let Some(opening) = self.opening()
+            && member
+            && matches!(opening.stage, Stage::Equalizing | Stage::Advancing)
+        {
+            opening.stage = Stage::Greeting;
+        }
+    }
+
+    pub(super) fn drive_opening(&mut self, now: Instant) {
+        let changing = self.changing.is_some();
+        let Some(opening) = self.opening() else { return };
+        opening.passed |= now >= opening.deadline;
+        let passed = opening.passed;
+        match opening.stage {
+            Stage::ReadingRecord => {}
+            Stage::Greeting => match self.verdict(passed) {
+                Verdict::Wait => {}
+                Verdict::Open { leaving } if leaving.is_empty() => self.equalize(now),
+                Verdict::Open { leaving } => {
+                    self.set_stage(Stage::Removing);
+                    let staying = self.set().without(leaving);
+                    self.swap(staying);
+                }
+            },
+            Stage::Removing if changing => {}
+            Stage::Removing => {
+                self.set_stage(Stage::Greeting); // look at those who stay once more
+                self.drive_opening(now);
+            }
+            Stage::Equalizing => {
+                if self.set().iter().all(|slot| self.peer(slot).outstanding.is_empty()) {
+                    self.set_stage(Stage::Advancing);
+                    for slot in self.set().iter() {
+                        self.advance(now, slot);
+                    }
+                }
+            }
+            Stage::Advancing => {
+                if self.set().without(self.live()).is_empty() {
+                    self.serve(now);
+                }
+            }
+        }
+    }
+
+    fn set_stage(&mut self, stage: Stage) {
+        if let Some(opening) = self.opening() {
+            opening.stage = stage;
+        }
+    }
+
+    /// Procedure "Open", steps 3 and 4.
+    fn verdict(&self, deadline_passed: bool) -> Verdict {
+        let set = self.set();
+        let answered = self.slots_where(|peer| peer.in_set.is_some() && peer.welcome().is_some());
+        let continuous = self.slots_where(|peer| {
+            peer.in_set.is_some() && peer.welcome().is_some_and(|welcome| welcome.continuous)
+        });
+        let silent = set.without(answered);
+        if !continuous.is_empty() {
+            return if silent.is_empty() || deadline_passed {
+                Verdict::Open { leaving: set.without(continuous) }
+            } else {
+                Verdict::Wait
+            };
+        }
+        // All that answered may have lost what wasn't flushed. Together they are what a power cut
+        // of all leaves behind (P1); one that is missing may still hold acknowledged writes.
+        let nobody_remembers = deadline_passed && !self.config.recover && !answered.is_empty();
+        if !answered.is_empty() && (silent.is_empty() || nobody_remembers) {
+            Verdict::Open { leaving: silent }
+        } else {
+            Verdict::Wait
+        }
+    }
+
+    /// A change of the chain that one member has done and another hasn't is done there now.
+    fn equalize(&mut self, now: Instant) {
+        self.set_stage(Stage::Equalizing);
+        let chains: Vec<(Slot, ChainInfo)> = self
+            .set()
+            .iter()
+            .filter_map(|slot| Some((slot, self.peer(slot).welcome()?.chain.clone())))
+            .collect();
+        let Some((_, newest)) = chains.iter().max_by_key(|(_, chain)| chain.last_op) else {
+            return;
+        };
+        for (slot, chain) in &chains {
+            if chain.last_op == newest.last_op {
+                continue;
+            }
+            match change_between(chain, newest) {
+                Some(change) => {
+                    let op = Box::new(ChainOp { id: newest.last_op, change });
+                    let purpose = Purpose::Equalize(op.clone());
+                    self.send(now, *slot, purpose, Request::Chain(op), None);
+                }
+                None => self.lose(now, *slot, "its chain is more than one change behind"),
+            }
+        }
+        self.chain = newest.clone();
+    }
+
+    pub(super) fn equalized(&mut self, now: Instant, slot: Slot, reply: Reply<()>) {
+        self.expect_done(now, slot, reply);
+    }
+
+    fn serve(&mut self, now: Instant) {
+        self.phase = Phase::Serving;
+        self.act(Action::Opened { size_bytes: self.chain.size_bytes() });
+        self.schedule_joins();
+        self.start_waiting_ios(now);
+    }
+
+    /// Notes what a member knows before it becomes live.
+    pub(super) fn note_marks(&mut self, slot: Slot) {
+        let marked = match &self.peer(slot).state {
+            PeerState::Welcomed(welcome) => marks(welcome),
+            _ => return,
+        };
+        self.settle.add(marked);
+    }
+
+    pub(super) fn opening_waits_for(&self) -> Option<String> {
+        let Phase::Opening(opening) = &self.phase else { return None };
+        Some(match opening.stage {
+            Stage::ReadingRecord => "the arbiter must say who may write".into(),
+            Stage::Removing => "the arbiter must record who can't open".into(),
+            Stage::Equalizing | Stage::Advancing => "replicas prepare for this engine".into(),
+            Stage::Greeting => {
+                let silent = self
+                    .slots_where(|peer| peer.in_set.is_some() && peer.welcome().is_none())
+                    .iter()
+                    .map(|slot| {
+                        let peer = self.peer(slot);
+                        let why = peer.reason.as_deref().unwrap_or("no answer yet");
+                        format!("{} ({why})", peer.id)
+                    })
+                    .collect::<Vec<_>>();
+                format!(
+                    "replicas that may hold acknowledged writes must answer: {}",
+                    silent.join(", ")
+                )
+            }
+        })
+    }
+}
+
+fn marks(welcome: &Welcome) -> Vec<crate::types::Region> {
+    welcome.marked.iter().map(|(region, _)| *region).collect()
+}
+
+/// The one change that leads from `before` to `after`, if it is one.
+fn change_between(before: &ChainInfo, after: &ChainInfo) -> Option<ChainChange> {
+    if after.last_op.0 != before.last_op.0 + 1 {
+        return None;
+    }
+    let head = after.layer(after.head)?;
+    if after.head != before.head {
+        let below = head.parent?;
+        if below == before.head {
+            let seal = after.layer(below)?.seal.clone()?;
+            return Some(ChainChange::Snapshot { seal, new_head: after.head });
+        }
+        return Some(ChainChange::Revert { to: below, new_head: after.head });
+    }
+    if head.size_bytes != before.layer(before.head)?.size_bytes {
+        return Some(ChainChange::Expand { size_bytes: head.size_bytes });
+    }
+    let removed = after.layers.iter().find(|layer| {
+        layer.removed && before.layer(layer.id).is_some_and(|before| !before.removed)
+    })?;
+    Some(ChainChange::Remove { layer: removed.id })
+}

@@ -1,0 +1,162 @@
+//! One replica as the engine sees it.
+//!
+//! ```text
+//!                      ┌──────────────── link lost, refused, no progress ───────────────┐
+//!                      ▼                                                                │
+//! Down ──time──▶ Connecting ──▶ Greeting ──Welcome──▶ Welcomed ──Advance──▶ Live (RW) ──┤
+//!                                                        │                     ▲        │
+//!                                                        └──AdoptChain──▶ WriteOnly ────┘
+//!                                                             copied, verified, added
+//! ```
+//! Whether it is *in the set* is another matter: that is what the arbiter's record says. A member
+//! that isn't live holds up every acknowledgement until it is removed or back.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use crate::chain::ChainOp;
+use crate::message::Welcome;
+use crate::replication::action::{IoId, LinkId, TransferId};
+use crate::replication::slots::Slot;
+use crate::types::{BlockIndex, Generation, Incarnation, LayerId, Region, ReplicaId};
+
+#[derive(Debug)]
+pub(super) struct Peer {
+    pub(super) id: ReplicaId,
+    pub(super) slot: Slot,
+    /// Of the directory that the record names; `None`: not in the set.
+    pub(super) in_set: Option<Incarnation>,
+    /// Whether the volume should have it.
+    pub(super) wanted: bool,
+    pub(super) state: PeerState,
+    pub(super) link: LinkId,
+    next_seq: u64,
+    pub(super) outstanding: BTreeMap<u64, Purpose>,
+    /// Last answer, or the last request after which nothing was outstanding before.
+    pub(super) progress_at: Instant,
+    /// Why it isn't live, in words.
+    pub(super) reason: Option<String>,
+}
+
+#[derive(Debug)]
+pub(super) enum PeerState {
+    Down {
+        retry_at: Instant,
+    },
+    Connecting,
+    Greeting,
+    /// Found; waits for the open or the rebuild to go on.
+    Welcomed(Box<Welcome>),
+    /// A member that takes everything. `advanced` is the generation it has made durable.
+    Live {
+        advanced: Generation,
+    },
+    /// Takes writes, is being rebuilt.
+    WriteOnly,
+}
+
+/// Why a request was sent, so that its answer finds its way.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Purpose {
+    Hello,
+    Advance(Generation),
+    Write(IoId),
+    Read(IoId),
+    Edge(IoId, BlockIndex),
+    Flush(FlushFor),
+    SettleSums(Region),
+    SettleFetch(Region, TransferId),
+    SettleCopy(Region),
+    Verified,
+    /// Numbered, since an answer may come when its rebuild was given up.
+    RebuildDescribe(u64),
+    RebuildAdopt,
+    RebuildOccupied(u64, LayerId),
+    RebuildFetch(LayerId, Region, TransferId),
+    RebuildCopy(LayerId, Region),
+    Ready,
+    Equalize(Box<ChainOp>),
+    Chain,
+    DescribeChain,
+    Join(LayerId),
+    Ping,
+    Bye,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum FlushFor {
+    /// The frontend's flushes of the running round.
+    Round(u64),
+    Chain,
+    Closing,
+}
+
+impl Purpose {
+    /// Whether the answer may take longer than a disk does.
+    fn is_long(&self) -> bool {
+        matches!(self, Self::Join(_) | Self::RebuildAdopt | Self::Bye)
+    }
+}
+
+impl Peer {
+    pub(super) fn new(id: ReplicaId, slot: Slot, now: Instant) -> Self {
+        Self {
+            id,
+            slot,
+            in_set: None,
+            wanted: true,
+            state: PeerState::Down { retry_at: now },
+            link: LinkId(0),
+            next_seq: 0,
+            outstanding: BTreeMap::new(),
+            progress_at: now,
+            reason: None,
+        }
+    }
+
+    pub(super) fn is_live(&self) -> bool {
+        matches!(self.state, PeerState::Live { .. })
+    }
+
+    pub(super) fn is_write_only(&self) -> bool {
+        matches!(self.state, PeerState::WriteOnly)
+    }
+
+    pub(super) fn welcome(&self) -> Option<&Welcome> {
+        match &self.state {
+            PeerState::Welcomed(welcome) => Some(welcome),
+            _ => None,
+        }
+    }
+
+    /// Notes what an answer will mean; returns its number.
+    pub(super) fn expect(&mut self, now: Instant, purpose: Purpose) -> u64 {
+        if self.outstanding.is_empty() {
+            self.progress_at = now;
+        }
+        let seq = self.next_seq;
+        self.next_seq += 1;
+        self.outstanding.insert(seq, purpose);
+        seq
+    }
+
+    pub(super) fn answered(&mut self, now: Instant, seq: u64) -> Option<Purpose> {
+        self.progress_at = now;
+        self.outstanding.remove(&seq)
+    }
+
+    /// A new connection: requests are numbered from 1 again.
+    pub(super) fn begin(&mut self, now: Instant, link: LinkId) {
+        self.state = PeerState::Connecting;
+        self.link = link;
+        self.next_seq = 1;
+        self.outstanding.clear();
+        self.progress_at = now;
+    }
+
+    /// Whether an answer is due for which a disk's patience is the measure.
+    pub(super) fn owes_answer(&self) -> bool {
+        matches!(self.state, PeerState::Connecting | PeerState::Greeting)
+            || self.outstanding.values().any(|purpose| !purpose.is_long())
+    }
+}

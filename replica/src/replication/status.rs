@@ -1,0 +1,79 @@
+//! The core's state for people.
+
+use std::time::Instant;
+
+use super::core::{Core, Phase};
+use super::peer::PeerState;
+use crate::admin::ReplicaMode;
+use crate::chain::ChainInfo;
+use crate::types::{Generation, ReplicaId};
+
+#[derive(Clone, Debug)]
+pub struct CoreStatus {
+    pub generation: Option<Generation>,
+    pub serving: bool,
+    pub peers: Vec<PeerStatus>,
+    pub unsettled_bytes: u64,
+    pub waiting: Vec<String>,
+    pub chain: ChainInfo,
+}
+
+#[derive(Clone, Debug)]
+pub struct PeerStatus {
+    pub replica: ReplicaId,
+    pub wanted: bool,
+    pub mode: ReplicaMode,
+    pub reason: Option<String>,
+    pub rebuild: Option<RebuildStatus>,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct RebuildStatus {
+    pub done_bytes: u64,
+    pub total_bytes: u64,
+    pub started: Instant,
+}
+
+impl Core {
+    pub fn status(&self) -> CoreStatus {
+        let peers = self.peers.iter().map(|peer| {
+            let mode = match peer.state {
+                PeerState::Live { .. } if peer.in_set.is_some() => ReplicaMode::ReadWrite,
+                PeerState::WriteOnly | PeerState::Live { .. } => ReplicaMode::WriteOnly,
+                _ => ReplicaMode::Error,
+            };
+            let rebuild = self.rebuild.as_ref().filter(|rebuild| rebuild.target == peer.slot);
+            PeerStatus {
+                replica: peer.id.clone(),
+                wanted: peer.wanted,
+                mode,
+                reason: peer.reason.clone().filter(|_| mode != ReplicaMode::ReadWrite),
+                rebuild: rebuild.map(|rebuild| RebuildStatus {
+                    done_bytes: rebuild.done_bytes,
+                    total_bytes: rebuild.total_bytes,
+                    started: rebuild.started,
+                }),
+            }
+        });
+        CoreStatus {
+            generation: self.generation(),
+            serving: matches!(self.phase, Phase::Serving),
+            peers: peers.collect(),
+            unsettled_bytes: self.settle.unsettled_bytes(),
+            waiting: self.waits_for(),
+            chain: self.chain.clone(),
+        }
+    }
+
+    fn waits_for(&self) -> Vec<String> {
+        let full: Vec<_> =
+            self.full_disks().iter().map(|slot| self.peer(slot).id.to_string()).collect();
+        let full = (!full.is_empty()).then(|| {
+            format!("writes wait for room on the disk of {}; free some space", full.join(", "))
+        });
+        [self.opening_waits_for(), self.membership_waits_for(), self.chain_waits_for(), full]
+            .into_iter()
+            .flatten()
+            .collect()
+    }
+}
