@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::arbiter::InstanceId;
-use crate::types::{ChainOpId, Generation, LayerId, ReplicaId};
+use crate::types::{Generation, LayerId, ReplicaId};
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", rename_all_fields = "camelCase", tag = "request")]
@@ -133,7 +133,6 @@ pub struct SnapshotStatus {
     /// Bytes of the layer's own data.
     pub data_bytes: u64,
     pub size_bytes: u64,
-    pub op: ChainOpId,
 }
 
 /// Requests answered since the engine started.

@@ -1,8 +1,20 @@
 //! One copy of a volume on a disk, and how the copies stay equal.
+//!
+//! ```text
+//! engine ─▶ replication (pure) ─▶ stream, wire ─▶ server ─▶ service ─▶ store ─▶ chain (pure)
+//! ```
 
 pub mod admin;
 pub mod arbiter;
 pub mod chain;
+pub mod engine;
+pub mod listen;
 pub mod message;
+pub mod payload;
 pub mod replication;
+pub mod server;
+mod service;
+pub mod store;
+mod stream;
 pub mod types;
+pub mod wire;

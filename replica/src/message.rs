@@ -64,10 +64,12 @@ pub enum Request<P> {
     },
     Chain(Box<ChainOp>),
     DescribeChain,
-    /// Blocks present or zero in the layers after one snapshot up to another.
+    /// Blocks present or zero in the layers after one snapshot (or from the oldest layer on) up to
+    /// another, beginning at a region.
     Changed {
         after: Option<LayerId>,
         upto: LayerId,
+        from: Region,
     },
     /// Join a removed layer to its child; answered when done.
     Join {
@@ -134,7 +136,11 @@ pub enum Reply<P> {
     /// To `Copy`: over what the layer now holds of the region, see [`RegionSums::digest`].
     Digest(u32),
     Chain(Box<ChainInfo>),
-    Changed(Vec<(Region, Blocks)>),
+    /// `next` is where to ask on, if there may be more.
+    Changed {
+        regions: Vec<(Region, Blocks)>,
+        next: Option<Region>,
+    },
     Refused(Refusal),
 }
 
@@ -216,5 +222,54 @@ impl ChainInfo {
     /// The volume's size, which is the head's; zero before it was opened.
     pub fn size_bytes(&self) -> u64 {
         self.layer(self.head).map_or(0, |head| head.size_bytes)
+    }
+}
+
+impl<P> Request<P> {
+    /// The same request with another kind of bulk data; `None` if `map` has none.
+    pub fn try_map_payload<Q>(self, map: impl FnOnce(P) -> Option<Q>) -> Option<Request<Q>> {
+        Some(match self {
+            Self::Write { range, forced, payload } => {
+                Request::Write { range, forced, payload: map(payload)? }
+            }
+            Self::Copy { layer, region, payload } => {
+                Request::Copy { layer, region, payload: map(payload)? }
+            }
+            Self::Hello(hello) => Request::Hello(hello),
+            Self::Advance(advance) => Request::Advance(advance),
+            Self::Zero { range, forced } => Request::Zero { range, forced },
+            Self::Read { range } => Request::Read { range },
+            Self::ReadSnapshot { layer, range } => Request::ReadSnapshot { layer, range },
+            Self::Flush => Request::Flush,
+            Self::Sums { layer, region } => Request::Sums { layer, region },
+            Self::Occupied { layer } => Request::Occupied { layer },
+            Self::Fetch { layer, region, blocks } => Request::Fetch { layer, region, blocks },
+            Self::Verified { layer, region } => Request::Verified { layer, region },
+            Self::Chain(op) => Request::Chain(op),
+            Self::DescribeChain => Request::DescribeChain,
+            Self::Changed { after, upto, from } => Request::Changed { after, upto, from },
+            Self::Join { layer } => Request::Join { layer },
+            Self::AdoptChain(chain) => Request::AdoptChain(chain),
+            Self::Ready { generation } => Request::Ready { generation },
+            Self::Ping => Request::Ping,
+            Self::Bye => Request::Bye,
+        })
+    }
+}
+
+impl<P> Reply<P> {
+    /// The reply as the core sees it; `None` if it carries data.
+    pub fn without_data(self) -> Option<Reply<()>> {
+        Some(match self {
+            Self::Data(_) => return None,
+            Self::Done => Reply::Done,
+            Self::Welcome(welcome) => Reply::Welcome(welcome),
+            Self::Sums(sums) => Reply::Sums(sums),
+            Self::Occupied(regions) => Reply::Occupied(regions),
+            Self::Digest(digest) => Reply::Digest(digest),
+            Self::Chain(chain) => Reply::Chain(chain),
+            Self::Changed { regions, next } => Reply::Changed { regions, next },
+            Self::Refused(refusal) => Reply::Refused(refusal),
+        })
     }
 }

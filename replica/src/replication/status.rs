@@ -35,6 +35,11 @@ pub struct RebuildStatus {
 }
 
 impl Core {
+    /// The instance that this engine was granted the volume for.
+    pub fn instance(&self) -> &crate::arbiter::InstanceId {
+        &self.config.instance
+    }
+
     pub fn status(&self) -> CoreStatus {
         let peers = self.peers.iter().map(|peer| {
             let mode = match peer.state {

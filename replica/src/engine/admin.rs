@@ -1,0 +1,259 @@
+//! The engine's admin socket.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{UnixListener, UnixStream};
+use tracing::debug;
+
+use super::Engine;
+use crate::admin::{
+    Answer, EngineStatus, ErrorKind, Progress, ReplicaAddress, ReplicaStatus, Request,
+    SnapshotStatus,
+};
+use crate::chain::{ChainInfo, LAYERS_MAX, LayerInfo, Seal};
+use crate::listen::Address;
+use crate::replication::{Job, PeerStatus};
+use crate::types::{LayerId, ReplicaId, VOLUME_BYTES_MAX, VOLUME_UNIT_BYTES};
+
+/// Longest request, in bytes.
+const LINE_BYTES_MAX: u64 = 1 << 20;
+
+/// Serves the socket until the engine's process ends.
+pub async fn serve_admin(engine: Engine, path: &Path) -> io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {} // whoever had it is gone: one engine is started per volume
+    }
+    let listener = UnixListener::bind(path)?;
+    loop {
+        let (stream, _) = listener.accept().await?;
+        let engine = engine.clone();
+        tokio::task::spawn_local(async move {
+            if let Err(error) = converse(&engine, stream).await {
+                debug!(%error, "admin connection closed");
+            }
+        });
+    }
+}
+
+async fn converse(engine: &Engine, stream: UnixStream) -> io::Result<()> {
+    let (reader, mut writer) = stream.into_split();
+    let mut reader = BufReader::new(reader);
+    loop {
+        let mut line = Vec::new();
+        let mut limited = tokio::io::AsyncReadExt::take(&mut reader, LINE_BYTES_MAX);
+        if limited.read_until(b'\n', &mut line).await? == 0 {
+            return Ok(());
+        }
+        let answer = match serde_json::from_slice(&line) {
+            Ok(request) => engine.administer(request).await,
+            Err(error) => refuse(ErrorKind::Invalid, format!("not an admin request: {error}")),
+        };
+        let mut line = serde_json::to_vec(&answer)?;
+        line.push(b'\n');
+        writer.write_all(&line).await?;
+    }
+}
+
+fn refuse(kind: ErrorKind, message: String) -> Answer {
+    Answer::Error { kind, message }
+}
+
+impl Engine {
+    async fn administer(&self, request: Request) -> Answer {
+        let done = match request {
+            Request::Status => return Answer::Status(Box::new(self.status())),
+            Request::Snapshot { name, labels } => self.snapshot(name, labels).await,
+            Request::Revert { name } => self.revert(&name).await,
+            Request::RemoveSnapshot { name } => self.remove_snapshot(&name).await,
+            Request::Expand { size_bytes } => self.expand(size_bytes).await,
+            Request::SetReplicas { replicas } => self.set_replicas(replicas),
+            Request::Detach => {
+                self.detach();
+                self.ended().await;
+                Ok(())
+            }
+        };
+        match done {
+            Ok(()) => Answer::Ok,
+            Err((kind, message)) => refuse(kind, message),
+        }
+    }
+
+    pub async fn snapshot(&self, name: String, labels: BTreeMap<String, String>) -> Done {
+        let volume = &self.0.volume;
+        let chain = self.chain();
+        if find(&chain, &name).is_some() {
+            let message = format!("volume {volume} has a snapshot {name}; choose another name");
+            return Err((ErrorKind::Conflict, message));
+        }
+        if chain.layers.len() + 1 >= LAYERS_MAX {
+            let message = format!(
+                "volume {volume} has {} layers, the most there can be; remove snapshots first",
+                chain.layers.len()
+            );
+            return Err((ErrorKind::Conflict, message));
+        }
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let seal =
+            Seal { name: Some(name), created_unix_s: since.as_secs(), user_created: true, labels };
+        self.run_job(Job::Snapshot { seal }).await.map_err(failed)
+    }
+
+    pub async fn revert(&self, name: &str) -> Done {
+        let to = self.layer_of(name)?;
+        if self.0.clients.get() > 0 {
+            let message = format!(
+                "volume {} is in use by {} client(s), which would see its content change under \
+                 them; disconnect them first",
+                self.0.volume,
+                self.0.clients.get()
+            );
+            return Err((ErrorKind::Conflict, message));
+        }
+        self.run_job(Job::Revert { to }).await.map_err(failed)
+    }
+
+    pub async fn remove_snapshot(&self, name: &str) -> Done {
+        let layer = self.layer_of(name)?;
+        self.run_job(Job::Remove { layer }).await.map_err(failed)
+    }
+
+    pub async fn expand(&self, size_bytes: u64) -> Done {
+        let (volume, now) = (&self.0.volume, self.size_bytes());
+        if size_bytes < now {
+            let message = format!("volume {volume} has {now} bytes and can't become smaller");
+            return Err((ErrorKind::Conflict, message));
+        }
+        if size_bytes > VOLUME_BYTES_MAX || !size_bytes.is_multiple_of(VOLUME_UNIT_BYTES) {
+            let message = format!(
+                "{size_bytes} bytes is no size for a volume: a multiple of {VOLUME_UNIT_BYTES}, \
+                 at most {VOLUME_BYTES_MAX}"
+            );
+            return Err((ErrorKind::Invalid, message));
+        }
+        if size_bytes == now {
+            return Ok(());
+        }
+        self.run_job(Job::Expand { size_bytes }).await.map_err(failed)
+    }
+
+    fn set_replicas(&self, replicas: Vec<ReplicaAddress>) -> Done {
+        let mut addresses = BTreeMap::new();
+        for ReplicaAddress { replica, address } in replicas {
+            let parsed: Address = address
+                .parse()
+                .map_err(|error| (ErrorKind::Invalid, format!("replica {replica}: {error}")))?;
+            addresses.insert(replica, parsed);
+        }
+        let wanted: Vec<ReplicaId> = addresses.keys().cloned().collect();
+        self.with(|state, now| {
+            for id in &wanted {
+                if !state.slots.contains(id) {
+                    state.slots.push(id.clone());
+                }
+            }
+            state.addresses = addresses;
+            state.core.set_replicas(now, &wanted)
+        })
+        .map_err(|message| (ErrorKind::Conflict, message))
+    }
+
+    fn chain(&self) -> ChainInfo {
+        self.0.state.borrow().core.status().chain
+    }
+
+    fn layer_of(&self, name: &str) -> Result<LayerId, (ErrorKind, String)> {
+        find(&self.chain(), name).map(|layer| layer.id).ok_or_else(|| {
+            let message = format!(
+                "volume {} has no snapshot {name}; `ankole snapshot ls {}` shows what it has",
+                self.0.volume, self.0.volume
+            );
+            (ErrorKind::NotFound, message)
+        })
+    }
+
+    pub fn status(&self) -> EngineStatus {
+        self.with(|state, now| state.core.refresh_chain(now)); // for the next time
+        let state = self.0.state.borrow();
+        let status = state.core.status();
+        let chain = &status.chain;
+        let replicas = status.peers.iter().filter(|peer| peer.wanted).map(|peer| ReplicaStatus {
+            replica: peer.replica.clone(),
+            address: state.addresses.get(&peer.replica).map(Address::to_string).unwrap_or_default(),
+            mode: peer.mode,
+            reason: peer.reason.clone(),
+            rebuild: progress(peer),
+        });
+        EngineStatus {
+            volume: self.0.volume.clone(),
+            instance: state.core.instance().clone(),
+            generation: status.generation.unwrap_or(crate::types::Generation::FIRST),
+            size_bytes: chain.size_bytes(),
+            endpoint: self.0.endpoint.borrow().clone(),
+            replicas: replicas.collect(),
+            unsettled_bytes: status.unsettled_bytes,
+            waiting: status.waiting,
+            clients: self.0.clients.get(),
+            snapshots: chain.layers.iter().filter_map(|layer| snapshot(chain, layer)).collect(),
+            head_bytes: chain.layer(chain.head).map_or(0, |head| head.data_bytes),
+            head_parent: chain.layer(chain.head).and_then(|head| named_parent(chain, head)),
+            requests: self.0.counts.get(),
+        }
+    }
+}
+
+/// What a change came to; the message is for people.
+pub type Done = Result<(), (ErrorKind, String)>;
+
+fn failed(message: String) -> (ErrorKind, String) {
+    (ErrorKind::Failed, message)
+}
+
+/// The snapshot of this name that users can see.
+fn find<'a>(chain: &'a ChainInfo, name: &str) -> Option<&'a LayerInfo> {
+    chain.layers.iter().find(|layer| visible_name(layer) == Some(name))
+}
+
+fn visible_name(layer: &LayerInfo) -> Option<&str> {
+    layer.seal.as_ref().filter(|_| !layer.removed)?.name.as_deref()
+}
+
+fn snapshot(chain: &ChainInfo, layer: &LayerInfo) -> Option<SnapshotStatus> {
+    let seal = layer.seal.as_ref()?;
+    Some(SnapshotStatus {
+        name: visible_name(layer)?.to_owned(),
+        layer: layer.id,
+        parent: named_parent(chain, layer),
+        created_unix_s: seal.created_unix_s,
+        labels: seal.labels.clone(),
+        data_bytes: layer.data_bytes,
+        size_bytes: layer.size_bytes,
+    })
+}
+
+/// The nearest snapshot below that users can see.
+fn named_parent(chain: &ChainInfo, layer: &LayerInfo) -> Option<String> {
+    let mut below = layer.parent;
+    while let Some(layer) = below.and_then(|id| chain.layer(id)) {
+        if let Some(name) = visible_name(layer) {
+            return Some(name.to_owned());
+        }
+        below = layer.parent;
+    }
+    None
+}
+
+fn progress(peer: &PeerStatus) -> Option<Progress> {
+    let rebuild = peer.rebuild?;
+    let elapsed_ms = rebuild.started.elapsed().as_millis().max(1) as u64;
+    Some(Progress {
+        done_bytes: rebuild.done_bytes,
+        total_bytes: rebuild.total_bytes,
+        bytes_per_second: rebuild.done_bytes.saturating_mul(1000) / elapsed_ms,
+    })
+}

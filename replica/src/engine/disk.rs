@@ -1,0 +1,198 @@
+//! The engine as the disk that the frontends serve.
+
+use std::io;
+use std::rc::Rc;
+use std::time::Instant;
+
+use ankole_blockdev::disk::{Allocation, BLOCK_BYTES, Buffer, Disk, Durability, Extent, Hold};
+
+use super::Engine;
+use super::requests::{Outcome, Write};
+use crate::payload::Payload;
+use crate::replication::{Failure, IoId, Job, Operation};
+use crate::types::{BlockIndex, BlockRange, VOLUME_BYTES_MAX, VOLUME_UNIT_BYTES};
+
+/// Blocks in one message of zeroes: bounds how long a replica works on it.
+const ZERO_BLOCKS_MAX: u64 = (1 << 30) / BLOCK_BYTES;
+/// The largest read that goes out as one message, in bytes.
+const READ_BYTES_MAX: u64 = 32 << 20;
+
+/// Gives the range back when the client has its answer.
+struct Release {
+    engine: Engine,
+    io: IoId,
+}
+
+impl Drop for Release {
+    fn drop(&mut self) {
+        // Within an event the state is borrowed; no event drops a completion, so it isn't here.
+        self.engine.with(|state, now| state.core.release(now, self.io));
+    }
+}
+
+impl Engine {
+    /// Submits an operation and waits for its answer.
+    async fn run(&self, operation: Operation, write: Option<Write>) -> (Outcome, Release) {
+        let (io, outcome) = {
+            let mut state = self.0.state.borrow_mut();
+            let io = state.core.submit(Instant::now(), operation);
+            (io, state.requests.expect(io, write))
+        };
+        let release = Release { engine: self.clone(), io };
+        self.with(|_, _| ()); // carries out what the submission led to
+        let outcome = match outcome.await {
+            Ok(outcome) => outcome,
+            Err(_) => std::future::pending().await, // fenced: nothing is answered any more
+        };
+        (outcome, release)
+    }
+
+    async fn zero(&self, range: BlockRange, durability: Durability) -> io::Result<Hold> {
+        let forced = durability == Durability::ForcedUnitAccess;
+        let mut held = Vec::new();
+        let mut first = range.first;
+        while first < range.end() {
+            let count = (range.end().0 - first.0).min(ZERO_BLOCKS_MAX);
+            let part = BlockRange::new(first, count);
+            let (outcome, release) = self.run(Operation::Zero { range: part, forced }, None).await;
+            self.counted(outcome, |counts| counts.written_bytes += part.length_bytes())?;
+            held.push(release);
+            first = part.end();
+        }
+        Ok(Hold::until_dropped(held))
+    }
+
+    async fn write_bytes(
+        &self,
+        at: Extent,
+        from: Buffer,
+        durability: Durability,
+    ) -> io::Result<Hold> {
+        let range = BlockRange::covering(at);
+        let forced = durability == Durability::ForcedUnitAccess;
+        let operation = Operation::Write { range, edges: edges(at, range), forced };
+        let (outcome, release) = self.run(operation, Some(Write::new(at, from))).await;
+        self.counted(outcome, |counts| {
+            counts.writes += 1;
+            counts.written_bytes += at.length_bytes;
+        })?;
+        Ok(Hold::until_dropped(release))
+    }
+
+    fn counted(
+        &self,
+        outcome: Outcome,
+        count: impl FnOnce(&mut crate::admin::RequestCounts),
+    ) -> io::Result<Option<Rc<Payload>>> {
+        let mut counts = self.0.counts.get();
+        match &outcome {
+            Ok(_) => count(&mut counts),
+            Err(_) => counts.failed += 1,
+        }
+        self.0.counts.set(counts);
+        outcome.map_err(|failure| {
+            io::Error::from_raw_os_error(match failure {
+                Failure::Io => libc::EIO,
+                Failure::Shutdown => libc::ESHUTDOWN,
+            })
+        })
+    }
+}
+
+/// The blocks at either end of which only a part is written.
+fn edges(at: Extent, range: BlockRange) -> [Option<BlockIndex>; 2] {
+    let last = BlockIndex(range.end().0 - 1);
+    let starts_within = !at.offset_bytes.is_multiple_of(BLOCK_BYTES);
+    let ends_within = !at.end_bytes().is_multiple_of(BLOCK_BYTES);
+    match (starts_within, ends_within) {
+        (true, true) if range.first == last => [Some(last), None],
+        (starts, ends) => [starts.then_some(range.first), ends.then_some(last)],
+    }
+}
+
+impl Disk for Engine {
+    fn size_bytes(&self) -> u64 {
+        *self.0.size_bytes.borrow()
+    }
+
+    async fn read(&self, at: Extent, mut into: Buffer) -> (io::Result<Hold>, Buffer) {
+        let mut held = Vec::new();
+        let mut done = 0;
+        while done < at.length_bytes {
+            let length_bytes = (at.length_bytes - done).min(READ_BYTES_MAX);
+            let part = Extent { offset_bytes: at.offset_bytes + done, length_bytes };
+            let range = BlockRange::covering(part);
+            let (outcome, release) = self.run(Operation::Read { range }, None).await;
+            let read = self.counted(outcome, |counts| {
+                counts.reads += 1;
+                counts.read_bytes += length_bytes;
+            });
+            let payload = match read {
+                Ok(payload) => payload,
+                Err(error) => return (Err(error), into),
+            };
+            let Some(Payload::Blocks(blocks)) = payload.as_deref() else {
+                return (Err(io::Error::from_raw_os_error(libc::EIO)), into);
+            };
+            if blocks.data.len() as u64 != range.length_bytes() {
+                return (Err(io::Error::from_raw_os_error(libc::EIO)), into);
+            }
+            let skip = (part.offset_bytes - range.first.offset_bytes()) as usize;
+            let length = length_bytes as usize;
+            into[done as usize..][..length].copy_from_slice(&blocks.data[skip..][..length]);
+            held.push(release);
+            done += length_bytes;
+        }
+        (Ok(Hold::until_dropped(held)), into)
+    }
+
+    async fn write(&self, at: Extent, from: Buffer, durability: Durability) -> io::Result<Hold> {
+        self.write_bytes(at, from, durability).await
+    }
+
+    async fn flush(&self) -> io::Result<()> {
+        let (outcome, _release) = self.run(Operation::Flush, None).await;
+        self.counted(outcome, |counts| counts.flushes += 1).map(|_| ())
+    }
+
+    async fn trim(&self, at: Extent) -> io::Result<Hold> {
+        match BlockRange::within(at) {
+            Some(range) => self.zero(range, Durability::Volatile).await,
+            None => Ok(Hold::none()), // no whole block: nothing to give back
+        }
+    }
+
+    async fn write_zeroes(&self, at: Extent, durability: Durability) -> io::Result<Hold> {
+        let Some(whole) = BlockRange::within(at) else {
+            let zeroes = Buffer::zeroed(at.length_bytes as usize);
+            return self.write_bytes(at, zeroes, durability).await;
+        };
+        let whole_extent = whole.extent();
+        let before = whole_extent.offset_bytes - at.offset_bytes;
+        let after = at.end_bytes() - whole_extent.end_bytes();
+        let mut held = vec![self.zero(whole, durability).await?];
+        for (offset_bytes, length_bytes) in
+            [(at.offset_bytes, before), (whole_extent.end_bytes(), after)]
+        {
+            if length_bytes > 0 {
+                let edge = Extent { offset_bytes, length_bytes };
+                let zeroes = Buffer::zeroed(length_bytes as usize);
+                held.push(self.write_bytes(edge, zeroes, durability).await?);
+            }
+        }
+        Ok(Hold::until_dropped(held))
+    }
+
+    async fn extents(&self, at: Extent) -> io::Result<Vec<(Extent, Allocation)>> {
+        Ok(vec![(at, Allocation::Data)]) // what is zero isn't asked of a replica yet
+    }
+
+    async fn resize(&self, size_bytes: u64) -> io::Result<()> {
+        let grows = size_bytes >= self.size_bytes();
+        if !grows || size_bytes > VOLUME_BYTES_MAX || !size_bytes.is_multiple_of(VOLUME_UNIT_BYTES)
+        {
+            return Err(io::Error::from_raw_os_error(libc::EINVAL));
+        }
+        self.run_job(Job::Expand { size_bytes }).await.map_err(io::Error::other)
+    }
+}

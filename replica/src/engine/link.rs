@@ -1,0 +1,147 @@
+//! One connection to one replica: a socket with two thin tasks, or a replica in this process.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use tokio::sync::{Mutex, mpsc};
+use tokio::task::JoinHandle;
+
+use super::Engine;
+use crate::listen::{self, Address};
+use crate::message::Request;
+use crate::payload::Payload;
+use crate::replication::{Destination, LinkId, Slot};
+use crate::server::{Conversation, Replica};
+use crate::store::StoreError;
+use crate::stream::{FrameReader, write_frames};
+use crate::wire::{self, Frame};
+
+/// Dropping it closes the connection.
+pub(super) struct Link {
+    route: Rc<RefCell<Route>>,
+    destinations: HashMap<u64, Destination>,
+    task: JoinHandle<()>,
+}
+
+enum Route {
+    Connecting,
+    Socket(mpsc::UnboundedSender<Frame>),
+    Local { engine: Engine, slot: Slot, link: LinkId, conversation: Rc<Conversation> },
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.task.abort();
+        self.route.replace(Route::Connecting);
+    }
+}
+
+impl Link {
+    /// Connects in the background; the engine hears of it.
+    pub(super) fn connecting(engine: Engine, slot: Slot, link: LinkId, address: Address) -> Self {
+        let route = Rc::new(RefCell::new(Route::Connecting));
+        let task = tokio::task::spawn_local({
+            let route = route.clone();
+            async move {
+                let reason = match address {
+                    Address::Directory(path) => match engine.0.local.open(&path).await {
+                        Ok(replica) => {
+                            let conversation = Conversation::new(replica);
+                            let local =
+                                Route::Local { engine: engine.clone(), slot, link, conversation };
+                            route.replace(local);
+                            return engine.link_connected(slot, link);
+                        }
+                        Err(error) => error.to_string(),
+                    },
+                    address => match talk(&engine, slot, link, &address, &route).await {
+                        Ok(()) => "it closed the connection".to_owned(),
+                        Err(error) => error.to_string(),
+                    },
+                };
+                engine.link_lost(slot, link, &reason);
+            }
+        });
+        Self { route, destinations: HashMap::new(), task }
+    }
+
+    pub(super) fn send(
+        &mut self,
+        seq: u64,
+        request: Request<Rc<Payload>>,
+        into: Option<Destination>,
+    ) {
+        if let Some(into) = into {
+            self.destinations.insert(seq, into);
+        }
+        match &*self.route.borrow() {
+            Route::Connecting => {}
+            Route::Socket(queue) => {
+                let _closed = queue.send(wire::encode_request(seq, &request));
+            }
+            Route::Local { engine, slot, link, conversation } => {
+                let (engine, conversation) = (engine.clone(), conversation.clone());
+                let (slot, link) = (*slot, *link);
+                tokio::task::spawn_local(async move {
+                    let reply = conversation.handle(request).await;
+                    engine.link_answered(slot, link, seq, reply);
+                });
+            }
+        }
+    }
+
+    /// Where the data of this answer goes.
+    pub(super) fn destination(&mut self, seq: u64) -> Option<Destination> {
+        self.destinations.remove(&seq)
+    }
+}
+
+/// Reads answers until the connection ends.
+async fn talk(
+    engine: &Engine,
+    slot: Slot,
+    link: LinkId,
+    address: &Address,
+    route: &Rc<RefCell<Route>>,
+) -> io::Result<()> {
+    let (reader, writer) = listen::connect(address).await?;
+    let (queue, frames) = mpsc::unbounded_channel();
+    route.replace(Route::Socket(queue));
+    // It ends when the queue's sender goes with the route.
+    tokio::task::spawn_local(write_frames(writer, frames));
+    engine.link_connected(slot, link);
+    let mut reader = FrameReader::new(reader);
+    while let Some((seq, reply)) = reader.next_reply().await? {
+        engine.link_answered(slot, link, seq, reply);
+    }
+    Ok(())
+}
+
+/// Replicas inside this process: opened once, kept over reconnections.
+#[derive(Default)]
+pub(super) struct LocalReplicas {
+    open: Mutex<HashMap<PathBuf, Rc<Replica>>>,
+}
+
+impl LocalReplicas {
+    async fn open(&self, path: &Path) -> Result<Rc<Replica>, StoreError> {
+        let mut open = self.open.lock().await;
+        if let Some(replica) = open.get(path) {
+            return Ok(replica.clone());
+        }
+        let replica = Replica::open(path).await?;
+        open.insert(path.to_owned(), replica.clone());
+        Ok(replica)
+    }
+
+    /// After the engine's end.
+    pub(super) async fn close(&self) -> Result<(), StoreError> {
+        for (_, replica) in self.open.lock().await.drain() {
+            replica.close().await?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,148 @@
+//! The frontend's requests and the bulk data of the core's messages.
+
+use std::collections::HashMap;
+use std::rc::Rc;
+
+use ankole_blockdev::disk::{Buffer, Extent};
+use tokio::sync::oneshot;
+
+use super::State;
+use crate::message::{Reply, Request};
+use crate::payload::{BlockData, Payload};
+use crate::replication::{self, Destination, Failure, IoId};
+use crate::types::{BLOCK_BYTES, BlockIndex, BlockRange};
+
+/// How a request ended: its data, if it was a read.
+pub(super) type Outcome = Result<Option<Rc<Payload>>, Failure>;
+
+#[derive(Default)]
+pub(super) struct Requests {
+    by_id: HashMap<IoId, Pending>,
+}
+
+#[derive(Default)]
+struct Pending {
+    asker: Option<oneshot::Sender<Outcome>>,
+    read: Option<Rc<Payload>>,
+    write: Option<Write>,
+}
+
+/// What the frontend writes, on its way to whole blocks with checksums.
+pub(super) struct Write {
+    pub(super) at: Extent,
+    pub(super) range: BlockRange,
+    pub(super) bytes: Option<Buffer>,
+    pub(super) edges: Vec<(BlockIndex, Rc<Payload>)>,
+    pub(super) sealed: Option<Rc<Payload>>,
+}
+
+impl Write {
+    pub(super) fn new(at: Extent, bytes: Buffer) -> Self {
+        let range = BlockRange::covering(at);
+        Self { at, range, bytes: Some(bytes), edges: Vec::new(), sealed: None }
+    }
+
+    /// Whole blocks: the bytes as they are, or laid over the edges that were read.
+    fn seal(&mut self) -> Rc<Payload> {
+        if let Some(sealed) = &self.sealed {
+            return sealed.clone();
+        }
+        let bytes = self.bytes.take().expect("it is taken once, when it is sealed");
+        let whole = if self.at == self.range.extent() { bytes } else { self.over_edges(&bytes) };
+        let sealed = Rc::new(Payload::Blocks(BlockData::from_client(whole)));
+        self.sealed = Some(sealed.clone());
+        sealed
+    }
+
+    fn over_edges(&mut self, bytes: &[u8]) -> Buffer {
+        let mut whole = Buffer::zeroed(self.range.length_bytes() as usize);
+        for (block, payload) in self.edges.drain(..) {
+            if let Payload::Blocks(edge) = &*payload {
+                let start = (block.offset_bytes() - self.range.first.offset_bytes()) as usize;
+                whole[start..start + BLOCK_BYTES as usize].copy_from_slice(&edge.data);
+            }
+        }
+        let start = (self.at.offset_bytes - self.range.first.offset_bytes()) as usize;
+        whole[start..start + bytes.len()].copy_from_slice(bytes);
+        whole
+    }
+}
+
+impl Requests {
+    /// A request that was submitted; what the core already said of it is not lost.
+    pub(super) fn expect(&mut self, io: IoId, write: Option<Write>) -> oneshot::Receiver<Outcome> {
+        let (asker, outcome) = oneshot::channel();
+        self.by_id.insert(io, Pending { asker: Some(asker), read: None, write });
+        outcome
+    }
+
+    pub(super) fn complete(&mut self, io: IoId, result: Result<(), Failure>) {
+        if let Some(pending) = self.by_id.get_mut(&io)
+            && let Some(asker) = pending.asker.take()
+        {
+            let _gone = asker.send(result.map(|()| pending.read.take()));
+        }
+    }
+
+    pub(super) fn retire(&mut self, io: IoId) {
+        self.by_id.remove(&io);
+    }
+
+    /// After a clean end: whoever still waits is told. A fenced engine's clients are told nothing.
+    pub(super) fn shut_down(&mut self) {
+        for (_, pending) in self.by_id.drain() {
+            if let Some(asker) = pending.asker {
+                let _gone = asker.send(Err(Failure::Shutdown));
+            }
+        }
+    }
+}
+
+impl State {
+    /// The core's message with the data it refers to; `None` if nobody needs that any more.
+    pub(super) fn with_data(
+        &mut self,
+        request: Request<replication::Payload>,
+    ) -> Option<Request<Rc<Payload>>> {
+        request.try_map_payload(|payload| match payload {
+            replication::Payload::Of(io) => {
+                let write = self.requests.by_id.get_mut(&io)?.write.as_mut()?;
+                Some(write.seal())
+            }
+            replication::Payload::Transfer(transfer) => self.transfers.get(&transfer)?.clone(),
+        })
+    }
+
+    /// Puts an answer's data where it belongs; the core gets the rest. `None`: it doesn't fit.
+    pub(super) fn take_data(
+        &mut self,
+        into: Option<Destination>,
+        reply: Reply<Rc<Payload>>,
+    ) -> Option<Reply<()>> {
+        let Reply::Data(payload) = reply else { return reply.without_data() };
+        match (into?, &*payload) {
+            (Destination::Read(io), Payload::Blocks(_)) => {
+                if let Some(pending) = self.requests.by_id.get_mut(&io) {
+                    pending.read = Some(payload);
+                }
+                Some(Reply::Data(()))
+            }
+            (Destination::Edge(io, block), Payload::Blocks(blocks)) if blocks.sums.len() == 1 => {
+                if let Some(pending) = self.requests.by_id.get_mut(&io)
+                    && let Some(write) = &mut pending.write
+                {
+                    write.edges.push((block, payload));
+                }
+                Some(Reply::Data(()))
+            }
+            (Destination::Transfer(transfer), Payload::Patch(patch)) => {
+                let digest = patch.digest;
+                if let Some(wanted) = self.transfers.get_mut(&transfer) {
+                    *wanted = Some(payload.clone());
+                }
+                Some(Reply::Digest(digest))
+            }
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! Bulk data of messages: blocks with their checksums.
+
+use std::rc::Rc;
+
+use ankole_blockdev::disk::Buffer;
+
+use crate::chain::index::{BlockSum, Blocks, ZERO_BLOCK_SUM};
+use crate::types::{BLOCK_BYTES, BLOCKS_PER_REGION};
+
+const BLOCK: usize = BLOCK_BYTES as usize;
+
+/// What a message carries beside its fields.
+#[derive(Debug)]
+pub enum Payload {
+    Blocks(BlockData),
+    Patch(Patch),
+}
+
+/// Neighbouring blocks.
+#[derive(Debug)]
+pub struct BlockData {
+    /// CRC32C of each block.
+    pub sums: Vec<u32>,
+    pub data: Rc<Buffer>,
+}
+
+/// What one layer holds, or is to hold, at some blocks of a region.
+#[derive(Debug)]
+pub struct Patch {
+    /// The blocks that it speaks of.
+    pub blocks: Blocks,
+    /// One for each of them, ascending.
+    pub sums: Vec<BlockSum>,
+    /// The data blocks among them, packed.
+    pub data: Rc<Buffer>,
+    /// Of the whole region where it came from, see `RegionSums::digest`.
+    pub digest: u32,
+}
+
+impl BlockData {
+    /// Blocks as the frontend writes them, with checksums computed here.
+    pub fn from_client(data: Buffer) -> Self {
+        Self { sums: data.chunks_exact(BLOCK).map(crc32c::crc32c).collect(), data: Rc::new(data) }
+    }
+
+    /// Whether each block has its checksum.
+    pub fn is_sound(&self) -> bool {
+        self.sums.len() * BLOCK == self.data.len()
+            && self
+                .data
+                .chunks_exact(BLOCK)
+                .zip(&self.sums)
+                .all(|(block, sum)| crc32c::crc32c(block) == *sum)
+    }
+}
+
+impl Patch {
+    /// Whether the parts fit each other and each data block has its checksum.
+    pub fn is_sound(&self) -> bool {
+        let crcs = self.sums.iter().filter_map(|sum| match sum {
+            BlockSum::Data { crc, .. } => Some(*crc),
+            BlockSum::Absent | BlockSum::Zero => None,
+        });
+        self.sums.len() == self.blocks.count() as usize
+            && self.sums.len() <= BLOCKS_PER_REGION as usize
+            && crcs.clone().count() * BLOCK == self.data.len()
+            && crcs
+                .zip(self.data.chunks_exact(BLOCK))
+                .all(|(crc, block)| crc32c::crc32c(block) == crc)
+    }
+}
+
+/// Whether a block with this checksum is all zero; looks at the bytes only if it may be.
+pub fn is_zero_block(sum: u32, block: &[u8]) -> bool {
+    sum == ZERO_BLOCK_SUM && block.iter().all(|&byte| byte == 0)
+}

@@ -1,0 +1,336 @@
+//! A replica as others see it: who may talk to it, and what becomes of each request.
+//!
+//! Owns the sessions. Promises that once a newer session was welcomed, nothing that an older one
+//! had submitted touches the disk any more (rule 2), and that an older one never comes back. The
+//! same code serves a socket and, for a replica inside the engine's process, the engine directly.
+//!
+//! ```text
+//! socket ─▶ Conversation ─▶ Session ─▶ Replica ─▶ Store
+//! engine ─▶ Conversation ─▶ (role, fence, what runs)
+//! ```
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::path::Path;
+use std::rc::Rc;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::{Mutex, Notify, mpsc};
+use tracing::{info, warn};
+
+use crate::listen::{Address, Listener};
+use crate::message::{Advance, Claim, Hello, Refusal, Reply, Request, Role, Welcome};
+use crate::payload::Payload;
+use crate::service;
+use crate::store::file::{Directory, DirectoryOptions};
+use crate::store::{Identity, Membership, ReplicaState, Store, StoreError, StoreOptions};
+use crate::stream::{FrameReader, write_frames};
+use crate::types::{Generation, Incarnation, LayerId, ReplicaId};
+use crate::wire::{self, Frame};
+
+/// Requests of one connection that run at once; more wait in the socket.
+const IN_FLIGHT_MAX: usize = 1024;
+
+/// One replica, open.
+pub struct Replica {
+    pub(crate) store: Store<Directory>,
+    /// Whose requests are carried out.
+    engine: RefCell<Option<Rc<Session>>>,
+    /// What writes are stamped with.
+    pub(crate) generation: Cell<Generation>,
+    /// One `Hello` or `Advance` at a time.
+    greeting: Mutex<()>,
+}
+
+/// What one `Hello` opened.
+pub(crate) struct Session {
+    role: Role,
+    over: Cell<bool>,
+    running: Cell<usize>,
+    idle: Notify,
+}
+
+impl Session {
+    async fn until_idle(&self) {
+        while self.running.get() > 0 {
+            self.idle.notified().await;
+        }
+    }
+}
+
+/// Counts a request as running until dropped.
+struct Running(Rc<Session>);
+
+impl Running {
+    fn begin(session: &Rc<Session>) -> Self {
+        session.running.set(session.running.get() + 1);
+        Self(session.clone())
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.running.set(self.0.running.get() - 1);
+        if self.0.running.get() == 0 {
+            self.0.idle.notify_waiters();
+        }
+    }
+}
+
+impl Replica {
+    /// Opens the replica in `dir`, which nobody else may have open.
+    pub async fn open(dir: &Path) -> Result<Rc<Self>, StoreError> {
+        let directory = Directory::open(dir, &DirectoryOptions::default()).map_err(|source| {
+            StoreError::Io { doing: "open", place: dir.display().to_string(), source }
+        })?;
+        let path = directory.data_path();
+        let store = Store::open(directory, StoreOptions::default()).await?;
+        let identity = store.identity();
+        info!(volume = identity.volume, replica = %identity.replica, dir = %dir.display(),
+            io_uring = path.uring, direct = path.direct, "replica opened");
+        let generation = store.fence().map_or(Generation::FIRST, |fence| fence.generation);
+        Ok(Rc::new(Self {
+            store,
+            engine: RefCell::new(None),
+            generation: Cell::new(generation),
+            greeting: Mutex::new(()),
+        }))
+    }
+
+    /// Ends what runs and closes the store: a restart finds everything durable.
+    pub async fn close(self: Rc<Self>) -> Result<(), StoreError> {
+        let engine = self.engine.borrow_mut().take();
+        if let Some(session) = engine {
+            session.over.set(true);
+            session.until_idle().await;
+        }
+        match Rc::try_unwrap(self) {
+            Ok(replica) => replica.store.close().await,
+            Err(_) => Ok(()), // a connection still has it: the process ends like a killed one
+        }
+    }
+
+    async fn hello(self: &Rc<Self>, hello: &Hello) -> Result<(Rc<Session>, Welcome), Refusal> {
+        let identity = self.store.identity();
+        if identity.volume != hello.volume || identity.replica != hello.replica {
+            let found = format!("replica {} of volume {}", identity.replica, identity.volume);
+            let expected = format!("replica {} of volume {}", hello.replica, hello.volume);
+            return Err(Refusal::WrongIdentity { found, expected });
+        }
+        let session = Rc::new(Session {
+            role: hello.role,
+            over: Cell::new(false),
+            running: Cell::new(0),
+            idle: Notify::new(),
+        });
+        match &hello.claim {
+            Some(claim) if hello.role != Role::Reader => self.claim(claim, &session).await?,
+            None if hello.role == Role::Reader => {}
+            _ => {
+                let message = "an engine claims, a reader doesn't".into();
+                return Err(Refusal::Invalid { message });
+            }
+        }
+        let welcome = Welcome {
+            incarnation: identity.incarnation,
+            size_bytes: self.store.size_bytes(),
+            continuous: self.store.continuous(),
+            synced_generation: self.store.membership().synced_gen,
+            marked: self.store.marked_regions().map_err(|error| refusal(&error))?,
+            chain: self.store.chain(),
+        };
+        Ok((session, welcome))
+    }
+
+    /// Rule 2: durable, then older ones end, then the answer.
+    async fn claim(&self, claim: &Claim, session: &Rc<Session>) -> Result<(), Refusal> {
+        let identity = self.store.identity();
+        if claim.incarnation.is_some_and(|incarnation| incarnation != identity.incarnation) {
+            let found = format!("incarnation {}", identity.incarnation);
+            let expected = claim.incarnation.map(|expected| format!("incarnation {expected}"));
+            return Err(Refusal::WrongIdentity { found, expected: expected.unwrap_or_default() });
+        }
+        let _one_at_a_time = self.greeting.lock().await;
+        if let Some(seen) = self.store.fence().filter(|seen| claim.fence <= *seen) {
+            return Err(Refusal::StaleGeneration { seen });
+        }
+        self.store.set_fence(claim.fence).await.map_err(|error| refusal(&error))?;
+        let older = self.engine.replace(Some(session.clone()));
+        if let Some(older) = older {
+            older.over.set(true);
+            older.until_idle().await;
+        }
+        self.generation.set(claim.fence.generation);
+        info!(generation = %claim.fence.generation, session = claim.fence.session.0,
+            instance = claim.instance.0, "engine welcomed");
+        Ok(())
+    }
+
+    /// The engine told this replica that it is in sync.
+    pub(crate) async fn advance(&self, advance: &Advance) -> Result<(), Refusal> {
+        let _one_at_a_time = self.greeting.lock().await;
+        let Some(mut fence) = self.store.fence() else {
+            return Err(Refusal::Invalid { message: "Advance before Hello".into() });
+        };
+        if advance.generation < fence.generation {
+            return Err(Refusal::StaleGeneration { seen: fence });
+        }
+        fence.generation = advance.generation;
+        let membership = Membership {
+            state: ReplicaState::Member,
+            synced_gen: Some(advance.generation),
+            synced_set: advance
+                .in_sync
+                .iter()
+                .map(|member| (member.replica.clone(), member.incarnation))
+                .collect(),
+        };
+        let store = &self.store;
+        let done = async {
+            store.set_fence(fence).await?;
+            store.restamp(advance.generation).await?;
+            store.set_membership(membership).await
+        };
+        done.await.map_err(|error| refusal(&error))?;
+        self.generation.set(advance.generation);
+        Ok(())
+    }
+}
+
+/// One connection's view of a replica.
+pub struct Conversation {
+    replica: Rc<Replica>,
+    session: RefCell<Option<Rc<Session>>>,
+}
+
+impl Conversation {
+    pub fn new(replica: Rc<Replica>) -> Rc<Self> {
+        Rc::new(Self { replica, session: RefCell::new(None) })
+    }
+
+    /// Carries a request out. Must be driven to its end: a dropped future may leave a write that
+    /// no session waits for.
+    pub async fn handle(&self, request: Request<Rc<Payload>>) -> Reply<Rc<Payload>> {
+        if let Request::Hello(hello) = &request {
+            return match self.replica.hello(hello).await {
+                Ok((session, welcome)) => {
+                    self.session.replace(Some(session));
+                    Reply::Welcome(Box::new(welcome))
+                }
+                Err(refused) => Reply::Refused(refused),
+            };
+        }
+        let Some(session) = self.session.borrow().clone() else {
+            return Reply::Refused(Refusal::Invalid { message: "Hello comes first".into() });
+        };
+        if session.over.get() {
+            return match self.replica.store.fence() {
+                Some(seen) => Reply::Refused(Refusal::StaleGeneration { seen }),
+                None => Reply::Refused(Refusal::Invalid { message: "the session is over".into() }),
+            };
+        }
+        if session.role == Role::Reader && !is_for_readers(&request) {
+            return Reply::Refused(Refusal::Invalid { message: "a reader only reads".into() });
+        }
+        let _running = Running::begin(&session);
+        service::carry_out(&self.replica, request).await.unwrap_or_else(Reply::Refused)
+    }
+}
+
+fn is_for_readers<P>(request: &Request<P>) -> bool {
+    matches!(
+        request,
+        Request::ReadSnapshot { .. }
+            | Request::DescribeChain
+            | Request::Changed { .. }
+            | Request::Ping
+    )
+}
+
+/// What a store's error means for the engine.
+pub(crate) fn refusal(error: &StoreError) -> Refusal {
+    let message = error.to_string();
+    match error {
+        StoreError::Failed { .. } => Refusal::Failed { message },
+        StoreError::Chain(_) | StoreError::OutOfRange { .. } => Refusal::Invalid { message },
+        error if error.is_no_space() => Refusal::NoSpace,
+        _ => Refusal::Io { message },
+    }
+}
+
+/// Serves a replica until `stop` resolves. Connections are independent; one that sends garbage is
+/// closed and said so.
+pub async fn serve(
+    replica: Rc<Replica>,
+    address: &Address,
+    stop: impl Future<Output = ()>,
+) -> io::Result<()> {
+    let listener = Listener::bind(address).await?;
+    info!(%address, "replica serves");
+    tokio::pin!(stop);
+    loop {
+        tokio::select! {
+            () = &mut stop => return Ok(()),
+            accepted = listener.accept() => {
+                let (reader, writer) = accepted?;
+                let conversation = Conversation::new(replica.clone());
+                tokio::task::spawn_local(async move {
+                    if let Err(error) = converse(conversation, reader, writer).await {
+                        warn!(%error, "connection closed");
+                    }
+                });
+            }
+        }
+    }
+}
+
+async fn converse(
+    conversation: Rc<Conversation>,
+    reader: impl AsyncRead + Unpin,
+    writer: impl AsyncWrite + Unpin + 'static,
+) -> io::Result<()> {
+    let (replies, queue) = mpsc::unbounded_channel::<Frame>();
+    let writing = tokio::task::spawn_local(write_frames(writer, queue));
+    let mut reader = FrameReader::new(reader);
+    let room = std::sync::Arc::new(tokio::sync::Semaphore::new(IN_FLIGHT_MAX));
+    let end = loop {
+        let permit = room.clone().acquire_owned().await.expect("it is never closed");
+        let (seq, request) = match reader.next_request().await {
+            Ok(Some(message)) => message,
+            Ok(None) => break Ok(()),
+            Err(error) => break Err(error),
+        };
+        let (conversation, replies) = (conversation.clone(), replies.clone());
+        tokio::task::spawn_local(async move {
+            let reply = conversation.handle(request).await;
+            let _gone = replies.send(wire::encode_reply(seq, &reply));
+            drop(permit);
+        });
+    };
+    drop(replies);
+    // What is in flight ends on its own; a client that reads no more must not keep its answers.
+    writing.abort();
+    end
+}
+
+/// Makes an empty directory a replica's, as a member of a volume that is all zero. The directory is
+/// made if it isn't there.
+pub async fn format(
+    dir: &Path,
+    volume: &str,
+    replica: &ReplicaId,
+    size_bytes: u64,
+) -> Result<Incarnation, StoreError> {
+    let failed =
+        |doing| move |source| StoreError::Io { doing, place: dir.display().to_string(), source };
+    std::fs::create_dir_all(dir).map_err(failed("create the directory"))?;
+    let mut random = [0; 16];
+    let read = std::fs::File::open("/dev/urandom")
+        .and_then(|mut file| std::io::Read::read_exact(&mut file, &mut random));
+    read.map_err(failed("read /dev/urandom"))?;
+    let incarnation = Incarnation(u128::from_le_bytes(random));
+    let identity = Identity { volume: volume.into(), replica: replica.clone(), incarnation };
+    let directory = Directory::open(dir, &DirectoryOptions::default()).map_err(failed("open"))?;
+    Store::format(directory, identity, size_bytes, LayerId(1)).await?;
+    Ok(incarnation)
+}

@@ -1,0 +1,556 @@
+//! How messages are framed on a stream between an engine and a replica.
+//!
+//! Owns the bytes, in both directions. Promises that whatever a peer sends becomes either a message
+//! whose parts fit each other or an error; never a panic, and never more memory than the limits.
+//!
+//! ```text
+//! 0       4         5      6       8     16         24        32      36         40
+//! | magic | version | kind | flags | seq | position | subject | count | meta len | data len | …
+//! 44         48           52
+//! | meta crc | header crc | meta … | data …
+//! ```
+//! Little-endian. `position` is a block or region, `subject` a layer or generation. `meta` is JSON
+//! for rare messages and packed numbers for frequent ones; `data` is whole blocks, each covered by
+//! its own CRC32C in `meta`. The stream below may become TLS: nothing here depends on its kind.
+//!
+//! Version history: 1, the first.
+
+use std::rc::Rc;
+
+use ankole_blockdev::disk::Buffer;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::chain::index::{BlockSum, Blocks};
+use crate::message::{RegionSums, Reply, Request};
+use crate::payload::{BlockData, Patch, Payload};
+use crate::types::{
+    BLOCK_BYTES, BLOCKS_PER_REGION, BlockIndex, BlockRange, Generation, LayerId, Region,
+    VOLUME_BYTES_MAX,
+};
+
+pub const MAGIC: [u8; 4] = *b"ANKw";
+pub const VERSION: u8 = 1;
+pub const HEADER_BYTES: usize = 52;
+/// Enough for one bit for each region of the largest volume, and for 4096 layers.
+pub const META_BYTES_MAX: u32 = 16 << 20;
+/// The largest request of a frontend (32 MiB) and the two blocks at its edges.
+pub const DATA_BYTES_MAX: u32 = (32 << 20) + 2 * BLOCK_BYTES as u32;
+/// Regions in one answer to `Changed`.
+pub const CHANGED_REGIONS_MAX: usize = 16 << 10;
+
+const BLOCKS_MAX: u64 = VOLUME_BYTES_MAX / BLOCK_BYTES;
+const FORCED: u16 = 1;
+/// In `subject`: no layer.
+const NO_LAYER: u64 = u64::MAX;
+
+/// Why bytes aren't a message.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum WireError {
+    #[error("it doesn't speak Ankole's protocol")]
+    Magic,
+    #[error("it speaks version {found} of the protocol, this program speaks {VERSION}")]
+    Version { found: u8 },
+    #[error("the header's checksum is wrong")]
+    HeaderChecksum,
+    #[error("the checksum of message kind {kind} is wrong")]
+    BodyChecksum { kind: u8 },
+    #[error("there is no message kind {0}")]
+    Kind(u8),
+    #[error("message kind {kind} is malformed: {problem}")]
+    Malformed { kind: u8, problem: String },
+    #[error("message kind {kind} is longer than allowed")]
+    TooLong { kind: u8 },
+}
+
+/// The fixed part of a frame.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Header {
+    pub kind: u8,
+    flags: u16,
+    pub seq: u64,
+    position: u64,
+    subject: u64,
+    count: u32,
+    pub meta_bytes: u32,
+    pub data_bytes: u32,
+    meta_crc: u32,
+}
+
+impl Header {
+    pub fn decode(bytes: &[u8; HEADER_BYTES]) -> Result<Self, WireError> {
+        if bytes[..4] != MAGIC {
+            return Err(WireError::Magic);
+        }
+        if bytes[4] != VERSION {
+            return Err(WireError::Version { found: bytes[4] });
+        }
+        if crc32c::crc32c(&bytes[..48]) != le_u32(&bytes[48..]) {
+            return Err(WireError::HeaderChecksum);
+        }
+        let header = Self {
+            kind: bytes[5],
+            flags: u16::from_le_bytes([bytes[6], bytes[7]]),
+            seq: le_u64(&bytes[8..]),
+            position: le_u64(&bytes[16..]),
+            subject: le_u64(&bytes[24..]),
+            count: le_u32(&bytes[32..]),
+            meta_bytes: le_u32(&bytes[36..]),
+            data_bytes: le_u32(&bytes[40..]),
+            meta_crc: le_u32(&bytes[44..]),
+        };
+        if header.meta_bytes > META_BYTES_MAX || header.data_bytes > DATA_BYTES_MAX {
+            return Err(WireError::TooLong { kind: header.kind });
+        }
+        Ok(header)
+    }
+
+    fn encode(&self) -> [u8; HEADER_BYTES] {
+        let mut bytes = [0; HEADER_BYTES];
+        bytes[..4].copy_from_slice(&MAGIC);
+        bytes[4] = VERSION;
+        bytes[5] = self.kind;
+        bytes[6..8].copy_from_slice(&self.flags.to_le_bytes());
+        bytes[8..16].copy_from_slice(&self.seq.to_le_bytes());
+        bytes[16..24].copy_from_slice(&self.position.to_le_bytes());
+        bytes[24..32].copy_from_slice(&self.subject.to_le_bytes());
+        bytes[32..36].copy_from_slice(&self.count.to_le_bytes());
+        bytes[36..40].copy_from_slice(&self.meta_bytes.to_le_bytes());
+        bytes[40..44].copy_from_slice(&self.data_bytes.to_le_bytes());
+        bytes[44..48].copy_from_slice(&self.meta_crc.to_le_bytes());
+        let crc = crc32c::crc32c(&bytes[..48]);
+        bytes[48..].copy_from_slice(&crc.to_le_bytes());
+        bytes
+    }
+}
+
+/// A frame ready to be sent.
+#[derive(Debug)]
+pub struct Frame {
+    /// Header and meta.
+    pub head: Vec<u8>,
+    pub payload: Option<Rc<Payload>>,
+}
+
+impl Frame {
+    fn new(mut header: Header, meta: &[u8], payload: Option<&Rc<Payload>>) -> Self {
+        header.meta_bytes = meta.len() as u32;
+        header.data_bytes = payload.map_or(0, |payload| payload.data().len() as u32);
+        header.meta_crc = crc32c::crc32c(meta);
+        debug_assert!(header.meta_bytes <= META_BYTES_MAX && header.data_bytes <= DATA_BYTES_MAX);
+        let mut head = Vec::with_capacity(HEADER_BYTES + meta.len());
+        head.extend_from_slice(&header.encode());
+        head.extend_from_slice(meta);
+        Self { head, payload: payload.cloned() }
+    }
+
+    pub fn data(&self) -> &[u8] {
+        self.payload.as_ref().map_or(&[], |payload| payload.data())
+    }
+}
+
+mod kind {
+    pub(super) const HELLO: u8 = 1;
+    pub(super) const ADVANCE: u8 = 2;
+    pub(super) const WRITE: u8 = 3;
+    pub(super) const ZERO: u8 = 4;
+    pub(super) const READ: u8 = 5;
+    pub(super) const READ_SNAPSHOT: u8 = 6;
+    pub(super) const FLUSH: u8 = 7;
+    pub(super) const SUMS: u8 = 8;
+    pub(super) const OCCUPIED: u8 = 9;
+    pub(super) const FETCH: u8 = 10;
+    pub(super) const COPY: u8 = 11;
+    pub(super) const VERIFIED: u8 = 12;
+    pub(super) const CHAIN: u8 = 13;
+    pub(super) const DESCRIBE_CHAIN: u8 = 14;
+    pub(super) const CHANGED: u8 = 15;
+    pub(super) const JOIN: u8 = 16;
+    pub(super) const ADOPT_CHAIN: u8 = 17;
+    pub(super) const READY: u8 = 18;
+    pub(super) const PING: u8 = 19;
+    pub(super) const BYE: u8 = 20;
+
+    pub(super) const DONE: u8 = 128;
+    pub(super) const WELCOME: u8 = 129;
+    pub(super) const BLOCKS: u8 = 130;
+    pub(super) const PATCH: u8 = 131;
+    pub(super) const SUMS_ARE: u8 = 132;
+    pub(super) const OCCUPIED_ARE: u8 = 133;
+    pub(super) const DIGEST: u8 = 134;
+    pub(super) const CHAIN_IS: u8 = 135;
+    pub(super) const CHANGED_ARE: u8 = 136;
+    pub(super) const REFUSED: u8 = 137;
+}
+
+// ---- requests --------------------------------------------------------------------------------
+
+pub fn encode_request(seq: u64, request: &Request<Rc<Payload>>) -> Frame {
+    let header = |kind| Header { kind, seq, ..Header::default() };
+    let json = |kind, body: Vec<u8>| Frame::new(header(kind), &body, None);
+    let ranged = |kind, range: &BlockRange, forced: bool| Header {
+        position: range.first.0,
+        subject: range.count,
+        flags: if forced { FORCED } else { 0 },
+        ..header(kind)
+    };
+    let at = |kind, layer: &LayerId, region: &Region| Header {
+        position: region.0,
+        subject: layer.0.into(),
+        ..header(kind)
+    };
+    let bare = |header| Frame::new(header, &[], None);
+    match request {
+        Request::Hello(hello) => json(kind::HELLO, to_json(hello)),
+        Request::Advance(advance) => json(kind::ADVANCE, to_json(advance)),
+        Request::Chain(op) => json(kind::CHAIN, to_json(op)),
+        Request::AdoptChain(chain) => json(kind::ADOPT_CHAIN, to_json(chain)),
+        Request::Write { range, forced, payload } => {
+            let header = ranged(kind::WRITE, range, *forced);
+            Frame::new(header, &payload.meta(), Some(payload))
+        }
+        Request::Zero { range, forced } => bare(ranged(kind::ZERO, range, *forced)),
+        Request::Read { range } => bare(ranged(kind::READ, range, false)),
+        Request::ReadSnapshot { layer, range } => {
+            let header = ranged(kind::READ_SNAPSHOT, range, false);
+            Frame::new(header, &layer.0.to_le_bytes(), None)
+        }
+        Request::Flush => bare(header(kind::FLUSH)),
+        Request::Sums { layer, region } => bare(at(kind::SUMS, layer, region)),
+        Request::Occupied { layer } => bare(at(kind::OCCUPIED, layer, &Region(0))),
+        Request::Fetch { layer, region, blocks } => {
+            Frame::new(at(kind::FETCH, layer, region), &blocks.to_bytes(), None)
+        }
+        Request::Copy { layer, region, payload } => {
+            Frame::new(at(kind::COPY, layer, region), &payload.meta(), Some(payload))
+        }
+        Request::Verified { layer, region } => bare(at(kind::VERIFIED, layer, region)),
+        Request::DescribeChain => bare(header(kind::DESCRIBE_CHAIN)),
+        Request::Changed { after, upto, from } => {
+            let subject = after.map_or(NO_LAYER, |layer| layer.0.into());
+            let header = Header { position: from.0, subject, ..header(kind::CHANGED) };
+            Frame::new(header, &upto.0.to_le_bytes(), None)
+        }
+        Request::Join { layer } => bare(at(kind::JOIN, layer, &Region(0))),
+        Request::Ready { generation } => {
+            bare(Header { subject: generation.0.get(), ..header(kind::READY) })
+        }
+        Request::Ping => bare(header(kind::PING)),
+        Request::Bye => bare(header(kind::BYE)),
+    }
+}
+
+pub fn decode_request(
+    header: &Header,
+    meta: &[u8],
+    data: Buffer,
+) -> Result<Request<Rc<Payload>>, WireError> {
+    let body = Body::check(header, meta, data)?;
+    Ok(match header.kind {
+        kind::HELLO => Request::Hello(body.json()?),
+        kind::ADVANCE => Request::Advance(body.json()?),
+        kind::CHAIN => Request::Chain(body.json()?),
+        kind::ADOPT_CHAIN => Request::AdoptChain(body.json()?),
+        kind::WRITE => {
+            let (range, forced) = (body.range()?, body.forced());
+            let blocks = body.blocks()?;
+            if blocks.sums.len() as u64 != range.count {
+                return Err(malformed(header.kind, "its data has another length than its range"));
+            }
+            Request::Write { range, forced, payload: Rc::new(Payload::Blocks(blocks)) }
+        }
+        kind::ZERO => Request::Zero { range: body.range()?, forced: body.forced() },
+        kind::READ => Request::Read { range: body.readable_range()? },
+        kind::READ_SNAPSHOT => {
+            Request::ReadSnapshot { layer: body.layer_in_meta()?, range: body.readable_range()? }
+        }
+        kind::FLUSH => Request::Flush,
+        kind::SUMS => Request::Sums { layer: body.layer()?, region: body.region()? },
+        kind::OCCUPIED => Request::Occupied { layer: body.layer()? },
+        kind::FETCH => {
+            let bytes = body.meta.try_into().map_err(|_| body.wrong("its set of blocks"))?;
+            let blocks = Blocks::from_bytes(bytes);
+            Request::Fetch { layer: body.layer()?, region: body.region()?, blocks }
+        }
+        kind::COPY => {
+            let (layer, region) = (body.layer()?, body.region()?);
+            Request::Copy { layer, region, payload: Rc::new(Payload::Patch(body.patch()?)) }
+        }
+        kind::VERIFIED => Request::Verified { layer: body.layer()?, region: body.region()? },
+        kind::DESCRIBE_CHAIN => Request::DescribeChain,
+        kind::CHANGED => Request::Changed {
+            after: (header.subject != NO_LAYER).then(|| body.layer()).transpose()?,
+            upto: body.layer_in_meta()?,
+            from: body.region()?,
+        },
+        kind::JOIN => Request::Join { layer: body.layer()? },
+        kind::READY => {
+            let generation = header.subject.try_into().map_err(|_| body.wrong("generation 0"))?;
+            Request::Ready { generation: Generation(generation) }
+        }
+        kind::PING => Request::Ping,
+        kind::BYE => Request::Bye,
+        unknown => return Err(WireError::Kind(unknown)),
+    })
+}
+
+// ---- replies ---------------------------------------------------------------------------------
+
+pub fn encode_reply(seq: u64, reply: &Reply<Rc<Payload>>) -> Frame {
+    let header = |kind| Header { kind, seq, ..Header::default() };
+    let json = |kind, body: Vec<u8>| Frame::new(header(kind), &body, None);
+    match reply {
+        Reply::Done => Frame::new(header(kind::DONE), &[], None),
+        Reply::Welcome(welcome) => json(kind::WELCOME, to_json(welcome)),
+        Reply::Chain(chain) => json(kind::CHAIN_IS, to_json(chain)),
+        Reply::Refused(refusal) => json(kind::REFUSED, to_json(refusal)),
+        Reply::Data(payload) => {
+            let kind = match **payload {
+                Payload::Blocks(_) => kind::BLOCKS,
+                Payload::Patch(_) => kind::PATCH,
+            };
+            Frame::new(header(kind), &payload.meta(), Some(payload))
+        }
+        Reply::Sums(sums) => Frame::new(header(kind::SUMS_ARE), &pack_sums(&sums.0), None),
+        Reply::Occupied(regions) => {
+            Frame::new(header(kind::OCCUPIED_ARE), &pack_regions(regions), None)
+        }
+        Reply::Digest(digest) => {
+            Frame::new(Header { count: *digest, ..header(kind::DIGEST) }, &[], None)
+        }
+        Reply::Changed { regions, next } => {
+            let position = next.map_or(u64::MAX, |region| region.0);
+            let mut meta = Vec::with_capacity(regions.len() * 40);
+            for (region, blocks) in regions {
+                meta.extend_from_slice(&region.0.to_le_bytes());
+                meta.extend_from_slice(&blocks.to_bytes());
+            }
+            Frame::new(Header { position, ..header(kind::CHANGED_ARE) }, &meta, None)
+        }
+    }
+}
+
+pub fn decode_reply(
+    header: &Header,
+    meta: &[u8],
+    data: Buffer,
+) -> Result<Reply<Rc<Payload>>, WireError> {
+    let body = Body::check(header, meta, data)?;
+    Ok(match header.kind {
+        kind::DONE => Reply::Done,
+        kind::WELCOME => Reply::Welcome(body.json()?),
+        kind::CHAIN_IS => Reply::Chain(body.json()?),
+        kind::REFUSED => Reply::Refused(body.json()?),
+        kind::BLOCKS => Reply::Data(Rc::new(Payload::Blocks(body.blocks()?))),
+        kind::PATCH => Reply::Data(Rc::new(Payload::Patch(body.patch()?))),
+        kind::SUMS_ARE => {
+            let sums = unpack_sums(body.meta).ok_or_else(|| body.wrong("its sums"))?;
+            if sums.len() as u64 != BLOCKS_PER_REGION {
+                return Err(body.wrong("sums of a whole region are due"));
+            }
+            Reply::Sums(Box::new(RegionSums(sums)))
+        }
+        kind::OCCUPIED_ARE => Reply::Occupied(unpack_regions(body.meta)),
+        kind::DIGEST => Reply::Digest(header.count),
+        kind::CHANGED_ARE => {
+            if body.meta.len() % 40 != 0 || body.meta.len() / 40 > CHANGED_REGIONS_MAX {
+                return Err(body.wrong("its list of regions"));
+            }
+            let regions = body.meta.chunks_exact(40).map(|entry| {
+                let blocks = Blocks::from_bytes(entry[8..40].try_into().expect("32 bytes"));
+                (Region(le_u64(entry)), blocks)
+            });
+            let next = (header.position != u64::MAX).then_some(Region(header.position));
+            Reply::Changed { regions: regions.collect(), next }
+        }
+        unknown => return Err(WireError::Kind(unknown)),
+    })
+}
+
+// ---- parts -----------------------------------------------------------------------------------
+
+/// A frame whose meta part has its checksum.
+struct Body<'a> {
+    header: &'a Header,
+    meta: &'a [u8],
+    data: Buffer,
+}
+
+impl<'a> Body<'a> {
+    fn check(header: &'a Header, meta: &'a [u8], data: Buffer) -> Result<Self, WireError> {
+        let fits =
+            meta.len() == header.meta_bytes as usize && data.len() == header.data_bytes as usize;
+        if !fits || crc32c::crc32c(meta) != header.meta_crc {
+            return Err(WireError::BodyChecksum { kind: header.kind });
+        }
+        Ok(Self { header, meta, data })
+    }
+
+    fn wrong(&self, problem: &str) -> WireError {
+        malformed(self.header.kind, problem)
+    }
+
+    fn json<T: DeserializeOwned>(&self) -> Result<T, WireError> {
+        serde_json::from_slice(self.meta).map_err(|error| self.wrong(&error.to_string()))
+    }
+
+    fn forced(&self) -> bool {
+        self.header.flags & FORCED != 0
+    }
+
+    fn range(&self) -> Result<BlockRange, WireError> {
+        let (first, count) = (self.header.position, self.header.subject);
+        match first.checked_add(count) {
+            Some(end) if count > 0 && end <= BLOCKS_MAX => {
+                Ok(BlockRange::new(BlockIndex(first), count))
+            }
+            _ => Err(self.wrong("its range is empty or past the largest volume")),
+        }
+    }
+
+    /// A range whose data fits into one answer.
+    fn readable_range(&self) -> Result<BlockRange, WireError> {
+        let range = self.range()?;
+        if range.length_bytes() > DATA_BYTES_MAX.into() {
+            return Err(WireError::TooLong { kind: self.header.kind });
+        }
+        Ok(range)
+    }
+
+    fn layer(&self) -> Result<LayerId, WireError> {
+        self.header.subject.try_into().map(LayerId).map_err(|_| self.wrong("its layer"))
+    }
+
+    fn layer_in_meta(&self) -> Result<LayerId, WireError> {
+        let bytes = self.meta.try_into().map_err(|_| self.wrong("its layer"))?;
+        Ok(LayerId(u32::from_le_bytes(bytes)))
+    }
+
+    fn region(&self) -> Result<Region, WireError> {
+        let region = Region(self.header.position);
+        if region.0 < BLOCKS_MAX / BLOCKS_PER_REGION {
+            Ok(region)
+        } else {
+            Err(self.wrong("its region is past the largest volume"))
+        }
+    }
+
+    fn blocks(self) -> Result<BlockData, WireError> {
+        if self.meta.len() % 4 != 0 {
+            return Err(self.wrong("its sums"));
+        }
+        let kind = self.header.kind;
+        let sums = self.meta.chunks_exact(4).map(le_u32).collect();
+        let blocks = BlockData { sums, data: Rc::new(self.data) };
+        if blocks.is_sound() { Ok(blocks) } else { Err(WireError::BodyChecksum { kind }) }
+    }
+
+    fn patch(self) -> Result<Patch, WireError> {
+        let kind = self.header.kind;
+        let Some((fixed, sums)) = self.meta.split_at_checked(36) else {
+            return Err(self.wrong("its patch"));
+        };
+        let sums = unpack_sums(sums).ok_or_else(|| self.wrong("its sums"))?;
+        let patch = Patch {
+            blocks: Blocks::from_bytes(fixed[..32].try_into().expect("32 bytes")),
+            digest: le_u32(&fixed[32..]),
+            sums,
+            data: Rc::new(self.data),
+        };
+        if patch.is_sound() { Ok(patch) } else { Err(WireError::BodyChecksum { kind }) }
+    }
+}
+
+impl Payload {
+    fn data(&self) -> &[u8] {
+        match self {
+            Self::Blocks(blocks) => &blocks.data,
+            Self::Patch(patch) => &patch.data,
+        }
+    }
+
+    fn meta(&self) -> Vec<u8> {
+        match self {
+            Self::Blocks(blocks) => blocks.sums.iter().flat_map(|sum| sum.to_le_bytes()).collect(),
+            Self::Patch(patch) => {
+                let mut meta = patch.blocks.to_bytes().to_vec();
+                meta.extend_from_slice(&patch.digest.to_le_bytes());
+                meta.extend_from_slice(&pack_sums(&patch.sums));
+                meta
+            }
+        }
+    }
+}
+
+const ABSENT: u8 = 0;
+const ZERO: u8 = 1;
+const DATA: u8 = 2;
+const UNVERIFIED: u8 = 3;
+
+/// Five bytes for each block: its kind and its checksum.
+fn pack_sums(sums: &[BlockSum]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(sums.len() * 5);
+    for sum in sums {
+        let (kind, crc) = match *sum {
+            BlockSum::Absent => (ABSENT, 0),
+            BlockSum::Zero => (ZERO, 0),
+            BlockSum::Data { crc, verified: true } => (DATA, crc),
+            BlockSum::Data { crc, verified: false } => (UNVERIFIED, crc),
+        };
+        bytes.push(kind);
+        bytes.extend_from_slice(&u32::to_le_bytes(crc));
+    }
+    bytes
+}
+
+fn unpack_sums(bytes: &[u8]) -> Option<Vec<BlockSum>> {
+    if bytes.len() % 5 != 0 {
+        return None;
+    }
+    let sums = bytes.chunks_exact(5).map(|entry| {
+        let crc = le_u32(&entry[1..]);
+        Some(match entry[0] {
+            ABSENT => BlockSum::Absent,
+            ZERO => BlockSum::Zero,
+            DATA => BlockSum::Data { crc, verified: true },
+            UNVERIFIED => BlockSum::Data { crc, verified: false },
+            _ => return None,
+        })
+    });
+    sums.collect()
+}
+
+/// One bit for each region up to the last.
+fn pack_regions(regions: &[Region]) -> Vec<u8> {
+    let mut bytes = vec![0; regions.last().map_or(0, |last| last.0 as usize / 8 + 1)];
+    for region in regions {
+        bytes[region.0 as usize / 8] |= 1 << (region.0 % 8);
+    }
+    bytes
+}
+
+fn unpack_regions(bytes: &[u8]) -> Vec<Region> {
+    let bits = bytes.iter().zip((0u64..).step_by(8));
+    bits.flat_map(|(byte, first)| {
+        (0..8).filter(move |bit| byte >> bit & 1 == 1).map(move |bit| Region(first + bit))
+    })
+    .collect()
+}
+
+fn to_json(body: &impl Serialize) -> Vec<u8> {
+    serde_json::to_vec(body).expect("messages have no maps with keys that aren't text")
+}
+
+fn malformed(kind: u8, problem: &str) -> WireError {
+    WireError::Malformed { kind, problem: problem.to_owned() }
+}
+
+/// The number in the first four bytes, which are there.
+fn le_u32(bytes: &[u8]) -> u32 {
+    u32::from_le_bytes(bytes[..4].try_into().expect("the caller has four"))
+}
+
+/// The number in the first eight bytes, which are there.
+fn le_u64(bytes: &[u8]) -> u64 {
+    u64::from_le_bytes(bytes[..8].try_into().expect("the caller has eight"))
+}
