@@ -109,7 +109,7 @@ impl Blocks {
         })
     }
 
-    fn to_bytes(self) -> [u8; 32] {
+    pub(crate) fn to_bytes(self) -> [u8; 32] {
         let mut bytes = [0; 32];
         for (chunk, word) in bytes.chunks_exact_mut(8).zip(self.0) {
             chunk.copy_from_slice(&word.to_le_bytes());
@@ -117,7 +117,7 @@ impl Blocks {
         bytes
     }
 
-    fn from_bytes(bytes: &[u8]) -> Self {
+    pub(crate) fn from_bytes(bytes: &[u8]) -> Self {
         Self(std::array::from_fn(|index| read_u64(bytes, index * 8)))
     }
 }
@@ -247,6 +247,11 @@ impl Page {
         changed
     }
 
+    /// Changes only what the sectors of sums say; presence comes later.
+    pub fn set_sum(&mut self, slot: usize, crc: u32) {
+        self.sums[slot] = crc;
+    }
+
     pub fn set_verified(&mut self, slot: usize) {
         self.unverified.put(slot, false);
     }
@@ -345,6 +350,12 @@ impl Page {
             }
         }
         Ok((page, lost))
+    }
+}
+
+impl Default for Page {
+    fn default() -> Self {
+        Self::EMPTY
     }
 }
 

@@ -1,0 +1,120 @@
+//! Changes of the chain: each is one write of `chain.meta`, so it is done or never begun.
+
+use std::rc::Rc;
+
+use super::meta::{data_name, index_name};
+use super::open::{create_layer, open_layers, remove_unused};
+use super::pages;
+use super::storage::{Storage, StorageFile};
+use super::{Store, StoreError};
+use crate::chain::{Chain, ChainChange, ChainOp};
+use crate::types::LayerId;
+
+impl<S: Storage> Store<S> {
+    /// Does `op`, or nothing if it was done before; durable when it returns. The engine has
+    /// drained its writes and flushed.
+    pub async fn apply(&self, op: &ChainOp) -> Result<(), StoreError> {
+        self.check_usable()?;
+        let _one_at_a_time = self.chain_gate.lock().await;
+        let Some(next) = self.chain.get().after(op)? else { return Ok(()) };
+        let room = self.chain.check_room(&next);
+        room.map_err(|bytes| StoreError::MetadataTooLarge { layers: next.layers().len(), bytes })?;
+        match &op.change {
+            ChainChange::Snapshot { .. } => {
+                // A sealed layer's sums are trusted whatever is marked, so they must be there.
+                let unrecovered: Vec<_> = self.unrecovered.borrow().iter().copied().collect();
+                for region in unrecovered {
+                    self.recover_region(region).await?;
+                }
+                self.settle_everything().await?;
+                self.check_drained()?;
+                self.make_head(&next).await?;
+                self.check_drained()?;
+            }
+            ChainChange::Revert { .. } => {
+                self.check_drained()?;
+                self.make_head(&next).await?;
+            }
+            ChainChange::Expand { size_bytes } => self.extend(*size_bytes).await?,
+            ChainChange::Remove { .. } => {}
+        }
+        let is_new_head = next.head().id != self.chain.get().head().id;
+        self.commit(next).await?;
+        if is_new_head {
+            self.head_state.fresh.borrow_mut().clear();
+            self.unrecovered.borrow_mut().clear();
+        }
+        Ok(())
+    }
+
+    fn check_drained(&self) -> Result<(), StoreError> {
+        if self.head_state.writing.borrow().is_empty() {
+            return Ok(());
+        }
+        let busy = std::io::Error::other("writes are running");
+        Err(self.io_error("change the chain", busy))
+    }
+
+    async fn make_head(&self, next: &Chain) -> Result<(), StoreError> {
+        let head = next.head();
+        let made = async {
+            for name in [data_name(head.file), index_name(head.file)] {
+                match self.storage.remove(&name) {
+                    Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                        return Err(error);
+                    }
+                    _ => {} // an earlier attempt may have left it
+                }
+            }
+            create_layer(&self.storage, head.file, head.size_bytes, true).await?;
+            self.storage.sync_dir().await
+        };
+        if let Err(error) = made.await {
+            let _ = self.storage.remove(&data_name(head.file));
+            let _ = self.storage.remove(&index_name(head.file));
+            return Err(self.io_error("make a new layer", error));
+        }
+        Ok(())
+    }
+
+    async fn extend(&self, size_bytes: u64) -> Result<(), StoreError> {
+        let head = self.head();
+        let index = self.pages.file(head.file);
+        let extended = async {
+            index.preallocate(pages::file_bytes(size_bytes))?;
+            index.sync().await?;
+            self.intent.extend(size_bytes).await?;
+            head.data.file.extend(size_bytes)?;
+            head.data.file.sync().await
+        };
+        extended.await.map_err(|error| self.io_error("make room for a larger volume", error))
+    }
+
+    /// Makes `next` the chain, durable, and lets go of files that it doesn't use.
+    pub(super) async fn commit(&self, next: Chain) -> Result<(), StoreError> {
+        let layers = {
+            let before = self.layers.borrow();
+            open_layers(&self.storage, &next, &self.pages, Some(&before))?
+        };
+        let done = self.chain.update(|_| next).await;
+        self.or_fail("make the chain durable", done).await?;
+        let before = self.layers.replace(layers);
+        let chain: Rc<Chain> = self.chain.get();
+        for layer in before.by_id.values() {
+            if !chain.layers().iter().any(|kept| kept.file == layer.file) {
+                self.pages.drop_file(layer.file);
+            }
+        }
+        match self.storage.list() {
+            Ok(names) => remove_unused(&self.storage, &chain, &names),
+            Err(error) => tracing::warn!(place = self.place(), %error, "unused files stay"),
+        }
+        Ok(())
+    }
+
+    /// Names of the files that hold a layer's data and index.
+    pub fn layer_files(&self, layer: LayerId) -> Result<(String, String), StoreError> {
+        let layer = self.layer(layer)?;
+        Ok((data_name(layer.file), index_name(layer.file)))
+    }
+}

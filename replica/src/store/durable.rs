@@ -1,0 +1,141 @@
+//! Flush, clear, close: what makes things durable, and in which order.
+
+use super::meta::ReplicaMeta;
+use super::pages::{PageFault, WriteBack};
+use super::storage::{Storage, StorageFile};
+use super::{ReplicaState, Store, StoreError};
+use crate::chain::index::Page;
+use crate::types::Region;
+
+impl<S: Storage> Store<S> {
+    /// When it returns, everything that was answered before the call survives a power cut. Callers
+    /// share rounds, but never one that has begun. A sync that fails is never tried again.
+    pub async fn flush(&self) -> Result<(), StoreError> {
+        self.flushes.join(async || self.flush_now().await).await
+    }
+
+    /// Data first: a page must not say "present" for good before the bytes are there.
+    pub(super) async fn flush_now(&self) -> Result<(), StoreError> {
+        self.check_usable()?;
+        let head = self.head();
+        let regions = std::mem::take(&mut *self.head_state.fresh.borrow_mut());
+        for &region in &regions {
+            if let Err(error) = self.judge_fresh(region).await {
+                self.head_state.fresh.borrow_mut().extend(&regions);
+                return Err(error);
+            }
+        }
+        for &region in &regions {
+            // A damaged page has nothing that could become durable.
+            let fresh = self.pages.look(head.file, region, Page::fresh);
+            if let Ok(fresh) = fresh {
+                self.head_state.flushing.borrow_mut().insert(region, fresh);
+            }
+        }
+        self.sync_data().await?;
+        let flushing = std::mem::take(&mut *self.head_state.flushing.borrow_mut());
+        for (region, blocks) in flushing {
+            let done = self.pages.change(head.file, region, |page| {
+                page.set_flushed(blocks);
+                ((), WriteBack::Now)
+            });
+            match done {
+                Ok(()) | Err(PageFault::Bad(_) | PageFault::Gone) => {}
+                Err(PageFault::Io(error)) => {
+                    return self.or_fail("write the index", Err(error)).await;
+                }
+            }
+        }
+        if !regions.is_empty() {
+            let done = self.pages.sync().await;
+            self.or_fail("make the index durable", done).await?;
+        }
+        Ok(())
+    }
+
+    /// Every data file with unsynced changes, also those of earlier processes.
+    async fn sync_data(&self) -> Result<(), StoreError> {
+        let unsynced: Vec<_> = {
+            let layers = self.layers.borrow();
+            let all = layers.by_id.values().filter(|layer| layer.data.unsynced.replace(false));
+            all.map(|layer| layer.data.clone()).collect()
+        };
+        for data in unsynced {
+            let done = data.file.sync().await;
+            if done.is_err() {
+                data.unsynced.set(true);
+            }
+            self.or_fail("make the data durable", done).await?;
+        }
+        Ok(())
+    }
+
+    /// Ends the marks of regions that the engine has settled. Regions that are being written, or
+    /// were since, keep theirs. A mark that a crash brings back does no harm.
+    pub async fn clear(&self, regions: &[Region]) -> Result<(), StoreError> {
+        self.check_usable()?;
+        for region in regions {
+            // What a crash left is looked at before its mark goes: unmarked sums are trusted.
+            self.recover_region(*region).await?;
+        }
+        self.write_back(regions).await?;
+        self.flush().await?;
+        let done = self.pages.sync().await;
+        self.or_fail("make the index durable", done).await?;
+        let head = self.head();
+        let quiet = |region: &&Region| {
+            !self.head_state.writing.borrow().contains_key(region)
+                && !self.head_state.fresh.borrow().contains(region)
+                && !self.pages.is_dirty(head.file, **region)
+                && self.intent.is_marked(**region)
+        };
+        for region in regions.iter().filter(quiet) {
+            let done = self.intent.clear(*region);
+            self.or_fail_intent("clear marks", done).await?;
+        }
+        Ok(())
+    }
+
+    async fn write_back(&self, regions: &[Region]) -> Result<(), StoreError> {
+        let open: Vec<_> = {
+            let layers = self.layers.borrow();
+            let open = layers.by_id.values().filter(|layer| layer.filling);
+            open.map(|layer| layer.file).chain([layers.top[0].file]).collect()
+        };
+        for &region in regions {
+            for &file in &open {
+                let done = self.pages.write_back(file, region);
+                self.or_fail("write the index", done).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Everything there is, sums too, is durable when it returns.
+    pub(super) async fn settle_everything(&self) -> Result<(), StoreError> {
+        let done = self.pages.write_back_all();
+        self.or_fail("write the index", done).await?;
+        self.flush().await?;
+        let done = self.pages.sync().await;
+        self.or_fail("make the index durable", done).await
+    }
+
+    /// A clean stop. What isn't marked for the engine's sake is durable afterwards.
+    pub async fn close(self) -> Result<(), StoreError> {
+        self.check_usable()?;
+        self.settle_everything().await?;
+        let done = self.intent.sync().await;
+        self.or_fail("make the marks durable", done).await
+    }
+
+    /// Says for good that this replica can't be trusted, with the reason.
+    pub async fn give_up(&self, reason: &str) -> StoreError {
+        self.fail(reason.to_owned()).await
+    }
+
+    /// The durable reason of a failure of an earlier process.
+    pub fn state(&self) -> ReplicaState {
+        let meta: std::rc::Rc<ReplicaMeta> = self.meta.get();
+        meta.membership.state
+    }
+}

@@ -1,0 +1,324 @@
+//! A real directory: ext4, XFS, or whatever there is.
+//!
+//! Owns the lock, the choice between io_uring and a pool of threads, and between direct and
+//! buffered I/O; both are found out by trying when the directory is opened, and reported. Must be
+//! opened within a `LocalSet`.
+
+use std::ffi::OsString;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::ops::Range;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use ankole_blockdev::disk::{BLOCK_BYTES, Buffer};
+use nix::fcntl::{FallocateFlags, Flock, FlockArg, fallocate};
+
+use super::storage::{FileKind, LockError, Storage, StorageFile};
+use super::uring::Ring;
+
+const LOCK: &str = "lock";
+const PROBE: &str = "probe.tmp";
+
+/// How block data reaches the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DataPath {
+    /// io_uring, or else a pool of threads.
+    pub uring: bool,
+    /// Past the page cache.
+    pub direct: bool,
+}
+
+/// What to use; `true` is a wish, and what the machine refuses isn't used.
+#[derive(Clone, Debug)]
+pub struct DirectoryOptions {
+    pub uring: bool,
+    pub direct: bool,
+    /// Memory that a reboot clears: where the witness of an unbroken run lies.
+    pub runtime_dir: PathBuf,
+}
+
+impl Default for DirectoryOptions {
+    fn default() -> Self {
+        Self { uring: true, direct: true, runtime_dir: "/dev/shm".into() }
+    }
+}
+
+/// One directory of the file system.
+pub struct Directory {
+    path: PathBuf,
+    runtime_dir: PathBuf,
+    direct: bool,
+    /// Memory of a direct write starts at a multiple of this.
+    memory_alignment: usize,
+    ring: Option<Rc<Ring>>,
+}
+
+impl Directory {
+    /// The directory must exist. Tries out what it can do.
+    pub fn open(path: impl Into<PathBuf>, options: &DirectoryOptions) -> io::Result<Self> {
+        let path = path.into();
+        if !path.metadata()?.is_dir() {
+            return Err(io::Error::from(io::ErrorKind::NotADirectory));
+        }
+        let ring = match options.uring.then(Ring::new) {
+            Some(Ok(ring)) => Some(Rc::new(ring)),
+            Some(Err(error)) => {
+                tracing::warn!(%error, "io_uring isn't allowed, a pool of threads is used");
+                None
+            }
+            None => None,
+        };
+        let mut directory = Self {
+            path,
+            runtime_dir: options.runtime_dir.clone(),
+            direct: false,
+            memory_alignment: 1,
+            ring,
+        };
+        if options.direct {
+            directory.probe_direct();
+        }
+        Ok(directory)
+    }
+
+    pub fn data_path(&self) -> DataPath {
+        DataPath { uring: self.ring.is_some(), direct: self.direct }
+    }
+
+    fn probe_direct(&mut self) {
+        let path = self.path.join(PROBE);
+        let buffer = Buffer::zeroed(2 * BLOCK_BYTES as usize);
+        let block = BLOCK_BYTES as usize;
+        let probe = || -> io::Result<usize> {
+            let mut options = OpenOptions::new();
+            let options = options.write(true).create(true).custom_flags(libc::O_DIRECT);
+            let file = options.open(&path)?;
+            file.write_all_at(&buffer[..block], 0)?;
+            let loose = file.write_all_at(&buffer[512..512 + block], 0).is_ok();
+            Ok(if loose { 512 } else { block })
+        };
+        match probe() {
+            Ok(memory_alignment) => {
+                self.direct = true;
+                self.memory_alignment = memory_alignment;
+            }
+            Err(error) => {
+                tracing::warn!(path = %self.path.display(), %error,
+                    "direct I/O isn't possible, the page cache is used");
+            }
+        }
+        let _ = std::fs::remove_file(path); // it may not have been made
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    fn with(&self, file: File, kind: FileKind) -> DirectoryFile {
+        let memory_alignment =
+            if self.direct && kind == FileKind::Data { self.memory_alignment } else { 1 };
+        DirectoryFile { file: Rc::new(file), ring: self.ring.clone(), memory_alignment }
+    }
+
+    fn options(&self, kind: FileKind) -> OpenOptions {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true);
+        if self.direct && kind == FileKind::Data {
+            options.custom_flags(libc::O_DIRECT);
+        }
+        options
+    }
+}
+
+impl Storage for Directory {
+    type File = DirectoryFile;
+    type Lock = Flock<File>;
+
+    fn place(&self) -> String {
+        self.path.display().to_string()
+    }
+
+    fn lock(&self) -> Result<Self::Lock, LockError> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false);
+        let mut file = options.open(self.at(LOCK)).map_err(LockError::Io)?;
+        match Flock::lock(file.try_clone().map_err(LockError::Io)?, FlockArg::LockExclusiveNonblock)
+        {
+            Ok(mut lock) => {
+                lock.set_len(0).map_err(LockError::Io)?;
+                writeln!(lock, "{}", std::process::id()).map_err(LockError::Io)?;
+                Ok(lock)
+            }
+            Err((_, nix::errno::Errno::EWOULDBLOCK)) => {
+                let mut text = String::new();
+                let _ = file.read_to_string(&mut text); // only for the message
+                Err(LockError::Held { pid: text.trim().parse().ok() })
+            }
+            Err((_, errno)) => Err(LockError::Io(errno.into())),
+        }
+    }
+
+    fn list(&self) -> io::Result<Vec<String>> {
+        let names = std::fs::read_dir(&self.path)?.map(|entry| Ok(entry?.file_name()));
+        let text = |name: OsString| name.to_string_lossy().into_owned();
+        names.map(|name| name.map(text)).collect()
+    }
+
+    fn create(&self, name: &str, kind: FileKind) -> io::Result<DirectoryFile> {
+        let file = self.options(kind).create_new(true).open(self.at(name))?;
+        Ok(self.with(file, kind))
+    }
+
+    fn open(&self, name: &str, kind: FileKind) -> io::Result<DirectoryFile> {
+        let file = self.options(kind).open(self.at(name))?;
+        Ok(self.with(file, kind))
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        std::fs::rename(self.at(from), self.at(to))
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        std::fs::remove_file(self.at(name))
+    }
+
+    async fn sync_dir(&self) -> io::Result<()> {
+        let directory = File::open(&self.path)?;
+        on_pool(move || directory.sync_all()).await
+    }
+
+    fn boot_id(&self) -> io::Result<String> {
+        Ok(std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
+    }
+
+    fn read_volatile(&self, name: &str) -> io::Result<String> {
+        std::fs::read_to_string(self.runtime_dir.join(name))
+    }
+
+    fn write_volatile(&self, name: &str, text: &str) -> io::Result<()> {
+        std::fs::write(self.runtime_dir.join(name), text)
+    }
+
+    fn remove_volatile(&self, name: &str) -> io::Result<()> {
+        std::fs::remove_file(self.runtime_dir.join(name))
+    }
+}
+
+/// One open file of a [`Directory`].
+pub struct DirectoryFile {
+    file: Rc<File>,
+    ring: Option<Rc<Ring>>,
+    memory_alignment: usize,
+}
+
+impl DirectoryFile {
+    fn copy_of_handle(&self) -> io::Result<File> {
+        self.file.try_clone()
+    }
+}
+
+impl StorageFile for DirectoryFile {
+    fn length_bytes(&self) -> io::Result<u64> {
+        Ok(self.file.metadata()?.len())
+    }
+
+    fn allocated_bytes(&self) -> io::Result<u64> {
+        Ok(self.file.metadata()?.blocks() * 512)
+    }
+
+    fn extend(&self, length_bytes: u64) -> io::Result<()> {
+        if self.length_bytes()? < length_bytes { self.file.set_len(length_bytes) } else { Ok(()) }
+    }
+
+    fn preallocate(&self, length_bytes: u64) -> io::Result<()> {
+        let length = i64::try_from(length_bytes).map_err(io::Error::other)?;
+        match fallocate(&*self.file, FallocateFlags::empty(), 0, length) {
+            Ok(()) => Ok(()),
+            Err(nix::errno::Errno::EOPNOTSUPP) => {
+                tracing::warn!("this file system can't reserve space: a full disk may hurt");
+                self.extend(length_bytes)
+            }
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    fn read_at(&self, offset_bytes: u64, into: &mut [u8]) -> io::Result<()> {
+        self.file.read_exact_at(into, offset_bytes)
+    }
+
+    fn write_at(&self, offset_bytes: u64, from: &[u8]) -> io::Result<()> {
+        self.file.write_all_at(from, offset_bytes)
+    }
+
+    async fn read(&self, offset_bytes: u64, into: Buffer) -> (io::Result<()>, Buffer) {
+        if let Some(ring) = &self.ring {
+            return ring.read(&self.file, offset_bytes, into).await;
+        }
+        let file = match self.copy_of_handle() {
+            Ok(file) => file,
+            Err(error) => return (Err(error), into),
+        };
+        let mut into = into;
+        let read = move || {
+            let result = file.read_exact_at(&mut into, offset_bytes);
+            (result, into)
+        };
+        tokio::task::spawn_blocking(read).await.expect("reading doesn't panic")
+    }
+
+    async fn write(
+        &self,
+        offset_bytes: u64,
+        from: Rc<Buffer>,
+        part: Range<usize>,
+    ) -> io::Result<()> {
+        let aligned = part.start.is_multiple_of(self.memory_alignment);
+        let Some(ring) = &self.ring else {
+            let copy = Buffer::copy_of(&from[part]);
+            let file = self.copy_of_handle()?;
+            return on_pool(move || file.write_all_at(&copy, offset_bytes)).await;
+        };
+        if aligned {
+            ring.write(&self.file, offset_bytes, from, part).await
+        } else {
+            let copy = Rc::new(Buffer::copy_of(&from[part]));
+            let whole = 0..copy.len();
+            ring.write(&self.file, offset_bytes, copy, whole).await
+        }
+    }
+
+    async fn sync(&self) -> io::Result<()> {
+        if let Some(ring) = &self.ring {
+            return ring.sync(&self.file).await;
+        }
+        let file = self.copy_of_handle()?;
+        on_pool(move || file.sync_data()).await
+    }
+
+    async fn punch(&self, range_bytes: Range<u64>) -> io::Result<()> {
+        if let Some(ring) = &self.ring {
+            return ring.punch(&self.file, range_bytes).await;
+        }
+        let file = self.copy_of_handle()?;
+        on_pool(move || {
+            let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+            let length = (range_bytes.end - range_bytes.start) as i64;
+            fallocate(&file, flags, range_bytes.start as i64, length).map_err(io::Error::from)
+        })
+        .await
+    }
+}
+
+async fn on_pool<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    tokio::task::spawn_blocking(work).await.expect("a file operation doesn't panic")
+}
+
+/// Whether `path` lies on memory, which a reboot clears.
+pub fn is_volatile(path: &Path) -> io::Result<bool> {
+    let kind = nix::sys::statfs::statfs(path)?.filesystem_type();
+    Ok(kind == nix::sys::statfs::TMPFS_MAGIC)
+}

@@ -1,0 +1,90 @@
+//! What `replica.meta` and `chain.meta` say.
+
+use serde::{Deserialize, Serialize};
+
+use super::slots::SlotsKind;
+use crate::types::{Fence, Generation, Incarnation, ReplicaId};
+
+pub(super) const LOCK_FILE: &str = "lock";
+pub(super) const INTENT_FILE: &str = "intent";
+/// `replica.meta` gets this name last: without it the directory was never finished.
+pub(super) const UNFINISHED_FILE: &str = "replica.meta.new";
+
+pub(super) const REPLICA: SlotsKind =
+    SlotsKind { file: "replica.meta", tag: *b"replica\0", slot_bytes: 64 << 10 };
+/// 1 KiB for each of [`LAYERS_MAX`](crate::chain::LAYERS_MAX) layers.
+pub(super) const CHAIN: SlotsKind =
+    SlotsKind { file: "chain.meta", tag: *b"chain\0\0\0", slot_bytes: 4 << 20 };
+
+/// Which copy of which volume a directory holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    pub volume: String,
+    pub replica: ReplicaId,
+    pub incarnation: Incarnation,
+}
+
+/// Where a replica is on its way into the in-sync set.
+///
+/// ```text
+/// new ──▶ rebuilding ──▶ ready ──▶ member      any ──fdatasync or metadata failed──▶ failed
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ReplicaState {
+    New,
+    Rebuilding,
+    /// Has everything, durably; may be added to the in-sync set.
+    Ready,
+    Member,
+    /// For good.
+    Failed,
+}
+
+/// What a replica knows of its place among the others.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Membership {
+    pub state: ReplicaState,
+    /// Highest generation in which an engine said "you are in sync".
+    pub synced_gen: Option<Generation>,
+    /// The in-sync set then.
+    pub synced_set: Vec<(ReplicaId, Incarnation)>,
+}
+
+/// Says that this boot of this machine has run the replica since it became a member.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Witness {
+    pub(super) boot_id: String,
+    /// Also in a file that a power cut loses.
+    pub(super) nonce: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct ReplicaMeta {
+    pub(super) identity: Identity,
+    pub(super) fence: Option<Fence>,
+    pub(super) membership: Membership,
+    pub(super) witness: Option<Witness>,
+    pub(super) failure: Option<String>,
+}
+
+/// `layer-0000002a.data`
+pub(super) fn data_name(file: u32) -> String {
+    format!("layer-{file:08x}.data")
+}
+
+pub(super) fn index_name(file: u32) -> String {
+    format!("layer-{file:08x}.index")
+}
+
+/// Whether a file of this name belongs to a replica's layers, and to which.
+pub(super) fn layer_file(name: &str) -> Option<u32> {
+    let number = name.strip_prefix("layer-")?;
+    let number = number.strip_suffix(".data").or_else(|| number.strip_suffix(".index"))?;
+    (number.len() == 8).then(|| u32::from_str_radix(number, 16).ok())?
+}
+
+pub(super) fn is_ours(name: &str) -> bool {
+    [LOCK_FILE, INTENT_FILE, UNFINISHED_FILE, CHAIN.file, "probe.tmp"].contains(&name)
+        || layer_file(name).is_some()
+}

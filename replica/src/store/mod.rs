@@ -1,0 +1,350 @@
+//! The store of one replica: one directory, an ordered chain of layers.
+//!
+//! Owns every file of the directory. Promises: what was answered survives a SIGKILL; what was
+//! flushed survives a power cut; a byte whose checksum is wrong is never returned; metadata never
+//! needs space that wasn't reserved. May never happen: that a failed sync is tried again.
+//!
+//! One thread: futures are not `Send`, and must be driven to their end (a dropped one leaves
+//! memory sound but may leave a block whose checksum is old). Whoever calls orders overlapping
+//! operations; reads may overlap each other. Within a `LocalSet`.
+//!
+//! ```text
+//! write ─▶ mark (intent, first write of a region) ─▶ data ─▶ index page (if presence changed) ─▶ answer
+//! flush ─▶ sync data ─▶ index pages of changed presence ─▶ sync index ─▶ answer
+//! clear ─▶ sync data ─▶ index pages ─▶ sync index ─▶ unmark (lazily)
+//! ```
+//!
+//! Gates, taken in this order: chain, recovery, flush round, files' own.
+
+mod changes;
+#[doc(hidden)]
+pub mod crash;
+mod durable;
+mod error;
+pub mod file;
+mod intent;
+mod io;
+mod join;
+mod meta;
+mod open;
+mod pages;
+mod query;
+mod rebuild;
+mod recover;
+mod rounds;
+mod slots;
+pub mod storage;
+mod uring;
+mod verify;
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::rc::Rc;
+
+pub use error::{BadBlock, BlockProblem, ReadError, StoreError};
+pub use io::ReadReport;
+pub use join::JoinProgress;
+pub use meta::{Identity, Membership, ReplicaState};
+pub use open::StoreOptions;
+pub use storage::{Storage, StorageFile};
+use tokio::sync::Mutex;
+pub use verify::VerifyReport;
+
+pub use crate::chain::index::{BlockSum, Blocks, ZERO_BLOCK_SUM};
+use crate::chain::{Chain, ChainError, ChainInfo};
+use crate::types::{Fence, Generation, LayerId, Region};
+use intent::{Intent, IntentError};
+use meta::{ReplicaMeta, Witness};
+use pages::{PageFault, Pages};
+use rounds::Rounds;
+use slots::Slots;
+
+/// What is read: the volume as it is, or as it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum View {
+    Top,
+    /// As seen at a snapshot.
+    Layer(LayerId),
+}
+
+/// One replica's directory, open and locked.
+pub struct Store<S: Storage> {
+    storage: S,
+    meta: Slots<S::File, ReplicaMeta>,
+    chain: Slots<S::File, Chain>,
+    intent: Intent<S::File>,
+    pages: Pages<S::File>,
+    layers: RefCell<Layers<S::File>>,
+    head_state: HeadState,
+    failure: RefCell<Option<String>>,
+    continuous: Cell<bool>,
+    /// The machine lost what wasn't synced: fresh blocks must prove that their data arrived.
+    lost_power: bool,
+    /// Regions that were marked when the store was opened, and whose sums weren't looked at yet.
+    unrecovered: RefCell<HashSet<Region>>,
+    chain_gate: Mutex<()>,
+    recovery_gate: Mutex<()>,
+    flushes: Rounds,
+    _lock: S::Lock,
+}
+
+/// What isn't durable of the head.
+#[derive(Default)]
+struct HeadState {
+    /// Regions with fresh blocks.
+    fresh: RefCell<BTreeSet<Region>>,
+    /// Fresh blocks that the running flush will make durable, unless they change again.
+    flushing: RefCell<HashMap<Region, Blocks>>,
+    /// Writes that run, per region.
+    writing: RefCell<HashMap<Region, u32>>,
+}
+
+struct Layers<F> {
+    by_id: HashMap<LayerId, Rc<OpenLayer<F>>>,
+    /// What decides the content of the volume, head first.
+    top: Path<F>,
+}
+
+/// Layers that decide what a view shows, newest first.
+type Path<F> = Rc<[Rc<OpenLayer<F>>]>;
+
+struct OpenLayer<F> {
+    id: LayerId,
+    /// Of its files.
+    file: pages::FileNumber,
+    data: Rc<DataFile<F>>,
+    size_bytes: u64,
+    has_parent: bool,
+    filling: bool,
+}
+
+struct DataFile<F> {
+    file: F,
+    /// Written since the last sync that began, or by an earlier process.
+    unsynced: Cell<bool>,
+}
+
+impl<S: Storage> Store<S> {
+    pub fn identity(&self) -> Identity {
+        self.meta.get().identity.clone()
+    }
+
+    /// For log and error texts: the directory.
+    pub fn place(&self) -> String {
+        self.storage.place()
+    }
+
+    pub fn storage(&self) -> &S {
+        &self.storage
+    }
+
+    pub fn size_bytes(&self) -> u64 {
+        self.chain.get().size_bytes()
+    }
+
+    /// Highest (generation, session) that was seen.
+    pub fn fence(&self) -> Option<Fence> {
+        self.meta.get().fence
+    }
+
+    pub fn membership(&self) -> Membership {
+        self.meta.get().membership.clone()
+    }
+
+    /// Nothing that was acknowledged can have been lost: the machine has run without a break
+    /// since this replica became a member, or nothing was unflushed.
+    pub fn continuous(&self) -> bool {
+        self.continuous.get()
+    }
+
+    /// Why the store failed for good, if it did.
+    pub fn failure(&self) -> Option<String> {
+        self.failure.borrow().clone()
+    }
+
+    pub fn chain(&self) -> ChainInfo {
+        let layers = self.layers.borrow();
+        self.chain.get().info(|id| {
+            let data = layers.by_id.get(&id).map(|layer| layer.data.file.allocated_bytes());
+            data.and_then(Result::ok).unwrap_or(0)
+        })
+    }
+
+    /// Durable when it returns. Never goes back: an older fence changes nothing.
+    pub async fn set_fence(&self, fence: Fence) -> Result<(), StoreError> {
+        self.check_usable()?;
+        let change = |meta: &ReplicaMeta| {
+            let fence = Some(meta.fence.map_or(fence, |seen| seen.max(fence)));
+            ReplicaMeta { fence, ..meta.clone() }
+        };
+        let done = self.meta.update(change).await;
+        self.or_fail("make the fence durable", done).await
+    }
+
+    /// Durable when it returns. Becoming a member renews the witness; becoming ready ends the
+    /// filling of layers, and everything they have is durable.
+    pub async fn set_membership(&self, membership: Membership) -> Result<(), StoreError> {
+        self.check_usable()?;
+        if membership.state == ReplicaState::Ready {
+            self.finish_filling().await?;
+        }
+        let mut witness = self.meta.get().witness.clone();
+        let is_member = membership.state == ReplicaState::Member;
+        if is_member && (!self.continuous.get() || witness.is_none()) {
+            // What a power cut may have taken is decided now: the new witness says it didn't.
+            self.recover_fresh().await?;
+            witness = self.new_witness();
+        }
+        let change = |meta: &ReplicaMeta| ReplicaMeta { membership, witness, ..meta.clone() };
+        let done = self.meta.update(change).await;
+        self.or_fail("make the membership durable", done).await?;
+        if is_member {
+            self.continuous.set(true);
+        }
+        Ok(())
+    }
+
+    /// Regions that may differ from other replicas, with the generation of their mark.
+    pub fn marked_regions(&self) -> Result<Vec<(Region, Generation)>, StoreError> {
+        self.intent.marked().map_err(|error| self.intent_error(error))
+    }
+
+    /// Regions written in a generation after `base`, marked or not: what a replica missed that
+    /// was last in sync then. `None`: all that were ever written.
+    pub fn regions_since(
+        &self,
+        base: Option<Generation>,
+    ) -> Result<Vec<(Region, Generation)>, StoreError> {
+        let base = base.map_or(0, |generation| generation.0.get());
+        self.intent.stamped_since(base).map_err(|error| self.intent_error(error))
+    }
+
+    /// Gives every marked region the new generation; durable when it returns.
+    pub async fn restamp(&self, generation: Generation) -> Result<(), StoreError> {
+        self.check_usable()?;
+        let done = self.intent.restamp(generation).await;
+        self.or_fail_intent("restamp the marked regions", done).await
+    }
+
+    fn head(&self) -> Rc<OpenLayer<S::File>> {
+        self.layers.borrow().top[0].clone()
+    }
+
+    /// The layers that decide what `view` shows, newest first.
+    fn path(&self, view: View) -> Result<Path<S::File>, StoreError> {
+        let layers = self.layers.borrow();
+        match view {
+            View::Top => Ok(layers.top.clone()),
+            View::Layer(id) => {
+                let chain = self.chain.get();
+                if id != layers.top[0].id {
+                    chain.snapshot(id)?;
+                }
+                Ok(chain.path(id).map(|layer| layers.by_id[&layer.id].clone()).collect())
+            }
+        }
+    }
+
+    fn layer(&self, id: LayerId) -> Result<Rc<OpenLayer<S::File>>, StoreError> {
+        let layers = self.layers.borrow();
+        Ok(layers.by_id.get(&id).cloned().ok_or(ChainError::NoLayer(id))?)
+    }
+
+    fn check_usable(&self) -> Result<(), StoreError> {
+        match &*self.failure.borrow() {
+            None => Ok(()),
+            Some(reason) => Err(StoreError::Failed { place: self.place(), reason: reason.clone() }),
+        }
+    }
+
+    /// What the disk holds isn't known any more: from here on nothing is written.
+    async fn or_fail<T>(
+        &self,
+        doing: &'static str,
+        done: std::io::Result<T>,
+    ) -> Result<T, StoreError> {
+        match done {
+            Ok(value) => Ok(value),
+            Err(error) => Err(self.fail(format!("{doing}: {error}")).await),
+        }
+    }
+
+    async fn or_fail_intent<T>(
+        &self,
+        doing: &'static str,
+        done: Result<T, IntentError>,
+    ) -> Result<T, StoreError> {
+        match done {
+            Ok(value) => Ok(value),
+            Err(IntentError::Io(error)) => self.or_fail(doing, Err(error)).await,
+            Err(error) => Err(self.intent_error(error)),
+        }
+    }
+
+    async fn fail(&self, reason: String) -> StoreError {
+        let first = self.failure.borrow().is_none();
+        if first {
+            tracing::error!(place = self.place(), reason, "the replica failed for good");
+            *self.failure.borrow_mut() = Some(reason.clone());
+            self.forget_witness();
+            let failed = |meta: &ReplicaMeta| {
+                let mut meta = meta.clone();
+                meta.membership.state = ReplicaState::Failed;
+                meta.failure = Some(reason.clone());
+                meta
+            };
+            if let Err(error) = self.meta.update(failed).await {
+                // The witness is gone: after a restart the replica is suspect.
+                tracing::error!(place = self.place(), %error, "the failure can't be made durable");
+            }
+        }
+        StoreError::Failed { place: self.place(), reason }
+    }
+
+    /// An I/O error ends what the witness says: the disk may have lost more than it told.
+    fn forget_witness(&self) {
+        self.continuous.set(false);
+        if let Err(error) = self.storage.remove_volatile(&self.witness_name()) {
+            tracing::debug!(%error, "there was no witness to remove");
+        }
+    }
+
+    fn witness_name(&self) -> String {
+        open::witness_name(&self.meta.get().identity)
+    }
+
+    fn new_witness(&self) -> Option<Witness> {
+        let nonce = format!("{:032x}", open::random_bits());
+        let boot_id = self.storage.boot_id();
+        let written = self.storage.write_volatile(&self.witness_name(), &nonce);
+        match (boot_id, written) {
+            (Ok(boot_id), Ok(())) => Some(Witness { boot_id, nonce }),
+            (Err(error), _) | (_, Err(error)) => {
+                tracing::warn!(place = self.place(), %error,
+                    "no witness: after a crash this replica counts as one that lost power");
+                None
+            }
+        }
+    }
+
+    fn io_error(&self, doing: &'static str, source: std::io::Error) -> StoreError {
+        StoreError::Io { doing, place: self.place(), source }
+    }
+
+    fn intent_error(&self, error: IntentError) -> StoreError {
+        open::intent_error(&self.storage, error)
+    }
+
+    /// The page can't be used. Says nothing about others.
+    fn page_error(&self, file: pages::FileNumber, region: Region, fault: PageFault) -> StoreError {
+        match fault {
+            PageFault::Io(error) => self.io_error("read the index", error),
+            PageFault::Gone => StoreError::Chain(ChainError::Unsound("a layer is gone".into())),
+            PageFault::Bad(problem) => StoreError::Damaged {
+                place: self.place(),
+                file: meta::index_name(file),
+                problem: format!("the page of region {}: {problem}", region.0),
+            },
+        }
+    }
+}

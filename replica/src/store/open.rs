@@ -1,0 +1,304 @@
+//! Making a directory a replica's, and opening it again.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{HashMap, HashSet};
+use std::hash::{BuildHasher, RandomState};
+use std::io;
+use std::rc::Rc;
+
+use tokio::sync::Mutex;
+
+use super::intent::{self, Intent, IntentError};
+use super::meta::{
+    CHAIN, INTENT_FILE, LOCK_FILE, REPLICA, ReplicaMeta, UNFINISHED_FILE, data_name, index_name,
+    is_ours, layer_file,
+};
+use super::pages::{self, Pages};
+use super::slots::{self, Slots, SlotsError, SlotsKind};
+use super::storage::{FileKind, LockError, Storage, StorageFile};
+use super::{
+    DataFile, HeadState, Identity, Layers, Membership, OpenLayer, ReplicaState, Store, StoreError,
+};
+use crate::chain::Chain;
+use crate::types::LayerId;
+
+/// What may differ between two openings of one directory.
+#[derive(Clone, Debug)]
+pub struct StoreOptions {
+    /// Memory for index pages.
+    pub index_cache_bytes: usize,
+}
+
+impl Default for StoreOptions {
+    fn default() -> Self {
+        Self { index_cache_bytes: 32 << 20 }
+    }
+}
+
+impl<S: Storage> Store<S> {
+    /// Makes an empty directory a replica's. One that was left half done by a crash is made anew;
+    /// one that holds anything else is refused.
+    pub async fn format(
+        storage: S,
+        identity: Identity,
+        size_bytes: u64,
+        first_head: LayerId,
+    ) -> Result<(), StoreError> {
+        let place = storage.place();
+        let failed = |doing: &'static str| {
+            let place = place.clone();
+            move |error| fail(&place, doing, error)
+        };
+        let chain = Chain::new(first_head, size_bytes)?;
+        let names = storage.list().map_err(failed("list the files"))?;
+        if names.iter().any(|name| name == REPLICA.file) {
+            return Err(holds_replica(&storage));
+        }
+        let foreign = |name: &&String| *name != "lost+found" && !is_ours(name);
+        if let Some(name) = names.iter().find(foreign) {
+            return Err(StoreError::NotEmpty { place, name: name.clone() });
+        }
+        let _lock = lock(&storage)?;
+        for name in names.iter().filter(|name| is_ours(name) && *name != LOCK_FILE) {
+            storage.remove(name).map_err(failed("remove what a crash left"))?;
+        }
+        let done = write_new(&storage, identity, &chain).await;
+        done.map_err(failed("make the replica's files"))
+    }
+
+    /// Opens and locks a replica's directory. Costs no scan of the index; a change of the chain
+    /// that a crash interrupted is as if never begun, or done.
+    pub async fn open(storage: S, options: StoreOptions) -> Result<Self, StoreError> {
+        let place = storage.place();
+        let names = storage.list().map_err(|error| fail(&place, "list the files", error))?;
+        for missing in [REPLICA.file, CHAIN.file, INTENT_FILE] {
+            if !names.iter().any(|name| name == missing) {
+                return Err(StoreError::NoReplica { place, missing });
+            }
+        }
+        let lock = lock(&storage)?;
+        let meta: Slots<S::File, ReplicaMeta> = open_slots(&storage, REPLICA)?;
+        let chain: Slots<S::File, Chain> = open_slots(&storage, CHAIN)?;
+        let sound = (*chain.get()).clone().checked();
+        sound.map_err(|error| damaged(&storage, CHAIN.file, error.to_string()))?;
+        let size_bytes = chain.get().size_bytes();
+        let intent = open_intent(&storage, size_bytes)?;
+
+        let pages = Pages::new(options.index_cache_bytes);
+        let layers = open_layers(&storage, &chain.get(), &pages, None)?;
+        remove_unused(&storage, &chain.get(), &names);
+
+        let witnessed = meta.get().witness.as_ref().is_some_and(|witness| {
+            let boot_id = storage.boot_id().ok();
+            let nonce = storage.read_volatile(&witness_name(&meta.get().identity)).ok();
+            boot_id.as_ref() == Some(&witness.boot_id) && nonce.as_ref() == Some(&witness.nonce)
+        });
+        let marked = intent.marked().map_err(|error| intent_error(&storage, error))?;
+        let unrecovered: HashSet<_> = marked.into_iter().map(|(region, _)| region).collect();
+        let store = Self {
+            failure: RefCell::new(meta.get().failure.clone()),
+            continuous: Cell::new(witnessed || unrecovered.is_empty()),
+            lost_power: !witnessed,
+            unrecovered: RefCell::new(unrecovered),
+            storage,
+            meta,
+            chain,
+            intent,
+            pages,
+            layers: RefCell::new(layers),
+            head_state: HeadState::default(),
+            chain_gate: Mutex::new(()),
+            recovery_gate: Mutex::new(()),
+            flushes: super::Rounds::default(),
+            _lock: lock,
+        };
+        if store.meta.get().membership.state == ReplicaState::Failed {
+            let reason = "it failed before".to_owned();
+            store.failure.borrow_mut().get_or_insert(reason);
+            store.continuous.set(false);
+        }
+        store.find_fresh()?;
+        Ok(store)
+    }
+}
+
+async fn write_new<S: Storage>(storage: &S, identity: Identity, chain: &Chain) -> io::Result<()> {
+    let head = chain.head();
+    create_layer(storage, head.file, head.size_bytes, true).await?;
+    let intent = storage.create(INTENT_FILE, FileKind::Metadata)?;
+    intent.preallocate(intent::file_bytes(head.size_bytes))?;
+    intent.sync().await?;
+    let file = storage.create(CHAIN.file, FileKind::Metadata)?;
+    Slots::format(&file, CHAIN, chain).await?;
+    let membership =
+        Membership { state: ReplicaState::New, synced_gen: None, synced_set: Vec::new() };
+    let meta = ReplicaMeta { identity, fence: None, membership, witness: None, failure: None };
+    let file = storage.create(UNFINISHED_FILE, FileKind::Metadata)?;
+    Slots::format(&file, REPLICA, &meta).await?;
+    storage.sync_dir().await?;
+    storage.rename(UNFINISHED_FILE, REPLICA.file)?;
+    storage.sync_dir().await
+}
+
+/// Makes the files of an empty layer; their names become durable by the caller's `sync_dir`.
+pub(super) async fn create_layer<S: Storage>(
+    storage: &S,
+    file: u32,
+    size_bytes: u64,
+    reserve_index: bool,
+) -> io::Result<(S::File, S::File)> {
+    let data = storage.create(&data_name(file), FileKind::Data)?;
+    data.extend(size_bytes)?;
+    let index = storage.create(&index_name(file), FileKind::Metadata)?;
+    if reserve_index {
+        index.preallocate(pages::file_bytes(size_bytes))?;
+    } else {
+        index.extend(pages::file_bytes(size_bytes))?;
+    }
+    data.sync().await?;
+    index.sync().await?;
+    Ok((data, index))
+}
+
+/// Opens the files of all layers, taking those that are open already from `before`.
+pub(super) fn open_layers<S: Storage>(
+    storage: &S,
+    chain: &Chain,
+    pages: &Pages<S::File>,
+    before: Option<&Layers<S::File>>,
+) -> Result<Layers<S::File>, StoreError> {
+    let mut open: HashMap<u32, Rc<DataFile<S::File>>> = HashMap::new();
+    for layer in before.iter().flat_map(|before| before.by_id.values()) {
+        open.insert(layer.file, layer.data.clone());
+    }
+    let mut by_id = HashMap::new();
+    for layer in chain.layers() {
+        let data = match open.get(&layer.file) {
+            Some(data) => data.clone(),
+            None => {
+                let file =
+                    open_file(storage, &data_name(layer.file), FileKind::Data, layer.size_bytes)?;
+                let index_bytes = pages::file_bytes(layer.size_bytes);
+                let name = index_name(layer.file);
+                let index = open_file(storage, &name, FileKind::Metadata, index_bytes)?;
+                pages.add_file(layer.file, index, true);
+                Rc::new(DataFile { file, unsynced: Cell::new(true) })
+            }
+        };
+        by_id.insert(
+            layer.id,
+            Rc::new(OpenLayer {
+                id: layer.id,
+                file: layer.file,
+                data,
+                size_bytes: layer.size_bytes,
+                has_parent: layer.parent.is_some(),
+                filling: layer.filling,
+            }),
+        );
+    }
+    let top = chain.path(chain.head().id).map(|layer| by_id[&layer.id].clone()).collect();
+    Ok(Layers { by_id, top })
+}
+
+/// Files of layers that a join or a removal has left, or that a snapshot made and never used.
+pub(super) fn remove_unused<S: Storage>(storage: &S, chain: &Chain, names: &[String]) {
+    let used: HashSet<u32> = chain.layers().iter().map(|layer| layer.file).collect();
+    for name in names {
+        if layer_file(name).is_some_and(|file| !used.contains(&file))
+            && let Err(error) = storage.remove(name)
+        {
+            tracing::warn!(place = storage.place(), name, %error, "an unused file stays");
+        }
+    }
+}
+
+fn open_file<S: Storage>(
+    storage: &S,
+    name: &str,
+    kind: FileKind,
+    expected_bytes: u64,
+) -> Result<S::File, StoreError> {
+    let file = storage.open(name, kind).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => damaged(storage, name, "it is missing".into()),
+        _ => fail(&storage.place(), "open the files", error),
+    })?;
+    match file.length_bytes() {
+        Ok(length) if length >= expected_bytes => Ok(file),
+        Ok(length) => {
+            let problem = format!("it has {length} bytes, {expected_bytes} were written");
+            Err(damaged(storage, name, problem))
+        }
+        Err(error) => Err(fail(&storage.place(), "look at the files", error)),
+    }
+}
+
+fn open_intent<S: Storage>(storage: &S, size_bytes: u64) -> Result<Intent<S::File>, StoreError> {
+    let bytes = intent::file_bytes(size_bytes);
+    let file = open_file(storage, INTENT_FILE, FileKind::Metadata, bytes)?;
+    Intent::open(file, size_bytes).map_err(|error| intent_error(storage, error))
+}
+
+fn open_slots<S: Storage, T: serde::Serialize + serde::de::DeserializeOwned>(
+    storage: &S,
+    kind: SlotsKind,
+) -> Result<Slots<S::File, T>, StoreError> {
+    let open = storage.open(kind.file, FileKind::Metadata);
+    let file = open.map_err(|error| fail(&storage.place(), "open the files", error))?;
+    Slots::open(file, kind).map_err(|error| match error {
+        SlotsError::Io(error) => fail(&storage.place(), "read the metadata", error),
+        SlotsError::Damaged(problem) => damaged(storage, kind.file, problem),
+        SlotsError::Version(found) => StoreError::Version {
+            place: storage.place(),
+            file: kind.file.into(),
+            found,
+            known: slots::VERSION,
+        },
+    })
+}
+
+fn lock<S: Storage>(storage: &S) -> Result<S::Lock, StoreError> {
+    storage.lock().map_err(|error| match error {
+        LockError::Held { pid } => StoreError::Locked { place: storage.place(), pid },
+        LockError::Io(error) => fail(&storage.place(), "lock the directory", error),
+    })
+}
+
+fn holds_replica<S: Storage>(storage: &S) -> StoreError {
+    match open_slots::<S, ReplicaMeta>(storage, REPLICA) {
+        Ok(meta) => {
+            let identity = meta.get().identity.clone();
+            StoreError::HoldsReplica {
+                place: storage.place(),
+                volume: identity.volume,
+                replica: identity.replica.to_string(),
+            }
+        }
+        Err(_) => StoreError::NotEmpty { place: storage.place(), name: REPLICA.file.into() },
+    }
+}
+
+pub(super) fn intent_error<S: Storage>(storage: &S, error: IntentError) -> StoreError {
+    match error {
+        IntentError::Io(error) => fail(&storage.place(), "read the intent map", error),
+        IntentError::Damaged(problem) => damaged(storage, INTENT_FILE, problem),
+    }
+}
+
+fn damaged<S: Storage>(storage: &S, file: &str, problem: String) -> StoreError {
+    StoreError::Damaged { place: storage.place(), file: file.into(), problem }
+}
+
+fn fail(place: &str, doing: &'static str, source: io::Error) -> StoreError {
+    StoreError::Io { doing, place: place.to_owned(), source }
+}
+
+pub(super) fn witness_name(identity: &Identity) -> String {
+    format!("ankole-witness-{}", identity.incarnation)
+}
+
+/// From the kernel's randomness, by way of the seeds that the standard library takes from it.
+pub(super) fn random_bits() -> u128 {
+    let half = || u128::from(RandomState::new().hash_one(std::process::id()));
+    half() << 64 | half()
+}

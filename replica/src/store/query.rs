@@ -1,0 +1,115 @@
+//! What layers have, without their data.
+
+use std::ops::Range;
+use std::rc::Rc;
+
+use ankole_blockdev::disk::Allocation;
+
+use super::io::slots_of;
+use super::pages::WriteBack;
+use super::storage::Storage;
+use super::{OpenLayer, ReadError, Store, StoreError, View};
+use crate::chain::ChainError;
+use crate::chain::index::{BlockSum, Blocks, Page};
+use crate::types::{BLOCKS_PER_REGION, BlockIndex, BlockRange, LayerId, REGION_BYTES, Region};
+
+impl<S: Storage> Store<S> {
+    /// What one layer itself has of each block; its parents aren't asked.
+    pub async fn own_sums(
+        &self,
+        layer: LayerId,
+        range: BlockRange,
+    ) -> Result<Vec<BlockSum>, StoreError> {
+        self.recover_all(range).await?;
+        let layer = self.layer(layer)?;
+        self.check_range(&layer, range)?;
+        let mut sums = Vec::with_capacity(range.count as usize);
+        for region in range.regions() {
+            let slots = slots_of(range.clipped_to(region));
+            let look = |page: &Page| sums.extend(slots.map(|slot| page.block(slot)));
+            let looked = self.pages.look(layer.file, region, look);
+            looked.map_err(|fault| self.page_error(layer.file, region, fault))?;
+        }
+        Ok(sums)
+    }
+
+    /// The head's blocks of `range` were compared with a peer's and are equal.
+    pub async fn mark_verified(&self, range: BlockRange) -> Result<(), StoreError> {
+        self.check_usable()?;
+        self.recover_all(range).await?;
+        let head = self.head();
+        self.check_range(&head, range)?;
+        for region in range.regions() {
+            let slots = Blocks::span(slots_of(range.clipped_to(region)));
+            let done = self.pages.change(head.file, region, |page| {
+                let unverified = page.unverified() & slots;
+                unverified.slots().for_each(|slot| page.set_verified(slot));
+                let write_back =
+                    if unverified.is_empty() { WriteBack::Unchanged } else { WriteBack::Later };
+                ((), write_back)
+            });
+            self.or_fail_page(&head, done.map_err(|fault| (region, fault))).await?;
+        }
+        Ok(())
+    }
+
+    /// Runs that cover `range` without gaps: what holds data and what reads as zeroes.
+    pub async fn extents(
+        &self,
+        view: View,
+        range: BlockRange,
+    ) -> Result<Vec<(BlockRange, Allocation)>, ReadError> {
+        let mut runs: Vec<(BlockRange, Allocation)> = Vec::new();
+        for region in range.regions() {
+            let part = range.clipped_to(region);
+            for (sum, block) in self.sums(view, part).await?.iter().zip(part.blocks()) {
+                let kind = match sum {
+                    BlockSum::Data { .. } => Allocation::Data,
+                    BlockSum::Zero | BlockSum::Absent => Allocation::Zero,
+                };
+                match runs.last_mut() {
+                    Some((run, last)) if *last == kind => run.count += 1,
+                    _ => runs.push((BlockRange::new(block, 1), kind)),
+                }
+            }
+        }
+        Ok(runs)
+    }
+
+    /// Blocks that the layers after `after` up to `upto` have, per region of `regions`: what an
+    /// incremental backup of `upto` has to look at. Without `after`, all that `upto` shows.
+    pub fn changed(
+        &self,
+        after: Option<LayerId>,
+        upto: LayerId,
+        regions: Range<u64>,
+    ) -> Result<Vec<(Region, Blocks)>, StoreError> {
+        let path = self.path(View::Layer(upto))?;
+        let newer: Vec<Rc<OpenLayer<S::File>>> =
+            path.iter().take_while(|layer| Some(layer.id) != after).cloned().collect();
+        if let Some(after) = after.filter(|_| newer.len() == path.len()) {
+            return Err(ChainError::NoLayer(after).into());
+        }
+        let mut found = Vec::new();
+        for region in regions.map(Region) {
+            let mut blocks = Blocks::NONE;
+            for layer in &newer {
+                if region.0 < layer.size_bytes / REGION_BYTES {
+                    let owned = self.pages.look(layer.file, region, Page::owned);
+                    let owned =
+                        owned.map_err(|fault| self.page_error(layer.file, region, fault))?;
+                    blocks = blocks | owned;
+                }
+            }
+            if !blocks.is_empty() {
+                found.push((region, blocks));
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// The block at `slot` of `region`.
+pub(super) fn block_at(region: Region, slot: usize) -> BlockIndex {
+    BlockIndex(region.0 * BLOCKS_PER_REGION + slot as u64)
+}

@@ -1,0 +1,128 @@
+//! After a crash: what the sums of marked regions are worth.
+//!
+//! Sums reach the disk lazily, so in a region that was marked they may be older than the data.
+//! Such a sum is taken from the data and counts as unverified. Elsewhere a wrong sum is damage.
+//! Each region is looked at before it is first used.
+//!
+//! ```text
+//! block of a marked region      killed process             lost power
+//! sum matches                   verified                   verified
+//! sum differs, not fresh        data, unverified           data, unverified
+//! sum differs, fresh            data, unverified           what it was before: data never arrived
+//! ```
+
+use ankole_blockdev::disk::{BLOCK_BYTES, Buffer};
+
+use super::pages::PageFault;
+use super::query::block_at;
+use super::storage::{Storage, StorageFile};
+use super::{OpenLayer, Store, StoreError};
+use crate::chain::index::{Blocks, Page};
+use crate::types::{BlockRange, Region};
+
+const BLOCK: usize = BLOCK_BYTES as usize;
+
+impl<S: Storage> Store<S> {
+    /// At open: which marked regions have blocks that no flush has covered.
+    pub(super) fn find_fresh(&self) -> Result<(), StoreError> {
+        let head = self.head();
+        let mut regions: Vec<_> = self.unrecovered.borrow().iter().copied().collect();
+        regions.sort_unstable();
+        for region in regions {
+            match self.pages.load_damaged(head.file, region) {
+                Ok((page, _)) if !page.fresh().is_empty() => {
+                    self.head_state.fresh.borrow_mut().insert(region);
+                }
+                Ok(_) | Err(PageFault::Bad(_) | PageFault::Gone) => {} // a damaged page shows when it is read
+                Err(fault) => return Err(self.page_error(head.file, region, fault)),
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) async fn recover_all(&self, range: BlockRange) -> Result<(), StoreError> {
+        if self.unrecovered.borrow().is_empty() {
+            return Ok(());
+        }
+        for region in range.regions() {
+            self.recover_region(region).await?;
+        }
+        Ok(())
+    }
+
+    /// Before a flush makes fresh blocks lasting: those that a power cut took are found.
+    pub(super) async fn judge_fresh(&self, region: Region) -> Result<(), StoreError> {
+        if self.lost_power { self.recover_region(region).await } else { Ok(()) }
+    }
+
+    pub(super) async fn recover_fresh(&self) -> Result<(), StoreError> {
+        let fresh: Vec<_> = self.head_state.fresh.borrow().iter().copied().collect();
+        for region in fresh {
+            self.judge_fresh(region).await?;
+        }
+        Ok(())
+    }
+
+    pub(super) async fn recover_region(&self, region: Region) -> Result<(), StoreError> {
+        if !self.unrecovered.borrow().contains(&region) {
+            return Ok(());
+        }
+        let _one_at_a_time = self.recovery_gate.lock().await;
+        if !self.unrecovered.borrow().contains(&region) {
+            return Ok(());
+        }
+        let open: Vec<_> = {
+            let layers = self.layers.borrow();
+            let filling = layers.by_id.values().filter(|layer| layer.filling).cloned();
+            filling.chain([layers.top[0].clone()]).collect()
+        };
+        for layer in open {
+            if region.range().first.offset_bytes() < layer.size_bytes {
+                self.recover_page(&layer, region).await?;
+            }
+        }
+        self.unrecovered.borrow_mut().remove(&region);
+        Ok(())
+    }
+
+    async fn recover_page(
+        &self,
+        layer: &OpenLayer<S::File>,
+        region: Region,
+    ) -> Result<(), StoreError> {
+        let (before, lost) = match self.pages.load_damaged(layer.file, region) {
+            Ok(loaded) => loaded,
+            Err(PageFault::Bad(_) | PageFault::Gone) => return Ok(()), // nothing to go by; reads say so
+            Err(fault) => return Err(self.page_error(layer.file, region, fault)),
+        };
+        let mut page = before.clone();
+        for run in before.present().runs() {
+            let first = block_at(region, run.start);
+            let (done, data) =
+                layer.data.file.read(first.offset_bytes(), Buffer::zeroed(run.len() * BLOCK)).await;
+            if done.is_err() {
+                continue; // reads of these blocks say so
+            }
+            for (slot, bytes) in run.zip(data.chunks_exact(BLOCK)) {
+                self.judge(&mut page, slot, crc32c::crc32c(bytes), lost);
+            }
+        }
+        if page != before || !lost.is_empty() {
+            // With the kernel before anyone sees it: the next process must decide the same.
+            let done = self.pages.replace(layer.file, region, page);
+            self.or_fail("write the index", done).await?;
+        }
+        Ok(())
+    }
+
+    fn judge(&self, page: &mut Page, slot: usize, found: u32, lost: Blocks) {
+        if page.sum(slot) == found && !lost.has(slot) {
+            return;
+        }
+        if page.fresh().has(slot) && self.lost_power {
+            page.fall_back(slot);
+        } else {
+            let _same_presence = page.set_data(slot, found, false);
+        }
+    }
+}

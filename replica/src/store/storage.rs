@@ -1,0 +1,89 @@
+//! What the store needs of a disk: one directory with files, and memory that a power cut clears.
+//!
+//! [`Directory`](super::file::Directory) is the real one, [`Disk`](super::crash::Disk) the
+//! simulated one of the tests. Small metadata is read and written at once (it hits the page
+//! cache); block data, syncs and punching are awaited. Futures start working when first polled;
+//! one that is dropped leaves its operation running and its buffer alive.
+
+use std::future::Future;
+use std::io;
+use std::ops::Range;
+use std::rc::Rc;
+
+use ankole_blockdev::disk::Buffer;
+
+/// How a file is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FileKind {
+    /// Small pieces through the page cache.
+    Metadata,
+    /// Whole aligned blocks, past the page cache where the file system can.
+    Data,
+}
+
+#[derive(Debug)]
+pub enum LockError {
+    /// Another process has it; its pid, if it left one.
+    Held {
+        pid: Option<u32>,
+    },
+    Io(io::Error),
+}
+
+/// One directory.
+pub trait Storage: 'static {
+    type File: StorageFile;
+    /// Held as long as the directory is in use.
+    type Lock: 'static;
+
+    /// For error texts: the directory's path.
+    fn place(&self) -> String;
+    fn lock(&self) -> Result<Self::Lock, LockError>;
+    fn list(&self) -> io::Result<Vec<String>>;
+    /// Makes a file that isn't there yet.
+    fn create(&self, name: &str, kind: FileKind) -> io::Result<Self::File>;
+    fn open(&self, name: &str, kind: FileKind) -> io::Result<Self::File>;
+    fn rename(&self, from: &str, to: &str) -> io::Result<()>;
+    fn remove(&self, name: &str) -> io::Result<()>;
+    /// Makes what was created, renamed and removed durable.
+    fn sync_dir(&self) -> impl Future<Output = io::Result<()>>;
+
+    /// Changes with every boot of the machine.
+    fn boot_id(&self) -> io::Result<String>;
+    /// A small text that a power cut or a reboot loses.
+    fn read_volatile(&self, name: &str) -> io::Result<String>;
+    fn write_volatile(&self, name: &str, text: &str) -> io::Result<()>;
+    fn remove_volatile(&self, name: &str) -> io::Result<()>;
+}
+
+/// One open file.
+pub trait StorageFile: 'static {
+    fn length_bytes(&self) -> io::Result<u64>;
+    /// What it takes on the disk.
+    fn allocated_bytes(&self) -> io::Result<u64>;
+    /// Makes it longer without taking space.
+    fn extend(&self, length_bytes: u64) -> io::Result<()>;
+    /// Makes it longer and takes the space, so that writing into it can't run out of it.
+    fn preallocate(&self, length_bytes: u64) -> io::Result<()>;
+    /// Fills `into`, or fails with `UnexpectedEof`.
+    fn read_at(&self, offset_bytes: u64, into: &mut [u8]) -> io::Result<()>;
+    fn write_at(&self, offset_bytes: u64, from: &[u8]) -> io::Result<()>;
+
+    /// Fills `into`, whose length is whole blocks.
+    fn read(
+        &self,
+        offset_bytes: u64,
+        into: Buffer,
+    ) -> impl Future<Output = (io::Result<()>, Buffer)>;
+    /// Writes `part` of `from`, which is whole blocks of the file.
+    fn write(
+        &self,
+        offset_bytes: u64,
+        from: Rc<Buffer>,
+        part: Range<usize>,
+    ) -> impl Future<Output = io::Result<()>>;
+    /// Makes everything that was written durable.
+    fn sync(&self) -> impl Future<Output = io::Result<()>>;
+    /// Frees a range, which then reads as zeroes.
+    fn punch(&self, range_bytes: Range<u64>) -> impl Future<Output = io::Result<()>>;
+}
