@@ -387,3 +387,183 @@ impl<'a> MetaQuery<'a> {
         fields.is_empty().then_some(found)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const EXPORT: ExportDescription<'static> =
+        ExportDescription { name: "v1", size_bytes: 1 << 20, is_read_only: false };
+
+    fn option(option: u32, data: &[u8]) -> Vec<u8> {
+        let mut bytes = OPTION_MAGIC.to_be_bytes().to_vec();
+        bytes.extend(option.to_be_bytes());
+        bytes.extend((data.len() as u32).to_be_bytes());
+        bytes.extend(data);
+        bytes
+    }
+
+    fn go(name: &str) -> Vec<u8> {
+        option(option::GO, &[&string(name)[..], &[0, 1, 0, 3]].concat())
+    }
+
+    fn meta(number: u32, name: &str, queries: &[&str]) -> Vec<u8> {
+        let mut data = string(name);
+        data.extend((queries.len() as u32).to_be_bytes());
+        data.extend(queries.iter().flat_map(|query| string(query)));
+        option(number, &data)
+    }
+
+    /// Past the client flags.
+    fn haggling() -> Handshake {
+        let mut handshake = Handshake::default();
+        let progress = handshake.receive(&[0, 0, 0, 3], &EXPORT, &mut Vec::new());
+        assert_eq!(progress, Ok(Progress::Handled { bytes: 4 }));
+        handshake
+    }
+
+    /// Kinds of the replies to one message, and how it ended.
+    fn answer(handshake: &mut Handshake, message: &[u8]) -> (Vec<u32>, Progress) {
+        let mut reply = Vec::new();
+        let progress = handshake.receive(message, &EXPORT, &mut reply).expect("no violation");
+        (kinds(&reply), progress)
+    }
+
+    fn kinds(reply: &[u8]) -> Vec<u32> {
+        let mut fields = Fields(reply);
+        let mut kinds = Vec::new();
+        while !fields.is_empty() {
+            assert_eq!(fields.u64(), Some(OPTION_REPLY_MAGIC));
+            fields.u32().expect("the option");
+            kinds.push(fields.u32().expect("the kind"));
+            let length = fields.u32().expect("the length") as usize;
+            fields.bytes(length).expect("the data");
+        }
+        kinds
+    }
+
+    #[test]
+    fn every_option_gets_the_reply_that_the_protocol_names() {
+        use option_reply as reply;
+        let mut handshake = haggling();
+        let cases: &[(Vec<u8>, &[u32])] = &[
+            (option(99, b"whatever"), &[reply::ERR_UNSUP]),
+            (option(11, &[]), &[reply::ERR_UNSUP]), // extended headers
+            (option(option::STARTTLS, &[]), &[reply::ERR_POLICY]),
+            (option(option::LIST, &[]), &[reply::SERVER, reply::ACK]),
+            (option(option::LIST, &[1]), &[reply::ERR_INVALID]),
+            (meta(option::SET_META_CONTEXT, "v1", &[BASE_ALLOCATION]), &[reply::ERR_INVALID]),
+            (option(option::STRUCTURED_REPLY, &[0]), &[reply::ERR_INVALID]),
+            (option(option::STRUCTURED_REPLY, &[]), &[reply::ACK]),
+            (meta(option::LIST_META_CONTEXT, "v1", &[]), &[reply::META_CONTEXT, reply::ACK]),
+            (meta(option::LIST_META_CONTEXT, "", &["base:"]), &[reply::META_CONTEXT, reply::ACK]),
+            (meta(option::LIST_META_CONTEXT, "v1", &["x-a:b"]), &[reply::ACK]),
+            (meta(option::SET_META_CONTEXT, "v1", &["base:"]), &[reply::ACK]),
+            (meta(option::SET_META_CONTEXT, "v2", &[BASE_ALLOCATION]), &[reply::ERR_UNKNOWN]),
+            (go("v2"), &[reply::ERR_UNKNOWN]),
+            (option(option::GO, &[0, 0, 0, 9]), &[reply::ERR_INVALID]),
+            (
+                option(option::INFO, &[&string("v1")[..], &[0, 1, 0, 1]].concat()),
+                &[reply::INFO, reply::INFO, reply::INFO, reply::ACK],
+            ),
+        ];
+        for (message, expected) in cases {
+            let (kinds, progress) = answer(&mut handshake, message);
+            assert_eq!(kinds, *expected, "{message:?}");
+            assert_eq!(progress, Progress::Handled { bytes: message.len() });
+        }
+        let (kinds, progress) = answer(&mut handshake, &option(option::ABORT, b"ignored"));
+        assert_eq!((kinds, progress), (vec![reply::ACK], Progress::Ended));
+    }
+
+    /// Block status for an export under another name would describe the wrong disk.
+    #[test]
+    fn a_metadata_context_holds_only_for_the_name_it_was_selected_for() {
+        for (selected, entered, failed_later, expected) in
+            [("v1", "v1", false, true), ("v1", "", false, false), ("v1", "v1", true, false)]
+        {
+            let mut handshake = haggling();
+            answer(&mut handshake, &option(option::STRUCTURED_REPLY, &[]));
+            let set = option::SET_META_CONTEXT;
+            answer(&mut handshake, &meta(set, selected, &["x-a:b", BASE_ALLOCATION]));
+            if failed_later {
+                answer(&mut handshake, &option(set, b"malformed"));
+            }
+            let message = go(entered);
+            let negotiated = Negotiated { structured_replies: true, base_allocation: expected };
+            let bytes = message.len();
+            let (_, progress) = answer(&mut handshake, &message);
+            assert_eq!(progress, Progress::Transmission { bytes, negotiated });
+        }
+    }
+
+    #[test]
+    fn the_old_way_in_pads_with_zeroes_unless_told_not_to() {
+        for (client_flags, expected) in [(0, 134), (1, 134), (2, 10), (3, 10)] {
+            let mut handshake = Handshake::default();
+            let mut reply = Vec::new();
+            handshake.receive(&[0, 0, 0, client_flags], &EXPORT, &mut reply).expect("known flags");
+            let message = option(option::EXPORT_NAME, b"v1");
+            handshake.receive(&message, &EXPORT, &mut reply).expect("the name is right");
+            assert_eq!(reply.len(), expected);
+            assert_eq!(reply[..8], EXPORT.size_bytes.to_be_bytes());
+        }
+        let wrong = option(option::EXPORT_NAME, b"v2");
+        let refused = haggling().receive(&wrong, &EXPORT, &mut Vec::new());
+        assert_eq!(refused, Err(Violation::UnknownExport));
+    }
+
+    #[test]
+    fn what_breaks_the_protocol_ends_the_connection() {
+        let mut reply = Vec::new();
+        let flags = Handshake::default().receive(&[0, 0, 0, 4], &EXPORT, &mut reply);
+        assert_eq!(flags, Err(Violation::UnknownClientFlags(4)));
+        let magic = haggling().receive(&[7; 16], &EXPORT, &mut reply);
+        assert_eq!(magic, Err(Violation::NotAnOption(0x0707_0707_0707_0707)));
+        let mut long = option(option::LIST, &[]);
+        long[12..16].copy_from_slice(&u32::MAX.to_be_bytes());
+        let long = haggling().receive(&long, &EXPORT, &mut reply);
+        let expected = Violation::OptionTooLong { option: option::LIST, bytes: u32::MAX };
+        assert_eq!(long, Err(expected));
+        assert!(reply.is_empty());
+    }
+
+    /// TCP cuts messages anywhere: a cut one must wait for its rest and change nothing.
+    #[test]
+    fn every_prefix_of_a_message_waits_for_the_rest() {
+        let messages = [
+            go("v1"),
+            option(option::LIST, &[]),
+            meta(option::SET_META_CONTEXT, "v1", &[BASE_ALLOCATION]),
+            option(option::EXPORT_NAME, b"v1"),
+        ];
+        for message in messages {
+            for end in 0..message.len() {
+                let mut reply = Vec::new();
+                let progress = haggling().receive(&message[..end], &EXPORT, &mut reply);
+                assert_eq!(progress, Ok(Progress::NeedsBytes));
+                assert!(reply.is_empty());
+            }
+        }
+    }
+
+    proptest! {
+        /// Lengths and counts inside an option lie; reading past its end would be a panic.
+        #[test]
+        fn any_option_data_is_answered(
+            number in 0_u32..12,
+            data in proptest::collection::vec(prop_oneof![Just(0_u8), 0..8_u8, any::<u8>()], 0..64),
+        ) {
+            let mut handshake = haggling();
+            answer(&mut handshake, &option(option::STRUCTURED_REPLY, &[]));
+            let mut reply = Vec::new();
+            match handshake.receive(&option(number, &data), &EXPORT, &mut reply) {
+                Ok(Progress::Transmission { .. }) if number == option::EXPORT_NAME => {}
+                Ok(_) => prop_assert!(!kinds(&reply).is_empty()),
+                Err(violation) => prop_assert_eq!(violation, Violation::UnknownExport),
+            }
+        }
+    }
+}

@@ -168,3 +168,131 @@ impl Intake {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::nbd::handshake::Negotiated;
+
+    const TERMS: Terms = Terms {
+        size_bytes: 1 << 30,
+        is_read_only: false,
+        negotiated: Negotiated { structured_replies: true, base_allocation: true },
+    };
+
+    /// What a stream means, with the data of each write.
+    #[derive(Debug, PartialEq, Eq)]
+    enum Seen {
+        Request(u64, Request, Option<Vec<u8>>),
+        Refused(u64, Errno),
+        Disconnect,
+        OutOfStep,
+    }
+
+    /// Feeds a stream in pieces of the given lengths, then the rest.
+    fn feed(stream: &[u8], pieces: &[usize]) -> Vec<Seen> {
+        let mut intake = Intake::new(&[]);
+        let mut seen = Vec::new();
+        let mut rest = stream;
+        let mut pieces = pieces.iter().copied().chain(std::iter::repeat(usize::MAX));
+        loop {
+            match intake.next(&TERMS, u64::MAX) {
+                Ok(Progress::Event(Event::Request { cookie, request, data })) => {
+                    let data = data.map(|data| data.to_vec());
+                    seen.push(Seen::Request(cookie.0, request, data));
+                }
+                Ok(Progress::Event(Event::Refused { cookie, errno, .. })) => {
+                    seen.push(Seen::Refused(cookie.0, errno));
+                }
+                Ok(Progress::Event(Event::Disconnect)) => {
+                    seen.push(Seen::Disconnect);
+                    return seen;
+                }
+                Ok(Progress::NeedsBytes) if rest.is_empty() => return seen,
+                Ok(Progress::NeedsBytes) => {
+                    let space = intake.space();
+                    assert!(!space.is_empty(), "a stream that can't go on");
+                    let piece = pieces.next().unwrap_or(usize::MAX).clamp(1, rest.len());
+                    let piece = piece.min(space.len());
+                    space[..piece].copy_from_slice(&rest[..piece]);
+                    intake.received(piece);
+                    rest = &rest[piece..];
+                }
+                Ok(Progress::NeedsRoom) => panic!("there is room"),
+                Err(NotARequest) => {
+                    seen.push(Seen::OutOfStep);
+                    return seen;
+                }
+            }
+        }
+    }
+
+    fn message(command: u16, cookie: u64, length_bytes: u32) -> Vec<u8> {
+        let raw =
+            RawRequest { flags: 0, command, cookie: Cookie(cookie), offset_bytes: 0, length_bytes };
+        let mut bytes = raw.encode().to_vec();
+        if command == Command::Write.to_wire() {
+            bytes.extend((0..length_bytes).map(|at| (at as u64 ^ cookie) as u8));
+        }
+        bytes
+    }
+
+    proptest! {
+        /// Where the network cuts the stream must not change what it means: data would land in
+        /// the wrong request.
+        #[test]
+        fn cuts_in_the_stream_do_not_change_its_meaning(
+            messages in proptest::collection::vec(
+                (0_u16..9, prop_oneof![0_u32..3, Just(512), Just(4096), Just(300 << 10)]), 1..12),
+            pieces in proptest::collection::vec(prop_oneof![1_usize..64, 1_usize..200_000], 0..40),
+        ) {
+            let numbered = messages.iter().zip(0..);
+            let stream: Vec<u8> = numbered
+                .flat_map(|(&(command, length), cookie)| message(command, cookie, length))
+                .collect();
+            let whole = feed(&stream, &[]);
+            prop_assert_eq!(&feed(&stream, &pieces), &whole);
+            // Each message is seen once, in order, up to a disconnect.
+            let disconnect = messages.iter().position(|&(command, _)| command == 2);
+            prop_assert_eq!(whole.len(), disconnect.map_or(messages.len(), |at| at + 1));
+            for (seen, cookie) in whole.iter().zip(0..) {
+                match seen {
+                    Seen::Request(number, _, data) => {
+                        prop_assert_eq!(*number, cookie);
+                        for (&byte, at) in data.iter().flatten().zip(0_u64..) {
+                            prop_assert_eq!(byte, (at ^ cookie) as u8);
+                        }
+                    }
+                    Seen::Refused(number, _) => prop_assert_eq!(*number, cookie),
+                    Seen::Disconnect => {}
+                    Seen::OutOfStep => prop_assert!(false, "the stream is sound"),
+                }
+            }
+        }
+    }
+
+    /// A refused write's data, taken for requests, would let a client's file content give orders.
+    #[test]
+    fn data_of_a_refused_write_is_never_read_as_a_request() {
+        let mut stream = message(Command::Write.to_wire(), 1, 28);
+        let payload = message(Command::Flush.to_wire(), 66, 0);
+        stream[RawRequest::BYTES..].copy_from_slice(&payload);
+        stream.extend(message(Command::Flush.to_wire(), 2, 0));
+        let expected = [Seen::Refused(1, Errno::Invalid), Seen::Request(2, Request::Flush, None)];
+        assert_eq!(feed(&stream, &[]), expected);
+    }
+
+    /// Memory is taken only when there is room for it, and the request isn't lost meanwhile.
+    #[test]
+    fn a_write_waits_for_room_before_it_takes_memory() {
+        let mut intake = Intake::new(&message(Command::Write.to_wire(), 1, 4096));
+        for _ in 0..3 {
+            assert!(matches!(intake.next(&TERMS, 4095), Ok(Progress::NeedsRoom)));
+        }
+        let next = intake.next(&TERMS, 4096);
+        assert!(matches!(next, Ok(Progress::Event(Event::Request { data: Some(_), .. }))));
+        assert!(intake.is_between_requests());
+    }
+}

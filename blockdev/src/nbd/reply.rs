@@ -230,3 +230,118 @@ impl Outbox {
         freed
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::rc::Rc;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn at(length_bytes: u64) -> Extent {
+        Extent { offset_bytes: 0, length_bytes }
+    }
+
+    fn bytes(reply: &Reply) -> Vec<u8> {
+        [reply.header(), reply.payload()].concat()
+    }
+
+    struct Held(Rc<Cell<u64>>);
+
+    impl Drop for Held {
+        fn drop(&mut self) {
+            self.0.set(self.0.get() + 1);
+        }
+    }
+
+    proptest! {
+        /// A socket takes as much as it likes. Bytes must come once and in order, and a hold must
+        /// end with the last byte of its reply, not before.
+        #[test]
+        fn replies_leave_whole_and_in_order_however_the_socket_cuts_them(
+            lengths in proptest::collection::vec(0_usize..5000, 1..150),
+            mut cuts in proptest::collection::vec(1_usize..20_000, 1..50),
+        ) {
+            let released = Rc::new(Cell::new(0));
+            let mut outbox = Outbox::default();
+            let (mut expected, mut ends) = (Vec::new(), Vec::new());
+            for (&length, number) in lengths.iter().zip(0_u64..) {
+                let data = Buffer::copy_of(&vec![number as u8; length]);
+                let hold = Hold::until_dropped(Held(released.clone()));
+                let reply = Reply::data(Cookie(number), at(512), data, hold, number % 2 == 0);
+                expected.extend(bytes(&reply));
+                ends.push(expected.len());
+                outbox.push(reply, length as u64);
+            }
+            let (mut sent, mut freed_bytes) = (Vec::<u8>::new(), 0);
+            cuts.push(usize::MAX);
+            let mut cuts = cuts.into_iter().cycle();
+            while !outbox.is_empty() {
+                let mut slices = [IoSlice::new(&[]); SLICES_MAX];
+                let used = outbox.fill(&mut slices);
+                let offered: Vec<u8> =
+                    slices[..used].iter().flat_map(|slice| slice.to_vec()).collect();
+                prop_assert!(!offered.is_empty());
+                let taken = cuts.next().map_or(1, |cut| cut.min(offered.len()));
+                sent.extend(&offered[..taken]);
+                freed_bytes += outbox.advance(taken).memory_bytes;
+                let complete = ends.iter().filter(|&&end| end <= sent.len()).count() as u64;
+                prop_assert_eq!(released.get(), complete);
+            }
+            prop_assert!(sent == expected);
+            prop_assert_eq!(freed_bytes, lengths.iter().sum::<usize>() as u64);
+        }
+    }
+
+    fn status(at: Extent, runs: &[(u64, u64, Allocation)], only_first: bool) -> Vec<(u32, u32)> {
+        let runs = runs.iter().map(|&(offset_bytes, length_bytes, allocation)| {
+            (Extent { offset_bytes, length_bytes }, allocation)
+        });
+        let reply = Reply::status(Cookie(1), at, runs, only_first);
+        let words: Vec<u32> = reply.payload().chunks_exact(4).map(word).collect();
+        words.chunks_exact(2).map(|pair| (pair[0], pair[1])).collect()
+    }
+
+    fn word(bytes: &[u8]) -> u32 {
+        u32::from_be_bytes(bytes.try_into().expect("four bytes"))
+    }
+
+    /// A hole told where there is data makes a sparse copy lose it.
+    #[test]
+    fn runs_are_cut_to_what_was_asked_and_joined_where_alike() {
+        use Allocation::{Data, Zero};
+        let at = Extent { offset_bytes: 4096, length_bytes: 16384 };
+        let runs = [(0, 8192, Data), (8192, 4096, Zero), (12288, 4096, Zero), (16384, 65536, Data)];
+        assert_eq!(status(at, &runs, false), [(4096, 0), (8192, 3), (4096, 0)]);
+        assert_eq!(status(at, &runs, true), [(4096, 0)]);
+        assert_eq!(status(at, &runs[1..], false), [(16384, 0)], "the start isn't told");
+        assert_eq!(status(at, &[runs[0], runs[2]], false), [(4096, 0)], "a gap ends what is known");
+        assert_eq!(status(at, &[], false), [(16384, 0)]);
+    }
+
+    /// As drawn in the protocol, byte by byte.
+    #[test]
+    fn replies_look_as_the_protocol_draws_them() {
+        let cookie = Cookie(0x0102_0304_0506_0708);
+        let tail = [1, 2, 3, 4, 5, 6, 7, 8];
+        let done = [&[0x67, 0x44, 0x66, 0x98, 0, 0, 0, 0][..], &tail].concat();
+        assert_eq!(bytes(&Reply::done(cookie, Hold::none())), done);
+        let write = Some(Command::Write);
+        let refused = [&[0x67, 0x44, 0x66, 0x98, 0, 0, 0, 28][..], &tail].concat();
+        assert_eq!(bytes(&Reply::error(cookie, write, Errno::NoSpace, true)), refused);
+        let read = Some(Command::Read);
+        let failed =
+            [&[0x66, 0x8e, 0x33, 0xef, 0, 1, 0x80, 1][..], &tail, &[0, 0, 0, 6, 0, 0, 0, 5, 0, 0]];
+        assert_eq!(bytes(&Reply::error(cookie, read, Errno::Io, true)), failed.concat());
+        let place = Extent { offset_bytes: 512, length_bytes: 2 };
+        let data = Reply::data(cookie, place, Buffer::copy_of(&[8, 9]), Hold::none(), true);
+        let chunk = [
+            &[0x66, 0x8e, 0x33, 0xef, 0, 1, 0, 1][..],
+            &tail,
+            &[0, 0, 0, 10, 0, 0, 0, 0, 0, 0, 2, 0, 8, 9],
+        ];
+        assert_eq!(bytes(&data), chunk.concat());
+    }
+}

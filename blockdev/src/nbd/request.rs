@@ -124,3 +124,103 @@ impl Command {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::nbd::wire::Cookie;
+
+    const TERMS: Terms = Terms {
+        size_bytes: 64 << 30,
+        is_read_only: false,
+        negotiated: Negotiated { structured_replies: true, base_allocation: true },
+    };
+
+    fn raw(command: Command, flags: u16, offset_bytes: u64, length_bytes: u32) -> RawRequest {
+        let command = command.to_wire();
+        RawRequest { flags, command, cookie: Cookie(1), offset_bytes, length_bytes }
+    }
+
+    /// The numbers that the section "Error values" asks for.
+    #[test]
+    fn what_is_refused_is_refused_with_the_error_of_the_protocol() {
+        use Command::{BlockStatus, Flush, Read, Trim, Write, WriteZeroes};
+        let end = TERMS.size_bytes;
+        let read_only = Terms { is_read_only: true, ..TERMS };
+        let simple = Terms { negotiated: Negotiated::default(), ..TERMS };
+        let cases = [
+            (TERMS, raw(Read, 0, end, 512), Errno::Invalid),
+            (TERMS, raw(Trim, 0, end, 512), Errno::Invalid),
+            (TERMS, raw(BlockStatus, 0, end, 512), Errno::Invalid),
+            (TERMS, raw(Write, 0, end, 512), Errno::NoSpace),
+            (TERMS, raw(WriteZeroes, 0, end - 512, 1024), Errno::NoSpace),
+            (TERMS, raw(Read, 0, u64::MAX - 511, 512), Errno::Invalid),
+            (TERMS, raw(Read, 0, 1, 512), Errno::Invalid),
+            (TERMS, raw(Write, 0, 0, 1), Errno::Invalid),
+            (TERMS, raw(Read, 0, 0, 0), Errno::Invalid),
+            (TERMS, raw(Read, 0, 0, PAYLOAD_BYTES_MAX + 512), Errno::Overflow),
+            (simple, raw(Read, 0, 0, PAYLOAD_BYTES_MAX + 512), Errno::Invalid),
+            (TERMS, raw(Write, 0, 0, PAYLOAD_BYTES_MAX + 512), Errno::Invalid),
+            (TERMS, raw(Read, command_flag::NO_HOLE, 0, 512), Errno::Invalid),
+            (TERMS, raw(Write, command_flag::DF, 0, 512), Errno::Invalid),
+            (TERMS, raw(Flush, 1 << 7, 0, 0), Errno::Invalid),
+            (TERMS, raw(WriteZeroes, 1 << 4, 0, 512), Errno::Invalid), // fast zero
+            (simple, raw(Read, command_flag::DF, 0, 512), Errno::Invalid),
+            (simple, raw(BlockStatus, 0, 0, 512), Errno::Invalid),
+            (read_only, raw(Write, 0, 0, 512), Errno::NotPermitted),
+            (read_only, raw(Trim, 0, 0, 512), Errno::NotPermitted),
+            (read_only, raw(WriteZeroes, 0, end, 512), Errno::NotPermitted),
+        ];
+        for (terms, raw, errno) in cases {
+            assert_eq!(Request::parse(&raw, &terms), Err(errno), "{raw:?}");
+        }
+        let unknown = RawRequest { command: 5, ..raw(Read, 0, 0, 512) };
+        assert_eq!(Request::parse(&unknown, &TERMS), Err(Errno::Invalid));
+    }
+
+    #[test]
+    fn what_needs_no_data_may_be_longer_than_a_payload() {
+        let length_bytes = 1_u64 << 31;
+        let at = Extent { offset_bytes: 4096, length_bytes };
+        let zeroes = raw(Command::WriteZeroes, command_flag::NO_HOLE, 4096, 1 << 31);
+        let expected = Request::WriteZeroes(at, Durability::Volatile);
+        assert_eq!(Request::parse(&zeroes, &TERMS), Ok(expected));
+        let trim = raw(Command::Trim, command_flag::FUA, 4096, 1 << 31);
+        let expected = Request::Trim(at, Durability::ForcedUnitAccess);
+        assert_eq!(Request::parse(&trim, &TERMS), Ok(expected));
+        let status = raw(Command::BlockStatus, command_flag::REQ_ONE, 4096, 1 << 31);
+        let at = Extent { length_bytes: STATUS_BYTES_MAX, ..at };
+        let expected = Request::BlockStatus { at, only_first: true };
+        assert_eq!(Request::parse(&status, &TERMS), Ok(expected));
+    }
+
+    proptest! {
+        /// What a disk is asked without looking again.
+        #[test]
+        fn whatever_passes_lies_within_the_disk(
+            command in 0_u16..9,
+            flags in 0_u16..32,
+            offset_bytes in prop_oneof![any::<u64>(), 0..TERMS.size_bytes + 4096],
+            length_bytes in prop_oneof![any::<u32>(), (0_u32..1 << 17).prop_map(|n| n * 512)],
+            is_read_only: bool,
+        ) {
+            let cookie = Cookie(0);
+            let raw = RawRequest { flags, command, cookie, offset_bytes, length_bytes };
+            let terms = Terms { is_read_only, ..TERMS };
+            let Ok(request) = Request::parse(&raw, &terms) else { return Ok(()) };
+            let (at, is_write) = match request {
+                Request::Flush => return Ok(()),
+                Request::Read(at) | Request::BlockStatus { at, .. } => (at, false),
+                Request::Write(at, _)
+                | Request::Trim(at, _)
+                | Request::WriteZeroes(at, _) => (at, true),
+            };
+            prop_assert!(at.is_within(terms.size_bytes) && at.is_aligned_to(SECTOR_BYTES));
+            prop_assert!(at.length_bytes > 0 && at.offset_bytes == offset_bytes);
+            prop_assert!(!(is_write && is_read_only));
+            prop_assert!(request.memory_bytes() <= u64::from(PAYLOAD_BYTES_MAX));
+        }
+    }
+}
