@@ -478,3 +478,29 @@ fn an_unknown_export_is_refused_by_name() {
         Client::connect_unix(&path, "").await.unwrap();
     });
 }
+
+/// A caller that gives up in the middle of a send leaves half a request in the stream. What comes
+/// next must fail, and not be taken for the rest of that request's data.
+#[test]
+fn a_write_given_up_half_sent_breaks_the_connection_and_not_the_data() {
+    local(async {
+        let delays = PerKind::all(Duration::from_millis(300));
+        let limits = Limits { requests_max: 1, ..Limits::default() };
+        let here = Here::serve_with(Slow::new(MemoryDisk::new(64 * MIB), delays), limits).await;
+        let client = here.client().await;
+        let flush = client.flush();
+        // The server takes one request at a time, so most of this one stays unsent.
+        let given_up = async {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            let patience = Duration::from_millis(50);
+            let write = write(&client, extent(0, 16 * MIB), 1);
+            assert!(tokio::time::timeout(patience, write).await.is_err(), "sent at once");
+        };
+        let (flushed, ()) = tokio::join!(flush, given_up);
+        assert_eq!(errno(flushed), libc::ESHUTDOWN);
+        assert_eq!(errno(write(&client, extent(0, 512), 2).await), libc::ESHUTDOWN);
+        drop(client);
+        let client = here.client().await;
+        assert_eq!(read(&client, extent(0, 512)).await.unwrap(), [0; 512]);
+    });
+}

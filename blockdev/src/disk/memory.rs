@@ -1,7 +1,7 @@
 //! A sparse disk in memory: simple enough to be right by reading it.
 //!
-//! It holds a block only if one of its bytes isn't zero or was written by a client; what it says
-//! about extents is therefore exact. Nothing survives the process, so flush has nothing to do.
+//! It holds the blocks that were written and not since cleared whole; what it says about extents is
+//! therefore exact. Nothing survives the process, so flush has nothing to do.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -133,5 +133,53 @@ impl Disk for MemoryDisk {
         }
         self.size_bytes.set(size_bytes);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wait<T>(done: impl Future<Output = T>) -> T {
+        let mut done = std::pin::pin!(done);
+        let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+        match done.as_mut().poll(&mut cx) {
+            std::task::Poll::Ready(value) => value,
+            std::task::Poll::Pending => panic!("memory never waits"),
+        }
+    }
+
+    fn at(offset_bytes: u64, length_bytes: u64) -> Extent {
+        Extent { offset_bytes, length_bytes }
+    }
+
+    /// Its extents are the truth that tests compare with.
+    #[test]
+    fn it_holds_what_was_written_and_forgets_what_was_cleared_whole() {
+        let disk = MemoryDisk::new(1 << 20);
+        let data = Buffer::copy_of(&[1; 1024]);
+        drop(wait(disk.write(at(8192 - 512, 1024), data, Durability::Volatile)).unwrap());
+        assert_eq!(disk.allocated_bytes(), 8192);
+        let runs = wait(disk.extents(at(512, 1 << 16))).unwrap();
+        let expected = [
+            (at(512, 4096 - 512), Allocation::Zero),
+            (at(4096, 8192), Allocation::Data),
+            (at(12288, (1 << 16) + 512 - 12288), Allocation::Zero),
+        ];
+        assert_eq!(runs, expected);
+        drop(wait(disk.trim(at(4096 + 512, 8192 - 512))).unwrap());
+        assert_eq!(disk.allocated_bytes(), 4096, "only whole blocks are trimmed");
+        let (_, data) = wait(disk.read(at(7168, 2048), Buffer::copy_of(&[7; 2048])));
+        assert_eq!(data[..512], [0; 512]);
+        assert_eq!(data[512..1024], [1; 512]);
+        assert_eq!(data[1024..], [0; 1024]);
+    }
+
+    #[test]
+    fn it_grows_and_never_shrinks() {
+        let disk = MemoryDisk::new(8192);
+        wait(disk.resize(16384)).unwrap();
+        assert_eq!(wait(disk.resize(8192)).unwrap_err().raw_os_error(), Some(libc::EINVAL));
+        assert_eq!(disk.size_bytes(), 16384);
     }
 }

@@ -151,8 +151,7 @@ impl Client {
             offset_bytes: 0,
             length_bytes: 0,
         };
-        let _sending = self.shared.sending.lock().await;
-        self.shared.stream.write_all(&raw.encode()).await
+        self.shared.send(&raw.encode(), &[]).await
     }
 
     /// Sends one request and waits for its answer.
@@ -178,15 +177,7 @@ impl Client {
         let (answer, answered) = oneshot::channel();
         let waiting = Waiting { read: read.map(|buffer| (at, buffer)), answer };
         self.shared.waiting.borrow_mut().as_mut().ok_or_else(gone)?.insert(cookie, waiting);
-        let sent = {
-            let _sending = self.shared.sending.lock().await;
-            let header = raw.encode();
-            let mut pieces = [IoSlice::new(&header), IoSlice::new(data)];
-            self.shared.stream.write_all_vectored(&mut pieces).await
-        };
-        if sent.is_err() {
-            return Err(gone());
-        }
+        self.shared.send(&raw.encode(), data).await?;
         answered.await.map_err(|_| gone())
     }
 
@@ -320,6 +311,18 @@ impl Disk for Client {
 }
 
 impl Shared {
+    async fn send(&self, header: &[u8], data: &[u8]) -> io::Result<()> {
+        let _sending = self.sending.lock().await;
+        if self.waiting.borrow().is_none() {
+            return Err(gone());
+        }
+        let mut whole = Whole { shared: self, is_sent: false };
+        let mut pieces = [IoSlice::new(header), IoSlice::new(data)];
+        self.stream.write_all_vectored(&mut pieces).await.map_err(|_| gone())?;
+        whole.is_sent = true;
+        Ok(())
+    }
+
     /// Hands out replies until the connection breaks.
     async fn receive_replies(&self) -> io::Error {
         loop {
@@ -396,6 +399,21 @@ impl Shared {
     fn take(&self, cookie: Cookie) -> io::Result<Waiting> {
         let mut waiting = self.waiting.borrow_mut();
         waiting.as_mut().and_then(|waiting| waiting.remove(&cookie)).ok_or_else(nonsense)
+    }
+}
+
+/// A message that was sent in part (its caller gave up, or the socket failed) makes everything
+/// after it unintelligible, so the connection ends there.
+struct Whole<'a> {
+    shared: &'a Shared,
+    is_sent: bool,
+}
+
+impl Drop for Whole<'_> {
+    fn drop(&mut self) {
+        if !self.is_sent {
+            self.shared.waiting.borrow_mut().take();
+        }
     }
 }
 

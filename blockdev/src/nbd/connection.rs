@@ -27,7 +27,7 @@ use crate::disk::{Buffer, Disk, Durability, Extent, Hold};
 /// Why a connection ended, other than by the client's wish.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ConnectionError {
-    #[error("NBD handshake: {0}")]
+    #[error(transparent)]
     Handshake(#[from] Violation),
     #[error("no NBD handshake within {0:?}")]
     HandshakeTimeout(Duration),
@@ -35,7 +35,7 @@ pub(super) enum ConnectionError {
     OutOfStep(#[from] NotARequest),
     #[error("the client moved no byte for {0:?} in the middle of a message")]
     Stalled(Duration),
-    #[error("NBD socket: {0}")]
+    #[error(transparent)]
     Socket(#[from] io::Error),
 }
 

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::task::{AbortHandle, JoinError, JoinSet};
 
 use super::connection::{self, ConnectionError};
 use super::handshake::Negotiated;
@@ -87,7 +87,7 @@ pub async fn serve<D: Disk + 'static>(
     loop {
         tokio::select! {
             () = &mut shutdown => break,
-            Some(_) = clients.tasks.join_next() => {}
+            Some(ended) = clients.tasks.join_next() => pass_panic_on(ended),
             accepted = listener.accept() => match accepted {
                 Ok(stream) => clients.admit(stream),
                 Err(error) => {
@@ -129,7 +129,9 @@ impl<D: Disk + 'static> Clients<D> {
     }
 
     fn admit(&mut self, stream: Stream) {
-        while self.tasks.try_join_next().is_some() {}
+        while let Some(ended) = self.tasks.try_join_next() {
+            pass_panic_on(ended);
+        }
         self.newcomers
             .retain(|newcomer| !newcomer.task.is_finished() && !newcomer.is_established.get());
         if self.tasks.len() >= self.limits.connections_max {
@@ -158,11 +160,23 @@ impl<D: Disk + 'static> Clients<D> {
 
     async fn drain(mut self) {
         self.stop.send_replace(true);
-        let all_done = async { while self.tasks.join_next().await.is_some() {} };
+        let all_done = async {
+            while let Some(ended) = self.tasks.join_next().await {
+                pass_panic_on(ended);
+            }
+        };
         if tokio::time::timeout(self.limits.drain, all_done).await.is_err() {
             let connections = self.tasks.len();
             tracing::warn!(connections, "NBD requests didn't finish in time for the shutdown");
         }
+    }
+}
+
+/// A panic below is a broken invariant of the disk. It must stop the engine and not just one
+/// connection, after which the client would come back to a disk in an unknown state.
+fn pass_panic_on(ended: Result<(), JoinError>) {
+    if let Some(panic) = ended.err().and_then(|error| error.try_into_panic().ok()) {
+        std::panic::resume_unwind(panic);
     }
 }
 
