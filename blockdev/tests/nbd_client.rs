@@ -60,6 +60,17 @@ fn errno<T>(result: io::Result<T>) -> i32 {
     result.err().expect("this request fails").raw_os_error().expect("with an errno")
 }
 
+/// Waits for something that must come; fails the test rather than hang.
+async fn until(what: &str, is_so: impl Fn() -> bool) {
+    let waiting = async {
+        while !is_so() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let patience = Duration::from_secs(60);
+    assert!(tokio::time::timeout(patience, waiting).await.is_ok(), "never came: {what}");
+}
+
 async fn read(disk: &impl Disk, at: Extent) -> io::Result<Vec<u8>> {
     let (result, data) = disk.read(at, Buffer::zeroed(at.length_bytes as usize)).await;
     result.map(|_| data.to_vec())
@@ -300,15 +311,11 @@ fn a_range_is_held_until_its_reply_is_written_and_no_longer() {
         for cookie in 0..4 {
             deaf.write_all(&by_hand::read_request(cookie, 0, 4 << 20)).unwrap();
         }
-        while held.get() == 0 {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        until("replies that nobody reads hold their range", || held.get() > 0).await;
         read(&client, extent(0, 4096)).await.unwrap();
         assert!(held.get() > 0, "unread replies keep their range");
         drop(deaf);
-        while held.get() > 0 {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        until("the client is gone, so nothing is held for it", || held.get() == 0).await;
     });
 }
 

@@ -227,6 +227,19 @@ fn a_thousand_idle_connections_do_not_keep_a_client_out() {
     assert_eq!(reply[4..8], [0; 4]);
 }
 
+/// Room for a newcomer comes from those that have nothing to lose, and the limit holds.
+#[test]
+fn the_oldest_unfinished_handshake_makes_room() {
+    let limits =
+        Limits { connections_max: 2, handshake: Duration::from_secs(3600), ..Limits::default() };
+    let served = Served::with(Setup { limits, ..Setup::default() }, memory);
+    let established = transmission(&served);
+    let idle = connect(&served);
+    assert_serves(&served.socket());
+    wait_until_closed(idle);
+    drop(established);
+}
+
 /// Clients that hold their place honestly are served; one more is turned away, not queued for ever.
 #[test]
 fn one_client_too_many_is_turned_away_and_comes_in_when_another_leaves() {

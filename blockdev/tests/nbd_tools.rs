@@ -161,6 +161,7 @@ fn fio_verifies_random_writes_at_depth() {
                 "--size=48m",
                 "--verify=crc32c",
                 "--fsync=64",
+                "--verify_state_save=0",
                 &seed,
             ],
         );
