@@ -5,12 +5,22 @@
 //! again. Filters are disks that wrap a disk.
 
 mod buffer;
+mod counting;
+mod faulty;
+mod kind;
+mod memory;
+mod slow;
 
 use std::any::Any;
 use std::io;
 use std::rc::Rc;
 
 pub use buffer::Buffer;
+pub use counting::{Count, Counters, Counting};
+pub use faulty::{FaultPlan, Faulty};
+pub use kind::{PerKind, RequestKind};
+pub use memory::MemoryDisk;
+pub use slow::Slow;
 
 /// Smallest unit of a request, in bytes: the logical sector of every frontend.
 pub const SECTOR_BYTES: u64 = 512;
@@ -37,6 +47,10 @@ impl Extent {
 
     pub fn is_within(self, size_bytes: u64) -> bool {
         self.end_bytes() <= size_bytes
+    }
+
+    pub fn overlaps(self, other: Self) -> bool {
+        self.offset_bytes < other.end_bytes() && other.offset_bytes < self.end_bytes()
     }
 
     pub fn is_aligned_to(self, unit_bytes: u64) -> bool {
