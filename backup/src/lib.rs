@@ -6,4 +6,6 @@ pub mod json;
 pub mod layout;
 pub mod manifest;
 pub mod name;
+pub mod target;
 pub mod timestamp;
+pub mod url;
