@@ -6,7 +6,7 @@ use std::io::{self, Write};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-pub fn to_vec(value: &impl Serialize) -> Vec<u8> {
+pub(crate) fn to_vec(value: &impl Serialize) -> Vec<u8> {
     let mut bytes = Vec::new();
     let mut serializer = serde_json::Serializer::with_formatter(&mut bytes, GoFormatter);
     value.serialize(&mut serializer).expect("our manifests have string keys and go to memory");
@@ -35,14 +35,14 @@ impl serde_json::ser::Formatter for GoFormatter {
 }
 
 /// A number that is stored as a string of decimal digits; an empty one is 0, as in a stub.
-pub mod decimal {
+pub(crate) mod decimal {
     use super::*;
 
-    pub fn serialize<S: Serializer>(number: &u64, serializer: S) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<S: Serializer>(number: &u64, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(number)
     }
 
-    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
         let text = String::deserialize(deserializer)?;
         if text.is_empty() {
             return Ok(0);
@@ -56,10 +56,10 @@ pub mod decimal {
 }
 
 /// A string that is stored as JSON inside a JSON string: `"\"lz4\""`. A plain one is read too.
-pub mod quoted {
+pub(crate) mod quoted {
     use super::*;
 
-    pub fn serialize<S, T>(value: &T, serializer: S) -> Result<S::Ok, S::Error>
+    pub(crate) fn serialize<S, T>(value: &T, serializer: S) -> Result<S::Ok, S::Error>
     where
         S: Serializer,
         T: Serialize,
@@ -68,7 +68,9 @@ pub mod quoted {
         serializer.serialize_str(&inner)
     }
 
-    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<String, D::Error> {
         let outer = String::deserialize(deserializer)?;
         Ok(serde_json::from_str(&outer).unwrap_or(outer))
     }

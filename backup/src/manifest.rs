@@ -150,7 +150,7 @@ pub struct BackupManifest {
     #[serde(rename = "ReUploadedDataSize", default, with = "decimal")]
     pub reuploaded_bytes: u64,
     #[serde(default)]
-    processing_blocks: NotOurs,
+    pub(crate) processing_blocks: NotOurs,
     /// The whole map, by offset; what isn't listed is zero. An increment's lists everything too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub blocks: Option<Vec<BlockMapping>>,
@@ -320,7 +320,7 @@ mod plain_method {
 
 /// `ProcessingBlocks`, which only Longhorn uses: written as `{}`, ignored on read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct NotOurs;
+pub(crate) struct NotOurs;
 
 impl Serialize for NotOurs {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {

@@ -31,6 +31,13 @@ pub trait Target: Send + Sync {
     /// [`children`](Target::children).
     fn objects_below(&self, folder: &str) -> Result<Vec<String>, TargetError>;
 
+    /// Keys of what writers that died have left in `folder` and its folders, and what writers are
+    /// writing now. An object store has none.
+    fn unfinished_below(&self, folder: &str) -> Result<Vec<String>, TargetError> {
+        let _ = folder;
+        Ok(Vec::new())
+    }
+
     /// The whole object; [`TargetError::TooBig`] if it has more than `bytes_max`.
     fn read(&self, key: &str, bytes_max: u64) -> Result<Vec<u8>, TargetError>;
 

@@ -41,19 +41,25 @@ impl DirectoryTarget {
         Err(TargetError::Other { access, path: key.to_owned(), source })
     }
 
-    fn collect(&self, folder: &str, keys: &mut Vec<String>) -> Result<(), TargetError> {
+    /// Keys of the files below `folder` that are wanted by name.
+    fn files_below(
+        &self,
+        folder: &str,
+        is_wanted: fn(&str) -> bool,
+    ) -> Result<Vec<String>, TargetError> {
+        let mut keys = Vec::new();
         for (name, is_folder) in self.entries(folder)? {
             let key = format!("{folder}/{name}");
             if is_folder {
-                self.collect(&key, keys)?;
-            } else {
+                keys.extend(self.files_below(&key, is_wanted)?);
+            } else if is_wanted(&name) {
                 keys.push(key);
             }
         }
-        Ok(())
+        Ok(keys)
     }
 
-    /// Names in a folder, and whether each is a folder itself.
+    /// Names in a folder, finished or not, and whether each is a folder itself.
     fn entries(&self, folder: &str) -> Result<Vec<(String, bool)>, TargetError> {
         let path = self.path(Access::List, folder)?;
         let list = || -> io::Result<_> {
@@ -62,9 +68,7 @@ impl DirectoryTarget {
                 let entry = entry?;
                 // A name that isn't UTF-8 is neither ours nor Longhorn's.
                 let Ok(name) = entry.file_name().into_string() else { continue };
-                if !is_unfinished(&name) {
-                    entries.push((name, entry.file_type()?.is_dir()));
-                }
+                entries.push((name, entry.file_type()?.is_dir()));
             }
             Ok(entries)
         };
@@ -120,13 +124,16 @@ impl Target for DirectoryTarget {
     }
 
     fn children(&self, folder: &str) -> Result<Vec<String>, TargetError> {
-        Ok(self.entries(folder)?.into_iter().map(|(name, _)| name).collect())
+        let names = self.entries(folder)?.into_iter().map(|(name, _)| name);
+        Ok(names.filter(|name| !is_unfinished(name)).collect())
     }
 
     fn objects_below(&self, folder: &str) -> Result<Vec<String>, TargetError> {
-        let mut keys = Vec::new();
-        self.collect(folder, &mut keys)?;
-        Ok(keys)
+        self.files_below(folder, |name| !is_unfinished(name))
+    }
+
+    fn unfinished_below(&self, folder: &str) -> Result<Vec<String>, TargetError> {
+        self.files_below(folder, is_unfinished)
     }
 
     fn read(&self, key: &str, bytes_max: u64) -> Result<Vec<u8>, TargetError> {
@@ -268,6 +275,8 @@ mod tests {
         names.sort();
         assert_eq!(names, ["x.cfg", "y.tmp.z"]);
         assert_eq!(target.objects_below("a").unwrap().len(), 2);
+        let left = target.unfinished_below("a").unwrap();
+        assert_eq!(left, ["a/x.cfg.tmp.1795208564123456789"]);
     }
 
     #[test]
