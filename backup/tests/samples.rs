@@ -1,5 +1,7 @@
 //! Stores that a real Longhorn wrote: they restore, can be built upon, and have the shape of ours.
 
+#![allow(clippy::unwrap_used, reason = "a test may stop at what it did not expect")]
+
 mod common;
 
 use std::path::{Path, PathBuf};
