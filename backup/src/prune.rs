@@ -78,6 +78,7 @@ pub fn delete_backup(
         }
         lock.check()?;
         target.delete(&key)?;
+        target.flush()?; // or a power cut could bring the manifest back without its blocks
         collect(&store, lock)
     })
 }
@@ -115,9 +116,14 @@ pub fn delete_volume(
         let backups = format!("{}/", store.paths.backups());
         let manifest = store.paths.volume_manifest();
         keys.sort_by_key(|key| (*key == manifest, !key.starts_with(&backups)));
-        for key in keys {
-            lock.check()?;
-            target.delete(&key)?;
+        let manifests = keys.partition_point(|key| key.starts_with(&backups));
+        let blocks = keys.split_off(manifests);
+        for part in [keys, blocks] {
+            for key in part {
+                lock.check()?;
+                target.delete(&key)?;
+            }
+            target.flush()?;
         }
         Ok(())
     })

@@ -42,8 +42,12 @@ pub trait Target: Send + Sync {
     fn read(&self, key: &str, bytes_max: u64) -> Result<Vec<u8>, TargetError>;
 
     /// Puts the object, replacing one of the same key. A reader sees the old or the new one, never
-    /// a part, and when this returns the object survives a power cut.
+    /// a part, also after a power cut.
     fn write(&self, key: &str, bytes: &[u8]) -> Result<(), TargetError>;
+
+    /// When this returns, everything that was written and deleted through this target before
+    /// survives a power cut.
+    fn flush(&self) -> Result<(), TargetError>;
 
     fn exists(&self, key: &str) -> Result<bool, TargetError>;
 

@@ -232,11 +232,13 @@ impl Run<'_> {
             blocks: Some(map),
             ..stub
         };
+        self.store.target.flush()?; // the blocks, before the manifest that lists them
         self.lock.check()?;
         // Nothing in the protocol keeps two backups of one name apart; the first to finish stays.
         self.refuse_a_finished_one()?;
         self.store.save_backup(&self.request.backup, &manifest)?;
         self.update_volume(&manifest, new_objects)?;
+        self.store.target.flush()?;
         let progress = tally.progress();
         Ok(BackupReport {
             plan,

@@ -78,6 +78,10 @@ impl Target for MemoryTarget {
         Ok(())
     }
 
+    fn flush(&self) -> Result<(), TargetError> {
+        Ok(())
+    }
+
     fn exists(&self, key: &str) -> Result<bool, TargetError> {
         Ok(self.objects().contains_key(key))
     }

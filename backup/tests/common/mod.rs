@@ -277,6 +277,10 @@ impl Target for Faulty {
         }
         self.inner.write(key, bytes)
     }
+    fn flush(&self) -> Result<(), TargetError> {
+        self.enter(Access::Write, "")?;
+        self.inner.flush()
+    }
     fn exists(&self, key: &str) -> Result<bool, TargetError> {
         self.enter(Access::Read, key)?;
         self.inner.exists(key)
