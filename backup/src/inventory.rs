@@ -1,0 +1,106 @@
+//! What a target holds, and whether it is whole.
+
+use crate::error::{BadBlock, Error};
+use crate::layout::VOLUMES_FOLDER;
+use crate::lock::with_lock_if_writable;
+use crate::manifest::{BackupManifest, VolumeManifest};
+use crate::name::Name;
+use crate::parallel::{OnProgress, Tally, try_map};
+use crate::restore::{RestoreOptions, read_mapped};
+use crate::store::VolumeStore;
+use crate::target::Target;
+
+/// All volumes that have something in the target, in order.
+pub fn volumes(target: &dyn Target) -> Result<Vec<Name>, Error> {
+    let mut volumes = Vec::new();
+    for first in target.children(VOLUMES_FOLDER)? {
+        let first = format!("{VOLUMES_FOLDER}/{first}");
+        for second in target.children(&first)? {
+            let names = target.children(&format!("{first}/{second}"))?;
+            volumes.extend(names.iter().filter_map(|name| name.parse::<Name>().ok()));
+        }
+    }
+    // A folder without a manifest isn't a volume: Longhorn keeps the locks of images in one.
+    let mut known = Vec::new();
+    for volume in volumes {
+        if target.exists(&VolumeStore::new(target, &volume).paths.volume_manifest())? {
+            known.push(volume);
+        }
+    }
+    known.sort();
+    Ok(known)
+}
+
+/// One backup as a list shows it.
+#[derive(Debug)]
+pub struct BackupEntry {
+    pub name: Name,
+    pub state: BackupState,
+}
+
+#[derive(Debug)]
+pub enum BackupState {
+    Complete(Box<BackupManifest>),
+    /// Being made, or left by a maker that died.
+    InProgress,
+    /// Its manifest can't be used; the others' can.
+    Unreadable(Error),
+}
+
+/// All backups of a volume, by name.
+pub fn backups(target: &dyn Target, volume: &Name) -> Result<Vec<BackupEntry>, Error> {
+    let store = VolumeStore::new(target, volume);
+    let mut entries = Vec::new();
+    for name in store.backup_names()? {
+        let state = match store.find_backup(&name) {
+            Ok(None) => continue, // deleted since it was listed
+            Ok(Some(manifest)) if manifest.is_in_progress() => BackupState::InProgress,
+            Ok(Some(manifest)) => BackupState::Complete(Box::new(manifest)),
+            Err(error) => BackupState::Unreadable(error),
+        };
+        entries.push(BackupEntry { name, state });
+    }
+    Ok(entries)
+}
+
+/// The manifests that a restore of this backup goes by.
+pub fn inspect(
+    target: &dyn Target,
+    volume: &Name,
+    backup: &Name,
+) -> Result<(VolumeManifest, BackupManifest), Error> {
+    let store = VolumeStore::new(target, volume);
+    Ok((store.volume()?, store.backup(backup)?))
+}
+
+/// What a verification found.
+#[derive(Debug)]
+pub struct VerifyReport {
+    pub blocks: u64,
+    /// In order of their offsets; empty if the backup can be restored.
+    pub bad_blocks: Vec<Box<BadBlock>>,
+}
+
+/// Reads and checks every block of a backup, as a restore would.
+pub fn verify(
+    target: &dyn Target,
+    volume: &Name,
+    backup: &Name,
+    options: &RestoreOptions,
+    on_progress: OnProgress<'_>,
+) -> Result<VerifyReport, Error> {
+    let store = VolumeStore::new(target, volume);
+    with_lock_if_writable(&store, options.lock_times, || {
+        let size_bytes = store.volume()?.size_bytes;
+        let manifest = store.backup(backup)?;
+        let block_bytes = store.check_map(backup, &manifest, size_bytes)?;
+        let tally = Tally::new(on_progress, block_bytes, manifest.mappings().len());
+        let checked = try_map(options.workers, manifest.mappings(), |mapping| {
+            let bad = read_mapped(&store, backup, &manifest, mapping, block_bytes).err();
+            tally.count(true)?;
+            Ok(bad)
+        })?;
+        let blocks = checked.len() as u64;
+        Ok(VerifyReport { blocks, bad_blocks: checked.into_iter().flatten().collect() })
+    })
+}

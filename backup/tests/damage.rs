@@ -1,0 +1,231 @@
+//! Damaged, missing and hostile bytes in a target: always an error that says what and where.
+
+#![allow(clippy::unwrap_used, reason = "a test may stop at what it did not expect")]
+
+mod common;
+
+use ankole_backup::inventory::{BackupState, backups, verify};
+use ankole_backup::layout::VolumePaths;
+use ankole_backup::plan::{BackupMode, Basis, WhyFull};
+use ankole_backup::prune::{Collected, WhyKept, delete_backup, prune};
+use ankole_backup::target::{DirectoryTarget, MemoryTarget, Target};
+use ankole_backup::*;
+use common::*;
+use proptest::prelude::*;
+
+/// Two backups of a small volume, the second an increment.
+fn stored() -> (MemoryTarget, Model) {
+    let target = MemoryTarget::default();
+    let mut model = Model::new("vol", 16 * SMALL_BLOCK);
+    for block in 0..8 {
+        model.write(block * 4, 4, block + 1);
+    }
+    back_up(&target, &model.snapshot("s1"), &request("b1"), &unobserved).unwrap();
+    model.write(0, 1, 99);
+    back_up(&target, &model.snapshot("s2"), &request("b2"), &unobserved).unwrap();
+    (target, model)
+}
+
+fn first_block(target: &MemoryTarget, backup: &str) -> (String, String) {
+    let manifest = inventory::inspect(target, &name("vol"), &name(backup)).unwrap().1;
+    let checksum = manifest.mappings()[0].checksum;
+    (VolumePaths::of(&name("vol")).block(&checksum), checksum.to_string())
+}
+
+/// The message must be enough to act on without reading this code.
+#[test]
+fn a_bad_block_is_named_with_its_volume_backup_place_and_what_to_do() {
+    type Spoil = fn(&MemoryTarget, &str);
+    let ways: [(&str, Spoil); 4] = [
+        ("missing", |target, key| target.delete(key).unwrap()),
+        ("damaged", |target, key| {
+            let mut bytes = target.read(key, 1 << 20).unwrap();
+            bytes.truncate(bytes.len() / 2);
+            target.write(key, &bytes).unwrap();
+        }),
+        ("damaged", |target, key| {
+            let mut bytes = target.read(key, 1 << 20).unwrap();
+            *bytes.last_mut().unwrap() ^= 1;
+            target.write(key, &bytes).unwrap();
+        }),
+        // A whole, valid object, but of other bytes: only the hash tells.
+        ("other bytes than its name says", |target, key| {
+            let plain = vec![5; SMALL_BLOCK as usize];
+            target.write(key, &plain).unwrap();
+        }),
+    ];
+    for (problem, spoil) in ways {
+        let (target, model) = stored();
+        let (key, checksum) = first_block(&target, "b2");
+        spoil(&target, &key);
+        let text = told(&restored(&target, "vol", "b2").unwrap_err());
+        for part in [problem, "volume vol", "backup b2", &checksum, &key, "backup verify"] {
+            assert!(text.contains(part), "{part:?} isn't in: {text}");
+        }
+        let report = verify(&target, &name("vol"), &name("b2"), &options(), &unobserved).unwrap();
+        assert_eq!((report.blocks, report.bad_blocks.len()), (8, 1));
+        // The other backup doesn't need that block.
+        assert_eq!(restored(&target, "vol", "b1").unwrap(), model.snapshots[0].bytes);
+
+        // The advice works: a backup in mode full stores the block again.
+        let mut repair = request("b3");
+        repair.mode = BackupMode::Full;
+        let report = back_up(&target, &model.snapshots[1], &repair, &unobserved).unwrap();
+        assert_eq!(report.blocks_new, 8, "everything was written again");
+        assert_eq!(restored(&target, "vol", "b2").unwrap(), model.bytes);
+    }
+}
+
+#[test]
+fn a_restore_to_a_file_that_fails_leaves_no_file_and_keeps_the_old_one() {
+    let (target, model) = stored();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("v.img");
+    let to_file = |backup: &str, overwrite| {
+        let (volume, backup) = (name("vol"), name(backup));
+        restore_to_file(&target, &volume, &backup, &path, overwrite, &options(), &unobserved)
+    };
+    to_file("b1", false).unwrap();
+    assert!(matches!(to_file("b2", false), Err(Error::FileExists { .. })));
+    target.delete(&first_block(&target, "b2").0).unwrap();
+    assert!(matches!(to_file("b2", true), Err(Error::Block(_))));
+    assert_eq!(std::fs::read(&path).unwrap(), model.snapshots[0].bytes);
+    to_file("b1", true).unwrap();
+    let left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().collect();
+    assert_eq!(left.len(), 1, "{left:?}");
+    assert!(matches!(to_file("b9", true), Err(Error::NoSuchBackup { .. })));
+    // What a killed restore left is no obstacle.
+    std::fs::write(dir.path().join("v.img.restoring"), vec![9; 1 << 20]).unwrap();
+    to_file("b1", true).unwrap();
+    assert_eq!(std::fs::read(&path).unwrap(), model.snapshots[0].bytes);
+}
+
+#[test]
+fn a_garbage_manifest_is_named_and_harms_only_its_own_backup() {
+    for garbage in [&b""[..], b"{", b"null", b"[]", b"{\"Name\":\"b1\"}", b"\xff\xfe", b"{}\0"] {
+        let (target, model) = stored();
+        let key = VolumePaths::of(&name("vol")).backup_manifest(&name("b1"));
+        target.write(&key, garbage).unwrap();
+        let text = told(&restored(&target, "vol", "b1").unwrap_err());
+        assert!(text.contains(&key), "{text}");
+        assert_eq!(restored(&target, "vol", "b2").unwrap(), model.bytes);
+        let entries = backups(&target, &name("vol")).unwrap();
+        assert!(matches!(entries[0].state, BackupState::Unreadable(_)));
+        assert!(matches!(entries[1].state, BackupState::Complete(_)));
+        // Who knows which blocks b1 needs: nothing may be collected.
+        let blocks = |target: &MemoryTarget| {
+            target.keys().into_iter().filter(|key| key.ends_with(".blk")).count()
+        };
+        let before = blocks(&target);
+        let why = Collected::Nothing(WhyKept::Unreadable(name("b1")));
+        assert_eq!(delete_backup(&target, &name("vol"), &name("b2"), quick()).unwrap(), why);
+        assert_eq!(blocks(&target), before);
+        // Until it is deleted itself.
+        delete_backup(&target, &name("vol"), &name("b1"), quick()).unwrap();
+        assert_eq!(blocks(&target), 0);
+    }
+}
+
+/// The next backup must not fail for ever because the last one's manifest is damaged.
+#[test]
+fn a_damaged_last_backup_makes_the_next_one_full() {
+    let (target, mut model) = stored();
+    let key = VolumePaths::of(&name("vol")).backup_manifest(&name("b2"));
+    target.write(&key, b"{").unwrap();
+    model.write(5, 1, 50);
+    let report = back_up(&target, &model.snapshot("s3"), &request("b3"), &unobserved).unwrap();
+    assert_eq!(report.plan.basis, Basis::Nothing(WhyFull::LastBackupUnusable));
+    assert_eq!(restored(&target, "vol", "b3").unwrap(), model.bytes);
+}
+
+#[test]
+fn a_garbage_volume_manifest_stops_everything_with_its_name() {
+    let (target, mut model) = stored();
+    let key = VolumePaths::of(&name("vol")).volume_manifest();
+    target.write(&key, b"\x00\x01").unwrap();
+    let error = restored(&target, "vol", "b1").unwrap_err();
+    assert!(told(&error).contains(&key));
+    let error = back_up(&target, &model.snapshot("s3"), &request("b3"), &unobserved).unwrap_err();
+    assert!(told(&error).contains(&key));
+    assert!(prune(&target, &name("vol"), quick()).is_err());
+    assert_eq!(target.read(&key, 10).unwrap(), b"\x00\x01", "it is left for repair");
+}
+
+/// A manifest could ask for terabytes of memory, or name a block past the volume's end.
+#[test]
+fn a_manifest_that_asks_for_too_much_is_refused() {
+    let (target, _) = stored();
+    let key = VolumePaths::of(&name("vol")).backup_manifest(&name("b1"));
+    let text = String::from_utf8(target.read(&key, 1 << 20).unwrap()).unwrap();
+    for (from, to, problem) in [
+        ("\"16384\"}", "\"1099511627776\"}", "block size"),
+        ("\"16384\"}", "\"4096Gi\"}", "block size"),
+        ("\"Offset\":114688", "\"Offset\":262144", "past the end"),
+        ("\"Offset\":114688", "\"Offset\":9223372036854759424", "past the end"),
+        ("\"Offset\":114688", "\"Offset\":-1", "manifest"),
+        ("\"Offset\":114688", "\"Offset\":98304", "two blocks"),
+    ] {
+        assert!(text.contains(from), "{text}");
+        target.write(&key, text.replacen(from, to, 1).as_bytes()).unwrap();
+        let error = told(&restored(&target, "vol", "b1").unwrap_err());
+        assert!(error.contains(problem) && error.contains(&key), "{error}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+
+    /// Any object of a store, damaged in any place: every backup restores to its bytes or fails.
+    #[test]
+    fn no_single_damage_gives_wrong_bytes(
+        object in any::<prop::sample::Index>(), at in any::<prop::sample::Index>(),
+        flip in 1..=255_u8, how in 0..3_u8,
+    ) {
+        let (target, model) = stored();
+        let keys = target.keys();
+        let key = &keys[object.index(keys.len())];
+        let mut bytes = target.read(key, 1 << 20).unwrap();
+        let at = at.index(bytes.len());
+        match how {
+            0 => bytes[at] ^= flip,
+            1 => bytes.truncate(at),
+            _ => bytes.clear(),
+        }
+        target.write(key, &bytes).unwrap();
+        // A manifest has no checksum of its own, so damage of it may go to another valid one; of
+        // a block it may not.
+        if key.ends_with(".blk") {
+            for (index, backup) in ["b1", "b2"].into_iter().enumerate() {
+                if let Ok(bytes) = restored(&target, "vol", backup) {
+                    prop_assert!(bytes == model.snapshots[index].bytes);
+                }
+            }
+        } else {
+            let _ = backups(&target, &name("vol"));
+            let _ = restored(&target, "vol", "b1");
+            let _ = verify(&target, &name("vol"), &name("b2"), &options(), &unobserved);
+            let _ = prune(&target, &name("vol"), quick());
+        }
+    }
+}
+
+#[test]
+fn places_that_can_not_be_used_say_which_and_why() {
+    let missing = "file:///no/such/folder".parse::<TargetUrl>().unwrap().open();
+    let text = told(&missing.err().unwrap());
+    assert!(text.contains("/no/such/folder") && text.contains("create or mount"), "{text}");
+
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("file");
+    std::fs::write(&file, b"").unwrap();
+    assert!(DirectoryTarget::open("file:///x".into(), file).is_err());
+
+    let mut model = Model::new("vol", SMALL_BLOCK + UNIT);
+    let target = MemoryTarget::default();
+    let odd = back_up(&target, &model.snapshot("s"), &request("b1"), &unobserved).unwrap_err();
+    assert!(told(&odd).contains("whole number of backup blocks"), "{odd}");
+    let mut short = Model::new("v", SMALL_BLOCK);
+    let odd = back_up(&target, &short.snapshot("s"), &request("b1"), &unobserved).unwrap_err();
+    assert!(matches!(odd, Error::Name(_)));
+    assert!(target.keys().is_empty(), "a refused backup leaves nothing");
+}
