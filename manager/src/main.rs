@@ -1,3 +1,18 @@
-//! The one binary of Ankole: every role, and the command line.
+//! The one binary of Ankole: every role, and the command line. It only reads the environment and
+//! dispatches.
 
-fn main() {}
+use std::process::ExitCode;
+
+use ankole_manager::cli::{self, Environment};
+
+fn main() -> ExitCode {
+    let environment = Environment {
+        server: std::env::var("ANKOLE_SERVER").ok(),
+        data: std::env::var_os("ANKOLE_DATA").map(Into::into),
+        token: std::env::var("ANKOLE_TOKEN").ok(),
+        log: std::env::var("ANKOLE_LOG").ok(),
+        runtime_dir: std::env::var_os("XDG_RUNTIME_DIR").map(Into::into),
+        search_path: std::env::var_os("PATH").unwrap_or_default(),
+    };
+    cli::run(std::env::args_os(), &environment)
+}

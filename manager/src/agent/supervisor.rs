@@ -1,0 +1,477 @@
+//! The processes of this machine: started, watched, signalled, and found again.
+//!
+//! Owns the pid files. Promises that a process which it started is known to every later supervisor
+//! on the same folder until it has ended, whatever happens to this one; that the end of a process
+//! is told at once; and that a signal reaches the process that is meant or none (pidfd). What may
+//! never happen: two processes of one name at a time.
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::fmt;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Child;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use ankole_replica::types::ReplicaId;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open, pidfd_send_signal};
+use serde::{Deserialize, Serialize};
+use tokio::sync::broadcast;
+
+use super::pidfile::{self, Header, Identity};
+use super::spawn::spawn;
+use crate::api::Name;
+
+const LOG_BYTES_MAX: u64 = 10 << 20;
+const EXTENSION: &str = "process";
+/// A fork that was seen without its child's line: it got no processor yet, or never happened.
+const FORK_PATIENCE: Duration = Duration::from_secs(1);
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ProcessName {
+    pub volume: Name,
+    pub part: Part,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Part {
+    Engine,
+    Replica(ReplicaId),
+}
+
+impl ProcessName {
+    pub fn engine(volume: &Name) -> Self {
+        Self { volume: volume.clone(), part: Part::Engine }
+    }
+    pub fn replica(volume: &Name, replica: &ReplicaId) -> Self {
+        Self { volume: volume.clone(), part: Part::Replica(replica.clone()) }
+    }
+}
+
+impl fmt::Display for ProcessName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.part {
+            Part::Engine => write!(f, "{}.engine", self.volume),
+            Part::Replica(replica) => write!(f, "{}.{replica}", self.volume),
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ProcessSpec {
+    pub name: ProcessName,
+    pub program: PathBuf,
+    pub args: Vec<String>,
+    pub log: PathBuf,
+    /// What a successor of this manager must know about it: the engine's instance, the replica's
+    /// address.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// One that runs.
+#[derive(Clone, Debug)]
+pub struct Process {
+    pub spec: ProcessSpec,
+    pub pid: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ended {
+    pub name: ProcessName,
+    pub pid: u32,
+    /// As the kernel put it; unknown for a process that was adopted.
+    pub how: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Signal {
+    Terminate,
+    Kill,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum SupervisorError {
+    #[error("{name} runs already")]
+    Running { name: ProcessName },
+    #[error("{step} of {name}")]
+    Start { step: &'static str, name: ProcessName, source: io::Error },
+    #[error("look for processes in {folder}")]
+    Look { folder: PathBuf, source: io::Error },
+}
+
+pub trait Supervisor: Send + Sync {
+    fn start(&self, spec: ProcessSpec) -> Result<u32, SupervisorError>;
+    fn list(&self) -> Vec<Process>;
+    /// To the process of that name, if there is one.
+    fn signal(&self, name: &ProcessName, signal: Signal);
+    /// Whether no process of that name is left, after at most `timeout`.
+    fn wait(&self, name: &ProcessName, timeout: Duration) -> bool;
+    /// Ends from now on.
+    fn ended(&self) -> broadcast::Receiver<Ended>;
+}
+
+pub struct LocalSupervisor {
+    run: PathBuf,
+    boot_id: String,
+    table: Arc<Table>,
+    /// Held from "is there one?" until it is in the table. Taken before the table's lock.
+    starting: Mutex<()>,
+}
+
+struct Table {
+    running: Mutex<BTreeMap<ProcessName, Entity>>,
+    changed: Condvar,
+    ended: broadcast::Sender<Ended>,
+}
+
+struct Entity {
+    process: Process,
+    pidfd: Arc<OwnedFd>,
+}
+
+impl LocalSupervisor {
+    /// Adopts what earlier supervisors left running. The caller holds the lock on the folder.
+    pub fn open(run: &Path) -> Result<Self, SupervisorError> {
+        let look = |source| SupervisorError::Look { folder: run.into(), source };
+        let boot_id = pidfile::boot_id().map_err(look)?;
+        let table = Arc::new(Table {
+            running: Mutex::default(),
+            changed: Condvar::new(),
+            ended: broadcast::channel(1024).0,
+        });
+        let supervisor = Self { run: run.into(), boot_id, table, starting: Mutex::default() };
+        for entry in fs::read_dir(run).map_err(look)? {
+            let path = entry.map_err(look)?.path();
+            if path.extension().is_some_and(|extension| extension == EXTENSION) {
+                supervisor.adopt(&path);
+            }
+        }
+        Ok(supervisor)
+    }
+
+    fn adopt(&self, path: &Path) {
+        match self.find(path) {
+            Ok(Some((process, pidfd))) => {
+                tracing::info!(process = %process.spec.name, pid = process.pid, "adopted");
+                let pidfd = Arc::new(pidfd);
+                self.watch(process, Arc::clone(&pidfd), move || {
+                    wait_for_end(&pidfd);
+                    None
+                });
+            }
+            Ok(None) => drop(fs::remove_file(path)),
+            Err(error) => {
+                tracing::warn!(path = %path.display(), %error, "this pid file can't be used");
+                let _ = fs::remove_file(path);
+            }
+        }
+    }
+
+    /// The process of a pid file, if it is alive.
+    fn find(&self, path: &Path) -> io::Result<Option<(Process, OwnedFd)>> {
+        let deadline = Instant::now() + FORK_PATIENCE;
+        loop {
+            let (header, identity) = pidfile::read(path)?;
+            if header.boot_id != self.boot_id {
+                return Ok(None);
+            }
+            if let Some(identity) = identity {
+                let process = Process { spec: header.spec, pid: identity.pid };
+                return Ok(pidfd_of(identity)?.map(|pidfd| (process, pidfd)));
+            }
+            if Instant::now() > deadline {
+                return Ok(None);
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    fn pid_file(&self, name: &ProcessName) -> PathBuf {
+        self.run.join(format!("{name}.{EXTENSION}"))
+    }
+
+    fn launch(&self, spec: &ProcessSpec) -> Result<(Child, OwnedFd), SupervisorError> {
+        let failed = |step| {
+            let name = spec.name.clone();
+            move |source| SupervisorError::Start { step, name, source }
+        };
+        let log = open_log(&spec.log).map_err(failed("open the log"))?;
+        let header = Header { boot_id: self.boot_id.clone(), spec: spec.clone() };
+        let path = self.pid_file(&spec.name);
+        let pid_file =
+            pidfile::write_header(&path, &header).map_err(failed("write the pid file"))?;
+        let mut child = spawn(spec, pid_file, log).map_err(|error| {
+            let _ = fs::remove_file(&path);
+            failed("start the process")(error)
+        })?;
+        // It can't be reaped before we have this, so the pid is still its own.
+        match pidfd_open(Pid::from_child(&child), PidfdFlags::empty()) {
+            Ok(pidfd) => Ok((child, pidfd)),
+            Err(error) => {
+                let _ = child.kill();
+                let _ = child.wait();
+                let _ = fs::remove_file(&path);
+                Err(failed("watch the process")(error.into()))
+            }
+        }
+    }
+
+    /// Puts the process into the table and starts the thread that `wait`s for its end.
+    fn watch(
+        &self,
+        process: Process,
+        pidfd: Arc<OwnedFd>,
+        wait: impl FnOnce() -> Option<String> + Send + 'static,
+    ) {
+        let name = process.spec.name.clone();
+        let pid = process.pid;
+        self.table.lock().insert(name.clone(), Entity { process, pidfd });
+        let table = Arc::clone(&self.table);
+        let pid_file = self.pid_file(&name);
+        thread::spawn(move || {
+            let how = wait();
+            // The file goes while the name is still taken, so it can't be a successor's.
+            let _ = fs::remove_file(pid_file);
+            table.lock().remove(&name);
+            table.changed.notify_all();
+            tracing::info!(process = %name, pid, how = how.as_deref(), "ended");
+            // Nobody may be listening.
+            let _ = table.ended.send(Ended { name, pid, how });
+        });
+    }
+}
+
+impl Table {
+    /// No code panics while it holds the lock, and the map is whole at every step.
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<ProcessName, Entity>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Supervisor for LocalSupervisor {
+    fn start(&self, spec: ProcessSpec) -> Result<u32, SupervisorError> {
+        let _starting = self.starting.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Entry::Occupied(running) = self.table.lock().entry(spec.name.clone()) {
+            return Err(SupervisorError::Running { name: running.key().clone() });
+        }
+        let (mut child, pidfd) = self.launch(&spec)?;
+        let pid = child.id();
+        tracing::info!(process = %spec.name, pid, "started");
+        self.watch(Process { spec, pid }, Arc::new(pidfd), move || {
+            child.wait().ok().map(|status| status.to_string())
+        });
+        Ok(pid)
+    }
+
+    fn list(&self) -> Vec<Process> {
+        self.table.lock().values().map(|entity| entity.process.clone()).collect()
+    }
+
+    fn signal(&self, name: &ProcessName, signal: Signal) {
+        let signal = match signal {
+            Signal::Terminate => rustix::process::Signal::TERM,
+            Signal::Kill => rustix::process::Signal::KILL,
+        };
+        let pidfd = self.table.lock().get(name).map(|entity| Arc::clone(&entity.pidfd));
+        if let Some(pidfd) = pidfd {
+            // It fails only when the process has ended.
+            let _ = pidfd_send_signal(&pidfd, signal);
+        }
+    }
+
+    fn wait(&self, name: &ProcessName, timeout: Duration) -> bool {
+        let running = self.table.lock();
+        let waited = self
+            .table
+            .changed
+            .wait_timeout_while(running, timeout, |running| running.contains_key(name));
+        let (running, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        !running.contains_key(name)
+    }
+
+    fn ended(&self) -> broadcast::Receiver<Ended> {
+        self.table.ended.subscribe()
+    }
+}
+
+/// None if the process has ended. The identity is checked after the descriptor is open: from then
+/// on it can't change.
+fn pidfd_of(identity: Identity) -> io::Result<Option<OwnedFd>> {
+    let pid = i32::try_from(identity.pid).ok().and_then(Pid::from_raw);
+    let Some(pid) = pid else { return Ok(None) };
+    match pidfd_open(pid, PidfdFlags::empty()) {
+        Ok(pidfd) => Ok(pidfile::is_alive(identity).then_some(pidfd)),
+        Err(rustix::io::Errno::SRCH) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// A pidfd becomes readable when its process ends.
+fn wait_for_end(pidfd: &OwnedFd) {
+    loop {
+        let mut watched = [PollFd::new(pidfd, PollFlags::IN)];
+        match poll(&mut watched, None) {
+            Ok(count) if count > 0 => return,
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => {
+                // Out of kernel memory, most likely.
+                tracing::warn!(%error, "poll a process");
+                thread::sleep(Duration::from_secs(1));
+            }
+        }
+    }
+}
+
+fn open_log(path: &Path) -> io::Result<File> {
+    if fs::metadata(path).is_ok_and(|log| log.len() > LOG_BYTES_MAX) {
+        fs::rename(path, path.with_extension("log.1"))?;
+    }
+    File::options().append(true).create(true).mode(0o600).open(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Folder(tempfile::TempDir);
+
+    impl Folder {
+        fn new() -> Self {
+            Self(tempfile::tempdir().unwrap())
+        }
+        fn supervisor(&self) -> LocalSupervisor {
+            LocalSupervisor::open(self.0.path()).unwrap()
+        }
+        fn sleep(&self) -> ProcessSpec {
+            self.shell("exec sleep 600")
+        }
+        fn shell(&self, script: &str) -> ProcessSpec {
+            ProcessSpec {
+                name: ProcessName::engine(&"v1".parse().unwrap()),
+                program: "/bin/sh".into(),
+                args: vec!["-c".into(), script.into()],
+                log: self.0.path().join("log"),
+                labels: BTreeMap::from([("instance".into(), "e1".into())]),
+            }
+        }
+    }
+
+    const SOON: Duration = Duration::from_secs(20);
+
+    fn end(supervisor: &LocalSupervisor, name: &ProcessName) {
+        supervisor.signal(name, Signal::Kill);
+        assert!(supervisor.wait(name, SOON), "a killed process ends");
+    }
+
+    #[test]
+    fn a_process_that_ends_is_told_with_its_status_and_forgotten() {
+        let folder = Folder::new();
+        let supervisor = folder.supervisor();
+        let mut ends = supervisor.ended();
+        let spec = folder.shell("echo some words; exit 3");
+        let pid = supervisor.start(spec.clone()).unwrap();
+        let ended = ends.blocking_recv().unwrap();
+        assert_eq!((ended.pid, ended.how.as_deref()), (pid, Some("exit status: 3")));
+        assert!(supervisor.list().is_empty());
+        assert!(!supervisor.pid_file(&spec.name).exists());
+        assert_eq!(fs::read_to_string(&spec.log).unwrap(), "some words\n");
+    }
+
+    /// Two engines of one volume would be two writers.
+    #[test]
+    fn one_name_runs_once() {
+        let folder = Folder::new();
+        let supervisor = folder.supervisor();
+        let spec = folder.sleep();
+        supervisor.start(spec.clone()).unwrap();
+        let second = supervisor.start(spec.clone());
+        assert!(matches!(second, Err(SupervisorError::Running { .. })));
+        end(&supervisor, &spec.name);
+        supervisor.start(spec.clone()).expect("the first has ended");
+        end(&supervisor, &spec.name);
+    }
+
+    /// A supervisor that is dropped is to its processes what one that was killed is: nobody waits
+    /// for them any more.
+    #[test]
+    fn the_next_supervisor_adopts_and_hears_of_the_end() {
+        let folder = Folder::new();
+        let first = folder.supervisor();
+        let spec = folder.sleep();
+        let pid = first.start(spec.clone()).unwrap();
+        let second = folder.supervisor();
+        let adopted = second.list();
+        assert_eq!(adopted.len(), 1);
+        assert_eq!((adopted[0].pid, &adopted[0].spec), (pid, &spec));
+        let mut ends = second.ended();
+        end(&second, &spec.name);
+        assert_eq!(ends.blocking_recv().unwrap().pid, pid);
+    }
+
+    /// After a reboot, or when pids were given anew, the pid in the file belongs to a stranger.
+    #[test]
+    fn a_stranger_with_the_pid_of_the_file_is_not_adopted() {
+        let folder = Folder::new();
+        let supervisor = folder.supervisor();
+        let spec = folder.sleep();
+        let pid = supervisor.start(spec.clone()).unwrap();
+        let path = supervisor.pid_file(&spec.name);
+        let text = fs::read_to_string(&path).unwrap();
+        let (_, identity) = pidfile::read(&path).unwrap();
+        let ticks = identity.unwrap().start_ticks;
+        fs::write(&path, text.replace(&format!(" {ticks} "), &format!(" {} ", ticks - 1))).unwrap();
+        assert!(folder.supervisor().list().is_empty());
+        assert!(pidfile::is_alive(Identity { pid, start_ticks: ticks }), "it wasn't touched");
+        end(&supervisor, &spec.name);
+    }
+
+    #[test]
+    fn processes_of_another_boot_are_gone() {
+        let folder = Folder::new();
+        let supervisor = folder.supervisor();
+        let spec = folder.sleep();
+        supervisor.start(spec.clone()).unwrap();
+        let path = supervisor.pid_file(&spec.name);
+        let text = fs::read_to_string(&path).unwrap();
+        fs::write(&path, text.replace(&supervisor.boot_id, "another")).unwrap();
+        assert!(folder.supervisor().list().is_empty());
+        end(&supervisor, &spec.name);
+    }
+
+    #[test]
+    fn a_program_that_is_not_there_is_an_error_and_leaves_no_pid_file() {
+        let folder = Folder::new();
+        let supervisor = folder.supervisor();
+        let spec = ProcessSpec { program: "/nowhere/ankole".into(), ..folder.sleep() };
+        assert!(matches!(supervisor.start(spec.clone()), Err(SupervisorError::Start { .. })));
+        assert!(!supervisor.pid_file(&spec.name).exists());
+    }
+
+    #[test]
+    fn a_log_that_is_too_long_makes_room_at_the_next_start() {
+        let folder = Folder::new();
+        let path = folder.0.path().join("x.log");
+        File::create(&path).unwrap().set_len(LOG_BYTES_MAX + 1).unwrap();
+        open_log(&path).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().len(), 0);
+        assert!(folder.0.path().join("x.log.1").exists());
+    }
+
+    #[test]
+    fn garbage_in_a_pid_file_is_no_reason_to_stop() {
+        let folder = Folder::new();
+        let path = folder.0.path().join("v1.engine.process");
+        fs::write(&path, "\u{1f404} not json\n1 2 3").unwrap();
+        assert!(folder.supervisor().list().is_empty());
+        assert!(!path.exists());
+    }
+}

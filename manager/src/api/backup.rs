@@ -1,0 +1,75 @@
+//! Backups, and the jobs that make and restore them.
+
+use serde::{Deserialize, Serialize};
+
+use super::{ApiError, Name};
+
+/// What `POST /v1/backups` takes. Without a snapshot, one is made for it; without a target, the
+/// one that is named `default`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct BackupRequest {
+    pub volume: Name,
+    #[serde(default)]
+    pub snapshot: Option<Name>,
+    /// A URL, or the name of a target.
+    #[serde(default)]
+    pub target: Option<String>,
+}
+
+/// What `POST /v1/restores` takes: the volume is made anew with the backup's size.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RestoreRequest {
+    pub url: String,
+    pub volume: Name,
+    pub replicas: u8,
+}
+
+/// A backup that lies in a target.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BackupView {
+    pub name: String,
+    pub volume: String,
+    pub snapshot: String,
+    /// `TARGET?backup=NAME&volume=NAME`, as Longhorn writes it.
+    pub url: String,
+    pub created_unix_s: u64,
+    pub size_bytes: u64,
+    /// What this backup alone had to upload.
+    pub new_bytes: u64,
+    pub labels: std::collections::BTreeMap<String, String>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct JobProgress {
+    pub done_bytes: u64,
+    pub total_bytes: u64,
+}
+
+/// Work that outlives one request. Jobs live in the manager's memory, the newest are kept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Job {
+    pub id: u64,
+    /// What it does, in words.
+    pub title: String,
+    pub progress: JobProgress,
+    #[serde(flatten)]
+    pub state: JobState,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", rename_all_fields = "camelCase", tag = "state")]
+pub enum JobState {
+    Running,
+    Done {
+        /// The backup that was made or restored.
+        backup: BackupView,
+    },
+    Failed {
+        error: ApiError,
+    },
+}

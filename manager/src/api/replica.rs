@@ -1,0 +1,74 @@
+//! One copy of a volume, as a user sees it.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use ankole_replica::admin::Progress;
+use ankole_replica::types::ReplicaId;
+use serde::{Deserialize, Serialize};
+
+use super::Name;
+
+/// Where a replica of a volume lies: part of the volume's status.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Place {
+    pub replica: ReplicaId,
+    pub directory: PathBuf,
+    /// Of 127.0.0.1, if it is served over TCP; a socket otherwise.
+    pub port: Option<u16>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ReplicaView {
+    pub volume: Name,
+    pub replica: ReplicaId,
+    pub mode: Mode,
+    /// The arbiter's record counts it as having every acknowledged write.
+    pub in_sync: bool,
+    pub node: String,
+    pub directory: PathBuf,
+    /// Where it is served now.
+    pub address: Option<String>,
+    pub pid: Option<u32>,
+    /// Why it isn't in sync, in words.
+    pub reason: Option<String>,
+    pub rebuild: Option<Progress>,
+}
+
+/// The engine's word while there is one that answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Mode {
+    #[serde(rename = "RW")]
+    ReadWrite,
+    #[serde(rename = "WO")]
+    WriteOnly,
+    #[serde(rename = "ERR")]
+    Error,
+    /// No engine says anything about it.
+    #[serde(rename = "-")]
+    None,
+}
+
+impl From<ankole_replica::admin::ReplicaMode> for Mode {
+    fn from(mode: ankole_replica::admin::ReplicaMode) -> Self {
+        use ankole_replica::admin::ReplicaMode;
+        match mode {
+            ReplicaMode::ReadWrite => Self::ReadWrite,
+            ReplicaMode::WriteOnly => Self::WriteOnly,
+            ReplicaMode::Error => Self::Error,
+        }
+    }
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::ReadWrite => "RW",
+            Self::WriteOnly => "WO",
+            Self::Error => "ERR",
+            Self::None => "-",
+        })
+    }
+}

@@ -1,0 +1,303 @@
+//! The volume: what is wanted of it, what is durable about it, and how it is shown.
+
+use std::fmt;
+
+use ankole_replica::admin::{self, EngineStatus};
+use ankole_replica::arbiter::Record;
+use serde::{Deserialize, Serialize};
+
+use super::attachment::Ticket;
+use super::replica::{Place, ReplicaView};
+use super::size::VolumeSize;
+use super::{ApiError, Name};
+
+/// More copies cost more than they protect; the engine's sets are small by design.
+pub const REPLICAS_MAX: u8 = 8;
+
+/// What the store keeps.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Volume {
+    pub name: Name,
+    pub spec: VolumeSpec,
+    pub status: VolumeStatus,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct VolumeSpec {
+    /// Only grows. The engine follows while the volume is attached.
+    pub size_bytes: u64,
+    pub replicas: u8,
+    pub frontend: Frontend,
+    pub transport: Transport,
+    /// The one replica lives inside the engine's process.
+    pub in_engine: bool,
+    /// Attached while there is any.
+    pub tickets: Vec<Ticket>,
+    /// Set once and never taken back: everything of the volume goes.
+    pub deleting: bool,
+}
+
+/// What is true of a volume and can't be seen again after a restart.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct VolumeStatus {
+    /// None until all replicas are formatted.
+    pub record: Option<Record>,
+    /// Chosen when the volume is made.
+    pub places: Vec<Place>,
+    /// There since the first engine of an attachment was granted, until nothing of it is left.
+    pub attachment: Option<Attachment>,
+}
+
+/// How the volume is shown to clients on this node for as long as it stays attached: the successor
+/// of an engine that died must find the clients of its predecessor.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Attachment {
+    /// Another boot means that no client survived.
+    pub boot_id: String,
+    /// Number of the device, if the frontend is ublk; the socket otherwise.
+    pub ublk_id: Option<u32>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Frontend {
+    /// The best that the node can do.
+    #[default]
+    Auto,
+    /// /dev/ublkbN
+    Ublk,
+    /// /dev/nbdN (not built yet)
+    Nbd,
+    /// iSCSI by tgtd (not built yet)
+    Tgt,
+    /// An NBD server on a unix socket, no kernel driver
+    Socket,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Transport {
+    #[default]
+    Unix,
+    Tcp,
+}
+
+/// What `POST /v1/volumes` takes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct VolumeRequest {
+    pub name: Name,
+    pub size_bytes: u64,
+    #[serde(default = "three")]
+    pub replicas: u8,
+    #[serde(default)]
+    pub frontend: Frontend,
+    #[serde(default)]
+    pub transport: Transport,
+    #[serde(default)]
+    pub in_engine: bool,
+}
+
+fn three() -> u8 {
+    3
+}
+
+/// What `PUT /v1/volumes/V/size` takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ResizeRequest {
+    pub size_bytes: u64,
+}
+
+impl VolumeRequest {
+    /// The spec, or what is wrong with the request.
+    pub fn validate(&self) -> Result<VolumeSpec, ApiError> {
+        let volume = &self.name;
+        let invalid = |text: String| Err(ApiError::invalid(format!("volume {volume}: {text}")));
+        let size = VolumeSize::of(self.size_bytes)
+            .map_err(|error| ApiError::invalid(format!("volume {volume}: {error}")))?;
+        if self.replicas == 0 || self.replicas > REPLICAS_MAX {
+            return invalid(format!("{} replicas; it takes 1 to {REPLICAS_MAX}", self.replicas));
+        }
+        if self.in_engine && self.replicas != 1 {
+            return invalid("only a single replica can live inside the engine's process".into());
+        }
+        if matches!(self.frontend, Frontend::Nbd | Frontend::Tgt) {
+            return Err(ApiError::invalid(format!(
+                "volume {volume}: the frontend {} isn't built yet",
+                self.frontend
+            ))
+            .next("use --frontend auto, ublk or socket"));
+        }
+        Ok(VolumeSpec {
+            size_bytes: size.bytes,
+            replicas: self.replicas,
+            frontend: self.frontend,
+            transport: self.transport,
+            in_engine: self.in_engine,
+            tickets: Vec::new(),
+            deleting: false,
+        })
+    }
+}
+
+/// ```text
+/// creating ──▶ detached ──ticket──▶ attaching ──endpoint──▶ attached
+///                 ▲  ▲                  ▲                      │ │
+///                 │  └──── detaching ◀──┼──── no ticket ───────┘ │
+///                 │                     └──── engine died ───────┘
+///                 └── deleting (from any; ends with the object)
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    Creating,
+    Detached,
+    Attaching,
+    Attached,
+    Detaching,
+    Deleting,
+}
+
+/// How much of the redundancy is there; not the same as the state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Robustness {
+    Healthy,
+    Degraded,
+    Faulted,
+    /// No engine has looked at the replicas.
+    Unknown,
+}
+
+impl Robustness {
+    pub fn of(wanted_replicas: u8, engine: Option<&EngineStatus>) -> Self {
+        let Some(engine) = engine.filter(|engine| engine.endpoint.is_some()) else {
+            return Self::Unknown;
+        };
+        let readable =
+            |replica: &&admin::ReplicaStatus| replica.mode == admin::ReplicaMode::ReadWrite;
+        match engine.replicas.iter().filter(readable).count() {
+            0 => Self::Faulted,
+            count if count < usize::from(wanted_replicas) => Self::Degraded,
+            _ => Self::Healthy,
+        }
+    }
+}
+
+/// Something that a person may want to know: `reason` for programs, `message` for people.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Condition {
+    pub reason: Reason,
+    pub message: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reason {
+    /// An action of the reconciler failed; it is tried again.
+    ActionFailed,
+    /// The engine runs, but doesn't answer or has no endpoint yet.
+    EngineStarting,
+    /// The engine ended; a successor starts after a pause.
+    EngineEnded,
+    ReplicaEnded,
+    ReplicaMissing,
+    /// No member of the in-sync set can be served.
+    NoReplica,
+    Stopping,
+}
+
+/// A volume as it is shown: `GET /v1/volumes/V`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct VolumeView {
+    pub name: Name,
+    pub state: State,
+    pub robustness: Robustness,
+    pub size_bytes: u64,
+    pub frontend: Frontend,
+    /// Device path, or a URI that libnbd understands; only while it can be used.
+    pub endpoint: Option<String>,
+    pub node: Option<String>,
+    pub engine_pid: Option<u32>,
+    /// Clients that are connected to the frontend.
+    pub clients: u32,
+    pub tickets: Vec<Ticket>,
+    pub replicas: Vec<ReplicaView>,
+    /// After an unclean stop: what isn't known to be equal on all members yet.
+    pub unsettled_bytes: u64,
+    /// What the engine waits for, in words.
+    pub waiting: Vec<String>,
+    pub conditions: Vec<Condition>,
+    pub record: Option<Record>,
+}
+
+impl fmt::Display for Frontend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Auto => "auto",
+            Self::Ublk => "ublk",
+            Self::Nbd => "nbd",
+            Self::Tgt => "tgt",
+            Self::Socket => "socket",
+        })
+    }
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Creating => "creating",
+            Self::Detached => "detached",
+            Self::Attaching => "attaching",
+            Self::Attached => "attached",
+            Self::Detaching => "detaching",
+            Self::Deleting => "deleting",
+        })
+    }
+}
+
+impl fmt::Display for Robustness {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Healthy => "healthy",
+            Self::Degraded => "degraded",
+            Self::Faulted => "faulted",
+            Self::Unknown => "unknown",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request() -> VolumeRequest {
+        serde_json::from_str(r#"{"name": "v1", "sizeBytes": 1}"#).unwrap()
+    }
+
+    #[test]
+    fn a_volume_has_three_replicas_unless_said_otherwise_and_whole_units() {
+        let spec = request().validate().unwrap();
+        assert_eq!((spec.replicas, spec.size_bytes), (3, 2 << 20));
+    }
+
+    #[test]
+    fn what_a_volume_can_not_have_is_refused() {
+        let refused = |change: fn(&mut VolumeRequest)| {
+            let mut request = request();
+            change(&mut request);
+            request.validate().expect_err("it is wrong").message
+        };
+        assert!(refused(|r| r.size_bytes = 0).contains("size 0"));
+        assert!(refused(|r| r.replicas = 0).contains("0 replicas"));
+        assert!(refused(|r| r.replicas = 9).contains("9 replicas"));
+        assert!(refused(|r| r.frontend = Frontend::Tgt).contains("tgt isn't built yet"));
+        assert!(refused(|r| r.in_engine = true).contains("single replica"));
+    }
+}

@@ -1,0 +1,47 @@
+//! `ankole standalone`.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use super::Session;
+use crate::agent::format::format;
+use crate::agent::layout::runtime_folder;
+use crate::api::ApiError;
+use crate::roles::standalone::{self, Ended, Options};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct StandaloneArgs {
+    /// Where the API listens; port 0 takes a free one
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:9500")]
+    listen: SocketAddr,
+    /// A place for replicas, instead of DATA/disks/default; repeatable, one for each disk
+    #[arg(long = "disk", value_name = "DIR")]
+    disks: Vec<PathBuf>,
+    /// Name of this node
+    #[arg(long, default_value = "localhost")]
+    node: String,
+}
+
+pub(super) fn run(session: &Session<'_>, args: StandaloneArgs) -> Result<ExitCode, ApiError> {
+    let data = session.global.data.clone().or_else(|| session.environment.data.clone());
+    let data = data.ok_or_else(|| {
+        ApiError::invalid("a standalone needs a data folder").next("add --data DIR")
+    })?;
+    let program = std::env::current_exe()
+        .map_err(|error| ApiError::failed(format!("find this program: {error}")))?;
+    let options = Options {
+        data,
+        listen: args.listen,
+        disks: args.disks,
+        node: args.node,
+        runtime_folder: runtime_folder(session.environment.runtime_dir.as_deref()),
+        program,
+        format,
+    };
+    match standalone::run(&options) {
+        Ok(Ended::Clean) => Ok(ExitCode::SUCCESS),
+        Ok(Ended::InHaste) => Ok(ExitCode::FAILURE),
+        Err(error) => Err(ApiError::failed(format!("{error:#}"))),
+    }
+}

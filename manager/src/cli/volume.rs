@@ -1,0 +1,290 @@
+//! `ankole volume …`
+
+use std::time::Duration;
+
+use clap::Subcommand;
+
+use super::output::{Format, column, remark, wide};
+use super::{Done, Outcome, Session, confirm, is_not_found, poll, seconds};
+use crate::api::attachment::AttachRequest;
+use crate::api::size::{VolumeSize, human};
+use crate::api::volume::{Frontend, Robustness, State, Transport, VolumeRequest, VolumeView};
+use crate::api::why::explain;
+use crate::api::{ApiError, Name};
+use crate::client::Client;
+
+#[derive(Debug, Subcommand)]
+pub(super) enum VolumeCommand {
+    /// Make a volume
+    Create(CreateArgs),
+    /// List
+    Ls,
+    /// One volume; `-o name` prints its endpoint
+    Show { name: Name },
+    /// Attach, wait until it can be used, and print the endpoint
+    Attach(AttachArgs),
+    /// Flush and detach, and wait until that is done
+    Detach(DetachArgs),
+    /// Make it larger
+    Resize {
+        name: Name,
+        #[arg(long, value_parser = VolumeSize::parse)]
+        size: VolumeSize,
+    },
+    /// What it waits for, in words
+    Why { name: Name },
+    /// Remove it with all its data
+    Rm(RemoveArgs),
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct CreateArgs {
+    /// a-z, 0-9 and -, at most 63 characters
+    name: Name,
+    /// For example 10G or 10GiB, which are the same; rounded up to 2 MiB
+    #[arg(long, value_parser = VolumeSize::parse)]
+    size: VolumeSize,
+    #[arg(long, default_value_t = 3)]
+    replicas: u8,
+    #[arg(long, value_enum, default_value_t = Frontend::Auto)]
+    frontend: Frontend,
+    /// Between engine and replicas
+    #[arg(long, value_enum, default_value_t = Transport::Unix)]
+    transport: Transport,
+    /// Run the one replica inside the engine's process
+    #[arg(long)]
+    in_engine: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct AttachArgs {
+    name: Name,
+    /// The node that shall attach it
+    #[arg(long)]
+    node: Option<String>,
+    #[arg(long)]
+    read_only: bool,
+    /// Wait until it is healthy, too; 6 when it stays degraded
+    #[arg(long)]
+    wait: bool,
+    /// Seconds to wait
+    #[arg(long, value_parser = seconds, default_value = "60")]
+    timeout: Duration,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct DetachArgs {
+    name: Name,
+    /// Also when clients are connected
+    #[arg(long)]
+    force: bool,
+    /// Seconds to wait
+    #[arg(long, value_parser = seconds, default_value = "120")]
+    timeout: Duration,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct RemoveArgs {
+    name: Name,
+    /// Don't ask
+    #[arg(long)]
+    yes: bool,
+    /// Seconds to wait
+    #[arg(long, value_parser = seconds, default_value = "120")]
+    timeout: Duration,
+}
+
+pub(super) fn run(session: &Session<'_>, command: VolumeCommand) -> Outcome {
+    let client = session.client()?;
+    match command {
+        VolumeCommand::Create(args) => create(session, &client, args),
+        VolumeCommand::Ls => list(session, &client.volumes()?),
+        VolumeCommand::Show { name } => show(session, &client.volume(&name)?),
+        VolumeCommand::Attach(args) => attach(session, &client, args),
+        VolumeCommand::Detach(args) => detach(&client, &args),
+        VolumeCommand::Resize { name, size } => {
+            say_if_rounded(size);
+            let volume = client.resize_volume(&name, size.bytes)?;
+            if volume.state != State::Attached {
+                remark(&format!("volume {name} grows when it is attached next"));
+            }
+            Ok(Done::Well)
+        }
+        VolumeCommand::Why { name } => {
+            let said = explain(&client.volume(&name)?);
+            match session.output.format {
+                Format::Json => session.output.json(&said),
+                _ => session.output.line(&said.join("\n")),
+            }
+        }
+        VolumeCommand::Rm(args) => remove(&client, &args),
+    }
+}
+
+fn create(session: &Session<'_>, client: &Client, args: CreateArgs) -> Outcome {
+    say_if_rounded(args.size);
+    let volume = client.create_volume(&VolumeRequest {
+        name: args.name,
+        size_bytes: args.size.bytes,
+        replicas: args.replicas,
+        frontend: args.frontend,
+        transport: args.transport,
+        in_engine: args.in_engine,
+    })?;
+    match session.output.format {
+        Format::Json => session.output.json(&volume),
+        Format::Name => session.output.line(&volume.name),
+        Format::Table | Format::Wide => {
+            remark(&format!("next: ankole volume attach {}", volume.name));
+            Ok(Done::Well)
+        }
+    }
+}
+
+fn say_if_rounded(size: VolumeSize) {
+    if let Some(asked) = size.rounded_from_bytes {
+        let bytes = size.bytes;
+        remark(&format!(
+            "{asked} bytes are rounded up to {bytes} ({}): sizes are multiples of 2 MiB",
+            human(bytes)
+        ));
+    }
+}
+
+fn list(session: &Session<'_>, volumes: &[VolumeView]) -> Outcome {
+    session.output.list(
+        volumes,
+        |volume: &VolumeView| volume.name.to_string(),
+        &[
+            column("NAME", |v: &VolumeView| v.name.to_string()),
+            column("STATE", |v| v.state.to_string()),
+            column("ROBUSTNESS", |v| v.robustness.to_string()),
+            column("SIZE", |v| human(v.size_bytes)),
+            column("REPLICAS", replicas_in_short),
+            column("ENDPOINT", |v| v.endpoint.clone().unwrap_or("-".into())),
+            wide("FRONTEND", |v| v.frontend.to_string()),
+            wide("NODE", |v| v.node.clone().unwrap_or("-".into())),
+            wide("ENGINE", |v| v.engine_pid.map_or("-".into(), |pid| pid.to_string())),
+            wide("GENERATION", |v| {
+                v.record.as_ref().map_or("-".into(), |record| record.generation.to_string())
+            }),
+        ],
+    )
+}
+
+fn replicas_in_short(volume: &VolumeView) -> String {
+    let in_sync = volume.replicas.iter().filter(|replica| replica.in_sync).count();
+    format!("{in_sync}/{}", volume.replicas.len())
+}
+
+fn show(session: &Session<'_>, volume: &VolumeView) -> Outcome {
+    match session.output.format {
+        Format::Json => return session.output.json(volume),
+        Format::Name => return session.output.line(endpoint(volume)?),
+        Format::Table | Format::Wide => {}
+    }
+    let dash = || String::from("-");
+    let mut fields = vec![
+        ("name", volume.name.to_string()),
+        ("state", volume.state.to_string()),
+        ("robustness", volume.robustness.to_string()),
+        ("endpoint", volume.endpoint.clone().unwrap_or_else(dash)),
+        ("size", human(volume.size_bytes)),
+        ("frontend", volume.frontend.to_string()),
+        ("node", volume.node.clone().unwrap_or_else(dash)),
+        ("clients", volume.clients.to_string()),
+    ];
+    for replica in &volume.replicas {
+        let mut text = format!("{} {}", replica.replica, replica.mode);
+        text += if replica.in_sync { ", in sync" } else { ", not in sync" };
+        if let Some(rebuild) = replica.rebuild {
+            let (done, total) = (human(rebuild.done_bytes), human(rebuild.total_bytes));
+            text += &format!(", rebuilt {done} of {total}");
+        }
+        if let Some(reason) = &replica.reason {
+            text += &format!(": {reason}");
+        }
+        fields.push(("replica", text));
+    }
+    for ticket in &volume.tickets {
+        let read_only = if ticket.read_only { ", read-only" } else { "" };
+        fields.push(("ticket", format!("{}{read_only}", ticket.kind)));
+    }
+    fields.extend(volume.waiting.iter().map(|text| ("waiting", text.clone())));
+    fields.extend(volume.conditions.iter().map(|condition| ("note", condition.message.clone())));
+    session.output.fields(&fields)
+}
+
+fn endpoint(volume: &VolumeView) -> Result<&str, ApiError> {
+    volume.endpoint.as_deref().ok_or_else(|| {
+        let name = &volume.name;
+        ApiError::conflict(format!("volume {name} is {} and has no endpoint", volume.state))
+            .next(format!("ankole volume attach {name}"))
+    })
+}
+
+fn attach(session: &Session<'_>, client: &Client, args: AttachArgs) -> Outcome {
+    let AttachArgs { name, node, read_only, wait, timeout } = args;
+    client.attach(&name, &AttachRequest { read_only, node })?;
+    let mut last = None;
+    let good = poll(timeout, || {
+        let volume = client.volume(&name)?;
+        let usable = volume.endpoint.is_some();
+        let enough = usable && (!wait || volume.robustness == Robustness::Healthy);
+        last = Some(volume.clone());
+        Ok(enough.then_some(volume))
+    })?;
+    let done = if good.is_some() { Done::Well } else { Done::Degraded };
+    match good.or(last) {
+        Some(volume) if volume.endpoint.is_some() => {
+            match session.output.format {
+                Format::Json => session.output.json(&volume)?,
+                _ => session.output.line(endpoint(&volume)?)?,
+            };
+            Ok(done)
+        }
+        last => {
+            let reasons = last.iter().flat_map(explain).collect::<Vec<_>>().join(" ");
+            Err(ApiError::timed_out(format!(
+                "volume {name} can't be used after {} s. {reasons}",
+                timeout.as_secs()
+            ))
+            .next(format!("it is tried on; ankole volume why {name} says how far it is")))
+        }
+    }
+}
+
+fn detach(client: &Client, args: &DetachArgs) -> Outcome {
+    let DetachArgs { name, force, timeout } = args;
+    let volume = client.detach(name, *force)?;
+    if let Some(ticket) = volume.tickets.first() {
+        remark(&format!("volume {name} stays attached until the {} is done", ticket.kind));
+        return Ok(Done::Well);
+    }
+    let detached =
+        poll(*timeout, || Ok((client.volume(name)?.state == State::Detached).then_some(())))?;
+    let late = || {
+        let seconds = timeout.as_secs();
+        ApiError::timed_out(format!("volume {name} isn't detached after {seconds} s"))
+            .next(format!("it is tried on; ankole volume why {name} says how far it is"))
+    };
+    detached.map(|()| Done::Well).ok_or_else(late)
+}
+
+fn remove(client: &Client, args: &RemoveArgs) -> Outcome {
+    let RemoveArgs { name, yes, timeout } = args;
+    let volume = client.volume(name)?;
+    let size = human(volume.size_bytes);
+    confirm(&format!("remove volume {name} ({size}) with all its snapshots"), *yes)?;
+    client.delete_volume(name)?;
+    let gone = poll(*timeout, || {
+        let look = client.volume(name);
+        if is_not_found(&look) { Ok(Some(())) } else { look.map(|_| None) }
+    })?;
+    let late = || {
+        let seconds = timeout.as_secs();
+        ApiError::timed_out(format!("volume {name} isn't removed after {seconds} s"))
+            .next(format!("it is tried on; ankole volume why {name} says how far it is"))
+    };
+    gone.map(|()| Done::Well).ok_or_else(late)
+}

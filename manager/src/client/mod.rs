@@ -1,0 +1,167 @@
+//! The REST API as typed calls; they block. Used by the command line and the demo.
+
+use std::time::Duration;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::api::attachment::{AttachRequest, USER_TICKET};
+use crate::api::backup::{BackupRequest, BackupView, Job, RestoreRequest};
+use crate::api::replica::ReplicaView;
+use crate::api::snapshot::{Chain, SnapshotRequest};
+use crate::api::target::{BackupTarget, TargetRequest};
+use crate::api::volume::{ResizeRequest, VolumeRequest, VolumeView};
+use crate::api::{ApiError, ErrorKind, Name};
+
+/// A snapshot waits for the engine to settle and flush.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(180);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+const ANSWER_BYTES_MAX: u64 = 64 << 20;
+
+pub struct Client {
+    agent: ureq::Agent,
+    server: String,
+    token: String,
+}
+
+impl Client {
+    /// `server` is a URL without a path, such as `http://127.0.0.1:9500`.
+    pub fn new(server: &str, token: &str) -> Self {
+        let config = ureq::Agent::config_builder()
+            .http_status_as_error(false)
+            .timeout_connect(Some(CONNECT_TIMEOUT))
+            .timeout_global(Some(ANSWER_TIMEOUT))
+            .proxy(None) // it is on this machine
+            .build();
+        let server = server.trim_end_matches('/').into();
+        Self { agent: config.into(), server, token: token.into() }
+    }
+
+    pub fn volumes(&self) -> Result<Vec<VolumeView>, ApiError> {
+        self.get("/v1/volumes", &[])
+    }
+    pub fn volume(&self, name: &Name) -> Result<VolumeView, ApiError> {
+        self.get(&format!("/v1/volumes/{name}"), &[])
+    }
+    pub fn create_volume(&self, request: &VolumeRequest) -> Result<VolumeView, ApiError> {
+        self.send("POST", "/v1/volumes", request)
+    }
+    /// Answers at once; the volume can be used when it has an endpoint.
+    pub fn attach(&self, volume: &Name, request: &AttachRequest) -> Result<VolumeView, ApiError> {
+        self.send("PUT", &format!("/v1/volumes/{volume}/tickets/{USER_TICKET}"), request)
+    }
+    /// Answers at once.
+    pub fn detach(&self, volume: &Name, force: bool) -> Result<VolumeView, ApiError> {
+        self.delete(&format!("/v1/volumes/{volume}/tickets/{USER_TICKET}?force={force}"))
+    }
+    pub fn resize_volume(&self, volume: &Name, size_bytes: u64) -> Result<VolumeView, ApiError> {
+        self.send("PUT", &format!("/v1/volumes/{volume}/size"), &ResizeRequest { size_bytes })
+    }
+    /// Answers at once; the volume is gone when it isn't found any more.
+    pub fn delete_volume(&self, volume: &Name) -> Result<VolumeView, ApiError> {
+        self.delete(&format!("/v1/volumes/{volume}"))
+    }
+    pub fn replicas(&self, volume: Option<&Name>) -> Result<Vec<ReplicaView>, ApiError> {
+        let query: Vec<_> = volume.iter().map(|name| ("volume", &***name)).collect();
+        self.get("/v1/replicas", &query)
+    }
+
+    pub fn snapshots(&self, volume: &Name) -> Result<Chain, ApiError> {
+        self.get(&format!("/v1/volumes/{volume}/snapshots"), &[])
+    }
+    pub fn create_snapshot(&self, volume: &Name, name: Option<Name>) -> Result<Chain, ApiError> {
+        let request = SnapshotRequest { name };
+        self.send("POST", &format!("/v1/volumes/{volume}/snapshots"), &request)
+    }
+    pub fn revert(&self, volume: &Name, snapshot: &Name) -> Result<Chain, ApiError> {
+        self.send("POST", &format!("/v1/volumes/{volume}/snapshots/{snapshot}/revert"), &())
+    }
+    pub fn remove_snapshot(&self, volume: &Name, snapshot: &Name) -> Result<Chain, ApiError> {
+        self.delete(&format!("/v1/volumes/{volume}/snapshots/{snapshot}"))
+    }
+
+    pub fn targets(&self) -> Result<Vec<BackupTarget>, ApiError> {
+        self.get("/v1/targets", &[])
+    }
+    pub fn add_target(&self, name: &Name, url: &str) -> Result<BackupTarget, ApiError> {
+        self.send("PUT", &format!("/v1/targets/{name}"), &TargetRequest { url: url.into() })
+    }
+    pub fn remove_target(&self, name: &Name) -> Result<(), ApiError> {
+        self.delete(&format!("/v1/targets/{name}"))
+    }
+
+    pub fn backups(
+        &self,
+        target: Option<&str>,
+        volume: Option<&str>,
+    ) -> Result<Vec<BackupView>, ApiError> {
+        let target = target.map(|target| ("target", target));
+        let volume = volume.map(|volume| ("volume", volume));
+        self.get("/v1/backups", &target.into_iter().chain(volume).collect::<Vec<_>>())
+    }
+    pub fn create_backup(&self, request: &BackupRequest) -> Result<Job, ApiError> {
+        self.send("POST", "/v1/backups", request)
+    }
+    pub fn restore_backup(&self, request: &RestoreRequest) -> Result<Job, ApiError> {
+        self.send("POST", "/v1/restores", request)
+    }
+    pub fn job(&self, id: u64) -> Result<Job, ApiError> {
+        self.get(&format!("/v1/jobs/{id}"), &[])
+    }
+
+    fn get<T: DeserializeOwned>(&self, path: &str, query: &[(&str, &str)]) -> Result<T, ApiError> {
+        let request = self.agent.get(format!("{}{path}", self.server));
+        let request = request.query_pairs(query.iter().copied());
+        self.answer(request.header("authorization", self.bearer()).call())
+    }
+
+    fn delete<T: DeserializeOwned>(&self, path: &str) -> Result<T, ApiError> {
+        let request = self.agent.delete(format!("{}{path}", self.server));
+        self.answer(request.header("authorization", self.bearer()).call())
+    }
+
+    fn send<T: DeserializeOwned>(
+        &self,
+        method: &str,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<T, ApiError> {
+        let url = format!("{}{path}", self.server);
+        let request = if method == "PUT" { self.agent.put(url) } else { self.agent.post(url) };
+        self.answer(request.header("authorization", self.bearer()).send_json(body))
+    }
+
+    fn bearer(&self) -> String {
+        format!("Bearer {}", self.token)
+    }
+
+    fn answer<T: DeserializeOwned>(
+        &self,
+        outcome: Result<ureq::http::Response<ureq::Body>, ureq::Error>,
+    ) -> Result<T, ApiError> {
+        let unreachable = |error: ureq::Error| {
+            let kind = match error {
+                ureq::Error::Timeout(_) => ErrorKind::TimedOut,
+                _ => ErrorKind::Failed,
+            };
+            ApiError::new(kind, format!("no ankole answers at {}: {error}", self.server)).next(
+                "start one with `ankole standalone --data DIR`, or name it with --server or --data",
+            )
+        };
+        let mut response = outcome.map_err(unreachable)?;
+        let ok = response.status().is_success();
+        let body = response.body_mut().with_config().limit(ANSWER_BYTES_MAX);
+        let text = body.read_to_vec().map_err(unreachable)?;
+        if ok {
+            serde_json::from_slice(&text).map_err(|error| self.not_ankole(&error))
+        } else {
+            let error = serde_json::from_slice::<ApiError>(&text);
+            Err(error.unwrap_or_else(|error| self.not_ankole(&error)))
+        }
+    }
+
+    fn not_ankole(&self, error: &serde_json::Error) -> ApiError {
+        ApiError::failed(format!("what answers at {} isn't this ankole: {error}", self.server))
+            .next("look at the address, and at `ankole version` on both sides")
+    }
+}

@@ -1,0 +1,177 @@
+//! What makes the wishes in the store true: one task per volume, woken by changes of its object,
+//! by the ends of its processes, and by the clock.
+
+pub mod backoff;
+pub mod board;
+pub mod volume;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tokio::sync::{Notify, broadcast, mpsc};
+
+use self::board::Board;
+use self::volume::Event;
+use crate::agent::format::Format;
+use crate::agent::supervisor::{Ended, Signal};
+use crate::agent::{Layout, Supervisor};
+use crate::api::Name;
+use crate::api::replica::Place;
+use crate::api::volume::Volume;
+use crate::store::{Changed, Kind, Store, StoreError};
+
+/// Labels of processes.
+pub const INSTANCE_LABEL: &str = "instance";
+pub const ADDRESS_LABEL: &str = "address";
+
+/// What every controller works with.
+pub struct Context {
+    pub store: Arc<dyn Store>,
+    pub supervisor: Arc<dyn Supervisor>,
+    pub layout: Layout,
+    pub board: Board,
+    pub node: String,
+    /// The binary with the roles `engine run` and `replica serve`.
+    pub program: PathBuf,
+    pub format: Format,
+    pub boot_id: String,
+    stopping: AtomicBool,
+    look: Notify,
+}
+
+impl Context {
+    #[expect(clippy::too_many_arguments, reason = "called once, with the parts of a standalone")]
+    pub fn new(
+        store: Arc<dyn Store>,
+        supervisor: Arc<dyn Supervisor>,
+        layout: Layout,
+        node: String,
+        program: PathBuf,
+        format: Format,
+        boot_id: String,
+    ) -> Self {
+        Self {
+            store,
+            supervisor,
+            layout,
+            board: Board::default(),
+            node,
+            program,
+            format,
+            boot_id,
+            stopping: AtomicBool::new(false),
+            look: Notify::new(),
+        }
+    }
+
+    /// Where the process of a replica listens.
+    pub fn address(&self, volume: &Name, place: &Place) -> String {
+        match place.port {
+            Some(port) => format!("tcp:127.0.0.1:{port}"),
+            None => {
+                let socket = self.layout.replica_socket(volume, &place.replica);
+                format!("unix:{}", socket.display())
+            }
+        }
+    }
+
+    /// From now on every volume is wanted detached.
+    pub fn stop(&self) {
+        self.stopping.store(true, Ordering::Release);
+        self.look.notify_one();
+    }
+
+    /// For a task that ended: its volume may have been made anew meanwhile.
+    fn look_at_all(&self) {
+        self.look.notify_one();
+    }
+
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Acquire)
+    }
+}
+
+/// Ends processes whose volume doesn't exist: nobody would ever look after them.
+pub fn end_strays(context: &Context) -> Result<(), StoreError> {
+    let volumes: Vec<Volume> = context.store.all()?;
+    for process in context.supervisor.list() {
+        let name = &process.spec.name;
+        if !volumes.iter().any(|volume| volume.name == name.volume) {
+            tracing::warn!(process = %name, pid = process.pid, "its volume doesn't exist: ended");
+            context.supervisor.signal(name, Signal::Kill);
+        }
+    }
+    Ok(())
+}
+
+/// Runs the tasks of all volumes until it is dropped.
+pub async fn run(context: Arc<Context>) {
+    let mut director = Director { tasks: BTreeMap::new(), context: Arc::clone(&context) };
+    // Subscribed before the first look, so that nothing falls between.
+    let mut changes = context.store.watch();
+    let mut ends = context.supervisor.ended();
+    director.look_at_all().await;
+    loop {
+        tokio::select! {
+            change = changes.recv() => match change {
+                Ok(Changed { kind: Kind::Volume, name }) => director.tell(&name, Event::Look),
+                Ok(_) => {}
+                Err(broadcast::error::RecvError::Lagged(_)) => director.look_at_all().await,
+                Err(broadcast::error::RecvError::Closed) => return,
+            },
+            end = ends.recv() => match end {
+                Ok(ended @ Ended { .. }) => {
+                    director.tell(&ended.name.volume.clone(), Event::Ended(ended));
+                }
+                Err(broadcast::error::RecvError::Lagged(_)) => director.look_at_all().await,
+                Err(broadcast::error::RecvError::Closed) => return,
+            },
+            () = context.look.notified() => director.look_at_all().await,
+        }
+    }
+}
+
+struct Director {
+    context: Arc<Context>,
+    tasks: BTreeMap<Name, mpsc::UnboundedSender<Event>>,
+}
+
+impl Director {
+    /// Starts the volume's task if there is none; one without an object ends by itself.
+    fn tell(&mut self, name: &str, event: Event) {
+        let Ok(name) = name.parse::<Name>() else { return };
+        self.tasks.retain(|_, task| !task.is_closed());
+        let event = match self.tasks.get(&name) {
+            Some(task) => match task.send(event) {
+                Ok(()) => return,
+                Err(unsent) => unsent.0,
+            },
+            None => event,
+        };
+        let (task, events) = mpsc::unbounded_channel();
+        // A task that was just made looks anyway; only what it would not see is told.
+        if matches!(event, Event::Ended(_)) {
+            let _ = task.send(event);
+        }
+        tokio::spawn(volume::run(Arc::clone(&self.context), name.clone(), events));
+        self.tasks.insert(name, task);
+    }
+
+    async fn look_at_all(&mut self) {
+        let store = Arc::clone(&self.context.store);
+        let volumes = tokio::task::spawn_blocking(move || store.all::<Volume>()).await;
+        match volumes {
+            Ok(Ok(volumes)) => {
+                for volume in volumes {
+                    self.tell(&volume.name, Event::Look);
+                }
+            }
+            Ok(Err(error)) => {
+                tracing::error!(error = crate::api::error::chain(&error), "list the volumes");
+            }
+            Err(_) => {} // the runtime ends
+        }
+    }
+}

@@ -1,0 +1,301 @@
+//! Doing what was planned. Nothing here decides; nothing waits long, but for a killed engine.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use ankole_replica::admin::Request;
+use ankole_replica::arbiter::{Change, EngineGrant, InstanceId, Member, Record};
+use ankole_replica::types::{Generation, ReplicaId};
+
+use super::Memory;
+use super::plan::{Action, DETACH_PATIENCE, EngineStart, Plan};
+use crate::agent::admin::AdminError;
+use crate::agent::format::FormatError;
+use crate::agent::supervisor::{Signal, SupervisorError};
+use crate::agent::{Part, ProcessName, ProcessSpec, admin};
+use crate::api::Name;
+use crate::api::replica::Place;
+use crate::api::volume::{Attachment, Volume};
+use crate::arbiter::ArbiterError;
+use crate::controllers::{ADDRESS_LABEL, Context, INSTANCE_LABEL};
+use crate::store::StoreError;
+
+const KILL_PATIENCE: Duration = Duration::from_secs(10);
+const EXPAND_TIMEOUT: Duration = Duration::from_secs(30);
+const DETACH_RETRY: Duration = Duration::from_millis(200);
+
+/// What became of a plan.
+pub(super) struct Applied {
+    pub(super) plan: Plan,
+    pub(super) done: usize,
+    pub(super) failed: Option<(Action, ApplyError)>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ApplyError {
+    #[error("format replica {replica} in {directory}")]
+    Format { replica: ReplicaId, directory: PathBuf, source: FormatError },
+    #[error("remove {path}")]
+    Remove { path: PathBuf, source: io::Error },
+    #[error("the killed engine hasn't ended after {} s", KILL_PATIENCE.as_secs())]
+    StillThere,
+    #[error("replica {replica} has no place")]
+    NoPlace { replica: ReplicaId },
+    #[error("expand the volume")]
+    Expand(#[source] AdminError),
+    #[error(transparent)]
+    Start(#[from] SupervisorError),
+    #[error(transparent)]
+    Arbiter(#[from] ArbiterError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+pub(super) fn apply(
+    context: &Arc<Context>,
+    volume: &Volume,
+    plan: Plan,
+    memory: &mut Memory,
+) -> Applied {
+    let mut hands = Hands { context, volume, memory };
+    let mut done = 0;
+    for action in &plan.actions {
+        tracing::info!(volume = %volume.name, "{action}");
+        if let Err(error) = hands.perform(action) {
+            let failed = Some((action.clone(), error));
+            return Applied { plan, done, failed };
+        }
+        done += 1;
+    }
+    Applied { plan, done, failed: None }
+}
+
+struct Hands<'a> {
+    context: &'a Arc<Context>,
+    volume: &'a Volume,
+    memory: &'a mut Memory,
+}
+
+impl Hands<'_> {
+    fn perform(&mut self, action: &Action) -> Result<(), ApplyError> {
+        let name = &self.volume.name;
+        match action {
+            Action::FormatAll => self.format_all(),
+            Action::FormatReplica(replica) => self.format(self.place(replica)?).map(drop),
+            Action::StartReplica(replica) => self.start_replica(replica),
+            Action::EndReplica(replica) => {
+                self.end(Part::Replica(replica.clone()), Signal::Terminate);
+                Ok(())
+            }
+            Action::KillReplica(replica) => {
+                self.end(Part::Replica(replica.clone()), Signal::Kill);
+                Ok(())
+            }
+            Action::Grant { instance, attach_epoch, attachment } => {
+                self.grant(instance, *attach_epoch, attachment)
+            }
+            Action::StartEngine(start) => self.start_engine(start),
+            Action::DetachEngine => {
+                self.memory.ask_to_end(Part::Engine);
+                let (context, name) = (Arc::clone(self.context), name.clone());
+                thread::spawn(move || ask_to_detach(&context, &name));
+                Ok(())
+            }
+            Action::KillEngine => self.kill_engine(),
+            Action::Expand { size_bytes } => {
+                let request = Request::Expand { size_bytes: *size_bytes };
+                let socket = self.context.layout.admin(name);
+                admin::ask(&socket, &request, EXPAND_TIMEOUT).map(drop).map_err(ApplyError::Expand)
+            }
+            Action::ClearAttachment => {
+                self.memory.engine_left = false;
+                self.change_volume(|volume| volume.status.attachment = None)
+            }
+            Action::RemoveDirectories => self
+                .volume
+                .status
+                .places
+                .iter()
+                .try_for_each(|place| remove_directory(&place.directory)),
+            Action::Forget => {
+                Ok(self.context.store.remove::<Volume, StoreError>(name, |_| Ok(()))?)
+            }
+        }
+    }
+
+    /// The directories were found absent when the object was made, and no process has ever used
+    /// them: what lies there is half of an earlier attempt.
+    fn format_all(&self) -> Result<(), ApplyError> {
+        let mut in_sync = Vec::new();
+        for place in &self.volume.status.places {
+            remove_directory(&place.directory)?;
+            in_sync.push(self.format(place)?);
+        }
+        let record =
+            Record { generation: Generation::FIRST, engine: None, attach_epoch: 0, in_sync };
+        self.change_volume(|volume| {
+            volume.status.record.get_or_insert_with(|| record.clone());
+        })
+    }
+
+    fn format(&self, place: &Place) -> Result<Member, ApplyError> {
+        let Place { replica, directory, .. } = place;
+        let size_bytes = self.volume.spec.size_bytes;
+        let formatted = (self.context.format)(directory, &self.volume.name, replica, size_bytes);
+        let incarnation = formatted.map_err(|source| ApplyError::Format {
+            replica: replica.clone(),
+            directory: directory.clone(),
+            source,
+        })?;
+        Ok(Member { replica: replica.clone(), incarnation })
+    }
+
+    fn start_replica(&mut self, replica: &ReplicaId) -> Result<(), ApplyError> {
+        let place = self.place(replica)?;
+        let name = &self.volume.name;
+        let address = self.context.address(name, place);
+        let args = [
+            ("--dir", place.directory.display().to_string()),
+            ("--volume", name.to_string()),
+            ("--replica", replica.to_string()),
+            ("--listen", address.clone()),
+        ];
+        let labels = BTreeMap::from([(ADDRESS_LABEL.into(), address)]);
+        self.start(ProcessName::replica(name, replica), ["replica", "serve"], &args, &[], labels)
+    }
+
+    fn start_engine(&mut self, start: &EngineStart) -> Result<(), ApplyError> {
+        let name = &self.volume.name;
+        let layout = &self.context.layout;
+        let path = |path: PathBuf| path.display().to_string();
+        let frontend = if start.ublk_id.is_some() { "ublk" } else { "socket" };
+        let mut args = vec![
+            ("--volume", name.to_string()),
+            ("--node", self.context.node.clone()),
+            ("--instance", start.instance.0.clone()),
+            ("--arbiter", path(layout.arbiter())),
+            ("--admin", path(layout.admin(name))),
+            ("--frontend", frontend.into()),
+            ("--socket", path(layout.nbd(name))),
+        ];
+        for place in &self.volume.status.places {
+            let address = if self.volume.spec.in_engine {
+                format!("dir:{}", place.directory.display())
+            } else {
+                self.context.address(name, place)
+            };
+            args.push(("--replica", format!("{}={address}", place.replica)));
+        }
+        args.extend(start.ublk_id.map(|id| ("--ublk-id", id.to_string())));
+        let mut flags = vec![];
+        flags.extend(start.recover.then_some("--recover"));
+        flags.extend(start.read_only.then_some("--read-only"));
+        let labels = BTreeMap::from([(INSTANCE_LABEL.into(), start.instance.0.clone())]);
+        self.memory.engine_left = false;
+        self.start(ProcessName::engine(name), ["engine", "run"], &args, &flags, labels)
+    }
+
+    fn start(
+        &mut self,
+        name: ProcessName,
+        role: [&str; 2],
+        options: &[(&str, String)],
+        flags: &[&str],
+        labels: BTreeMap<String, String>,
+    ) -> Result<(), ApplyError> {
+        self.context.layout.remove_sockets(&name);
+        let options = options.iter().flat_map(|(option, value)| [(*option).into(), value.clone()]);
+        let flags = flags.iter().map(|flag| (*flag).into());
+        let args = role.map(String::from).into_iter().chain(options).chain(flags).collect();
+        let log = self.context.layout.log(&name);
+        let part = name.part.clone();
+        let program = self.context.program.clone();
+        self.context.supervisor.start(ProcessSpec { name, program, args, log, labels })?;
+        self.memory.started(part);
+        Ok(())
+    }
+
+    /// The record and the attachment change together: a crash between them would make the next
+    /// pass take a client that survived for none.
+    fn grant(
+        &self,
+        instance: &InstanceId,
+        attach_epoch: u64,
+        attachment: &Attachment,
+    ) -> Result<(), ApplyError> {
+        let engine = EngineGrant { node: self.context.node.clone(), instance: instance.clone() };
+        self.context.store.modify(&self.volume.name, |volume: &mut Volume| {
+            let name = || volume.name.to_string();
+            let record = volume.status.record.as_ref();
+            let record = record.ok_or_else(|| ArbiterError::NoRecord { volume: name() })?;
+            let change = Change::Grant { engine: engine.clone(), attach_epoch };
+            let granted = record.after(record.generation, change).map_err(ArbiterError::from)?;
+            volume.status.record = Some(granted);
+            volume.status.attachment = Some(attachment.clone());
+            Ok::<_, ApplyError>(())
+        })
+    }
+
+    fn kill_engine(&mut self) -> Result<(), ApplyError> {
+        self.memory.engine_killed = true;
+        self.end(Part::Engine, Signal::Kill);
+        let name = ProcessName::engine(&self.volume.name);
+        if self.context.supervisor.wait(&name, KILL_PATIENCE) {
+            Ok(())
+        } else {
+            Err(ApplyError::StillThere)
+        }
+    }
+
+    fn end(&mut self, part: Part, signal: Signal) {
+        self.memory.ask_to_end(part.clone());
+        let name = ProcessName { volume: self.volume.name.clone(), part };
+        self.context.supervisor.signal(&name, signal);
+    }
+
+    fn place(&self, replica: &ReplicaId) -> Result<&Place, ApplyError> {
+        let mut places = self.volume.status.places.iter();
+        let found = places.find(|place| &place.replica == replica);
+        found.ok_or_else(|| ApplyError::NoPlace { replica: replica.clone() })
+    }
+
+    fn change_volume(&self, change: impl Fn(&mut Volume)) -> Result<(), ApplyError> {
+        self.context.store.modify(&self.volume.name, |volume| {
+            change(volume);
+            Ok::<_, ApplyError>(())
+        })
+    }
+}
+
+/// Until it is understood, refused, or the engine is gone. Runs on a thread of its own: the answer
+/// comes when everything is flushed.
+fn ask_to_detach(context: &Context, volume: &Name) {
+    let socket = context.layout.admin(volume);
+    let name = ProcessName::engine(volume);
+    let deadline = Instant::now() + DETACH_PATIENCE;
+    while Instant::now() < deadline {
+        match admin::ask(&socket, &Request::Detach, DETACH_PATIENCE) {
+            Ok(_) => return,
+            Err(AdminError::NoAnswer(_)) if context.supervisor.wait(&name, DETACH_RETRY) => return,
+            Err(AdminError::NoAnswer(_)) => {}
+            Err(error) => {
+                tracing::warn!(%volume, %error, "the engine doesn't detach");
+                return;
+            }
+        }
+    }
+}
+
+fn remove_directory(path: &Path) -> Result<(), ApplyError> {
+    match fs::remove_dir_all(path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(ApplyError::Remove { path: path.into(), source })
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,106 @@
+//! What is true of a volume on this machine right now.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use ankole_replica::admin::{Answer, EngineStatus, Request};
+use ankole_replica::arbiter::InstanceId;
+
+use super::Memory;
+use super::plan::{EngineSeen, ReplicaProcess, ReplicaSeen, Seen, UblkSeen};
+use crate::agent::layout::random_hex;
+use crate::agent::{Part, Process, admin, probe};
+use crate::api::Name;
+use crate::api::volume::Volume;
+use crate::controllers::{ADDRESS_LABEL, Context, INSTANCE_LABEL};
+use crate::store::StoreError;
+
+const STATUS_TIMEOUT: Duration = Duration::from_secs(1);
+
+#[derive(Debug, thiserror::Error)]
+pub enum GatherError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("make an instance's name")]
+    Random(#[source] std::io::Error),
+}
+
+/// None if the volume doesn't exist any more.
+pub fn gather(
+    context: &Context,
+    name: &Name,
+    memory: &Memory,
+) -> Result<Option<Seen>, GatherError> {
+    let Some(volume) = context.store.find::<Volume>(name)? else { return Ok(None) };
+    let processes: Vec<_> = context
+        .supervisor
+        .list()
+        .into_iter()
+        .filter(|process| &process.spec.name.volume == name)
+        .collect();
+    let process_of = |part: &Part| processes.iter().find(|process| &process.spec.name.part == part);
+
+    let engine = process_of(&Part::Engine).map(|process| EngineSeen {
+        pid: process.pid,
+        instance: InstanceId(label(process, INSTANCE_LABEL)),
+        asked_to_end: memory.asked_to_end(&Part::Engine),
+        status: engine_status(context, name).map(Box::new),
+    });
+    let replicas = volume.status.places.iter().map(|place| {
+        let part = Part::Replica(place.replica.clone());
+        ReplicaSeen {
+            directory_exists: place.directory.is_dir(),
+            process: process_of(&part).map(|process| ReplicaProcess {
+                pid: process.pid,
+                asked_to_end: memory.asked_to_end(&part),
+            }),
+            history: memory.history(&part),
+            place: place.clone(),
+        }
+    });
+    Ok(Some(Seen {
+        boot_id: context.boot_id.clone(),
+        engine,
+        engine_history: memory.history(&Part::Engine),
+        engine_left: memory.engine_left,
+        replicas: replicas.collect(),
+        ublk: ublk(context, &volume)?,
+        fresh_instance: InstanceId(random_hex::<8>().map_err(GatherError::Random)?),
+        volume,
+    }))
+}
+
+/// What the engine says of itself, if it answers now.
+pub fn engine_status(context: &Context, volume: &Name) -> Option<EngineStatus> {
+    match admin::ask(&context.layout.admin(volume), &Request::Status, STATUS_TIMEOUT) {
+        Ok(Answer::Status(status)) => Some(*status),
+        Ok(Answer::Ok | Answer::Error { .. }) | Err(_) => None,
+    }
+}
+
+fn label(process: &Process, label: &str) -> String {
+    process.spec.labels.get(label).cloned().unwrap_or_default()
+}
+
+pub fn address_of(process: &Process) -> String {
+    label(process, ADDRESS_LABEL)
+}
+
+fn ublk(context: &Context, volume: &Volume) -> Result<UblkSeen, StoreError> {
+    let device = |id: u32| Path::new("/dev").join(format!("ublkc{id}"));
+    let exists = |id: u32| fs::exists(device(id)).unwrap_or(true);
+    let own = volume.status.attachment.as_ref().and_then(|attachment| attachment.ublk_id);
+    let taken: Vec<u32> = context
+        .store
+        .all::<Volume>()?
+        .iter()
+        .filter_map(|other| other.status.attachment.as_ref()?.ublk_id)
+        .collect();
+    let free = (0..u32::MAX).find(|id| !taken.contains(id) && !exists(*id));
+    Ok(UblkSeen {
+        usable: probe::can_serve_ublk(),
+        device_left: own.is_some_and(exists),
+        free_id: free.expect("a machine has fewer devices than there are numbers"),
+    })
+}

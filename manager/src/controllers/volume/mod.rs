@@ -1,0 +1,152 @@
+//! One volume: gather → validate → plan → apply → report, whenever something happened to it.
+
+mod apply;
+pub mod gather;
+pub mod plan;
+mod report;
+#[cfg(test)]
+mod scenarios;
+mod validate;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc;
+
+use self::plan::History;
+use super::Context;
+use super::backoff::Backoff;
+use crate::agent::Part;
+use crate::agent::supervisor::Ended;
+use crate::api::Name;
+
+#[derive(Debug)]
+pub enum Event {
+    /// Something changed: the object, or the wish to stop.
+    Look,
+    Ended(Ended),
+}
+
+/// What a volume's task remembers between passes. All of it may be lost: then a part is started a
+/// little earlier, or waited for a little longer, than it would have been.
+#[derive(Debug, Default)]
+pub struct Memory {
+    parts: BTreeMap<Part, PartMemory>,
+    failing: Backoff,
+    engine_killed: bool,
+    engine_left: bool,
+}
+
+#[derive(Debug, Default)]
+struct PartMemory {
+    started: Option<Instant>,
+    asked_to_end: Option<Instant>,
+    backoff: Backoff,
+    last_end: Option<String>,
+}
+
+impl Memory {
+    fn asked_to_end(&self, part: &Part) -> Option<Duration> {
+        self.parts.get(part)?.asked_to_end.map(|asked| asked.elapsed())
+    }
+
+    fn history(&self, part: &Part) -> History {
+        let Some(memory) = self.parts.get(part) else { return History::default() };
+        let hold_off = memory.backoff.hold_off(Instant::now());
+        History { hold_off, last_end: memory.last_end.clone() }
+    }
+
+    fn failures(&self) -> u32 {
+        self.failing.failures()
+    }
+
+    fn started(&mut self, part: Part) {
+        let memory = self.parts.entry(part).or_default();
+        memory.started = Some(Instant::now());
+        memory.asked_to_end = None;
+    }
+
+    fn ask_to_end(&mut self, part: Part) {
+        self.parts.entry(part).or_default().asked_to_end.get_or_insert_with(Instant::now);
+    }
+
+    fn ended(&mut self, ended: Ended) {
+        let memory = self.parts.entry(ended.name.part.clone()).or_default();
+        let asked = memory.asked_to_end.take().is_some();
+        if ended.name.part == Part::Engine {
+            let well = ended.how.as_deref().is_none_or(|how| how == "exit status: 0");
+            self.engine_left = asked && well && !self.engine_killed;
+            self.engine_killed = false;
+        }
+        if !asked {
+            let lived = memory.started.map(|started| started.elapsed());
+            memory.backoff.failed(Instant::now(), lived.unwrap_or(Duration::MAX));
+            memory.last_end = ended.how;
+        }
+    }
+}
+
+/// Until the volume doesn't exist any more. A pass runs where blocking is allowed.
+pub async fn run(context: Arc<Context>, name: Name, mut events: mpsc::UnboundedReceiver<Event>) {
+    let mut memory = Memory::default();
+    loop {
+        let (context_of_pass, name_of_pass) = (Arc::clone(&context), name.clone());
+        let pass = tokio::task::spawn_blocking(move || {
+            let next = pass(&context_of_pass, &name_of_pass, &mut memory);
+            (next, memory)
+        });
+        let Ok((next, remembered)) = pass.await else {
+            // The runtime ends, or a pass panicked: that is a defect, and said so by the hook.
+            tracing::error!(volume = %name, "the volume is no longer looked after");
+            return;
+        };
+        memory = remembered;
+        let Some(look_again) = next else {
+            context.board.take_down(&name);
+            drop(events);
+            context.look_at_all();
+            return;
+        };
+        if let Ok(event) = tokio::time::timeout(look_again, events.recv()).await {
+            let Some(event) = event else { return };
+            memory.hear(event);
+            while let Ok(event) = events.try_recv() {
+                memory.hear(event);
+            }
+        }
+    }
+}
+
+impl Memory {
+    fn hear(&mut self, event: Event) {
+        match event {
+            Event::Look => {}
+            Event::Ended(ended) => self.ended(ended),
+        }
+    }
+}
+
+/// When to look again at the latest; None when the volume is gone.
+fn pass(context: &Arc<Context>, name: &Name, memory: &mut Memory) -> Option<Duration> {
+    let seen = match gather::gather(context, name, memory) {
+        Ok(seen) => seen?,
+        Err(error) => {
+            let error = crate::api::error::chain(&error);
+            tracing::error!(volume = %name, %error, "can't look at the volume");
+            return Some(memory.failing.failed_now());
+        }
+    };
+    let wanted = validate::validate(&seen.volume, context.is_stopping());
+    let plan = plan::plan(wanted, &seen);
+    let look_again = plan.look_again;
+    let applied = apply::apply(context, &seen.volume, plan, memory);
+    let next = if applied.failed.is_some() {
+        memory.failing.failed_now()
+    } else {
+        memory.failing = Backoff::default();
+        if applied.done > 0 { Duration::ZERO } else { look_again }
+    };
+    report::report(context, &seen, &applied, memory);
+    Some(next)
+}

@@ -1,0 +1,395 @@
+//! From what is wanted and what is seen to the next actions. Pure: no clock, no process, no disk.
+//!
+//! ```text
+//! attach   lost replica formatted ─▶ replicas started ─▶ grant ─▶ engine started ─▶ wait for its endpoint
+//! engine died                                            grant (same attach epoch) ─▶ started with --recover
+//! detach   engine asked ─▶ gone ─▶ replicas ended ─▶ attachment cleared     (asked in vain: killed)
+//! gone     as detach, then the directories, then the object
+//! ```
+//! What may never happen: an engine is granted while one of this volume lives (rule 1); a replica
+//! of the in-sync set is formatted; a directory is removed while a process may use it.
+
+use std::fmt;
+use std::time::Duration;
+
+use ankole_replica::admin::EngineStatus;
+use ankole_replica::arbiter::{InstanceId, Record};
+use ankole_replica::types::ReplicaId;
+
+use super::validate::Wanted;
+use crate::api::replica::Place;
+use crate::api::volume::{Attachment, Condition, Frontend, Reason, State, Volume};
+
+/// An engine drains and flushes within this, or the disks are in trouble.
+pub const DETACH_PATIENCE: Duration = Duration::from_secs(60);
+/// A replica without an engine has nothing left to do.
+pub const REPLICA_PATIENCE: Duration = Duration::from_secs(10);
+
+const WHILE_STARTING: Duration = Duration::from_millis(100);
+const WHILE_ATTACHED: Duration = Duration::from_secs(2);
+const WHILE_IDLE: Duration = Duration::from_secs(60);
+
+/// Times are how long ago something was.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    pub volume: Volume,
+    pub boot_id: String,
+    pub engine: Option<EngineSeen>,
+    pub engine_history: History,
+    /// The last engine ended because it was asked to, and said goodbye.
+    pub engine_left: bool,
+    /// One for each place, in their order.
+    pub replicas: Vec<ReplicaSeen>,
+    pub ublk: UblkSeen,
+    /// Never used before; for an engine that may have to be granted.
+    pub fresh_instance: InstanceId,
+}
+
+#[derive(Clone, Debug)]
+pub struct EngineSeen {
+    pub pid: u32,
+    pub instance: InstanceId,
+    pub asked_to_end: Option<Duration>,
+    /// None while it doesn't answer.
+    pub status: Option<Box<EngineStatus>>,
+}
+
+#[derive(Clone, Debug)]
+pub struct ReplicaSeen {
+    pub place: Place,
+    pub directory_exists: bool,
+    pub process: Option<ReplicaProcess>,
+    pub history: History,
+}
+
+#[derive(Clone, Debug)]
+pub struct ReplicaProcess {
+    pub pid: u32,
+    pub asked_to_end: Option<Duration>,
+}
+
+/// How the earlier processes of one part ended.
+#[derive(Clone, Debug, Default)]
+pub struct History {
+    /// How long to wait before the next start.
+    pub hold_off: Option<Duration>,
+    pub last_end: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct UblkSeen {
+    pub usable: bool,
+    /// The device of the present attachment is still in the kernel.
+    pub device_left: bool,
+    pub free_id: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// All replicas of a new volume, and then its first record.
+    FormatAll,
+    /// One whose directory is lost and that isn't in sync.
+    FormatReplica(ReplicaId),
+    StartReplica(ReplicaId),
+    EndReplica(ReplicaId),
+    KillReplica(ReplicaId),
+    /// Makes the record name the instance, and the attachment durable with it.
+    Grant {
+        instance: InstanceId,
+        attach_epoch: u64,
+        attachment: Attachment,
+    },
+    StartEngine(EngineStart),
+    DetachEngine,
+    KillEngine,
+    Expand {
+        size_bytes: u64,
+    },
+    ClearAttachment,
+    RemoveDirectories,
+    Forget,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EngineStart {
+    pub instance: InstanceId,
+    pub ublk_id: Option<u32>,
+    pub recover: bool,
+    pub read_only: bool,
+}
+
+/// Actions are done in order; when one fails the rest waits for the next pass.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    pub state: State,
+    pub actions: Vec<Action>,
+    pub conditions: Vec<Condition>,
+    /// If no event comes before. After an action that was done, the next pass follows at once.
+    pub look_again: Duration,
+}
+
+pub fn plan(wanted: Wanted, seen: &Seen) -> Plan {
+    let mut plan = Plan {
+        state: State::Creating,
+        actions: vec![],
+        conditions: vec![],
+        look_again: WHILE_IDLE,
+    };
+    match (wanted, &seen.volume.status.record) {
+        (Wanted::Attached { read_only }, Some(record)) => plan.attach(seen, record, read_only),
+        (Wanted::Formatted | Wanted::Attached { .. }, _) => plan.actions.push(Action::FormatAll),
+        (Wanted::Detached, record) => {
+            if plan.detach(seen) && record.is_none() {
+                plan.state = State::Creating;
+            }
+        }
+        (Wanted::Gone, _) => {
+            if plan.detach(seen) && plan.actions.is_empty() {
+                plan.actions.extend([Action::RemoveDirectories, Action::Forget]);
+            }
+            plan.state = State::Deleting;
+        }
+    }
+    plan
+}
+
+impl Plan {
+    fn attach(&mut self, seen: &Seen, record: &Record, read_only: bool) {
+        self.state = State::Attaching;
+        let servable = self.start_replicas(seen, record);
+        match &seen.engine {
+            Some(engine) if !is_granted(record, engine) => {
+                self.act(Action::KillEngine);
+            }
+            Some(engine) if engine.asked_to_end.is_some() => {
+                self.wait(Reason::Stopping, format!("the engine, pid {}, is ending", engine.pid));
+                self.give_up_waiting(engine);
+            }
+            Some(engine) => self.follow(seen, engine),
+            None if !servable => {
+                let message = "no replica of the in-sync set can be served".into();
+                self.wait(Reason::NoReplica, message);
+            }
+            None if seen.engine_history.hold_off.is_some() => {
+                self.hold_off(Reason::EngineEnded, "the engine", &seen.engine_history);
+            }
+            None => self.start_engine(seen, record, read_only),
+        }
+    }
+
+    /// Whether a member of the in-sync set is served, or about to be.
+    fn start_replicas(&mut self, seen: &Seen, record: &Record) -> bool {
+        let mut servable = false;
+        for seen_replica in &seen.replicas {
+            let replica = &seen_replica.place.replica;
+            let in_sync = record.in_sync.iter().any(|member| &member.replica == replica);
+            if seen.volume.spec.in_engine {
+                servable |= in_sync && seen_replica.directory_exists;
+                continue;
+            }
+            match &seen_replica.process {
+                Some(process) if process.asked_to_end.is_some() => {
+                    let message = format!("replica {replica}, pid {}, is ending", process.pid);
+                    self.wait(Reason::Stopping, message);
+                }
+                Some(_) => servable |= in_sync,
+                None if !seen_replica.directory_exists && in_sync => {
+                    let directory = seen_replica.place.directory.display();
+                    let message = format!(
+                        "the directory of replica {replica} is gone: {directory}; it is made anew once the engine has taken the replica out of the in-sync set"
+                    );
+                    self.wait(Reason::ReplicaMissing, message);
+                }
+                None if seen_replica.history.hold_off.is_some() => {
+                    let name = format!("replica {replica}");
+                    self.hold_off(Reason::ReplicaEnded, &name, &seen_replica.history);
+                }
+                None => {
+                    if !seen_replica.directory_exists {
+                        self.act(Action::FormatReplica(replica.clone()));
+                    }
+                    self.act(Action::StartReplica(replica.clone()));
+                    servable |= in_sync;
+                }
+            }
+        }
+        servable
+    }
+
+    fn start_engine(&mut self, seen: &Seen, record: &Record, read_only: bool) {
+        let present = seen.volume.status.attachment.as_ref();
+        let kept = present.filter(|attachment| {
+            attachment.boot_id == seen.boot_id && (!seen.engine_left || seen.ublk.device_left)
+        });
+        let (attachment, attach_epoch) = match kept {
+            // A client of the dead engine may be waiting for its successor.
+            Some(kept) => (kept.clone(), record.attach_epoch),
+            None => (seen.new_attachment(), record.attach_epoch + 1),
+        };
+        let ublk_id = attachment.ublk_id;
+        let recover = kept.is_some() && (ublk_id.is_none() || seen.ublk.device_left);
+        let instance = seen.fresh_instance.clone();
+        self.act(Action::Grant { instance: instance.clone(), attach_epoch, attachment });
+        self.act(Action::StartEngine(EngineStart { instance, ublk_id, recover, read_only }));
+    }
+
+    /// An engine that lives and is the right one.
+    fn follow(&mut self, seen: &Seen, engine: &EngineSeen) {
+        let usable = engine.status.as_ref().filter(|status| status.endpoint.is_some());
+        let Some(status) = usable else {
+            let waiting = engine.status.iter().flat_map(|status| &status.waiting).cloned();
+            let mut message = waiting.collect::<Vec<_>>().join("; ");
+            if message.is_empty() {
+                message = format!("the engine, pid {}, starts", engine.pid);
+            }
+            self.wait(Reason::EngineStarting, message);
+            self.look_again = WHILE_STARTING;
+            return;
+        };
+        self.state = State::Attached;
+        self.look_again = WHILE_ATTACHED;
+        let size_bytes = seen.volume.spec.size_bytes;
+        if status.size_bytes < size_bytes {
+            self.act(Action::Expand { size_bytes });
+        }
+    }
+
+    /// Whether no process of the volume is left.
+    fn detach(&mut self, seen: &Seen) -> bool {
+        self.state = State::Detaching;
+        let attachment = seen.volume.status.attachment.as_ref();
+        if let Some(engine) = &seen.engine {
+            let granted = seen.volume.status.record.as_ref().is_some_and(|r| is_granted(r, engine));
+            if !granted {
+                self.act(Action::KillEngine);
+            } else if engine.asked_to_end.is_none() {
+                self.act(Action::DetachEngine);
+            } else {
+                let message = format!("the engine, pid {}, flushes and detaches", engine.pid);
+                self.wait(Reason::Stopping, message);
+                self.give_up_waiting(engine);
+            }
+            return false;
+        }
+        let same_boot = attachment.is_some_and(|attachment| attachment.boot_id == seen.boot_id);
+        if let (true, true, Some(record)) =
+            (same_boot, seen.ublk.device_left, &seen.volume.status.record)
+        {
+            // Only an engine can take its device out of the kernel cleanly.
+            self.attach(seen, record, false);
+            self.state = State::Detaching;
+            return false;
+        }
+        let mut left = false;
+        for replica in &seen.replicas {
+            let Some(process) = &replica.process else { continue };
+            left = true;
+            match process.asked_to_end {
+                None => self.act(Action::EndReplica(replica.place.replica.clone())),
+                Some(since) if since > REPLICA_PATIENCE => {
+                    self.act(Action::KillReplica(replica.place.replica.clone()));
+                }
+                Some(since) => {
+                    let message = format!("replica {} is ending", replica.place.replica);
+                    self.wait(Reason::Stopping, message);
+                    self.look_within(REPLICA_PATIENCE.saturating_sub(since));
+                }
+            }
+        }
+        if left {
+            return false;
+        }
+        self.state = State::Detached;
+        if attachment.is_some() {
+            self.act(Action::ClearAttachment);
+        }
+        true
+    }
+
+    fn give_up_waiting(&mut self, engine: &EngineSeen) {
+        match engine.asked_to_end {
+            Some(since) if since > DETACH_PATIENCE => self.act(Action::KillEngine),
+            Some(since) => self.look_within(DETACH_PATIENCE.saturating_sub(since)),
+            None => {}
+        }
+    }
+
+    fn act(&mut self, action: Action) {
+        self.actions.push(action);
+    }
+
+    fn wait(&mut self, reason: Reason, message: String) {
+        self.conditions.push(Condition { reason, message });
+    }
+
+    fn hold_off(&mut self, reason: Reason, what: &str, history: &History) {
+        let left = history.hold_off.unwrap_or_default();
+        let how = history.last_end.as_deref().unwrap_or("for an unknown reason");
+        let seconds = left.as_secs_f64().ceil();
+        self.wait(reason, format!("{what} ended ({how}); it is started again in {seconds} s"));
+        self.look_within(left);
+    }
+
+    /// A little later than `left`, so that what is due then is due.
+    fn look_within(&mut self, left: Duration) {
+        self.look_again = self.look_again.min(left + Duration::from_millis(10));
+    }
+}
+
+impl Seen {
+    fn new_attachment(&self) -> Attachment {
+        let ublk = match self.volume.spec.frontend {
+            Frontend::Auto => self.ublk.usable,
+            Frontend::Ublk => true,
+            Frontend::Nbd | Frontend::Tgt | Frontend::Socket => false,
+        };
+        Attachment { boot_id: self.boot_id.clone(), ublk_id: ublk.then_some(self.ublk.free_id) }
+    }
+}
+
+/// An engine that the record doesn't name is fenced already: it only stands in the way.
+fn is_granted(record: &Record, engine: &EngineSeen) -> bool {
+    record.engine.as_ref().is_some_and(|grant| grant.instance == engine.instance)
+}
+
+impl fmt::Display for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::FormatAll => f.write_str("format all replicas"),
+            Self::FormatReplica(replica) => write!(f, "format replica {replica}"),
+            Self::StartReplica(replica) => write!(f, "start replica {replica}"),
+            Self::EndReplica(replica) => write!(f, "end replica {replica}"),
+            Self::KillReplica(replica) => write!(f, "kill replica {replica}"),
+            Self::Grant { instance, attach_epoch, attachment } => {
+                write!(f, "grant to {} in attach epoch {attach_epoch}", instance.0)?;
+                match attachment.ublk_id {
+                    Some(id) => write!(f, ", device ublk {id}"),
+                    None => write!(f, ", socket"),
+                }
+            }
+            Self::StartEngine(EngineStart { instance, ublk_id, recover, read_only }) => {
+                write!(f, "start engine {}", instance.0)?;
+                ublk_id.iter().try_for_each(|id| write!(f, " on ublk {id}"))?;
+                f.write_str(if *recover { ", recovering" } else { "" })?;
+                f.write_str(if *read_only { ", read-only" } else { "" })
+            }
+            Self::DetachEngine => f.write_str("ask the engine to detach"),
+            Self::KillEngine => f.write_str("kill the engine and wait for its end"),
+            Self::Expand { size_bytes } => write!(f, "expand to {size_bytes} bytes"),
+            Self::ClearAttachment => f.write_str("clear the attachment"),
+            Self::RemoveDirectories => f.write_str("remove the replicas' directories"),
+            Self::Forget => f.write_str("forget the volume"),
+        }
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "state: {}", self.state)?;
+        self.actions.iter().try_for_each(|action| writeln!(f, "do: {action}"))?;
+        for Condition { reason, message } in &self.conditions {
+            writeln!(f, "{reason:?}: {message}")?;
+        }
+        writeln!(f, "look again: {:?}", self.look_again)
+    }
+}

@@ -1,0 +1,335 @@
+//! Situations of a volume and the plans for them, side by side in one golden file.
+
+use std::time::Duration;
+
+use ankole_replica::admin::EngineStatus;
+use ankole_replica::arbiter::{EngineGrant, InstanceId, Member, Record};
+use ankole_replica::types::{Generation, Incarnation};
+
+use super::plan::{
+    Action, DETACH_PATIENCE, EngineSeen, History, REPLICA_PATIENCE, ReplicaProcess, ReplicaSeen,
+    Seen, UblkSeen, plan,
+};
+use super::validate::validate;
+use crate::api::attachment::{Ticket, TicketKind};
+use crate::api::replica::Place;
+use crate::api::volume::{Attachment, Frontend, Volume, VolumeRequest, VolumeStatus};
+use crate::golden::assert_golden;
+
+fn detached() -> Seen {
+    let request: VolumeRequest =
+        serde_json::from_str(r#"{"name": "v1", "sizeBytes": 2097152, "frontend": "socket"}"#)
+            .unwrap();
+    let replicas: Vec<_> = ["r1", "r2", "r3"]
+        .map(|replica| ReplicaSeen {
+            place: Place {
+                replica: replica.into(),
+                directory: format!("/disk/v1-{replica}").into(),
+                port: None,
+            },
+            directory_exists: true,
+            process: None,
+            history: History::default(),
+        })
+        .into();
+    let member = |seen: &ReplicaSeen| Member {
+        replica: seen.place.replica.clone(),
+        incarnation: Incarnation(1),
+    };
+    let record = Record {
+        generation: Generation::FIRST,
+        engine: Some(EngineGrant { node: "n".into(), instance: InstanceId("old".into()) }),
+        attach_epoch: 7,
+        in_sync: replicas.iter().map(member).collect(),
+    };
+    let spec = request.validate().unwrap();
+    let places = replicas.iter().map(|seen| seen.place.clone()).collect();
+    let status = VolumeStatus { record: Some(record), places, attachment: None };
+    Seen {
+        volume: Volume { name: request.name, spec, status },
+        boot_id: "boot".into(),
+        engine: None,
+        engine_history: History::default(),
+        engine_left: false,
+        replicas,
+        ublk: UblkSeen { usable: false, device_left: false, free_id: 4 },
+        fresh_instance: InstanceId("fresh".into()),
+    }
+}
+
+fn wanted() -> Seen {
+    let mut seen = detached();
+    let ticket = Ticket { id: "user".into(), kind: TicketKind::User, read_only: false };
+    seen.volume.spec.tickets.push(ticket);
+    seen
+}
+
+fn attached() -> Seen {
+    let mut seen = wanted();
+    seen.volume.status.attachment = Some(Attachment { boot_id: "boot".into(), ublk_id: None });
+    for (replica, pid) in seen.replicas.iter_mut().zip(11..) {
+        replica.process = Some(ReplicaProcess { pid, asked_to_end: None });
+    }
+    let status = EngineStatus {
+        volume: "v1".into(),
+        instance: InstanceId("old".into()),
+        generation: Generation::FIRST,
+        size_bytes: 2 << 20,
+        endpoint: Some("nbd+unix:///?socket=/run/v1.nbd".into()),
+        replicas: vec![],
+        unsettled_bytes: 0,
+        waiting: vec![],
+        clients: 0,
+        snapshots: vec![],
+        head_bytes: 0,
+        head_parent: None,
+        requests: Default::default(),
+    };
+    seen.engine = Some(EngineSeen {
+        pid: 10,
+        instance: InstanceId("old".into()),
+        asked_to_end: None,
+        status: Some(Box::new(status)),
+    });
+    seen
+}
+
+fn with(mut seen: Seen, change: impl FnOnce(&mut Seen)) -> Seen {
+    change(&mut seen);
+    seen
+}
+
+fn engine(seen: &mut Seen) -> &mut EngineSeen {
+    seen.engine.as_mut().expect("the scenario has one")
+}
+
+fn on_ublk(seen: &mut Seen) {
+    seen.volume.spec.frontend = Frontend::Ublk;
+    seen.volume.status.attachment.as_mut().expect("it is attached").ublk_id = Some(2);
+    seen.ublk.device_left = true;
+}
+
+fn scenarios() -> Vec<(&'static str, Seen)> {
+    let ended = |seconds| History {
+        hold_off: Some(Duration::from_secs(seconds)),
+        last_end: Some("exit status: 1".into()),
+    };
+    let unwanted = |mut seen: Seen| {
+        seen.volume.spec.tickets.clear();
+        seen
+    };
+    let deleting = |mut seen: Seen| {
+        seen.volume.spec.tickets.clear();
+        seen.volume.spec.deleting = true;
+        seen
+    };
+    let late = Some(DETACH_PATIENCE + Duration::from_secs(1));
+    vec![
+        ("a new volume", with(detached(), |s| s.volume.status.record = None)),
+        ("nobody wants it", detached()),
+        ("somebody wants it", wanted()),
+        ("only readers want it", with(wanted(), |s| s.volume.spec.tickets[0].read_only = true)),
+        (
+            "auto takes ublk where the node has it",
+            with(wanted(), |s| {
+                s.volume.spec.frontend = Frontend::Auto;
+                s.ublk.usable = true;
+            }),
+        ),
+        ("attached, all is well", attached()),
+        ("the engine doesn't answer yet", with(attached(), |s| engine(s).status = None)),
+        (
+            "the engine waits for something",
+            with(attached(), |s| {
+                let status = engine(s).status.as_mut().unwrap();
+                status.endpoint = None;
+                status.waiting.push("replica r2 of the in-sync set doesn't answer".into());
+            }),
+        ),
+        ("the volume shall be larger", with(attached(), |s| s.volume.spec.size_bytes = 4 << 20)),
+        ("the engine died", with(attached(), |s| s.engine = None)),
+        (
+            "the engine died and its ublk device waits",
+            with(attached(), |s| {
+                on_ublk(s);
+                s.engine = None;
+            }),
+        ),
+        (
+            "the engine died again and again",
+            with(attached(), |s| {
+                s.engine = None;
+                s.engine_history = ended(4);
+            }),
+        ),
+        (
+            "the machine was rebooted",
+            with(attached(), |s| {
+                s.engine = None;
+                s.boot_id = "next boot".into();
+                s.replicas.iter_mut().for_each(|replica| replica.process = None);
+            }),
+        ),
+        (
+            "an engine that was never granted, or is fenced",
+            with(attached(), |s| {
+                engine(s).instance = InstanceId("stranger".into());
+            }),
+        ),
+        ("a replica died", with(attached(), |s| s.replicas[1].process = None)),
+        (
+            "a replica can't start",
+            with(attached(), |s| {
+                s.replicas[1].process = None;
+                s.replicas[1].history = ended(8);
+            }),
+        ),
+        (
+            "a replica's directory is lost while it is in sync",
+            with(attached(), |s| {
+                s.replicas[1].process = None;
+                s.replicas[1].directory_exists = false;
+            }),
+        ),
+        (
+            "a replica's directory is lost and it left the set",
+            with(attached(), |s| {
+                s.replicas[1].process = None;
+                s.replicas[1].directory_exists = false;
+                s.volume.status.record.as_mut().unwrap().in_sync.remove(1);
+            }),
+        ),
+        (
+            "all directories are lost",
+            with(wanted(), |s| {
+                s.replicas.iter_mut().for_each(|replica| replica.directory_exists = false);
+            }),
+        ),
+        (
+            "only a replica that isn't in sync can be served",
+            with(wanted(), |s| {
+                s.replicas[0].history = ended(1);
+                s.replicas[2].history = ended(2);
+                s.volume.status.record.as_mut().unwrap().in_sync.remove(1);
+            }),
+        ),
+        (
+            "the one replica lives in the engine",
+            with(wanted(), |s| {
+                s.volume.spec.in_engine = true;
+                s.replicas.truncate(1);
+            }),
+        ),
+        ("the last ticket is gone", unwanted(attached())),
+        (
+            "the engine is detaching",
+            with(unwanted(attached()), |s| {
+                engine(s).asked_to_end = Some(Duration::from_secs(1));
+            }),
+        ),
+        (
+            "the engine doesn't detach",
+            with(unwanted(attached()), |s| {
+                engine(s).asked_to_end = late;
+            }),
+        ),
+        (
+            "it is wanted again while the engine detaches",
+            with(attached(), |s| {
+                engine(s).asked_to_end = Some(Duration::from_secs(1));
+            }),
+        ),
+        (
+            "it is wanted again after the engine left",
+            with(attached(), |s| {
+                s.engine = None;
+                s.engine_left = true;
+            }),
+        ),
+        ("the engine has left", with(unwanted(attached()), |s| s.engine = None)),
+        (
+            "the engine died before it left its ublk device",
+            with(unwanted(attached()), |s| {
+                on_ublk(s);
+                s.engine = None;
+            }),
+        ),
+        (
+            "the replicas are ending",
+            with(unwanted(attached()), |s| {
+                s.engine = None;
+                s.replicas[0].process = None;
+                for replica in &mut s.replicas[1..] {
+                    replica.process.as_mut().unwrap().asked_to_end = Some(Duration::from_secs(3));
+                }
+            }),
+        ),
+        (
+            "a replica doesn't end",
+            with(unwanted(attached()), |s| {
+                s.engine = None;
+                let since = Some(REPLICA_PATIENCE + Duration::from_secs(1));
+                s.replicas[2].process.as_mut().unwrap().asked_to_end = since;
+            }),
+        ),
+        (
+            "all processes have ended",
+            with(unwanted(attached()), |s| {
+                s.engine = None;
+                s.replicas.iter_mut().for_each(|replica| replica.process = None);
+            }),
+        ),
+        ("deleted while processes run", with(deleting(attached()), |s| s.engine = None)),
+        ("deleted", deleting(detached())),
+        (
+            "deleted before it was formatted",
+            with(deleting(detached()), |s| {
+                s.volume.status.record = None;
+            }),
+        ),
+    ]
+}
+
+#[test]
+fn each_situation_has_the_plan_that_was_agreed_on() {
+    let mut text = String::new();
+    for (title, seen) in scenarios() {
+        let plan = plan(validate(&seen.volume, false), &seen);
+        text.push_str(&format!("# {title}\n{plan}\n"));
+    }
+    assert_golden("plans.txt", &text);
+}
+
+/// Rule 1, in every situation: while an engine lives, none is granted.
+#[test]
+fn no_engine_is_granted_beside_a_living_one() {
+    for (title, seen) in scenarios() {
+        for stopping in [false, true] {
+            let plan = plan(validate(&seen.volume, stopping), &seen);
+            let grants = |action: &Action| matches!(action, Action::Grant { .. });
+            assert!(
+                seen.engine.is_none() || !plan.actions.iter().any(grants),
+                "{title}, stopping {stopping}: {plan}"
+            );
+        }
+    }
+}
+
+/// A member that is formatted is an empty copy that counts as having every acknowledged write.
+#[test]
+fn nothing_in_sync_is_formatted_and_nothing_in_use_is_removed() {
+    for (title, seen) in scenarios() {
+        let plan = plan(validate(&seen.volume, false), &seen);
+        let in_sync = seen.volume.status.record.iter().flat_map(|record| &record.in_sync);
+        let members: Vec<_> = in_sync.map(|member| &member.replica).collect();
+        let running = seen.engine.is_some() || seen.replicas.iter().any(|r| r.process.is_some());
+        for action in &plan.actions {
+            match action {
+                Action::FormatReplica(replica) => assert!(!members.contains(&replica), "{title}"),
+                Action::FormatAll => assert!(seen.volume.status.record.is_none(), "{title}"),
+                Action::RemoveDirectories | Action::Forget => assert!(!running, "{title}"),
+                _ => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,31 @@
+//! What the user wants of a volume, in one word. Pure.
+
+use crate::api::volume::Volume;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wanted {
+    /// Its replicas exist and are recorded.
+    Formatted,
+    Attached {
+        read_only: bool,
+    },
+    Detached,
+    /// Nothing is left of it.
+    Gone,
+}
+
+/// `stopping`: this standalone ends. Tickets stay, so the next one attaches the volume again.
+pub(super) fn validate(volume: &Volume, stopping: bool) -> Wanted {
+    let spec = &volume.spec;
+    if stopping {
+        Wanted::Detached
+    } else if spec.deleting {
+        Wanted::Gone
+    } else if volume.status.record.is_none() {
+        Wanted::Formatted
+    } else if spec.tickets.is_empty() {
+        Wanted::Detached
+    } else {
+        Wanted::Attached { read_only: spec.tickets.iter().all(|ticket| ticket.read_only) }
+    }
+}

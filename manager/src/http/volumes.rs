@@ -1,0 +1,86 @@
+//! Volumes, their tickets and their replicas.
+
+use axum::Json;
+use axum::extract::{Path, Query, State};
+use serde::Deserialize;
+
+use super::{Answer, Body, Refusal, blocking, name};
+use crate::api::attachment::{AttachRequest, TicketKind};
+use crate::api::replica::ReplicaView;
+use crate::api::volume::{ResizeRequest, VolumeRequest, VolumeView};
+use crate::service::Service;
+
+pub(super) async fn list(State(service): State<Service>) -> Answer<Vec<VolumeView>> {
+    blocking(move || service.volumes()).await
+}
+
+pub(super) async fn create(
+    State(service): State<Service>,
+    Body(request): Body<VolumeRequest>,
+) -> Answer<VolumeView> {
+    blocking(move || service.create_volume(&request)).await
+}
+
+pub(super) async fn show(
+    State(service): State<Service>,
+    Path(volume): Path<String>,
+) -> Answer<VolumeView> {
+    blocking(move || service.volume(&name(&volume)?)).await
+}
+
+pub(super) async fn remove(
+    State(service): State<Service>,
+    Path(volume): Path<String>,
+) -> Answer<VolumeView> {
+    blocking(move || service.delete_volume(&name(&volume)?)).await
+}
+
+pub(super) async fn resize(
+    State(service): State<Service>,
+    Path(volume): Path<String>,
+    Body(request): Body<ResizeRequest>,
+) -> Answer<VolumeView> {
+    blocking(move || service.resize_volume(&name(&volume)?, request.size_bytes)).await
+}
+
+pub(super) async fn attach(
+    State(service): State<Service>,
+    Path((volume, ticket)): Path<(String, String)>,
+    Body(request): Body<AttachRequest>,
+) -> Answer<VolumeView> {
+    blocking(move || {
+        let ticket = name(&ticket)?;
+        service.attach(&name(&volume)?, &ticket, TicketKind::User, &request)
+    })
+    .await
+}
+
+#[derive(Deserialize)]
+pub(super) struct Detach {
+    #[serde(default)]
+    force: bool,
+}
+
+pub(super) async fn detach(
+    State(service): State<Service>,
+    Path((volume, ticket)): Path<(String, String)>,
+    Query(query): Query<Detach>,
+) -> Answer<VolumeView> {
+    blocking(move || service.detach(&name(&volume)?, &ticket, query.force)).await
+}
+
+#[derive(Deserialize)]
+pub(super) struct OfVolume {
+    volume: Option<String>,
+}
+
+pub(super) async fn replicas(
+    State(service): State<Service>,
+    Query(query): Query<OfVolume>,
+) -> Result<Json<Vec<ReplicaView>>, Refusal> {
+    blocking(move || {
+        let volume = query.volume.as_deref().map(name).transpose()?;
+        service.replicas(volume.as_ref())
+    })
+    .await
+}

@@ -1,0 +1,24 @@
+//! The control plane of Ankole and its command line.
+//!
+//! ```text
+//! cli ──client──▶ http ──▶ service ──▶ store ◀── controllers ──▶ agent ──▶ engine, replica processes
+//!                                        ▲                                      │
+//!                                        └──────────── arbiter socket ◀─────────┘
+//! ```
+//! What users want goes into the store and nowhere else; the controllers make it true. So a crash
+//! of any part, this one included, leaves nothing that the next pass of a controller doesn't see.
+
+pub mod agent;
+pub mod api;
+pub mod arbiter;
+pub mod backup_job;
+pub mod cli;
+pub mod client;
+pub mod controllers;
+#[cfg(test)]
+mod golden;
+pub mod http;
+pub mod roles;
+pub mod schedule;
+pub mod service;
+pub mod store;

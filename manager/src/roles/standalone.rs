@@ -1,0 +1,218 @@
+//! `ankole standalone`: manager, agent, arbiter and API of one machine, in one process.
+//!
+//! ```text
+//! start     lock the data folder ─▶ bind the API ─▶ adopt processes ─▶ arbiter ─▶ controllers ─▶ API
+//! Ctrl-C    all volumes detached, replicas ended, at most SHUTDOWN_PATIENCE ─▶ exit 0
+//! again     engines killed, then replicas ─▶ exit 1; nothing that was flushed is lost
+//! kill -9   engines and replicas go on; the next start adopts them
+//! ```
+
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::agent::format::Format;
+use crate::agent::layout::{Layout, LayoutError, is_ours, make_private_folder, registration_path};
+use crate::agent::supervisor::Signal;
+use crate::agent::{LocalSupervisor, Part, Supervisor, pidfile};
+use crate::api::volume::Volume;
+use crate::arbiter;
+use crate::controllers::{self, Context};
+use crate::http;
+use crate::service::Service;
+use crate::store::{EmbeddedStore, Store};
+
+/// Stated when it begins. A flush of a slow disk fits; a disk that hangs doesn't.
+const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(30);
+const KILL_PATIENCE: Duration = Duration::from_secs(5);
+const LOOK: Duration = Duration::from_millis(50);
+
+pub struct Options {
+    pub data: PathBuf,
+    /// Port 0 takes a free one; `<data>/run/api.addr` says which.
+    pub listen: SocketAddr,
+    /// Places for replicas, instead of the one in the data folder.
+    pub disks: Vec<PathBuf>,
+    pub node: String,
+    /// See [`crate::agent::layout::runtime_folder`].
+    pub runtime_folder: PathBuf,
+    /// The binary that is started as engine and replica.
+    pub program: PathBuf,
+    pub format: Format,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// Every volume is detached, no process is left.
+    Clean,
+    /// Something had to be killed.
+    InHaste,
+}
+
+/// Until a signal ends it.
+pub fn run(options: &Options) -> anyhow::Result<Ended> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let ended = runtime.block_on(serve(options));
+    // Jobs on other threads don't keep the process.
+    runtime.shutdown_background();
+    ended
+}
+
+async fn serve(options: &Options) -> anyhow::Result<Ended> {
+    anyhow::ensure!(
+        options.listen.ip().is_loopback(),
+        "the API can't listen on {}: until it has TLS it is for this machine only; use an address of 127.0.0.0/8 or [::1]",
+        options.listen
+    );
+    // The signals are caught first: a Ctrl-C during the start is heard after it.
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+
+    let layout = Layout::prepare(&options.data, &options.disks, &options.runtime_folder)?;
+    let _lock = layout.lock().map_err(|error| match error {
+        LayoutError::InUse { .. } => anyhow::Error::new(error)
+            .context("use another --data, or end that one with Ctrl-C or SIGTERM"),
+        error => error.into(),
+    })?;
+    let api = tokio::net::TcpListener::bind(options.listen).await.with_context(|| {
+        format!("the API can't listen on {}; use another address with --listen, or port 0 for a free one", options.listen)
+    })?;
+    let (context, service) = open(options, layout.clone())?;
+
+    let arbiter = arbiter::listen(&layout.arbiter())
+        .with_context(|| format!("listen on {}", layout.arbiter().display()))?;
+    tokio::spawn(arbiter::serve(arbiter, Arc::clone(&context.store)));
+    tokio::spawn(controllers::run(Arc::clone(&context)));
+    let address = api.local_addr()?.to_string();
+    let router = http::router(service, layout.token()?);
+    let serving = tokio::spawn(async move { axum::serve(api, router).await });
+    let published = Published::new(&layout, &options.runtime_folder, &address)?;
+    // The one line for scripts that wait for it, and nobody has to read it.
+    let _ = io::Write::write_all(
+        &mut io::stdout(),
+        format!("ankole standalone: http://{address}, data in {}\n", layout.data().display())
+            .as_bytes(),
+    );
+
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+        ended = serving => anyhow::bail!("the API ended: {ended:?}"),
+    }
+    let again = async {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+    };
+    let ended = shut_down(&context, again).await;
+    drop(published);
+    Ok(ended)
+}
+
+fn open(options: &Options, layout: Layout) -> anyhow::Result<(Arc<Context>, Service)> {
+    let store: Arc<dyn Store> = Arc::new(EmbeddedStore::open(&layout.store())?);
+    let supervisor: Arc<dyn Supervisor> = Arc::new(LocalSupervisor::open(&layout.run())?);
+    let context = Arc::new(Context::new(
+        store,
+        supervisor,
+        layout,
+        options.node.clone(),
+        options.program.clone(),
+        options.format,
+        pidfile::boot_id().context("read the boot's id")?,
+    ));
+    controllers::end_strays(&context)?;
+    let service = Service::open(Arc::clone(&context))?;
+    Ok((context, service))
+}
+
+async fn shut_down(context: &Arc<Context>, again: impl Future<Output = ()>) -> Ended {
+    let processes = context.supervisor.list().len();
+    tracing::info!(
+        "detaching all volumes ({processes} processes); at most {} s, Ctrl-C again kills",
+        SHUTDOWN_PATIENCE.as_secs()
+    );
+    context.stop();
+    tokio::select! {
+        clean = all_detached(context, SHUTDOWN_PATIENCE) => if clean { return Ended::Clean },
+        () = again => {}
+    }
+    let context = Arc::clone(context);
+    let _ = tokio::task::spawn_blocking(move || kill_all(&*context.supervisor)).await;
+    Ended::InHaste
+}
+
+async fn all_detached(context: &Arc<Context>, patience: Duration) -> bool {
+    let deadline = Instant::now() + patience;
+    while Instant::now() < deadline {
+        let context = Arc::clone(context);
+        let detached = tokio::task::spawn_blocking(move || {
+            let volumes = context.store.all::<Volume>().unwrap_or_default();
+            let cleared = volumes.iter().all(|volume| volume.status.attachment.is_none());
+            cleared && context.supervisor.list().is_empty()
+        });
+        if detached.await.unwrap_or(false) {
+            return true;
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+    false
+}
+
+/// Engines first: a replica that goes before its engine would be taken out of the set.
+fn kill_all(supervisor: &dyn Supervisor) {
+    let is_engine = |name: &&crate::agent::ProcessName| name.part == Part::Engine;
+    for engines in [true, false] {
+        let processes = supervisor.list();
+        let names = processes.iter().map(|process| &process.spec.name);
+        let names: Vec<_> = names.filter(|name| is_engine(name) == engines).collect();
+        for name in &names {
+            tracing::warn!(process = %name, "killed");
+            supervisor.signal(name, Signal::Kill);
+        }
+        for name in names {
+            supervisor.wait(name, KILL_PATIENCE);
+        }
+    }
+}
+
+/// The files that lead others to the API, for as long as it is there.
+struct Published(Vec<PathBuf>);
+
+impl Published {
+    fn new(layout: &Layout, runtime_folder: &Path, address: &str) -> anyhow::Result<Self> {
+        let path = layout.api_address();
+        write_whole(&path, address).with_context(|| format!("write {}", path.display()))?;
+        let mut published = vec![path];
+        // Only a convenience: without it, users name the data folder.
+        let registered = make_private_folder(runtime_folder).and_then(|()| is_ours(runtime_folder));
+        if let Ok(true) = registered {
+            let path = registration_path(runtime_folder, address);
+            if write_whole(&path, &layout.data().display().to_string()).is_ok() {
+                published.push(path);
+            }
+        }
+        Ok(Self(published))
+    }
+}
+
+impl Drop for Published {
+    fn drop(&mut self) {
+        for path in &self.0 {
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
+fn write_whole(path: &Path, text: &str) -> io::Result<()> {
+    let draft = path.with_extension("new");
+    fs::write(&draft, format!("{text}\n"))?;
+    fs::rename(draft, path)
+}

@@ -1,0 +1,373 @@
+//! Volumes: made, attached, resized, shown, removed.
+
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ankole_replica::admin::{EngineStatus, ReplicaAddress};
+use ankole_replica::types::ReplicaId;
+
+use super::Service;
+use crate::agent::layout::random_hex;
+use crate::agent::{Layout, Part, probe};
+use crate::api::attachment::{AttachRequest, Ticket, TicketKind};
+use crate::api::replica::{Mode, Place, ReplicaView};
+use crate::api::size::{VolumeSize, human};
+use crate::api::volume::{
+    Frontend, Robustness, State, Transport, Volume, VolumeRequest, VolumeSpec, VolumeStatus,
+    VolumeView,
+};
+use crate::api::{ApiError, Name};
+use crate::controllers::volume::gather::{address_of, engine_status};
+use crate::schedule::{self, Disk};
+use crate::store::StoreError;
+
+const FORMAT_PATIENCE: Duration = Duration::from_secs(60);
+const ATTACH_PATIENCE: Duration = Duration::from_secs(60);
+
+/// A volume that is attached for as long as this lives.
+pub struct Engaged<'a> {
+    _ticket: TicketGuard<'a>,
+    pub admin: PathBuf,
+    /// Device path, or a URI that libnbd understands.
+    pub endpoint: String,
+    pub status: EngineStatus,
+    pub replicas: Vec<ReplicaAddress>,
+    /// Where the replicas lie; each is locked by the process that serves it.
+    pub directories: Vec<PathBuf>,
+}
+
+/// Takes the ticket of a job back when the job is done, however it ends.
+struct TicketGuard<'a> {
+    service: &'a Service,
+    volume: Name,
+    id: String,
+}
+
+impl Service {
+    pub fn volumes(&self) -> Result<Vec<VolumeView>, ApiError> {
+        let volumes = self.context.store.all::<Volume>()?;
+        Ok(volumes.into_iter().map(|volume| self.view(volume)).collect())
+    }
+
+    pub fn volume(&self, name: &Name) -> Result<VolumeView, ApiError> {
+        Ok(self.view(self.context.store.read(name)?))
+    }
+
+    /// Answers when the replicas are formatted. If they can't be, nothing is left of the volume.
+    pub fn create_volume(&self, request: &VolumeRequest) -> Result<VolumeView, ApiError> {
+        let spec = request.validate()?;
+        self.refuse_while_stopping()?;
+        let name = &request.name;
+        if self.context.store.find::<Volume>(name)?.is_some() {
+            return Err(ApiError::conflict(format!("volume {name} exists already"))
+                .next("choose another name"));
+        }
+        let places = self.places(name, &spec)?;
+        let status = VolumeStatus { places, ..VolumeStatus::default() };
+        self.context.store.add(&Volume { name: name.clone(), spec, status })?;
+
+        let failed = self.context.board.wait(name, FORMAT_PATIENCE, |observed| {
+            let observed = observed?;
+            match observed.state {
+                State::Creating if observed.failures > 0 => Some(Some(observed.conditions.clone())),
+                State::Creating | State::Deleting => None,
+                _ => Some(None),
+            }
+        });
+        let Some(conditions) = failed.flatten() else { return self.volume(name) };
+        self.context.store.modify(name, |volume: &mut Volume| {
+            volume.spec.deleting = true;
+            Ok::<_, StoreError>(())
+        })?;
+        let causes: Vec<_> = conditions.into_iter().map(|condition| condition.message).collect();
+        Err(ApiError::failed(format!("volume {name}: {}", causes.join("; ")))
+            .next("nothing was left behind: repair the cause and create it again"))
+    }
+
+    fn places(&self, name: &Name, spec: &VolumeSpec) -> Result<Vec<Place>, ApiError> {
+        let disks = self.context.layout.disks().iter().map(|path| Disk {
+            path: path.clone(),
+            free_bytes: probe::free_bytes(path).unwrap_or(0),
+        });
+        let disks = schedule::place(spec.replicas, &disks.collect::<Vec<_>>());
+        let ports = match spec.transport {
+            Transport::Unix => vec![None; disks.len()],
+            Transport::Tcp => free_ports(disks.len()).map_err(|error| {
+                ApiError::failed(format!("volume {name}: find free ports: {error}"))
+            })?,
+        };
+        let mut places = Vec::new();
+        for (number, (disk, port)) in (1..).zip(disks.iter().zip(ports)) {
+            let replica = ReplicaId::from(format!("r{number}").as_str());
+            let directory = Layout::replica_directory(disk, name, &replica);
+            if directory.exists() {
+                let directory = directory.display();
+                return Err(ApiError::conflict(format!(
+                    "volume {name}: {directory} is there already, and no volume knows it"
+                ))
+                .next("move the directory away, or choose another name"));
+            }
+            places.push(Place { replica, directory, port });
+        }
+        Ok(places)
+    }
+
+    /// Adds a ticket; doing it twice is the same as once.
+    pub fn attach(
+        &self,
+        name: &Name,
+        id: &str,
+        kind: TicketKind,
+        request: &AttachRequest,
+    ) -> Result<VolumeView, ApiError> {
+        self.refuse_while_stopping()?;
+        let own = &self.context.node;
+        if let Some(node) = request.node.as_ref().filter(|node| *node != own) {
+            return Err(ApiError::not_found(format!("there is no node {node}"))
+                .next(format!("this standalone is the node {own}; leave --node out")));
+        }
+        let ticket = Ticket { id: id.into(), kind, read_only: request.read_only };
+        self.context.store.modify(name, |volume: &mut Volume| add_ticket(volume, &ticket))?;
+        self.volume(name)
+    }
+
+    /// Takes a ticket back. The volume is detached when it was the last.
+    pub fn detach(&self, name: &Name, id: &str, force: bool) -> Result<VolumeView, ApiError> {
+        let before = self.volume(name)?;
+        if before.clients > 0 && before.tickets.len() == 1 && !force {
+            let clients = before.clients;
+            return Err(ApiError::conflict(format!(
+                "volume {name} has {clients} connected client(s)"
+            ))
+            .next("end them first, or use --force: they are cut off, nothing written is lost"));
+        }
+        self.drop_ticket(name, id)?;
+        self.volume(name)
+    }
+
+    fn drop_ticket(&self, name: &Name, id: &str) -> Result<(), StoreError> {
+        self.context.store.modify(name, |volume: &mut Volume| {
+            volume.spec.tickets.retain(|ticket| ticket.id != id);
+            Ok(())
+        })
+    }
+
+    pub(super) fn drop_job_tickets(&self) -> Result<(), StoreError> {
+        for volume in self.context.store.all::<Volume>()? {
+            self.context.store.modify(&volume.name, |volume: &mut Volume| {
+                volume.spec.tickets.retain(|ticket| ticket.kind == TicketKind::User);
+                Ok::<_, StoreError>(())
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Attaches the volume for a job, and waits until it can be used.
+    pub fn engage(
+        &self,
+        name: &Name,
+        kind: TicketKind,
+        read_only: bool,
+    ) -> Result<Engaged<'_>, ApiError> {
+        let random = random_hex::<8>().map_err(|error| ApiError::failed(error.to_string()))?;
+        let id = format!("{kind}-{random}");
+        self.attach(name, &id, kind, &AttachRequest { read_only, node: None })?;
+        let ticket = TicketGuard { service: self, volume: name.clone(), id };
+        let attached = self.context.board.wait(name, ATTACH_PATIENCE, |observed| {
+            let observed = observed.filter(|observed| observed.state == State::Attached)?;
+            let engine = observed.engine.clone()?;
+            Some((engine.endpoint.clone()?, engine))
+        });
+        let Some((endpoint, status)) = attached else {
+            return Err(ApiError::timed_out(format!("volume {name} wasn't attached in time"))
+                .next(format!("ankole volume why {name} says what it waits for")));
+        };
+        let volume: Volume = self.context.store.read(name)?;
+        let places = volume.status.places.iter();
+        let replicas = places.clone().map(|place| ReplicaAddress {
+            replica: place.replica.clone(),
+            address: self.context.address(name, place),
+        });
+        Ok(Engaged {
+            _ticket: ticket,
+            admin: self.context.layout.admin(name),
+            endpoint,
+            status,
+            replicas: replicas.collect(),
+            directories: places.map(|place| place.directory.clone()).collect(),
+        })
+    }
+
+    /// Only grows. An attached volume follows at once, another when it is attached.
+    pub fn resize_volume(&self, name: &Name, size_bytes: u64) -> Result<VolumeView, ApiError> {
+        let size = VolumeSize::of(size_bytes)
+            .map_err(|error| ApiError::invalid(format!("volume {name}: {error}")))?;
+        self.context.store.modify(name, |volume: &mut Volume| {
+            refuse_deleting(volume)?;
+            if size.bytes < volume.spec.size_bytes {
+                let present = human(volume.spec.size_bytes);
+                let wanted = human(size.bytes);
+                return Err(ApiError::conflict(format!(
+                    "volume {name} has {present} and would shrink to {wanted}"
+                ))
+                .next("create a smaller volume and copy the files"));
+            }
+            volume.spec.size_bytes = size.bytes;
+            Ok(())
+        })?;
+        self.volume(name)
+    }
+
+    /// Marks it; a controller removes everything and then the object.
+    pub fn delete_volume(&self, name: &Name) -> Result<VolumeView, ApiError> {
+        self.context.store.modify(name, |volume: &mut Volume| {
+            if !volume.spec.tickets.is_empty() {
+                let tickets: Vec<_> =
+                    volume.spec.tickets.iter().map(|ticket| ticket.kind.to_string()).collect();
+                let tickets = tickets.join(", ");
+                return Err(ApiError::conflict(format!("volume {name} is attached ({tickets})"))
+                    .next(format!("ankole volume detach {name}")));
+            }
+            volume.spec.deleting = true;
+            Ok(())
+        })?;
+        self.volume(name)
+    }
+
+    pub fn replicas(&self, volume: Option<&Name>) -> Result<Vec<ReplicaView>, ApiError> {
+        let volumes = match volume {
+            Some(name) => vec![self.volume(name)?],
+            None => self.volumes()?,
+        };
+        Ok(volumes.into_iter().flat_map(|volume| volume.replicas).collect())
+    }
+
+    fn view(&self, volume: Volume) -> VolumeView {
+        let name = &volume.name;
+        let processes = self.context.supervisor.list();
+        let process_of = |part: &Part| {
+            let mut own = processes.iter().filter(|process| &process.spec.name.volume == name);
+            own.find(|process| &process.spec.name.part == part)
+        };
+        let engine_process = process_of(&Part::Engine);
+        let engine = engine_process.and_then(|_| engine_status(&self.context, name));
+        let observed = self.context.board.get(name);
+        let record = volume.status.record.as_ref();
+
+        let replicas = volume.status.places.iter().map(|place| {
+            let process = process_of(&Part::Replica(place.replica.clone()));
+            let seen = engine.as_ref().and_then(|engine| {
+                engine.replicas.iter().find(|replica| replica.replica == place.replica)
+            });
+            ReplicaView {
+                volume: name.clone(),
+                replica: place.replica.clone(),
+                mode: seen.map_or(Mode::None, |seen| seen.mode.into()),
+                in_sync: record.is_some_and(|record| {
+                    record.in_sync.iter().any(|member| member.replica == place.replica)
+                }),
+                node: self.context.node.clone(),
+                directory: place.directory.clone(),
+                address: process.map(address_of),
+                pid: process.map(|process| process.pid),
+                reason: seen.and_then(|seen| seen.reason.clone()),
+                rebuild: seen.and_then(|seen| seen.rebuild),
+            }
+        });
+        let replicas = replicas.collect();
+        let mut state = observed.as_ref().map_or(State::Detached, |observed| observed.state);
+        let wants_to_go = volume.spec.tickets.is_empty() && volume.status.attachment.is_some();
+        if volume.spec.deleting {
+            state = State::Deleting;
+        } else if record.is_none() {
+            state = State::Creating;
+        } else if wants_to_go {
+            // The controller may not have looked yet.
+            state = State::Detaching;
+        } else if state == State::Detached && !volume.spec.tickets.is_empty() {
+            state = State::Attaching;
+        }
+        let endpoint = engine.as_ref().and_then(|engine| engine.endpoint.clone());
+        if state == State::Attached && endpoint.is_none() {
+            state = State::Attaching;
+        }
+        VolumeView {
+            state,
+            robustness: Robustness::of(volume.spec.replicas, engine.as_ref()),
+            size_bytes: volume.spec.size_bytes,
+            frontend: volume.spec.frontend,
+            endpoint: endpoint.filter(|_| state == State::Attached),
+            node: engine_process.map(|_| self.context.node.clone()),
+            engine_pid: engine_process.map(|process| process.pid),
+            clients: engine.as_ref().map_or(0, |engine| engine.clients),
+            unsettled_bytes: engine.as_ref().map_or(0, |engine| engine.unsettled_bytes),
+            waiting: engine.map_or_else(Vec::new, |engine| engine.waiting),
+            conditions: observed.map_or_else(Vec::new, |observed| observed.conditions),
+            tickets: volume.spec.tickets,
+            record: volume.status.record,
+            replicas,
+            name: volume.name,
+        }
+    }
+
+    fn refuse_while_stopping(&self) -> Result<(), ApiError> {
+        if self.context.is_stopping() {
+            return Err(ApiError::conflict("this standalone is ending"));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for TicketGuard<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = self.service.drop_ticket(&self.volume, &self.id) {
+            // The next start of the manager takes it back.
+            tracing::warn!(volume = %self.volume, %error, "take back the ticket of a job");
+        }
+    }
+}
+
+fn add_ticket(volume: &mut Volume, ticket: &Ticket) -> Result<(), ApiError> {
+    let name = &volume.name;
+    refuse_deleting(volume)?;
+    if volume.status.record.is_none() {
+        return Err(ApiError::conflict(format!("volume {name} is still being created"))
+            .next(format!("ankole volume why {name} says what it waits for")));
+    }
+    if volume.spec.frontend == Frontend::Ublk && !probe::can_serve_ublk() {
+        return Err(ApiError::conflict(format!("volume {name}: this node can't serve ublk"))
+            .next("ankole check says what is missing"));
+    }
+    let tickets = &mut volume.spec.tickets;
+    let read_only_now = !tickets.is_empty() && tickets.iter().all(|ticket| ticket.read_only);
+    if read_only_now && !ticket.read_only {
+        return Err(ApiError::conflict(format!("volume {name} is attached read-only"))
+            .next(format!("ankole volume detach {name}, then attach it again")));
+    }
+    match tickets.iter().find(|present| present.id == ticket.id) {
+        Some(present) if present.read_only != ticket.read_only => {
+            Err(ApiError::conflict(format!("volume {name} is attached to be written"))
+                .next(format!("ankole volume detach {name}, then attach it again")))
+        }
+        Some(_) => Ok(()),
+        None => {
+            tickets.push(ticket.clone());
+            Ok(())
+        }
+    }
+}
+
+fn refuse_deleting(volume: &Volume) -> Result<(), ApiError> {
+    if volume.spec.deleting {
+        return Err(ApiError::conflict(format!("volume {} is being deleted", volume.name)));
+    }
+    Ok(())
+}
+
+/// Bound all at once, so that they differ, and let go.
+fn free_ports(count: usize) -> std::io::Result<Vec<Option<u16>>> {
+    let listeners: Vec<_> =
+        (0..count).map(|_| TcpListener::bind(("127.0.0.1", 0))).collect::<Result<_, _>>()?;
+    listeners.iter().map(|listener| Ok(Some(listener.local_addr()?.port()))).collect()
+}
