@@ -21,7 +21,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     tokio::task::LocalSet::new().block_on(&runtime, async {
         let listener = Listener::bind_unix(path).await?;
         println!("{}", listener.uri());
-        let export = Export { name: "memory".into(), disk, read_only: false };
+        let export = Export::new("memory", disk);
         serve(listener, export, Limits::default(), async {
             // Without a handler for Ctrl-C the process just dies of it.
             if tokio::signal::ctrl_c().await.is_err() {

@@ -33,8 +33,7 @@ impl Here {
     }
 
     async fn serve_with<D: Disk + 'static>(disk: D, limits: Limits) -> Self {
-        Self::export(Export { name: "disk".into(), disk: Rc::new(disk), read_only: false }, limits)
-            .await
+        Self::export(Export::new("disk", Rc::new(disk)), limits).await
     }
 
     async fn export<D: Disk + 'static>(export: Export<D>, limits: Limits) -> Self {
@@ -233,7 +232,7 @@ fn a_read_only_export_refuses_every_kind_of_write() {
     local(async {
         let disk = Rc::new(Counting::new(MemoryDisk::new(MIB)));
         let counters = disk.counters();
-        let export = Export { name: "disk".into(), disk, read_only: true };
+        let export = Export { read_only: true, ..Export::new("disk", disk) };
         let here = Here::export(export, Limits::default()).await;
         let client = here.client().await;
         assert!(client.is_read_only());
@@ -399,7 +398,7 @@ fn a_dead_server_is_told_from_a_failed_disk_and_the_client_can_come_back() {
 
         let listener = Listener::bind_unix(&path).await.unwrap();
         let disk = Rc::new(MemoryDisk::new(MIB));
-        let export = Export { name: "disk".into(), disk, read_only: false };
+        let export = Export::new("disk", disk);
         tokio::task::spawn_local(serve(
             listener,
             export,

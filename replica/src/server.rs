@@ -97,6 +97,17 @@ impl Replica {
         }))
     }
 
+    /// Whether this directory is the copy that the caller means.
+    pub fn check_identity(&self, volume: &str, replica: &ReplicaId) -> Result<(), Refusal> {
+        let identity = self.store.identity();
+        if identity.volume == volume && identity.replica == *replica {
+            return Ok(());
+        }
+        let found = format!("replica {} of volume {}", identity.replica, identity.volume);
+        let expected = format!("replica {replica} of volume {volume}");
+        Err(Refusal::WrongIdentity { found, expected })
+    }
+
     /// Ends what runs and closes the store: a restart finds everything durable.
     pub async fn close(self: Rc<Self>) -> Result<(), StoreError> {
         let engine = self.engine.borrow_mut().take();
@@ -111,12 +122,8 @@ impl Replica {
     }
 
     async fn hello(self: &Rc<Self>, hello: &Hello) -> Result<(Rc<Session>, Welcome), Refusal> {
+        self.check_identity(&hello.volume, &hello.replica)?;
         let identity = self.store.identity();
-        if identity.volume != hello.volume || identity.replica != hello.replica {
-            let found = format!("replica {} of volume {}", identity.replica, identity.volume);
-            let expected = format!("replica {} of volume {}", hello.replica, hello.volume);
-            return Err(Refusal::WrongIdentity { found, expected });
-        }
         let session = Rc::new(Session {
             role: hello.role,
             over: Cell::new(false),

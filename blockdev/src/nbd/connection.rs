@@ -39,6 +39,22 @@ pub(super) enum ConnectionError {
     Socket(#[from] io::Error),
 }
 
+/// One more client, until dropped.
+struct Counted<'a>(&'a Cell<u32>);
+
+impl<'a> Counted<'a> {
+    fn new(clients: &'a Cell<u32>) -> Self {
+        clients.set(clients.get() + 1);
+        Self(clients)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
 /// Serves one client to its end. Sets `is_established` when the handshake is done.
 pub(super) async fn run<D: Disk>(
     stream: &Stream,
@@ -58,6 +74,7 @@ pub(super) async fn run<D: Disk>(
         () = &mut stopped => return Ok(()),
     };
     let Some(negotiated) = agreed else { return Ok(()) };
+    let _counted = Counted::new(&export.clients);
     is_established.set(true);
 
     let perform = |cookie, request, data| {

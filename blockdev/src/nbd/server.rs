@@ -23,9 +23,15 @@ pub struct Export<D> {
     pub disk: Rc<D>,
     /// Refuse writes although the disk would take them.
     pub read_only: bool,
+    /// How many clients are past their handshake; whoever made the export may look at it.
+    pub clients: Rc<Cell<u32>>,
 }
 
 impl<D: Disk> Export<D> {
+    pub fn new(name: impl Into<String>, disk: Rc<D>) -> Self {
+        Self { name: name.into(), disk, read_only: false, clients: Rc::default() }
+    }
+
     pub(super) fn is_read_only(&self) -> bool {
         self.read_only || self.disk.is_read_only()
     }

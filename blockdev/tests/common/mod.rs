@@ -96,6 +96,7 @@ impl Served {
                     name: "disk".into(),
                     disk: Rc::new(make()),
                     read_only: setup.read_only,
+                    clients: Rc::default(),
                 };
                 serve(listener, export, setup.limits, async { drop(stopped.await) }).await;
             });

@@ -1,8 +1,26 @@
 //! `ankole engine run`: the process of one attached volume.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::Duration;
 
+use ankole_blockdev::nbd::{self, Export, Limits, Listener};
 use ankole_replica::admin::ReplicaAddress;
+use ankole_replica::arbiter::InstanceId;
+use ankole_replica::engine::{Engine, SocketArbiter, serve_admin};
+use ankole_replica::listen::Address;
+use ankole_replica::replication::{Config, End, SLOTS_MAX};
+use ankole_replica::types::ReplicaId;
+use anyhow::Context;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::LocalSet;
+use tracing::{error, info, warn};
+
+/// Exit status: another engine has the volume.
+const FENCED: i32 = 10;
+/// Exit status: a successor must open the volume anew.
+const REOPEN: i32 = 11;
 
 #[derive(Debug, clap::Args)]
 pub struct EngineArgs {
@@ -55,6 +73,85 @@ fn replica(text: &str) -> Result<ReplicaAddress, String> {
     }
 }
 
-pub fn run(_args: EngineArgs) -> anyhow::Result<()> {
-    anyhow::bail!("the engine is not wired yet")
+/// Runs until the engine ends: detached, or because another engine has the volume.
+pub fn run(args: EngineArgs) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    LocalSet::new().block_on(&runtime, serve(args))
+}
+
+async fn serve(args: EngineArgs) -> anyhow::Result<()> {
+    let mut addresses = BTreeMap::new();
+    for ReplicaAddress { replica, address } in &args.replicas {
+        let parsed: Address = address.parse().with_context(|| format!("replica {replica}"))?;
+        addresses.insert(replica.clone(), parsed);
+    }
+    anyhow::ensure!(addresses.len() <= SLOTS_MAX, "at most {SLOTS_MAX} replicas are possible");
+    let replicas: Vec<ReplicaId> = addresses.keys().cloned().collect();
+    let config = Config {
+        recover: args.recover,
+        ..Config::new(&args.volume, InstanceId(args.instance.clone()), replicas)
+    };
+    let arbiter = Box::new(SocketArbiter::new(&args.arbiter));
+    let engine = Engine::start(config, addresses, arbiter);
+    tokio::task::spawn_local(detach_on_signal(engine.clone()));
+    let (admin, admin_socket) = (engine.clone(), args.admin.clone());
+    tokio::task::spawn_local(async move {
+        if let Err(error) = serve_admin(admin, &admin_socket).await {
+            error!(%error, socket = %admin_socket.display(), "the admin socket isn't served");
+        }
+    });
+
+    if engine.opened().await.is_ok() {
+        serve_frontend(&engine, &args).await?;
+    }
+    match engine.ended().await {
+        End::Detached => {
+            engine.close().await.context("close the replicas of this process")?;
+            // Whoever asked hears that it is done before the socket goes.
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            info!(volume = args.volume, "detached");
+            Ok(())
+        }
+        // Nothing is answered any more: not by the frontend, not by what is in flight.
+        End::Fenced(reason) => {
+            error!(volume = args.volume, reason, "fenced");
+            std::process::exit(FENCED);
+        }
+        End::Reopen(reason) => {
+            warn!(volume = args.volume, reason, "the volume has to be opened anew");
+            std::process::exit(REOPEN);
+        }
+    }
+}
+
+/// Serves clients until the engine ends.
+async fn serve_frontend(engine: &Engine, args: &EngineArgs) -> anyhow::Result<()> {
+    let export = Export {
+        read_only: args.read_only,
+        ..Export::new(args.volume.clone(), Rc::new(engine.clone()))
+    };
+    let clients = export.clients.clone();
+    engine.count_clients(move || clients.get());
+    let listener = Listener::bind_unix(&args.socket).await?;
+    engine.set_endpoint(listener.uri());
+    info!(volume = args.volume, endpoint = listener.uri(), "serving");
+    let ended = {
+        let engine = engine.clone();
+        async move { drop(engine.ended().await) }
+    };
+    nbd::serve(listener, export, Limits::default(), ended).await;
+    Ok(())
+}
+
+async fn detach_on_signal(engine: Engine) {
+    let (Ok(mut terminate), Ok(mut interrupt)) =
+        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        return warn!("signals can't be caught: a signal ends the engine without a detach");
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    engine.detach();
 }

@@ -2,6 +2,12 @@
 
 use std::path::PathBuf;
 
+use ankole_replica::listen::Address;
+use ankole_replica::server::{Replica, serve};
+use anyhow::Context;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::LocalSet;
+
 #[derive(Debug, clap::Args)]
 pub struct ReplicaArgs {
     /// The replica's directory
@@ -16,6 +22,22 @@ pub struct ReplicaArgs {
     pub listen: String,
 }
 
-pub fn run(_args: ReplicaArgs) -> anyhow::Result<()> {
-    anyhow::bail!("the replica is not wired yet")
+/// Runs until a signal ends it; what it holds is then closed in order.
+pub fn run(args: ReplicaArgs) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    LocalSet::new().block_on(&runtime, async {
+        let address: Address = args.listen.parse()?;
+        let replica = Replica::open(&args.dir).await?;
+        replica.check_identity(&args.volume, &args.replica.as_str().into())?;
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let stop = async move {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+        };
+        serve(replica.clone(), &address, stop).await?;
+        replica.close().await.context("close the replica")
+    })
 }

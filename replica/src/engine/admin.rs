@@ -106,12 +106,12 @@ impl Engine {
 
     pub async fn revert(&self, name: &str) -> Done {
         let to = self.layer_of(name)?;
-        if self.0.clients.get() > 0 {
+        let clients = (self.0.clients.borrow())();
+        if clients > 0 {
             let message = format!(
-                "volume {} is in use by {} client(s), which would see its content change under \
-                 them; disconnect them first",
+                "volume {} is in use by {clients} client(s), which would see its content change \
+                 under them; disconnect them first",
                 self.0.volume,
-                self.0.clients.get()
             );
             return Err((ErrorKind::Conflict, message));
         }
@@ -198,7 +198,7 @@ impl Engine {
             replicas: replicas.collect(),
             unsettled_bytes: status.unsettled_bytes,
             waiting: status.waiting,
-            clients: self.0.clients.get(),
+            clients: (self.0.clients.borrow())(),
             snapshots: chain.layers.iter().filter_map(|layer| snapshot(chain, layer)).collect(),
             head_bytes: chain.layer(chain.head).map_or(0, |head| head.data_bytes),
             head_parent: chain.layer(chain.head).and_then(|head| named_parent(chain, head)),

@@ -57,7 +57,7 @@ struct Shared {
     size_bytes: watch::Sender<u64>,
     end: watch::Sender<Option<End>>,
     endpoint: RefCell<Option<String>>,
-    clients: Cell<u32>,
+    clients: RefCell<Box<dyn Fn() -> u32>>,
     counts: Cell<RequestCounts>,
     volume: String,
 }
@@ -100,7 +100,7 @@ impl Engine {
             size_bytes: watch::Sender::new(0),
             end: watch::Sender::new(None),
             endpoint: RefCell::new(None),
-            clients: Cell::new(0),
+            clients: RefCell::new(Box::new(|| 0)),
             counts: Cell::new(RequestCounts::default()),
             volume,
         }));
@@ -142,9 +142,9 @@ impl Engine {
         self.0.endpoint.replace(Some(endpoint));
     }
 
-    /// How many clients the frontend has: a revert waits until there are none.
-    pub fn set_clients(&self, clients: u32) {
-        self.0.clients.set(clients);
+    /// How to learn how many clients the frontend has: a revert is refused while there are any.
+    pub fn count_clients(&self, count: impl Fn() -> u32 + 'static) {
+        *self.0.clients.borrow_mut() = Box::new(count);
     }
 
     pub fn size_bytes(&self) -> u64 {
