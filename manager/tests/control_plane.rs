@@ -20,7 +20,7 @@ use ankole_manager::roles::standalone::{self, Ended, Options};
 use ankole_replica::admin::{self, EngineStatus, ReplicaMode, ReplicaStatus};
 use ankole_replica::arbiter::{self, Change, InstanceId, Record};
 use ankole_replica::types::{Incarnation, ReplicaId};
-use common::{World, alive, send, until};
+use common::{World, alive, send, state_of, until};
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -402,7 +402,10 @@ fn a_second_standalone_on_the_folder_is_refused_with_the_firsts_pid() {
 fn a_second_ctrl_c_kills_an_engine_that_hangs() {
     let mut world = attached();
     let all = world.processes();
-    send(engine_pid(&world.volume("v1")).unwrap(), Signal::STOP);
+    let engine = engine_pid(&world.volume("v1")).unwrap();
+    send(engine, Signal::STOP);
+    // One thread has to take the signal before all of them stop.
+    until("the engine has stopped", || (state_of(engine) == Some('T')).then_some(()));
     world.signal(Signal::INT);
     until("it begins", || world.log().contains("detaching all volumes").then_some(()));
     let dead: Vec<_> = all.iter().filter(|pid| !alive(**pid)).collect();

@@ -170,9 +170,13 @@ pub fn send(pid: u32, signal: Signal) {
 
 /// A zombie isn't: its parent may be somebody else.
 pub fn alive(pid: u32) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
-    state.is_some_and(|state| state != 'Z')
+    state_of(pid).is_some_and(|state| state != 'Z')
+}
+
+/// As in `/proc/PID/stat`.
+pub fn state_of(pid: u32) -> Option<char> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(") ")?.1.chars().next()
 }
 
 pub fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
