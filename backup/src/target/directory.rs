@@ -2,8 +2,8 @@
 //!
 //! An object is written beside its place as `<name>.tmp.<nanoseconds>` and renamed once it is on
 //! the disk, as Longhorn does; lists leave such files out. Folders are synced by `flush`, once for
-//! many objects: a block's folder is mostly its own, and syncing it with each block took a third of
-//! the time of a backup. Promises that an object which is seen
+//! many objects: a block's folders are mostly its own, so syncing them with each block would cost
+//! several syncs where one is needed. Promises that an object which is seen
 //! under its name is whole, also after a power cut, and that nothing outside the directory is
 //! touched.
 

@@ -42,7 +42,6 @@ pub struct Context {
 }
 
 impl Context {
-    #[expect(clippy::too_many_arguments, reason = "called once, with the parts of a standalone")]
     pub fn new(
         store: Arc<dyn Store>,
         supervisor: Arc<dyn Supervisor>,

@@ -8,7 +8,7 @@
 //! ```
 
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -93,12 +93,9 @@ async fn serve(options: &Options) -> anyhow::Result<Ended> {
     let router = http::router(service, layout.token()?);
     let serving = tokio::spawn(async move { axum::serve(api, router).await });
     let published = Published::new(&layout, &options.runtime_folder, &address)?;
-    // The one line for scripts that wait for it, and nobody has to read it.
-    let _ = io::Write::write_all(
-        &mut io::stdout(),
-        format!("ankole standalone: http://{address}, data in {}\n", layout.data().display())
-            .as_bytes(),
-    );
+    // For scripts that wait for it; nobody has to read it.
+    let data = layout.data().display();
+    let _ = writeln!(io::stdout(), "ankole standalone: http://{address}, data in {data}");
 
     tokio::select! {
         _ = interrupt.recv() => {}
@@ -135,8 +132,10 @@ fn open(options: &Options, layout: Layout) -> anyhow::Result<(Arc<Context>, Serv
 
 async fn shut_down(context: &Arc<Context>, again: impl Future<Output = ()>) -> Ended {
     let processes = context.supervisor.list().len();
-    tracing::info!(
-        "detaching all volumes ({processes} processes); at most {} s, Ctrl-C again kills",
+    // For the person at the terminal, whatever the log's filter is.
+    let _ = writeln!(
+        io::stderr(),
+        "detaching all volumes ({processes} processes): at most {} s; Ctrl-C again kills them",
         SHUTDOWN_PATIENCE.as_secs()
     );
     context.stop();

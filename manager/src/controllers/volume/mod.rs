@@ -6,7 +6,7 @@ pub mod plan;
 mod report;
 #[cfg(test)]
 mod scenarios;
-mod validate;
+pub mod validate;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

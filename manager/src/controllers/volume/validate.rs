@@ -3,7 +3,7 @@
 use crate::api::volume::Volume;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Wanted {
+pub enum Wanted {
     /// Its replicas exist and are recorded.
     Formatted,
     Attached {
@@ -15,7 +15,7 @@ pub(super) enum Wanted {
 }
 
 /// `stopping`: this standalone ends. Tickets stay, so the next one attaches the volume again.
-pub(super) fn validate(volume: &Volume, stopping: bool) -> Wanted {
+pub fn validate(volume: &Volume, stopping: bool) -> Wanted {
     let spec = &volume.spec;
     if stopping {
         Wanted::Detached

@@ -1,0 +1,204 @@
+//! The command line and the API against a real `ankole standalone`: what users do wrong, and what
+//! they are told. Nothing here needs an engine.
+#![allow(clippy::unwrap_used, reason = "a test may fail")]
+
+mod common;
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::process::Stdio;
+
+use common::World;
+use rustix::process::Signal;
+
+/// Each error: exit code, and words of the message and of the next step.
+#[test]
+fn what_is_wrong_is_named_with_its_cause_and_the_next_step() {
+    let world = World::real();
+    world.well(&["target", "add", "default", "file:///backups"]);
+    let cases: &[(&[&str], i32, &[&str])] = &[
+        (&["volume", "create", "v1"], 2, &["--size"]),
+        (&["volume", "create", "v1", "--size", "0"], 2, &["size 0"]),
+        (&["volume", "create", "v1", "--size", "NaN"], 2, &["NaN", "512MiB"]),
+        (&["volume", "create", "v1", "--size=-1G"], 2, &["-1G"]),
+        (&["volume", "create", "v1", "--size", "65TiB"], 2, &["64 TiB"]),
+        (&["volume", "create", "v1", "--size", "1GB"], 2, &["GiB"]),
+        (&["volume", "create", "V1", "--size", "1G"], 2, &["'V'", "a-z"]),
+        (&["volume", "create", "../v", "--size", "1G"], 2, &["'.'"]),
+        (&["volume", "create", "v1", "--size", "1G", "--replicas", "0"], 2, &["v1", "0 replicas"]),
+        (&["volume", "create", "v1", "--size", "1G", "--frontend", "nbd"], 2, &["nbd isn't built"]),
+        (&["volume", "show", "v9"], 3, &["volume v9 doesn't exist", "volume ls"]),
+        (&["volume", "attach", "v9"], 3, &["v9"]),
+        (&["volume", "detach", "v9"], 3, &["v9"]),
+        (&["volume", "resize", "v9", "--size", "1G"], 3, &["v9"]),
+        (&["volume", "rm", "v9", "--yes"], 3, &["v9"]),
+        (&["snapshot", "ls", "v9"], 3, &["v9"]),
+        (&["snapshot", "rm", "v9", "s1"], 4, &["s1", "--yes"]),
+        (&["replica", "ls", "v9"], 3, &["v9"]),
+        (&["backup", "create", "v9"], 3, &["v9"]),
+        (&["backup", "rm", "file:///b?backup=b&volume=v"], 4, &["--yes"]),
+        (&["backup", "restore", "file:///b?backup=b&volume=v"], 2, &["--to"]),
+        (&["target", "add", "t", "s3://bucket@region/"], 2, &["isn't a target", "file:///"]),
+        (&["target", "add", "default", "file:///other"], 4, &["default exists"]),
+        (&["target", "rm", "t"], 3, &["target t doesn't exist"]),
+        (&["volume", "frobnicate"], 2, &["frobnicate"]),
+    ];
+    for (args, code, words) in cases {
+        let said = world.say(args);
+        assert_eq!(said.code, *code, "{args:?}: {said:?}");
+        assert_eq!(said.out, "", "{args:?}: stdout is for answers");
+        for word in *words {
+            assert!(said.err.contains(word), "{args:?} doesn't say {word:?}: {}", said.err);
+        }
+    }
+}
+
+#[test]
+fn lists_are_tables_json_or_bare_names() {
+    let world = World::real();
+    assert_eq!(world.json(&["volume", "ls"]), serde_json::json!([]));
+    let columns = "NAME  STATE  ROBUSTNESS  SIZE  REPLICAS  ENDPOINT\n";
+    assert_eq!(world.well(&["volume", "ls"]), columns);
+    assert_eq!(world.well(&["volume", "ls", "--no-headers"]), "");
+    world.well(&["target", "add", "t1", "file:///a"]);
+    world.well(&["target", "add", "t1", "file:///a"]); // the same again is fine
+    assert_eq!(world.well(&["target", "ls"]), "NAME  URL\nt1    file:///a\n");
+    assert_eq!(world.well(&["target", "ls", "-o", "name"]), "t1\n");
+    assert_eq!(world.json(&["target", "ls"])[0]["url"], "file:///a");
+    world.well(&["target", "rm", "t1"]);
+    assert_eq!(world.well(&["target", "ls", "-o", "name"]), "");
+}
+
+/// The walk of the README names neither a server nor a data folder. Port 9500 may be taken where
+/// the tests run, so here the address is given; the token isn't.
+#[test]
+fn the_token_is_found_by_the_address_alone() {
+    let world = World::real();
+    let address = fs::read_to_string(world.data().join("run/api.addr")).unwrap();
+    let run = |runtime_folder: &std::path::Path| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_ankole"));
+        command.env_remove("ANKOLE_TOKEN").env_remove("ANKOLE_DATA").stdin(Stdio::null());
+        command.env("XDG_RUNTIME_DIR", runtime_folder);
+        command.args(["volume", "ls", "--server", address.trim()]).output().unwrap()
+    };
+    assert!(run(world.path()).status.success());
+    let other_user = run(&world.path().join("elsewhere"));
+    assert_eq!(other_user.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&other_user.stderr).contains("ANKOLE_TOKEN"));
+}
+
+#[test]
+fn without_the_token_nothing_is_answered() {
+    let world = World::real();
+    let mut command = world.ankole();
+    let said = command.env("ANKOLE_TOKEN", "wrong").args(["volume", "ls"]).output().unwrap();
+    assert_eq!(said.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&said.stderr).contains("token is missing or wrong"));
+    let answer = speak(&world, b"GET /v1/volumes HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    assert!(answer.starts_with("HTTP/1.1 401"), "{answer}");
+    assert!(answer.contains(r#""kind":"unauthorized""#), "{answer}");
+}
+
+/// Errors of the API are JSON too, also those that no handler has seen.
+#[test]
+fn garbage_on_the_api_is_answered_and_the_server_goes_on() {
+    let world = World::real();
+    let token = fs::read_to_string(world.data().join("token")).unwrap();
+    let request = |line: &str, body: &str| {
+        let (token, length) = (token.trim(), body.len());
+        let text = format!(
+            "{line} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {token}\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{body}"
+        );
+        speak(&world, text.as_bytes())
+    };
+    let cases = [
+        ("POST /v1/volumes", "{]", "400", "invalid"),
+        ("POST /v1/volumes", r#"{"name":"v1","sizeBytes":"many"}"#, "400", "invalid"),
+        ("POST /v1/volumes", r#"{"name":"v1","sizeBytes":1,"colour":"red"}"#, "400", "colour"),
+        ("POST /v1/volumes", r#"{"name":"../v","sizeBytes":1}"#, "400", "invalid"),
+        ("GET /v1/volumes/%2e%2e%2f", "", "400", "invalid"),
+        ("GET /v1/jobs/one", "", "400", "invalid"),
+        ("GET /v1/jobs/1", "", "404", "notFound"),
+        ("GET /v2/everything", "", "404", "notFound"),
+        ("PATCH /v1/volumes", "", "405", "invalid"),
+    ];
+    for (line, body, status, word) in cases {
+        let answer = request(line, body);
+        let (head, json) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+        let status_of_405 = if status == "405" { "400" } else { status };
+        assert!(head.starts_with(&format!("HTTP/1.1 {status_of_405}")), "{line}: {answer}");
+        assert!(json.contains(word) && json.contains(r#""message":"#), "{line}: {answer}");
+    }
+    let too_long = request("POST /v1/volumes", &"x".repeat(2 << 20));
+    assert!(!too_long.starts_with("HTTP/1.1 2"), "{too_long}");
+    speak(&world, b"\x16\x03\x01 this is TLS\r\n\r\n");
+    world.well(&["volume", "ls"]);
+}
+
+fn speak(world: &World, bytes: &[u8]) -> String {
+    let address = fs::read_to_string(world.data().join("run/api.addr")).unwrap();
+    let mut connection = TcpStream::connect(address.trim()).unwrap();
+    connection.set_read_timeout(Some(common::SOON)).unwrap();
+    // The server may close before it has read everything.
+    let _ = connection.write_all(bytes);
+    let mut answer = Vec::new();
+    let _ = connection.read_to_end(&mut answer);
+    String::from_utf8_lossy(&answer).into()
+}
+
+#[test]
+fn a_port_in_use_and_an_address_for_others_are_refused() {
+    let world = World::real();
+    let address = fs::read_to_string(world.data().join("run/api.addr")).unwrap();
+    let other = tempfile::tempdir().unwrap();
+    let start = |address: &str| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_ankole"));
+        command.env("XDG_RUNTIME_DIR", world.path()).arg("--data").arg(other.path().join("d"));
+        command.args(["standalone", "--listen", address]).output().unwrap()
+    };
+    let in_use = start(address.trim());
+    assert_eq!(in_use.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&in_use.stderr).into_owned();
+    assert!(said.contains(address.trim()) && said.contains("--listen"), "{said}");
+    let open = start("0.0.0.0:0");
+    assert_eq!(open.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&open.stderr).contains("0.0.0.0:0"));
+    world.well(&["volume", "ls"]);
+}
+
+#[test]
+fn sigterm_ends_it_as_ctrl_c_does_and_takes_its_address_back() {
+    let mut world = World::real();
+    let address = world.data().join("run/api.addr");
+    assert!(address.exists());
+    world.signal(Signal::TERM);
+    assert_eq!(world.wait().code(), Some(0));
+    assert!(!address.exists());
+    let said = world.say(&["volume", "ls"]);
+    assert_eq!(said.code, 1);
+    assert!(said.err.contains("ankole standalone --data"), "{}", said.err);
+    world.start();
+}
+
+#[test]
+fn check_finds_the_socket_and_says_what_to_do_about_the_rest() {
+    let world = World::real();
+    let said = world.say(&["check", "-o", "json"]);
+    assert!(matches!(said.code, 0 | 6), "{said:?}");
+    let findings: serde_json::Value = serde_json::from_str(&said.out).unwrap();
+    let findings = findings.as_array().unwrap();
+    assert!(findings.iter().any(|f| f["name"] == "socket" && f["found"] == "yes"));
+    let problem = findings.iter().any(|f| f["found"] == "problem");
+    assert_eq!(said.code == 6, problem);
+    assert!(
+        findings.iter().all(|f| f["found"] == "yes" || f["next"].is_string() || f["name"] == "nbd")
+    );
+}
+
+#[test]
+fn version_and_completions_need_no_server() {
+    let world = World::real();
+    assert_eq!(world.well(&["version"]), format!("ankole {}\n", env!("CARGO_PKG_VERSION")));
+    assert!(world.well(&["completion", "bash"]).contains("standalone"));
+}

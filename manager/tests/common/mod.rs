@@ -1,0 +1,191 @@
+//! A standalone in a folder of its own, and the command line that talks to it.
+#![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
+
+use std::fs;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+/// Long enough for a busy machine; nothing is timed by it.
+pub const SOON: Duration = Duration::from_secs(60);
+
+pub struct World {
+    folder: tempfile::TempDir,
+    launch: fn(&World) -> Command,
+    standalone: Option<Child>,
+}
+
+/// What the command line said.
+#[derive(Debug)]
+pub struct Said {
+    pub code: i32,
+    pub out: String,
+    pub err: String,
+}
+
+impl World {
+    /// `launch` makes the command that runs a standalone on `data()`.
+    pub fn new(launch: fn(&World) -> Command) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let mut world = Self { folder, launch, standalone: None };
+        world.start();
+        world
+    }
+
+    /// With the real binary.
+    pub fn real() -> Self {
+        Self::new(|world| {
+            let mut command = world.ankole();
+            command.args(["standalone", "--listen", "127.0.0.1:0"]);
+            command
+        })
+    }
+
+    pub fn path(&self) -> &Path {
+        self.folder.path()
+    }
+    pub fn data(&self) -> PathBuf {
+        self.path().join("data")
+    }
+
+    /// The command line, before its arguments.
+    pub fn ankole(&self) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ankole"));
+        for variable in ["ANKOLE_SERVER", "ANKOLE_DATA", "ANKOLE_TOKEN", "ANKOLE_LOG"] {
+            command.env_remove(variable);
+        }
+        command.env("XDG_RUNTIME_DIR", self.path()).stdin(Stdio::null());
+        command.arg("--data").arg(self.data());
+        command
+    }
+
+    pub fn start(&mut self) {
+        let mut child = self.launch_one();
+        until("the API is there", || {
+            assert!(child.try_wait().unwrap().is_none(), "the standalone ended: see its log");
+            self.data()
+                .join("run/api.addr")
+                .exists()
+                .then(|| self.say(&["volume", "ls"]).code == 0)
+                .filter(|answered| *answered)
+        });
+        self.standalone = Some(child);
+    }
+
+    /// Without waiting for it.
+    pub fn launch_one(&self) -> Child {
+        let path = self.path().join("standalone.log");
+        let log = fs::File::options().append(true).create(true).open(path).unwrap();
+        (self.launch)(self).stdout(Stdio::null()).stderr(log).spawn().unwrap()
+    }
+
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.path().join("standalone.log")).unwrap_or_default()
+    }
+
+    pub fn standalone_pid(&self) -> u32 {
+        self.standalone.as_ref().expect("it runs").id()
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        send(self.standalone_pid(), signal);
+    }
+
+    pub fn wait(&mut self) -> ExitStatus {
+        let mut child = self.standalone.take().expect("it runs");
+        until("the standalone ends", || child.try_wait().unwrap())
+    }
+
+    pub fn stop(&mut self) -> ExitStatus {
+        self.signal(Signal::INT);
+        self.wait()
+    }
+
+    pub fn kill(&mut self) {
+        self.signal(Signal::KILL);
+        assert_eq!(self.wait().signal(), Some(9));
+        // What a killed one leaves; the next writes it anew.
+        let _ = fs::remove_file(self.data().join("run/api.addr"));
+    }
+
+    pub fn say(&self, args: &[&str]) -> Said {
+        let Output { status, stdout, stderr } = self.ankole().args(args).output().unwrap();
+        Said {
+            code: status.code().unwrap_or(-1),
+            out: String::from_utf8(stdout).unwrap(),
+            err: String::from_utf8(stderr).unwrap(),
+        }
+    }
+
+    /// Must succeed.
+    pub fn well(&self, args: &[&str]) -> String {
+        let said = self.say(args);
+        assert_eq!(said.code, 0, "{args:?}: {said:?}\n{}", self.log());
+        said.out
+    }
+
+    pub fn json(&self, args: &[&str]) -> Value {
+        serde_json::from_str(&self.well(&[args, &["-o", "json"]].concat())).unwrap()
+    }
+
+    pub fn volume(&self, name: &str) -> Value {
+        self.json(&["volume", "show", name])
+    }
+
+    /// Pids of the engines and replicas that the pid files name.
+    pub fn processes(&self) -> Vec<u32> {
+        let files = fs::read_dir(self.data().join("run")).into_iter().flatten();
+        let files = files.filter_map(|entry| Some(entry.ok()?.path()));
+        let files = files.filter(|path| path.extension().is_some_and(|e| e == "process"));
+        let texts = files.filter_map(|path| fs::read_to_string(path).ok());
+        texts.filter_map(|text| text.lines().nth(1)?.split(' ').next()?.parse().ok()).collect()
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.standalone.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        for pid in self.processes() {
+            if alive(pid) {
+                send(pid, Signal::KILL);
+            }
+        }
+        if std::thread::panicking() {
+            eprintln!("--- log of the standalone ---\n{}", self.log());
+        }
+    }
+}
+
+pub fn send(pid: u32, signal: Signal) {
+    let pid = Pid::from_raw(pid.try_into().unwrap()).unwrap();
+    let _ = kill_process(pid, signal);
+}
+
+/// A zombie isn't: its parent may be somebody else.
+pub fn alive(pid: u32) -> bool {
+    state_of(pid).is_some_and(|state| state != 'Z')
+}
+
+/// As in `/proc/PID/stat`.
+pub fn state_of(pid: u32) -> Option<char> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(") ")?.1.chars().next()
+}
+
+pub fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + SOON;
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "in vain: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
