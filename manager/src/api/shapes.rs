@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use ankole_replica::admin::{Progress, SnapshotStatus};
 use ankole_replica::arbiter::{EngineGrant, InstanceId, Member, Record};
-use ankole_replica::types::{ChainOpId, Generation, Incarnation, LayerId};
+use ankole_replica::types::{Generation, Incarnation, LayerId};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -87,7 +87,6 @@ fn a_chain() {
         labels: BTreeMap::new(),
         data_bytes: 4096,
         size_bytes: 1 << 30,
-        op: ChainOpId(1),
     };
     let chain = Chain {
         volume: "v1".parse().unwrap(),

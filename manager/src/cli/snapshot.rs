@@ -129,7 +129,7 @@ fn age(created_unix_s: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use ankole_replica::types::{ChainOpId, LayerId};
+    use ankole_replica::types::LayerId;
 
     use super::*;
 
@@ -142,7 +142,6 @@ mod tests {
             labels: Default::default(),
             data_bytes: 1 << 20,
             size_bytes: 1 << 30,
-            op: ChainOpId(1),
         }
     }
 
