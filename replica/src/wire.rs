@@ -268,7 +268,8 @@ pub fn decode_request(
         kind::SUMS => Request::Sums { layer: body.layer()?, region: body.region()? },
         kind::OCCUPIED => Request::Occupied { layer: body.layer()? },
         kind::FETCH => {
-            let bytes = body.meta.try_into().map_err(|_| body.wrong("its set of blocks"))?;
+            let bytes: &[u8; 32] =
+                body.meta.try_into().map_err(|_| body.wrong("its set of blocks"))?;
             let blocks = Blocks::from_bytes(bytes);
             Request::Fetch { layer: body.layer()?, region: body.region()?, blocks }
         }
