@@ -5,3 +5,4 @@
 //! A byte that a client sent never causes a panic here.
 
 pub mod disk;
+pub mod ublk;
