@@ -1,7 +1,8 @@
 //! Serves a file as /dev/ublkbN.
 //!
 //! ```text
-//! ublk_file FILE SIZE_MIB [--id N] [--recover]   SIGTERM stops and deletes the device,
+//! ublk_file FILE SIZE_MIB [--id N] [--recover] [--identity N]
+//!                                                SIGTERM stops and deletes the device,
 //!                                                SIGHUP leaves it to the next server
 //! ublk_file --check                              what this kernel offers
 //! ublk_file --stop N                             stops a device whose server doesn't come back
@@ -20,8 +21,9 @@ use ankole_blockdev::disk::{Allocation, Buffer, Disk, Durability, Extent, Hold};
 use ankole_blockdev::ublk::{self, Options, Origin};
 use tokio::signal::unix::{SignalKind, signal};
 
-const USAGE: &str = "usage: ublk_file FILE SIZE_MIB [--id N] [--recover] | --check | --stop N";
-/// Says to the kernel that a device is this example's.
+const USAGE: &str =
+    "usage: ublk_file FILE SIZE_MIB [--id N] [--recover] [--identity N] | --check | --stop N";
+/// Says to the kernel whose the device is, unless told otherwise.
 const IDENTITY: u64 = 0x616e_6b6f_6c65;
 
 /// A file; its calls block, which is good enough for a file in memory.
@@ -85,17 +87,18 @@ impl Disk for FileDisk {
 struct Arguments {
     file: String,
     size_bytes: u64,
-    origin: Origin,
+    options: Options,
 }
 
 fn parse(words: &[String]) -> Option<Arguments> {
     let [file, size_mib, flags @ ..] = words else { return None };
     let size_bytes = size_mib.parse::<u64>().ok()?.checked_mul(1 << 20)?;
-    let (mut id, mut recover, mut flags) = (None, false, flags.iter());
+    let (mut id, mut recover, mut identity, mut flags) = (None, false, IDENTITY, flags.iter());
     while let Some(flag) = flags.next() {
         match flag.as_str() {
             "--id" => id = Some(flags.next()?.parse().ok()?),
             "--recover" => recover = true,
+            "--identity" => identity = flags.next()?.parse().ok()?,
             _ => return None,
         }
     }
@@ -103,7 +106,7 @@ fn parse(words: &[String]) -> Option<Arguments> {
         (true, id) => Origin::Recovery { id: id? },
         (false, id) => Origin::New { id },
     };
-    Some(Arguments { file: file.clone(), size_bytes, origin })
+    Some(Arguments { file: file.clone(), size_bytes, options: Options::new(origin, identity) })
 }
 
 type Failure = Box<dyn std::error::Error>;
@@ -119,7 +122,7 @@ async fn serve(arguments: Arguments) -> Result<(), Failure> {
     file.set_len(arguments.size_bytes)?;
     let disk = Rc::new(FileDisk { file, size_bytes: arguments.size_bytes });
     let (mut stop, mut leave) = (signal(SignalKind::terminate())?, signal(SignalKind::hangup())?);
-    let mut device = ublk::serve(disk, Options::new(arguments.origin, IDENTITY)).await?;
+    let mut device = ublk::serve(disk, arguments.options).await?;
     println!("{}", device.path().display());
     loop {
         tokio::select! {

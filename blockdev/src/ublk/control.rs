@@ -168,10 +168,10 @@ impl ControlledDevice {
     /// A new device that didn't start is of no use to anybody; an old one is its successor's.
     fn give_up(mut self) {
         self.leave();
-        if self.is_new {
-            if let Err(error) = check(self.control.del_dev()) {
-                tracing::warn!(device = self.id, %error, "delete a ublk device that didn't start");
-            }
+        if self.is_new
+            && let Err(error) = check(self.control.del_dev())
+        {
+            tracing::warn!(device = self.id, %error, "delete a ublk device that didn't start");
         }
     }
 

@@ -38,11 +38,21 @@ pub(super) fn serve(
     let data = sys::character_device(device)?;
     let in_hand = vec![None; usize::from(device.dev_info.queue_depth)];
     let mut worker = Worker { index, queue, link, data, in_hand, answers: Vec::new() };
-    worker.listen_to_bell()?;
-    // Without waiting: a command that the kernel refuses comes back at once.
-    let Some(first) = worker.reap(0)? else { return Ok(()) };
-    ready();
-    worker.run(first)
+    let result = worker.run(ready);
+    match result {
+        Ok(End::Stopped) => {}
+        // The kernel still has commands of this queue.
+        Ok(End::Left) | Err(_) => sys::abandon(worker.queue),
+    }
+    result.map(drop)
+}
+
+/// Why a queue ends without a failure.
+enum End {
+    /// The device was stopped: the kernel has given every command back.
+    Stopped,
+    /// It was told to leave the device to the next server, or its engine has gone.
+    Left,
 }
 
 struct Worker<'a> {
@@ -66,14 +76,17 @@ struct Reaped {
 }
 
 impl Worker<'_> {
-    fn run(&mut self, first: Reaped) -> io::Result<()> {
-        let mut reaped = first;
+    fn run(&mut self, ready: impl FnOnce()) -> io::Result<End> {
+        self.listen_to_bell()?;
+        // Without waiting: a command that the kernel refuses comes back at once.
+        let Some(mut reaped) = self.reap(0)? else { return Ok(End::Stopped) };
+        ready();
         let mut committed = Vec::new();
         loop {
             let requests = reaped.requested.into_iter().filter_map(|tag| self.accept(tag));
             let turn = Turn { requests: requests.collect(), committed };
             if !turn.is_empty() && self.link.turns.blocking_send(Ok(turn)).is_err() {
-                return Ok(()); // the engine has gone, so nobody would answer
+                return Ok(End::Left);
             }
             committed = self.commit_answers();
             // What was committed is told to the engine before this thread sleeps.
@@ -82,13 +95,16 @@ impl Worker<'_> {
                 false => Pause::GoOn,
             };
             if pause == Pause::Leave {
-                return Ok(());
+                return Ok(End::Left);
             }
-            let Some(next) = self.reap((pause == Pause::Sleep).into())? else { return Ok(()) };
+            let next = self.reap((pause == Pause::Sleep).into())?;
             if pause == Pause::Sleep {
                 self.link.mailbox.awake();
             }
-            reaped = next;
+            match next {
+                Some(next) => reaped = next,
+                None => return Ok(End::Stopped),
+            }
         }
     }
 

@@ -1,4 +1,4 @@
-//! The unsafe file of this module: three calls for which the standard library has no name.
+//! The unsafe file of this module: system calls for which the standard library has no name.
 
 #![expect(unsafe_code, reason = "system calls without a wrapper in std")]
 
@@ -6,7 +6,8 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
-use libublk::io::UblkDev;
+use libublk::io::{UblkDev, UblkQueue};
+use libublk::sys::ublksrv_io_desc;
 
 /// From the kernel's <linux/prctl.h>; the crate libc doesn't have it.
 const PR_SET_IO_FLUSHER: libc::c_int = 57;
@@ -37,4 +38,17 @@ pub(super) fn set_io_flusher() -> io::Result<()> {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
+}
+
+/// Ends a queue whose commands are still with the kernel. The queue's destructor would wait for
+/// them for ever; the ring, which ends with its thread, takes them back. Only the mapping of the
+/// descriptors has to go by hand, else the device would count as open. The rest is leaked.
+pub(super) fn abandon(queue: UblkQueue<'_>) {
+    let descriptors = std::ptr::from_ref(queue.get_iod(0)).cast_mut();
+    let length_bytes = queue.get_depth() as usize * size_of::<ublksrv_io_desc>();
+    std::mem::forget(queue);
+    // SAFETY: the queue had mapped its descriptors, `depth` of them, at the first one's address;
+    // nothing refers to them now that it is forgotten, and its destructor won't unmap them again.
+    let result = unsafe { libc::munmap(descriptors.cast(), length_bytes) };
+    debug_assert_eq!(result, 0);
 }
