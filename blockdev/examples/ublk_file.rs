@@ -66,7 +66,7 @@ impl Disk for FileDisk {
 
     async fn write_zeroes(&self, at: Extent, durability: Durability) -> io::Result<Hold> {
         const PIECE_BYTES: u64 = 1 << 20;
-        let zeroes = Buffer::zeroed(PIECE_BYTES as usize);
+        let zeroes = Buffer::zeroed(PIECE_BYTES.min(at.length_bytes) as usize);
         for offset_bytes in (at.offset_bytes..at.end_bytes()).step_by(PIECE_BYTES as usize) {
             let length_bytes = PIECE_BYTES.min(at.end_bytes() - offset_bytes);
             let piece = Extent { offset_bytes, length_bytes };
