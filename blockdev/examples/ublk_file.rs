@@ -3,7 +3,8 @@
 //! ```text
 //! ublk_file FILE SIZE_MIB [--id N] [--recover] [--identity N]
 //!                                                SIGTERM stops and deletes the device,
-//!                                                SIGHUP leaves it to the next server
+//!                                                SIGHUP leaves it to the next server,
+//!                                                SIGUSR1 doubles the disk and the device
 //! ublk_file --check                              what this kernel offers
 //! ublk_file --stop N                             stops a device whose server doesn't come back
 //! ```
@@ -11,6 +12,7 @@
 //! With a file in /dev/shm this is a memory disk that outlives its server, which is what the proof
 //! of recovery in ci/vm/tests/ublk needs.
 
+use std::cell::Cell;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -29,7 +31,7 @@ const IDENTITY: u64 = 0x616e_6b6f_6c65;
 /// A file; its calls block, which is good enough for a file in memory.
 struct FileDisk {
     file: File,
-    size_bytes: u64,
+    size_bytes: Cell<u64>,
 }
 
 impl FileDisk {
@@ -44,7 +46,7 @@ impl FileDisk {
 
 impl Disk for FileDisk {
     fn size_bytes(&self) -> u64 {
-        self.size_bytes
+        self.size_bytes.get()
     }
 
     async fn read(&self, at: Extent, mut into: Buffer) -> (io::Result<Hold>, Buffer) {
@@ -79,8 +81,13 @@ impl Disk for FileDisk {
         Ok(vec![(at, Allocation::Data)])
     }
 
-    async fn resize(&self, _size_bytes: u64) -> io::Result<()> {
-        Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP))
+    async fn resize(&self, size_bytes: u64) -> io::Result<()> {
+        if size_bytes < self.size_bytes.get() {
+            return Err(io::Error::from_raw_os_error(libc::EINVAL));
+        }
+        self.file.set_len(size_bytes)?;
+        self.size_bytes.set(size_bytes);
+        Ok(())
     }
 }
 
@@ -120,9 +127,11 @@ async fn serve(arguments: Arguments) -> Result<(), Failure> {
         .open(&arguments.file)
         .map_err(|error| format!("{}: {error}", arguments.file))?;
     file.set_len(arguments.size_bytes)?;
-    let disk = Rc::new(FileDisk { file, size_bytes: arguments.size_bytes });
-    let (mut stop, mut leave) = (signal(SignalKind::terminate())?, signal(SignalKind::hangup())?);
-    let mut device = ublk::serve(disk, arguments.options).await?;
+    let disk = Rc::new(FileDisk { file, size_bytes: Cell::new(arguments.size_bytes) });
+    let mut stop = signal(SignalKind::terminate())?;
+    let mut leave = signal(SignalKind::hangup())?;
+    let mut grow = signal(SignalKind::user_defined1())?;
+    let mut device = ublk::serve(disk.clone(), arguments.options).await?;
     println!("{}", device.path().display());
     loop {
         tokio::select! {
@@ -133,6 +142,12 @@ async fn serve(arguments: Arguments) -> Result<(), Failure> {
                     device = still_served;
                 }
             },
+            _ = grow.recv() => {
+                disk.resize(2 * disk.size_bytes()).await?;
+                if let Err(error) = device.resize(disk.size_bytes()).await {
+                    report(&error);
+                }
+            }
             _ = leave.recv() => return Ok(device.hand_over().await?),
             reason = device.ended() => return Err(format!("the device has ended: {reason:?}").into()),
         }

@@ -70,7 +70,6 @@ struct Worker<'a> {
 #[derive(Default)]
 struct Reaped {
     requested: Vec<Tag>,
-    has_rung: bool,
     must_listen_again: bool,
     refused: Option<i32>,
 }
@@ -147,7 +146,6 @@ impl Worker<'_> {
                 let tag = UblkIOCtx::user_data_to_tag(user_data) as u16; // 16 bits by its making
                 match completion.result() {
                     _ if user_data & UblkUringData::Target as u64 != 0 => {
-                        reaped.has_rung = true;
                         reaped.must_listen_again |= !io_uring::cqueue::more(completion.flags());
                     }
                     code if code == UBLK_IO_RES_OK as i32 => reaped.requested.push(Tag(tag)),
@@ -164,9 +162,6 @@ impl Worker<'_> {
         }
         if let Some(code) = reaped.refused {
             return Err(io::Error::from_raw_os_error(code.abs()));
-        }
-        if reaped.has_rung {
-            self.link.mailbox.silence_bell();
         }
         if reaped.must_listen_again {
             self.listen_to_bell()?;

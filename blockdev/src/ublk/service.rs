@@ -37,6 +37,10 @@ impl Ending {
         (Self(Rc::new(sender)), receiver)
     }
 
+    fn is_over(&self) -> bool {
+        self.0.borrow().is_some()
+    }
+
     fn report(&self, reason: Ended) {
         self.0.send_if_modified(|ended| {
             let is_first = ended.is_none();
@@ -93,6 +97,9 @@ impl<D: Disk + 'static> Desk<D> {
     async fn handle(self: Rc<Self>, request: Request) {
         let Request { tag, command, data } = request;
         let (result, data) = perform(&*self.disk, command, data).await;
+        if self.ending.is_over() {
+            return; // whatever this result is worth, the next server decides
+        }
         let outcome = match result {
             Ok(hold) => {
                 self.holds.borrow_mut()[tag.index()] = hold;
@@ -129,4 +136,205 @@ async fn perform<D: Disk>(disk: &D, command: Command, data: Buffer) -> (io::Resu
         Command::WriteZeroes(at, durability) => disk.write_zeroes(at, durability).await,
     };
     (result, Buffer::zeroed(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::time::Duration;
+
+    use tokio::task::{LocalSet, spawn_local, yield_now};
+
+    use super::*;
+    use crate::disk::{Allocation, Durability, Extent};
+    use crate::ublk::link::{self, QueueEnd, Tag};
+
+    const SIZE_BYTES: u64 = 1 << 20;
+
+    /// Reads as a pattern, counts the holds that it has given out, and fails as it is told.
+    #[derive(Default)]
+    struct Scripted {
+        held: Rc<Cell<usize>>,
+        write_errno: Cell<Option<i32>>,
+        panics_on_flush: bool,
+    }
+
+    impl Scripted {
+        fn hold(&self) -> Hold {
+            struct Held(Rc<Cell<usize>>);
+            impl Drop for Held {
+                fn drop(&mut self) {
+                    self.0.set(self.0.get() - 1);
+                }
+            }
+            self.held.set(self.held.get() + 1);
+            Hold::until_dropped(Held(self.held.clone()))
+        }
+    }
+
+    impl Disk for Scripted {
+        fn size_bytes(&self) -> u64 {
+            SIZE_BYTES
+        }
+        async fn read(&self, at: Extent, mut into: Buffer) -> (io::Result<Hold>, Buffer) {
+            into.fill(at.offset_bytes.to_le_bytes()[1]);
+            (Ok(self.hold()), into)
+        }
+        async fn write(&self, _: Extent, _: Buffer, _: Durability) -> io::Result<Hold> {
+            match self.write_errno.get() {
+                Some(errno) => Err(io::Error::from_raw_os_error(errno)),
+                None => Ok(self.hold()),
+            }
+        }
+        async fn flush(&self) -> io::Result<()> {
+            assert!(!self.panics_on_flush, "a bug, as the test wants it");
+            Ok(())
+        }
+        async fn trim(&self, _: Extent) -> io::Result<Hold> {
+            Ok(self.hold())
+        }
+        async fn write_zeroes(&self, _: Extent, _: Durability) -> io::Result<Hold> {
+            Ok(self.hold())
+        }
+        async fn extents(&self, at: Extent) -> io::Result<Vec<(Extent, Allocation)>> {
+            Ok(vec![(at, Allocation::Data)])
+        }
+        async fn resize(&self, _: u64) -> io::Result<()> {
+            Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP))
+        }
+    }
+
+    /// The kernel's side of a queue, played by the test.
+    struct Queue {
+        end: QueueEnd,
+        ended: watch::Receiver<Option<Ended>>,
+        held: Rc<Cell<usize>>,
+    }
+
+    impl Queue {
+        fn serve(disk: Scripted) -> Self {
+            let (end, engine_end) = link::pair(4).unwrap();
+            let (ending, ended) = Ending::new();
+            let held = disk.held.clone();
+            spawn_local(serve(Rc::new(disk), engine_end, ending));
+            Self { end, ended, held }
+        }
+
+        async fn send(&self, tag: u16, command: Command) {
+            let data = Buffer::zeroed(command.data_bytes() as usize);
+            let requests = vec![Request { tag: Tag(tag), command, data }];
+            self.end.turns.send(Ok(Turn { requests, ..Default::default() })).await.unwrap();
+        }
+
+        async fn answer(&self) -> Answer {
+            let mut answers = Vec::new();
+            while answers.is_empty() {
+                yield_now().await;
+                self.end.mailbox.take_answers(&mut answers);
+            }
+            answers.pop().unwrap()
+        }
+
+        /// Lets everything run that can, and looks whether there was an answer.
+        async fn is_silent(&self) -> bool {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            let mut answers = Vec::new();
+            self.end.mailbox.take_answers(&mut answers);
+            answers.is_empty()
+        }
+    }
+
+    fn run(story: impl Future<Output = ()>) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let limited = async { tokio::time::timeout(Duration::from_secs(60), story).await };
+        LocalSet::new().block_on(&runtime, limited).expect("the story comes to its end");
+    }
+
+    fn read(offset_bytes: u64) -> Command {
+        Command::Read(Extent { offset_bytes, length_bytes: 512 })
+    }
+
+    fn write() -> Command {
+        Command::Write(Extent { offset_bytes: 0, length_bytes: 512 }, Durability::Volatile)
+    }
+
+    #[test]
+    fn read_comes_back_with_its_data() {
+        run(async {
+            let queue = Queue::serve(Scripted::default());
+            queue.send(2, read(512)).await;
+            let answer = queue.answer().await;
+            assert_eq!((answer.tag, &answer.outcome.unwrap()[..]), (Tag(2), &[2; 512][..]));
+        });
+    }
+
+    /// If the range were free before the kernel has the answer, a newer write could be seen, then
+    /// the server die, and the older request, given again, bring the older data back.
+    #[test]
+    fn range_is_held_until_the_kernel_has_consumed_the_answer() {
+        run(async {
+            let queue = Queue::serve(Scripted::default());
+            queue.send(1, write()).await;
+            assert!(queue.answer().await.outcome.is_ok());
+            assert!(queue.is_silent().await);
+            assert_eq!(queue.held.get(), 1, "answered, but not consumed");
+            let committed = Turn { committed: vec![Tag(1)], ..Default::default() };
+            queue.end.turns.send(Ok(committed)).await.unwrap();
+            while queue.held.get() > 0 {
+                yield_now().await;
+            }
+        });
+    }
+
+    #[test]
+    fn error_of_the_disk_reaches_the_kernel_and_the_service_goes_on() {
+        run(async {
+            let disk =
+                Scripted { write_errno: Cell::new(Some(libc::ENOSPC)), ..Default::default() };
+            let queue = Queue::serve(disk);
+            queue.send(0, write()).await;
+            assert_eq!(queue.answer().await.outcome.unwrap_err(), Errno(libc::ENOSPC));
+            queue.send(0, read(SIZE_BYTES)).await;
+            assert_eq!(queue.answer().await.outcome.unwrap_err(), Errno(libc::EINVAL));
+            queue.send(0, read(0)).await;
+            assert!(queue.answer().await.outcome.is_ok());
+        });
+    }
+
+    /// An error would reach the file system, which shuts down; without an answer the kernel gives
+    /// the request to the next server.
+    #[test]
+    fn request_to_a_disk_that_has_gone_is_not_answered_at_all() {
+        run(async {
+            let errno = Cell::new(Some(libc::ESHUTDOWN));
+            let mut queue = Queue::serve(Scripted { write_errno: errno, ..Default::default() });
+            queue.send(0, write()).await;
+            let ended = *queue.ended.wait_for(Option::is_some).await.unwrap();
+            assert_eq!(ended, Some(Ended::DiskGone));
+            queue.send(1, read(0)).await;
+            assert!(queue.is_silent().await, "nor is any other request");
+        });
+    }
+
+    /// As above: a bug of ours isn't the file system's error.
+    #[test]
+    fn request_that_panics_is_not_answered_and_ends_the_device() {
+        run(async {
+            let mut queue = Queue::serve(Scripted { panics_on_flush: true, ..Default::default() });
+            queue.send(0, Command::Flush).await;
+            let ended = *queue.ended.wait_for(Option::is_some).await.unwrap();
+            assert_eq!(ended, Some(Ended::Failed));
+            assert!(queue.is_silent().await);
+        });
+    }
+
+    #[test]
+    fn device_that_someone_stopped_is_told_apart_from_a_failure() {
+        run(async {
+            let Queue { end, mut ended, .. } = Queue::serve(Scripted::default());
+            drop(end);
+            let ended = *ended.wait_for(Option::is_some).await.unwrap();
+            assert_eq!(ended, Some(Ended::Stopped));
+        });
+    }
 }

@@ -12,7 +12,7 @@ use libublk::sys::ublksrv_io_desc;
 /// From the kernel's <linux/prctl.h>; the crate libc doesn't have it.
 const PR_SET_IO_FLUSHER: libc::c_int = 57;
 
-/// A counter in the kernel that a ring can poll: writing rings, reading silences.
+/// A counter in the kernel that a ring can poll: each write wakes it.
 pub(super) fn event_fd() -> io::Result<File> {
     // SAFETY: the call takes no pointers.
     let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
