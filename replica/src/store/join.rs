@@ -248,7 +248,7 @@ impl<S: Storage> Store<S> {
         self.sync_index().await
     }
 
-    /// Copies bytes as they are: a block that is damaged keeps the sum that shows it.
+    /// Copies bytes as they are: a block that has rotted keeps the sum that shows it.
     async fn move_data(
         &self,
         from: &OpenLayer<S::File>,
@@ -259,10 +259,8 @@ impl<S: Storage> Store<S> {
         for run in blocks.runs() {
             let at = block_at(region, run.start).offset_bytes();
             let (done, data) = from.data.file.read(at, Buffer::zeroed(run.len() * BLOCK)).await;
-            if let Err(error) = done {
-                tracing::warn!(place = self.place(), %error, layer = %from.id,
-                    "blocks can't be read; they stay bad until they are repaired");
-            }
+            // Where it is, it may be readable again, or repaired; then the join goes on.
+            done.map_err(|error| self.io_error("read the layer that is joined", error))?;
             let whole = 0..data.len();
             let done = to.data.file.write(at, Rc::new(data), whole).await;
             done.map_err(|error| self.io_error("join layers", error))?;

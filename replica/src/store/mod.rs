@@ -78,6 +78,8 @@ pub struct Store<S: Storage> {
     head_state: HeadState,
     failure: RefCell<Option<String>>,
     continuous: Cell<bool>,
+    /// The witness on the disk and the one in volatile memory are the same.
+    witnessed: Cell<bool>,
     /// The machine lost what wasn't synced: fresh blocks must prove that their data arrived.
     lost_power: bool,
     /// Regions that were marked when the store was opened, and whose sums weren't looked at yet.
@@ -190,15 +192,17 @@ impl<S: Storage> Store<S> {
         }
         let mut witness = self.meta.get().witness.clone();
         let is_member = membership.state == ReplicaState::Member;
-        if is_member && (!self.continuous.get() || witness.is_none()) {
+        if is_member && !self.witnessed.get() {
             // What a power cut may have taken is decided now: the new witness says it didn't.
             self.recover_fresh().await?;
             witness = self.new_witness();
         }
+        let is_witnessed = witness.is_some();
         let change = |meta: &ReplicaMeta| ReplicaMeta { membership, witness, ..meta.clone() };
         let done = self.meta.update(change).await;
         self.or_fail("make the membership durable", done).await?;
         if is_member {
+            self.witnessed.set(is_witnessed);
             self.continuous.set(true);
         }
         Ok(())
@@ -304,6 +308,7 @@ impl<S: Storage> Store<S> {
     /// An I/O error ends what the witness says: the disk may have lost more than it told.
     fn forget_witness(&self) {
         self.continuous.set(false);
+        self.witnessed.set(false);
         if let Err(error) = self.storage.remove_volatile(&self.witness_name()) {
             tracing::debug!(%error, "there was no witness to remove");
         }
