@@ -36,6 +36,20 @@ fn the_same_seed_is_the_same_history() {
     }
 }
 
+/// Each of these seeds has found a bug.
+#[test]
+fn histories_that_went_wrong_once_go_well() {
+    for (seed, what_broke) in FOUND {
+        println!("seed {seed}: {what_broke}");
+        run(*seed);
+    }
+}
+
+const FOUND: &[(u64, &str)] = &[
+    (10, "the last member fails a write, then the rebuilt one answers it: counted as done twice"),
+    (94, "a write that the last member failed reached the one that was being rebuilt"),
+];
+
 /// Every seed is a world with its own mix of faults: no acknowledged write is lost or comes back
 /// as an older one, and when the faults stop all replicas are members again.
 #[test]

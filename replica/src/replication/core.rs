@@ -440,6 +440,11 @@ impl Core {
         live.contains(slot) && live.len() == 1
     }
 
+    /// The record names it alone: it can't be removed, whatever it does.
+    pub(super) fn is_only_member(&self, slot: Slot) -> bool {
+        self.set().len() == 1 && self.live().contains(slot)
+    }
+
     pub(super) fn generation(&self) -> Option<Generation> {
         self.record.as_ref().map(|record| record.generation)
     }

@@ -210,7 +210,7 @@ impl Core {
         let readers = self.live().without(failed);
         if readers.is_empty() {
             if !failed.is_empty() && self.set().without(failed).is_empty() {
-                self.fail_write(id);
+                self.fail_write(now, id);
             }
             return; // else `resend` asks a member that comes back
         }
@@ -289,10 +289,10 @@ impl Core {
                 self.check_write(now, id);
             }
             Reply::Refused(Refusal::NoSpace) => self.disk_is_full(now, slot, id),
-            Reply::Refused(Refusal::Io { .. })
-                if self.live().len() == 1 && self.set().len() == 1 =>
+            Reply::Refused(Refusal::Io { .. } | Refusal::Failed { .. })
+                if self.is_only_member(slot) =>
             {
-                self.fail_write(id); // the last copy: the client must know
+                self.fail_write(now, id); // the last copy: the client must know
             }
             other => self.lose_for(now, slot, &other),
         }
@@ -332,11 +332,15 @@ impl Core {
         full.fold(Slots::NONE, Slots::union)
     }
 
-    fn fail_write(&mut self, id: IoId) {
-        let io = self.io(id);
-        io.unconfirmed = Slots::NONE;
+    /// Whoever is being rebuilt may have the write that its only source lacks: it begins anew.
+    fn fail_write(&mut self, now: Instant, id: IoId) {
+        let others = self.io(id).unconfirmed.union(self.io(id).confirmed).without(self.live());
+        self.io(id).unconfirmed = Slots::NONE;
         self.writes_in_flight -= 1;
         self.complete(id, Err(Failure::Io));
+        for slot in others.intersection(self.writable()).iter() {
+            self.lose(now, slot, "its source failed to write what it may have written");
+        }
     }
 
     /// Answers the write if all who are needed have it, and ends it if all who got it have it.
@@ -522,14 +526,14 @@ impl Core {
     ) {
         match whose {
             FlushFor::Round(number) => {
-                let last = self.live().len() == 1 && self.set().len() == 1;
+                let only = self.is_only_member(slot);
                 let Some(round) = &mut self.flushes.running else { return };
                 if round.number != number {
                     return;
                 }
                 if reply == Reply::Done {
                     round.needs.remove(slot);
-                } else if last {
+                } else if only {
                     // Rule 10: the last member is never removed; the client must know.
                     round.needs.remove(slot);
                     round.failed = true;

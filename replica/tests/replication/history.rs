@@ -78,9 +78,7 @@ impl History {
         let flushed = self.flushed;
         for register in self.registers.values_mut() {
             let writes = std::mem::take(&mut register.writes);
-            let safe = |write: &&Write| {
-                write.end.is_some_and(|end| end < flushed || write.forced)
-            };
+            let safe = |write: &&Write| write.end.is_some_and(|end| end < flushed || write.forced);
             let newest_safe = writes.iter().filter(safe).map(|write| write.start).max();
             let possible = |write: &&Write| {
                 let end = write.end.or(write.decided).unwrap_or(u64::MAX);
@@ -112,8 +110,12 @@ impl History {
                 register.writes.iter().find(|write| write.value == value && value != 0)
             {
                 newest_in = newest_in.max(write.start);
-                let newer = register.writes.iter().filter(|it| Some(it.start) > write.end && write.end.is_some());
-                oldest_out = newer.filter_map(|it| it.end).min().unwrap_or(u64::MAX).min(oldest_out);
+                let newer = register
+                    .writes
+                    .iter()
+                    .filter(|it| Some(it.start) > write.end && write.end.is_some());
+                oldest_out =
+                    newer.filter_map(|it| it.end).min().unwrap_or(u64::MAX).min(oldest_out);
             }
         }
         assert!(newest_in <= oldest_out, "a snapshot has a write and lacks one that ended before");
@@ -183,7 +185,8 @@ impl Register {
 
     fn check_zero(&self, start: u64, end: u64) -> Result<(), String> {
         let surely = self.writes.iter().filter(|write| write.value != 0 && write.end < Some(start));
-        let hidden = |from: u64| surely.clone().any(|write| write.end.is_some() && write.start > from);
+        let hidden =
+            |from: u64| surely.clone().any(|write| write.end.is_some() && write.start > from);
         let zeroes = self.writes.iter().filter(|write| write.value == 0 && write.start < end);
         let mut ends = zeroes.map(|zero| zero.end.or(zero.decided).unwrap_or(u64::MAX));
         let began = self.initial.contains(&0) && !hidden(0);

@@ -198,9 +198,8 @@ impl Replica {
                 self.witness = true;
                 Reply::Done
             }
-            Request::Sums { layer, region } => self.with_layer(*layer, |replica| {
-                Reply::Sums(Box::new(replica.sums(*layer, *region)))
-            }),
+            Request::Sums { layer, region } => self
+                .with_layer(*layer, |replica| Reply::Sums(Box::new(replica.sums(*layer, *region)))),
             Request::Occupied { layer } => self.with_layer(*layer, |replica| {
                 let held = replica.layers[layer].keys();
                 let regions: BTreeSet<_> =
@@ -345,8 +344,7 @@ impl Replica {
             }
         }
         let is_leaf = |chain: &ChainInfo, id| chain.layers.iter().all(|it| it.parent != Some(id));
-        while let Some(at) =
-            chain.layers.iter().position(|it| it.removed && is_leaf(&chain, it.id))
+        while let Some(at) = chain.layers.iter().position(|it| it.removed && is_leaf(&chain, it.id))
         {
             chain.layers.remove(at);
         }

@@ -330,8 +330,12 @@ impl World {
         match action {
             Action::Connect { slot, link } => self.connect(id, slot, link),
             Action::Disconnect { slot, link } => {
-                self.log(|| format!("engine {id} disconnects {slot:?}: {:?}",
-                    self.engines[&id].core.status().peers[usize::from(slot.0)].reason));
+                self.log(|| {
+                    format!(
+                        "engine {id} disconnects {slot:?}: {:?}",
+                        self.engines[&id].core.status().peers[usize::from(slot.0)].reason
+                    )
+                });
                 self.close(id, slot, link);
             }
             Action::Send { slot, link, seq, request, into } => {
@@ -557,7 +561,8 @@ impl World {
             let taken = Taken { link: key, request: request.clone(), data };
             self.replicas[at].taken.insert(ticket, taken);
         }
-        let wait = 5 + self.rng.below(200) + if self.rng.percent(2) { self.rng.below(20 * MS) } else { 0 };
+        let wait =
+            5 + self.rng.below(200) + if self.rng.percent(2) { self.rng.below(20 * MS) } else { 0 };
         self.after(wait, "execute", move |world| match request {
             Request::Hello(hello) => world.greet(key, seq, *hello),
             _ => world.execute(key, seq, ticket, into),
@@ -589,8 +594,7 @@ impl World {
         let replica = &mut self.replicas[at];
         if replica.hung_until > self.now_us {
             let wait = replica.hung_until - self.now_us;
-            return self
-                .after(wait, "hung", move |world| world.execute(key, seq, ticket, into));
+            return self.after(wait, "hung", move |world| world.execute(key, seq, ticket, into));
         }
         let Some(taken) = replica.taken.remove(&ticket) else { return };
         if matches!(taken.request, Request::Chain(_))
@@ -655,7 +659,12 @@ impl World {
         } else {
             self.replicas[at].kill(|| rng.percent(50));
         }
-        let keys: Vec<_> = self.links.iter().filter(|(_, it)| it.replica == at && !it.broken).map(|(key, _)| *key).collect();
+        let keys: Vec<_> = self
+            .links
+            .iter()
+            .filter(|(_, it)| it.replica == at && !it.broken)
+            .map(|(key, _)| *key)
+            .collect();
         for key in keys {
             self.break_link(key);
         }
@@ -728,18 +737,27 @@ impl World {
     fn client_step(&mut self) {
         let wait = 100 + self.rng.below(4 * MS);
         self.after(wait, "client", Self::client_step);
-        let alive: Vec<_> =
-            self.engines.iter().filter(|it| it.1.alive && !it.1.detaching).map(|it| *it.0).collect();
+        let alive: Vec<_> = self
+            .engines
+            .iter()
+            .filter(|it| it.1.alive && !it.1.detaching)
+            .map(|it| *it.0)
+            .collect();
         if !self.faults || alive.is_empty() {
             return self.job_step();
         }
         let id = self.rng.pick(&alive);
         let busy = self.engines[&id].ops.values().filter(|op| !op.done).count();
-        if busy < 8 && !self.wants_revert {
+        if busy < 8 && !self.wants_revert && !self.is_reverting() {
             let (operation, cells) = self.random_request();
             self.submit(id, operation, cells);
         }
         self.job_step();
+    }
+
+    /// Nobody uses a volume that is being reverted.
+    fn is_reverting(&self) -> bool {
+        self.pending.as_ref().is_some_and(|pending| matches!(pending.job, Job::Revert { .. }))
     }
 
     fn random_request(&mut self) -> (Operation, BTreeMap<u64, [Option<u64>; 2]>) {
@@ -790,10 +808,8 @@ impl World {
             let last = range.end().0 - 1;
             for (block, sectors) in &mut op.cells {
                 let edge = |at: usize, of: u64| edges[at].is_some() && *block == of;
-                *sectors = [
-                    (!edge(0, range.first.0)).then_some(value),
-                    (!edge(1, last)).then_some(value),
-                ];
+                *sectors =
+                    [(!edge(0, range.first.0)).then_some(value), (!edge(1, last)).then_some(value)];
                 let new = (0..2).filter(|at| sectors[*at].is_some());
                 op.written.extend(new.map(|at| (*block, at)));
             }
@@ -911,9 +927,12 @@ impl World {
                 self.history.reset(|at| content.get(&at.0).map_or(0, |it| it[at.1]));
             }
             _ => assert!(
-                !reported || chain.last_op > pending.before.last_op || chain == pending.before
+                !reported
+                    || chain.last_op > pending.before.last_op
+                    || chain == pending.before
                     || matches!(pending.job, Job::Remove { .. } | Job::Expand { .. }),
-                "{:?} was reported and not done", pending.job
+                "{:?} was reported and not done",
+                pending.job
             ),
         }
     }
@@ -939,9 +958,9 @@ impl World {
     /// A new member differs from the others in nothing but writes that are under way.
     fn check_added(&self, at: usize) {
         let engine = &self.engines[&self.newest];
-        let under_way = |block: u64| engine.ops.values().any(|op| {
-            !op.answered && op.written.iter().any(|it| it.0 == block)
-        });
+        let under_way = |block: u64| {
+            engine.ops.values().any(|op| !op.answered && op.written.iter().any(|it| it.0 == block))
+        };
         for other in self.members().into_iter().filter(|it| self.replicas[*it].is_continuous()) {
             for block in self.history.sectors().iter().map(|it| it.0).filter(|it| !under_way(*it)) {
                 let (new, old) = (&self.replicas[at], &self.replicas[other]);
@@ -973,9 +992,15 @@ impl World {
             }
         }
         self.history.check();
-        let shown: Vec<_> = self.members().into_iter().map(|at| {
-            (0..2 * REGION_BLOCKS).map(|block| self.replicas[at].head_shows(block)).collect::<Vec<_>>()
-        }).collect();
+        let shown: Vec<_> = self
+            .members()
+            .into_iter()
+            .map(|at| {
+                (0..2 * REGION_BLOCKS)
+                    .map(|block| self.replicas[at].head_shows(block))
+                    .collect::<Vec<_>>()
+            })
+            .collect();
         assert!(shown.windows(2).all(|pair| pair[0] == pair[1]), "members differ when all is done");
     }
 
@@ -988,7 +1013,8 @@ impl World {
             return;
         }
         let at = self.rng.below(self.replicas.len() as u64) as usize;
-        let for_us = if self.rng.percent(70) { self.rng.below(30 * MS) } else { self.rng.below(600 * MS) };
+        let for_us =
+            if self.rng.percent(70) { self.rng.below(30 * MS) } else { self.rng.below(600 * MS) };
         let (now, id) = (self.now_us, self.newest);
         let kind = self.rng.pick(&self.menu.clone());
         self.log(|| format!("fault {kind} at {at} for {for_us} us"));
@@ -1044,7 +1070,12 @@ impl World {
     }
 
     fn break_some(&mut self, which: impl Fn(&Link) -> bool) {
-        let keys: Vec<_> = self.links.iter().filter(|(_, link)| !link.closed && which(link)).map(|it| *it.0).collect();
+        let keys: Vec<_> = self
+            .links
+            .iter()
+            .filter(|(_, link)| !link.closed && which(link))
+            .map(|it| *it.0)
+            .collect();
         for key in keys {
             self.break_link(key);
         }
