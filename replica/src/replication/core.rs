@@ -427,12 +427,15 @@ impl Core {
 
     /// The set is as the record says and all of it has that durable: nothing is in doubt.
     pub(super) fn is_steady(&self) -> bool {
+        self.changing.is_none() && !matches!(self.phase, Phase::Opening(_)) && self.all_advanced()
+    }
+
+    /// Every member has the present generation durable.
+    pub(super) fn all_advanced(&self) -> bool {
         let generation = self.generation();
-        self.changing.is_none()
-            && !matches!(self.phase, Phase::Opening(_))
-            && self.peers.iter().filter(|peer| peer.in_set.is_some()).all(|peer| {
-                matches!(peer.state, PeerState::Live { advanced } if Some(advanced) == generation)
-            })
+        self.peers.iter().filter(|peer| peer.in_set.is_some()).all(|peer| {
+            matches!(peer.state, PeerState::Live { advanced } if Some(advanced) == generation)
+        })
     }
 
     fn is_last_live(&self, slot: Slot) -> bool {

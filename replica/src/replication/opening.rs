@@ -109,7 +109,7 @@ impl Core {
                 }
             }
             Stage::Advancing => {
-                if self.set().without(self.live()).is_empty() {
+                if self.all_advanced() {
                     self.serve(now);
                 }
             }
@@ -125,10 +125,13 @@ impl Core {
     /// Procedure "Open", steps 3 and 4.
     fn verdict(&self, deadline_passed: bool) -> Verdict {
         let set = self.set();
-        let answered = self.slots_where(|peer| peer.in_set.is_some() && peer.welcome().is_some());
-        let continuous = self.slots_where(|peer| {
+        // Live ones have been welcomed before another was lost on the way.
+        let live = self.live();
+        let welcomed = self.slots_where(|peer| peer.welcome().is_some()).intersection(set);
+        let answered = welcomed.union(live);
+        let continuous = live.union(self.slots_where(|peer| {
             peer.in_set.is_some() && peer.welcome().is_some_and(|welcome| welcome.continuous)
-        });
+        }));
         let silent = set.without(answered);
         if !continuous.is_empty() {
             return if silent.is_empty() || deadline_passed {
@@ -153,7 +156,10 @@ impl Core {
         let chains: Vec<(Slot, ChainInfo)> = self
             .set()
             .iter()
-            .filter_map(|slot| Some((slot, self.peer(slot).welcome()?.chain.clone())))
+            .map(|slot| {
+                let welcome = self.peer(slot).welcome();
+                (slot, welcome.map_or(&self.chain, |welcome| &welcome.chain).clone())
+            })
             .collect();
         let Some((_, newest)) = chains.iter().max_by_key(|(_, chain)| chain.last_op) else {
             return;
@@ -168,7 +174,7 @@ impl Core {
                     let purpose = Purpose::Equalize(op.clone());
                     self.send(now, *slot, purpose, Request::Chain(op), None);
                 }
-                None => self.lose(now, *slot, "its chain is more than one change behind"),
+                None => return self.lose(now, *slot, "its chain is more than one change behind"),
             }
         }
         self.chain = newest.clone();
