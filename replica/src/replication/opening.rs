@@ -88,7 +88,10 @@ impl Core {
             Stage::ReadingRecord => {}
             Stage::Greeting => match self.verdict(passed) {
                 Verdict::Wait => {}
-                Verdict::Open { leaving } if leaving.is_empty() => self.equalize(now),
+                Verdict::Open { leaving } if leaving.is_empty() => {
+                    self.equalize(now);
+                    self.drive_opening(now); // most often all chains are alike
+                }
                 Verdict::Open { leaving } => {
                     self.set_stage(Stage::Removing);
                     let staying = self.set().without(leaving);
