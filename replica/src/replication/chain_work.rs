@@ -65,10 +65,11 @@ impl ChainWork {
 
 impl Core {
     pub(super) fn drive_chain_work(&mut self, now: Instant) {
-        if !matches!(self.phase, Phase::Serving) {
+        if !self.is_open() {
             return;
         }
-        if self.chain_work.current.is_none() && !self.is_mid_adoption() {
+        let serving = matches!(self.phase, Phase::Serving);
+        if serving && self.chain_work.current.is_none() && !self.is_mid_adoption() {
             let next = self.chain_work.queue.pop_front();
             self.chain_work.current =
                 next.map(|(id, job)| Current { id, job, stage: Stage::Settling, result: Ok(()) });
@@ -245,7 +246,7 @@ impl Core {
     }
 
     fn drive_joins(&mut self, now: Instant) {
-        if self.rebuild.is_some() || !self.is_steady() {
+        if self.rebuild.is_some() || !self.is_steady() || !matches!(self.phase, Phase::Serving) {
             return;
         }
         for slot in self.live().iter() {
@@ -288,7 +289,10 @@ impl Core {
         let Phase::Closing(closing) = self.phase else { return };
         match closing {
             Closing::Draining => {
-                if self.writes_in_flight > 0 || !self.flushes.is_idle() || !self.is_steady() {
+                let busy = self.writes_in_flight > 0
+                    || self.chain_work.current.is_some()
+                    || self.ios.values().any(|io| !io.answered);
+                if busy || !self.is_steady() {
                     return;
                 }
                 let waiting = self.live();

@@ -438,6 +438,11 @@ impl Core {
         })
     }
 
+    /// The volume is in use, perhaps for the last time: members come and go by the same rules.
+    pub(super) fn is_open(&self) -> bool {
+        matches!(self.phase, Phase::Serving | Phase::Closing(_))
+    }
+
     fn is_last_live(&self, slot: Slot) -> bool {
         let live = self.live();
         live.contains(slot) && live.len() == 1

@@ -11,7 +11,7 @@
 use std::time::{Duration, Instant};
 
 use super::action::{Action, Destination, Failure, IoId, Operation, Payload};
-use super::core::{Core, LockOwner, Phase};
+use super::core::{Core, LockOwner};
 use super::locks::{LockId, LockMode};
 use super::peer::{FlushFor, Purpose};
 use super::slots::{Slot, Slots};
@@ -34,7 +34,7 @@ pub(super) struct Io {
     confirmed: Slots,
     /// Replicas whose disk is full, and when they are asked again.
     full: Option<(Slots, Instant)>,
-    answered: bool,
+    pub(super) answered: bool,
     pub(super) released: bool,
 }
 
@@ -94,7 +94,7 @@ impl Core {
     // ---- on the way in ---------------------------------------------------------------------
 
     pub(super) fn admit(&mut self, now: Instant, id: IoId) {
-        let serving = matches!(self.phase, Phase::Serving);
+        let serving = self.is_open();
         let parks = self.chain_work.parks_writes();
         let io = self.io(id);
         if io.operation == Operation::Flush {
@@ -479,16 +479,10 @@ struct Round {
     failed: bool,
 }
 
-impl Flushes {
-    pub(super) fn is_idle(&self) -> bool {
-        self.next.is_empty() && self.running.is_none()
-    }
-}
-
 impl Core {
     /// Rule 17: covers what was acknowledged before it came; joins no round that was sent.
     pub(super) fn drive_flushes(&mut self, now: Instant) {
-        let serving = matches!(self.phase, Phase::Serving | Phase::Closing(_));
+        let serving = self.is_open();
         if let Some(round) = &self.flushes.running {
             if !round.needs.is_empty() {
                 return;

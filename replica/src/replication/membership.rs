@@ -52,11 +52,13 @@ impl Core {
     pub(super) fn may_connect(&self, peer: &Peer) -> bool {
         match &self.phase {
             Phase::Opening(opening) => opening.has_record() && peer.in_set.is_some(),
-            Phase::Serving => match peer.in_set {
+            Phase::Serving | Phase::Closing(_) => match peer.in_set {
                 Some(_) => self.live().is_empty() && self.changing.is_none(),
-                None => peer.wanted && self.is_steady(),
+                None => {
+                    peer.wanted && self.is_steady() && matches!(self.phase, Phase::Serving)
+                }
             },
-            Phase::Closing(_) | Phase::Ended => false,
+            Phase::Ended => false,
         }
     }
 
@@ -87,7 +89,7 @@ impl Core {
         let continuous = welcome.continuous;
         let was_lost_while_serving = peer.in_set.is_some();
         peer.state = PeerState::Welcomed(welcome);
-        if was_lost_while_serving && matches!(self.phase, Phase::Serving) {
+        if was_lost_while_serving && self.is_open() {
             if continuous {
                 self.advance(now, slot);
             } else {
@@ -123,7 +125,7 @@ impl Core {
     // ---- the set ---------------------------------------------------------------------------
 
     pub(super) fn drive_membership(&mut self, now: Instant) {
-        if !matches!(self.phase, Phase::Serving | Phase::Closing(_)) {
+        if !self.is_open() {
             return;
         }
         match &self.changing {
@@ -188,7 +190,7 @@ impl Core {
         } else if !made {
             self.promotion_refused();
         }
-        if matches!(self.phase, Phase::Serving | Phase::Closing(_)) {
+        if self.is_open() {
             for slot in self.live().iter() {
                 self.advance(now, slot);
             }
@@ -237,7 +239,7 @@ impl Core {
         let is_new = !peer.is_live();
         peer.state = PeerState::Live { advanced: generation };
         peer.reason = None;
-        if is_new && matches!(self.phase, Phase::Serving) {
+        if is_new && self.is_open() {
             self.resend(now, slot);
         }
         if self.is_steady() {
