@@ -1,14 +1,14 @@
 //! A replica that isn't in the set is filled while the volume goes on.
 //!
 //! ```text
-//! Describing ─▶ Adopting ─▶ Draining ─▶ Copying ─▶ MakingReady ─▶ Adding ─▶ member
-//! the source's  takes the   writes from  layers, oldest  fdatasync   the
-//! chain         layers,     before are   first, the head of all      arbiter
-//!               empty       in           under the lock              records it
+//! Describing ─▶ Adopting ─▶ Draining ─▶ Copying ─▶ CatchingUp ─▶ MakingReady ─▶ Adding ─▶ member
+//! the source's  takes the   writes from  layers, the  confirms what  fdatasync   the
+//! chain         layers,     before are   head under   was answered   of all      arbiter
+//!               empty       in           the lock     without it                 records it
 //! ```
 //! From `Draining` on the target takes every new write and change of the chain, so what is copied
 //! under the lock is all that it lacks. Every region is compared after it was copied. From
-//! `MakingReady` on every acknowledgement needs the target too. If the target or the source is
+//! `CatchingUp` on every acknowledgement needs the target too. If the target or the source is
 //! lost, the rebuild is given up and begins anew. A snapshot in the middle seals the layer that was
 //! being copied: it goes on as a sealed one, and the new head needs no copying.
 
@@ -52,6 +52,9 @@ enum Stage {
         waiting: usize,
     },
     Copying,
+    /// The target has yet to confirm writes that were acknowledged without it: its sync would miss
+    /// them, and a flush that was answered before covers them.
+    CatchingUp,
     MakingReady,
     Adding {
         asked: bool,
@@ -81,6 +84,7 @@ impl Core {
                 }
             }
             Some(Stage::Copying) => self.copy_on(now),
+            Some(Stage::CatchingUp) => self.make_ready(now),
             Some(Stage::Adding { asked: false }) if steady => {
                 let rebuild = self.rebuild.as_mut().expect("matched above");
                 rebuild.stage = Stage::Adding { asked: true };
@@ -206,13 +210,23 @@ impl Core {
         }
         let Some(rebuild) = &mut self.rebuild else { return };
         if rebuild.running.is_empty() {
-            rebuild.stage = Stage::MakingReady;
+            rebuild.stage = Stage::CatchingUp;
             let target = rebuild.target;
             self.promoting = Some(target);
             self.need_also(target);
-            let generation = self.generation().expect("the volume was opened");
-            self.send(now, target, Purpose::Ready, Request::Ready { generation }, None);
+            self.make_ready(now);
         }
+    }
+
+    fn make_ready(&mut self, now: Instant) {
+        let Some(rebuild) = &mut self.rebuild else { return };
+        let target = rebuild.target;
+        if self.ios.values().any(|io| io.answered && io.unconfirmed.contains(target)) {
+            return;
+        }
+        rebuild.stage = Stage::MakingReady;
+        let generation = self.generation().expect("the volume was opened");
+        self.send(now, target, Purpose::Ready, Request::Ready { generation }, None);
     }
 
     pub(super) fn rebuild_locked(&mut self, now: Instant, layer: LayerId, region: Region) {
