@@ -15,7 +15,7 @@ use super::locks::{LockId, RangeLocks};
 use super::membership::Changing;
 use super::opening::Opening;
 use super::peer::{Peer, PeerState, Purpose};
-use super::rebuild::Rebuild;
+use super::rebuild::{LateFetch, Rebuild};
 use super::settle::Settle;
 use super::slots::{SLOTS_MAX, Slot, Slots};
 use crate::arbiter::{InstanceId, Record, Refused};
@@ -96,6 +96,7 @@ pub struct Core {
     pub(super) parked: VecDeque<IoId>,
     pub(super) settle: Settle,
     pub(super) rebuild: Option<Rebuild>,
+    pub(super) late_fetches: BTreeMap<TransferId, LateFetch>,
     pub(super) chain_work: ChainWork,
     pub(super) chain: ChainInfo,
     actions: VecDeque<Action>,
@@ -130,6 +131,7 @@ impl Core {
             parked: VecDeque::new(),
             settle: Settle::default(),
             rebuild: None,
+            late_fetches: BTreeMap::new(),
             chain_work: ChainWork::default(),
             chain: ChainInfo::empty(),
             actions: VecDeque::new(),

@@ -61,6 +61,14 @@ enum Stage {
     },
 }
 
+/// A fetch of a rebuild that was given up: its range stays locked until the source has answered, so
+/// that no write overlaps it there.
+#[derive(Debug)]
+pub(super) struct LateFetch {
+    from: Slot,
+    lock: Option<LockId>,
+}
+
 #[derive(Debug)]
 struct Step {
     lock: Option<LockId>,
@@ -245,7 +253,10 @@ impl Core {
         let Some(rebuild) = &self.rebuild else { return };
         let source = rebuild.source;
         let transfer = self.new_transfer();
-        self.rebuild_step(layer, region, |step| step.transfer = Some(transfer));
+        self.rebuild_step(layer, region, |step| {
+            step.transfer = Some(transfer);
+            step.digest = None;
+        });
         let request = Request::Fetch { layer, region, blocks: Blocks::ALL };
         let into = Some(Destination::Transfer(transfer));
         let purpose = Purpose::RebuildFetch(layer, region, transfer);
@@ -260,11 +271,11 @@ impl Core {
         transfer: TransferId,
         reply: Reply<()>,
     ) {
+        if let Some(late) = self.late_fetches.remove(&transfer) {
+            return self.end_step(now, Some(transfer), late.lock);
+        }
         let Some(rebuild) = &mut self.rebuild else { return };
         let Some(step) = rebuild.running.get_mut(&at) else { return };
-        if step.transfer != Some(transfer) {
-            return; // of a rebuild that was given up
-        }
         let Reply::Digest(digest) = reply else {
             // The source can't read it: repairing it from another member is not built yet.
             let target = rebuild.target;
@@ -311,6 +322,15 @@ impl Core {
         }
     }
 
+    fn end_step(&mut self, now: Instant, transfer: Option<TransferId>, lock: Option<LockId>) {
+        if let Some(transfer) = transfer {
+            self.act(Action::RetireTransfer { transfer });
+        }
+        if let Some(lock) = lock {
+            self.unlock(now, lock);
+        }
+    }
+
     // ---- into the set ----------------------------------------------------------------------
 
     pub(super) fn rebuild_ready(&mut self, now: Instant, slot: Slot, reply: Reply<()>) {
@@ -349,6 +369,13 @@ impl Core {
     }
 
     pub(super) fn rebuild_lost(&mut self, now: Instant, slot: Slot, reason: &str) {
+        for (transfer, late) in std::mem::take(&mut self.late_fetches) {
+            if late.from == slot {
+                self.end_step(now, Some(transfer), late.lock);
+            } else {
+                self.late_fetches.insert(transfer, late);
+            }
+        }
         let Some(rebuild) = &self.rebuild else { return };
         let asked = rebuild.stage == Stage::Adding { asked: true };
         if slot != rebuild.target && slot != rebuild.source || asked {
@@ -356,12 +383,12 @@ impl Core {
         }
         let rebuild = self.rebuild.take().expect("seen above");
         self.promoting = None;
-        for (_, step) in rebuild.running {
-            if let Some(transfer) = step.transfer {
-                self.act(Action::RetireTransfer { transfer });
-            }
-            if let Some(lock) = step.lock {
-                self.unlock(now, lock);
+        for (_, Step { lock, transfer, digest, .. }) in rebuild.running {
+            match transfer {
+                Some(transfer) if digest.is_none() && slot != rebuild.source => {
+                    self.late_fetches.insert(transfer, LateFetch { from: rebuild.source, lock });
+                }
+                _ => self.end_step(now, transfer, lock),
             }
         }
         if slot != rebuild.target {
