@@ -210,7 +210,7 @@ impl Core {
 
     /// What the arbiter has. The shell repeats the read until there is an answer.
     pub fn record_read(&mut self, now: Instant, record: Record) {
-        if self.adopt_record(record) && matches!(self.phase, Phase::Opening(_)) {
+        if self.adopt_record(now, record) && matches!(self.phase, Phase::Opening(_)) {
             self.opening_has_record();
         }
         self.pump(now);

@@ -182,7 +182,7 @@ impl Core {
         // engine and is ours, whatever the refusal says.
         let record = answer.unwrap_or_else(Refused::into_record);
         let made = record.in_sync == target;
-        if !self.adopt_record(record) {
+        if !self.adopt_record(now, record) {
             return;
         }
         if made && self.promotion_recorded() {
@@ -198,7 +198,7 @@ impl Core {
     }
 
     /// Takes the record as the truth. `false`: it names another engine, and this one has ended.
-    pub(super) fn adopt_record(&mut self, record: Record) -> bool {
+    pub(super) fn adopt_record(&mut self, now: Instant, record: Record) -> bool {
         if record.engine.as_ref().is_none_or(|engine| engine.instance != self.config.instance) {
             let now_is = record.engine.map_or("none".into(), |engine| engine.node);
             self.end(End::Fenced(format!(
@@ -207,11 +207,19 @@ impl Core {
             )));
             return false;
         }
+        let before = self.set();
         for peer in &mut self.peers {
             let member = record.in_sync.iter().find(|member| member.replica == peer.id);
             peer.in_set = member.map(|member| member.incarnation);
         }
         self.record = Some(record);
+        // One that was on its way back comes anew, to be rebuilt.
+        let removed = before.without(self.set());
+        for slot in removed.iter() {
+            if !matches!(self.peer(slot).state, PeerState::Down { .. }) {
+                self.lose(now, slot, "it was removed from the set");
+            }
+        }
         true
     }
 
