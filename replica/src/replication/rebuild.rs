@@ -182,8 +182,16 @@ impl Core {
         layer: LayerId,
         reply: Reply<()>,
     ) {
-        let Reply::Occupied(regions) = reply else { return self.lose_for(now, slot, &reply) };
         let Some(rebuild) = self.rebuild_numbered(number) else { return };
+        let regions = match reply {
+            Reply::Occupied(regions) => regions,
+            Reply::Refused(refusal) => {
+                // The chain has changed meanwhile: the source is sound, the rebuild begins anew.
+                let target = rebuild.target;
+                return self.lose(now, target, &format!("the rebuild's source: {refusal}"));
+            }
+            other => return self.lose_for(now, slot, &other),
+        };
         rebuild.total_bytes += regions.len() as u64 * REGION_BYTES;
         rebuild.regions.extend(regions.into_iter().map(|region| (layer, region)));
         if let Stage::Counting { waiting } = &mut rebuild.stage {
