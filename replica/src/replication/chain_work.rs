@@ -210,9 +210,9 @@ impl Core {
     pub(super) fn chain_work_lost(&mut self, slot: Slot) {
         if let Some(current) = &mut self.chain_work.current {
             match &mut current.stage {
-                Stage::Flushing { waiting } | Stage::Applying { waiting, .. } => {
-                    waiting.remove(slot);
-                }
+                // It may come back without having flushed: all flush once more.
+                Stage::Flushing { .. } => current.stage = Stage::Draining,
+                Stage::Applying { waiting, .. } => waiting.remove(slot),
                 Stage::Describing => current.stage = Stage::Removing,
                 Stage::Settling | Stage::Draining | Stage::Removing => {}
             }
