@@ -116,9 +116,9 @@ impl Core {
             self.changing = None; // survivors must answer a ping sent after this failure too
         }
         self.opening_lost(slot);
+        self.rebuild_lost(now, slot, reason);
         self.ios_lost(now, slot);
         self.settle_lost(slot);
-        self.rebuild_lost(now, slot, reason);
         self.chain_work_lost(slot);
     }
 

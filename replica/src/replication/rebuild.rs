@@ -391,6 +391,11 @@ impl Core {
         }
         let rebuild = self.rebuild.take().expect("seen above");
         self.promoting = None;
+        if slot != rebuild.target {
+            // Before the locks go: what waits for them must not be sent to it.
+            let reason = format!("its rebuild's source was lost: {reason}");
+            self.lose(now, rebuild.target, &reason);
+        }
         for (_, Step { lock, transfer, digest, .. }) in rebuild.running {
             match transfer {
                 Some(transfer) if digest.is_none() && slot != rebuild.source => {
@@ -398,10 +403,6 @@ impl Core {
                 }
                 _ => self.end_step(now, transfer, lock),
             }
-        }
-        if slot != rebuild.target {
-            let reason = format!("its rebuild's source was lost: {reason}");
-            self.lose(now, rebuild.target, &reason);
         }
         let needed = self.needed();
         let ids: Vec<_> = self.ios.keys().copied().collect();

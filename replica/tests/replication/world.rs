@@ -227,7 +227,7 @@ impl World {
         let limit = self.now_us + 60_000 * MS;
         while !self.is_whole() {
             let newest = &self.engines[&self.newest];
-            assert!(self.now_us < limit, "never whole again: {:#?}", newest.core.status());
+            assert!(self.now_us < limit, "never whole again: {:?}", newest.core);
             self.step();
         }
         self.check_all_equal();
@@ -961,7 +961,11 @@ impl World {
         let under_way = |block: u64| {
             engine.ops.values().any(|op| !op.answered && op.written.iter().any(|it| it.0 == block))
         };
-        for other in self.members().into_iter().filter(|it| self.replicas[*it].is_continuous()) {
+        let alike = |other: &usize| {
+            let (new, old) = (&self.replicas[at], &self.replicas[*other]);
+            old.is_continuous() && old.chain.last_op == new.chain.last_op
+        };
+        for other in self.members().into_iter().filter(alike) {
             for block in self.history.sectors().iter().map(|it| it.0).filter(|it| !under_way(*it)) {
                 let (new, old) = (&self.replicas[at], &self.replicas[other]);
                 let (new, old) = (new.head_shows(block), old.head_shows(block));
