@@ -249,8 +249,8 @@ fn change_between(before: &ChainInfo, after: &ChainInfo) -> Option<ChainChange> 
     if head.size_bytes != before.layer(before.head)?.size_bytes {
         return Some(ChainChange::Expand { size_bytes: head.size_bytes });
     }
-    let removed = after.layers.iter().find(|layer| {
-        layer.removed && before.layer(layer.id).is_some_and(|before| !before.removed)
-    })?;
+    // It may be gone for good already: a leaf is dropped at once, others are joined.
+    let there = |id| after.layer(id).is_some_and(|layer| !layer.removed);
+    let removed = before.layers.iter().find(|layer| !layer.removed && !there(layer.id))?;
     Some(ChainChange::Remove { layer: removed.id })
 }

@@ -287,11 +287,13 @@ impl Core {
         let Reply::Digest(digest) = reply else {
             // The source can't read it: repairing it from another member is not built yet.
             let target = rebuild.target;
+            let lock = rebuild.running.remove(&at).and_then(|step| step.lock);
             let reason = format!("the rebuild's source failed: {reply:?}");
             if !matches!(reply, Reply::Refused(_)) {
                 self.lose_for(now, slot, &reply);
             }
-            return self.lose(now, target, &reason);
+            self.lose(now, target, &reason);
+            return self.end_step(now, Some(transfer), lock);
         };
         let target = rebuild.target;
         step.digest = Some(digest);

@@ -62,8 +62,8 @@ pub struct Replica {
     /// The connection that holds the fence.
     pub owner: Option<u64>,
     pub chain: ChainInfo,
-    /// As its last welcome said.
-    pub welcomed_continuous: bool,
+    /// A power cut may have taken what it had confirmed.
+    pub lost_writes: bool,
     fence: Option<Fence>,
     synced: Option<Generation>,
     witness: bool,
@@ -88,7 +88,7 @@ impl Replica {
             taken: BTreeMap::new(),
             owner: None,
             chain: ChainInfo { layers: vec![layer], head, last_op: ChainOpId(0) },
-            welcomed_continuous: true,
+            lost_writes: false,
             fence: None,
             synced: None,
             witness: true,
@@ -143,6 +143,7 @@ impl Replica {
             };
         }
         self.witness = false;
+        self.lost_writes |= !self.is_continuous();
         self.unverified = self.marks.keys().flat_map(|region| region.blocks()).collect();
     }
 
@@ -161,7 +162,6 @@ impl Replica {
         }
         self.end_sessions(keep);
         self.fence = Some(fence);
-        self.welcomed_continuous = self.is_continuous();
         Reply::Welcome(Box::new(Welcome {
             incarnation: self.incarnation,
             size_bytes: self.chain.size_bytes(),
@@ -232,6 +232,7 @@ impl Replica {
                 self.unverified.clear();
                 self.marks.clear();
                 self.bad.clear();
+                self.lost_writes = false;
                 Reply::Done
             }
             Request::Ping => Reply::Done,

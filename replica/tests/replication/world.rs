@@ -407,7 +407,10 @@ impl World {
         }
         self.engine(id).opened = true;
         let members = self.members();
-        let cut = members.iter().any(|at| !self.replicas[*at].welcomed_continuous);
+        let lost = members.iter().filter(|at| self.replicas[**at].lost_writes).count();
+        assert!(lost == 0 || lost == members.len(), "a suspect member stays beside a sound one");
+        let cut = lost > 0;
+        self.replicas.iter_mut().for_each(|replica| replica.lost_writes &= !cut);
         self.log(|| format!("engine {id} serves with {members:?}, cut {cut}"));
         let now = self.tick;
         let mut old = std::mem::take(&mut self.undecided);
