@@ -188,21 +188,28 @@ impl Core {
 
     pub(super) fn chain_described(&mut self, now: Instant, slot: Slot, reply: Reply<()>) {
         let Reply::Chain(chain) = reply else { return self.lose_for(now, slot, &reply) };
-        let grown = chain.size_bytes() != self.chain.size_bytes();
-        self.chain = *chain;
-        if grown {
-            self.act(Action::Opened { size_bytes: self.chain.size_bytes() });
+        let described = |current: &mut Current| current.stage == Stage::Describing;
+        let Some(current) = self.chain_work.current.take_if(described) else { return };
+        self.take_chain(*chain);
+        self.act(Action::JobDone { job: current.id, result: current.result });
+        self.schedule_joins();
+        self.start_waiting_ios(now);
+    }
+
+    /// A description that was asked for before a change may come after it: the next change would
+    /// get the number of one that the replicas have done.
+    pub(super) fn chain_refreshed(&mut self, now: Instant, slot: Slot, reply: Reply<()>) {
+        let Reply::Chain(chain) = reply else { return self.lose_for(now, slot, &reply) };
+        if self.chain_work.current.is_none() && chain.last_op == self.chain.last_op {
+            self.take_chain(*chain);
         }
-        if self
-            .chain_work
-            .current
-            .as_ref()
-            .is_some_and(|current| current.stage == Stage::Describing)
-        {
-            let current = self.chain_work.current.take().expect("seen above");
-            self.act(Action::JobDone { job: current.id, result: current.result });
-            self.schedule_joins();
-            self.start_waiting_ios(now);
+    }
+
+    fn take_chain(&mut self, chain: ChainInfo) {
+        let resized = chain.size_bytes() != self.chain.size_bytes();
+        self.chain = chain;
+        if resized {
+            self.act(Action::Opened { size_bytes: self.chain.size_bytes() });
         }
     }
 
@@ -279,7 +286,7 @@ impl Core {
             && matches!(self.phase, Phase::Serving)
             && let Some(from) = self.live().iter().next()
         {
-            self.send(now, from, Purpose::DescribeChain, Request::DescribeChain, None);
+            self.send(now, from, Purpose::RefreshChain, Request::DescribeChain, None);
         }
     }
 

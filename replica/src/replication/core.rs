@@ -337,6 +337,7 @@ impl Core {
             Purpose::Equalize(_) => self.equalized(now, slot, reply),
             Purpose::Chain => self.chain_applied(now, slot, reply),
             Purpose::DescribeChain => self.chain_described(now, slot, reply),
+            Purpose::RefreshChain => self.chain_refreshed(now, slot, reply),
             Purpose::Join(layer) => self.joined(now, slot, layer, reply),
             Purpose::Ping => self.pinged(now, slot, reply),
             Purpose::Verified => {

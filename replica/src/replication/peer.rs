@@ -78,6 +78,7 @@ pub(super) enum Purpose {
     Equalize(Box<ChainOp>),
     Chain,
     DescribeChain,
+    RefreshChain,
     Join(LayerId),
     Ping,
     Bye,

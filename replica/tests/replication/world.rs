@@ -505,6 +505,7 @@ impl World {
         let key = key.unwrap_or_else(|| panic!("{request:?} is sent on a closed link"));
         let replica = usize::from(slot.0);
         let data = self.payload(id, &request);
+        self.log(|| format!("engine {id} sends {slot:?} {request:?} {:.60}", format!("{data:?}")));
         let head = self.replicas[replica].chain.head;
         let wait = self.delay(replica);
         let at = self.links[&key].last_arrival.max(self.now_us + wait - 1) + 1;
