@@ -131,7 +131,35 @@ impl Core {
         }
     }
 
+    /// What can be said without asking: a change that the chain wouldn't show couldn't be rolled
+    /// forward, and replicas that have joined a removed layer and others would answer differently.
+    fn foregone(&self, job: &Job) -> Option<Result<(), String>> {
+        let missing = |id| Some(Err(format!("there is no snapshot in {id}")));
+        match *job {
+            Job::Remove { layer } => match self.chain.layer(layer) {
+                Some(layer) if layer.removed => Some(Ok(())),
+                Some(_) => None,
+                None => missing(layer),
+            },
+            Job::Revert { to } if self.chain.layer(to).is_none_or(|layer| layer.removed) => {
+                missing(to)
+            }
+            Job::Expand { size_bytes } => {
+                (size_bytes == self.chain.size_bytes()).then_some(Ok(()))
+            }
+            Job::Revert { .. } | Job::Snapshot { .. } => None,
+        }
+    }
+
     fn apply_change(&mut self, now: Instant) {
+        let job = self.chain_work.current.as_ref().map(|current| &current.job);
+        if let Some(result) = job.and_then(|job| self.foregone(job))
+            && let Some(current) = &mut self.chain_work.current
+        {
+            current.result = result;
+            current.stage = Stage::Removing;
+            return self.drive_chain_work(now);
+        }
         let id = ChainOpId(self.chain.last_op.0 + 1);
         let new_head = LayerId(self.chain.head.0 + 1); // the head's is always the highest
         let Some(current) = &mut self.chain_work.current else { return };
