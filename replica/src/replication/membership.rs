@@ -244,8 +244,14 @@ impl Core {
             self.note_marks(slot);
         }
         let peer = self.peer_mut(slot);
-        let is_new = !peer.is_live();
-        peer.state = PeerState::Live { advanced: generation };
+        let before = match peer.state {
+            PeerState::Live { advanced } => Some(advanced),
+            _ => None,
+        };
+        let is_new = before.is_none();
+        // Two may be under way, and be answered in any order.
+        let advanced = before.map_or(generation, |before| before.max(generation));
+        peer.state = PeerState::Live { advanced };
         peer.reason = None;
         if is_new && self.is_open() {
             self.resend(now, slot);

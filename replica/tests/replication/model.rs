@@ -64,6 +64,8 @@ pub struct Replica {
     pub chain: ChainInfo,
     /// A power cut may have taken what it had confirmed.
     pub lost_writes: bool,
+    /// The same when it was greeted last.
+    pub greeted_lossy: bool,
     fence: Option<Fence>,
     synced: Option<Generation>,
     witness: bool,
@@ -89,6 +91,7 @@ impl Replica {
             owner: None,
             chain: ChainInfo { layers: vec![layer], head, last_op: ChainOpId(0) },
             lost_writes: false,
+            greeted_lossy: false,
             fence: None,
             synced: None,
             witness: true,
@@ -162,6 +165,7 @@ impl Replica {
         }
         self.end_sessions(keep);
         self.fence = Some(fence);
+        self.greeted_lossy = self.lost_writes;
         Reply::Welcome(Box::new(Welcome {
             incarnation: self.incarnation,
             size_bytes: self.chain.size_bytes(),

@@ -407,10 +407,13 @@ impl World {
         }
         self.engine(id).opened = true;
         let members = self.members();
-        let lost = members.iter().filter(|at| self.replicas[**at].lost_writes).count();
+        let lost = members.iter().filter(|at| self.replicas[**at].greeted_lossy).count();
         assert!(lost == 0 || lost == members.len(), "a suspect member stays beside a sound one");
         let cut = lost > 0;
-        self.replicas.iter_mut().for_each(|replica| replica.lost_writes &= !cut);
+        for at in &members {
+            let replica = &mut self.replicas[*at];
+            replica.lost_writes &= !(replica.greeted_lossy && replica.is_continuous());
+        }
         self.log(|| format!("engine {id} serves with {members:?}, cut {cut}"));
         let now = self.tick;
         let mut old = std::mem::take(&mut self.undecided);
