@@ -209,10 +209,11 @@ impl Core {
         }
         let readers = self.live().without(failed);
         if readers.is_empty() {
-            if !failed.is_empty() && self.set().without(failed).is_empty() {
+            let idle = missing.iter().flatten().all(|(_, from)| from.is_none());
+            if idle && !failed.is_empty() && self.set().without(failed).is_empty() {
                 self.fail_write(now, id);
             }
-            return; // else `resend` asks a member that comes back
+            return; // else the other edge's answer or `resend` goes on
         }
         for (block, from) in missing.iter_mut().flatten() {
             if from.is_none() {
