@@ -451,9 +451,9 @@ impl Core {
         live.contains(slot) && live.len() == 1
     }
 
-    /// The record names it alone: it can't be removed, whatever it does.
+    /// The record names it alone, and surely so: it can't be removed, whatever it does.
     pub(super) fn is_only_member(&self, slot: Slot) -> bool {
-        self.set().len() == 1 && self.live().contains(slot)
+        self.set().len() == 1 && self.live().contains(slot) && self.changing.is_none()
     }
 
     pub(super) fn generation(&self) -> Option<Generation> {
