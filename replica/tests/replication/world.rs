@@ -359,7 +359,7 @@ impl World {
             }
             Action::ReadRecord => self.ask(id, None),
             Action::Change { expected, change } => self.ask(id, Some((expected, change))),
-            Action::Opened { size_bytes } => self.opened(id, size_bytes),
+            Action::Opened { .. } => self.opened(id),
             Action::JobDone { job, result } => {
                 if self.pending.as_ref().is_some_and(|it| it.id == Some(job) && it.engine == id) {
                     self.log(|| format!("job done: {result:?}"));
@@ -401,20 +401,14 @@ impl World {
         }
     }
 
-    fn opened(&mut self, id: u64, _size_bytes: u64) {
-        if id != self.newest || self.engine(id).opened {
+    fn opened(&mut self, id: u64) {
+        if std::mem::replace(&mut self.engine(id).opened, true) {
+            return; // only its size has changed
+        }
+        self.check_cut(id);
+        if id != self.newest {
             return;
         }
-        self.engine(id).opened = true;
-        let members = self.members();
-        let lost = members.iter().filter(|at| self.replicas[**at].greeted_lossy).count();
-        assert!(lost == 0 || lost == members.len(), "a suspect member stays beside a sound one");
-        let cut = lost > 0;
-        for at in &members {
-            let replica = &mut self.replicas[*at];
-            replica.lost_writes &= !(replica.greeted_lossy && replica.is_continuous());
-        }
-        self.log(|| format!("engine {id} serves with {members:?}, cut {cut}"));
         let now = self.tick;
         let mut old = std::mem::take(&mut self.undecided);
         let others = self.engines.iter().filter(|(other, _)| **other != id);
@@ -422,17 +416,30 @@ impl World {
         for op in old {
             op.written.iter().for_each(|at| self.history.write_ends(*at, op.start, now, false));
         }
-        if cut {
-            self.history.cut();
-            // What was sent again by now belongs to the time after the cut.
-            let sent: Vec<_> = self.engines[&id].ops.values().cloned().collect();
-            for op in sent {
-                self.begin_writes(&op);
-            }
-        }
         if self.pending.is_some() {
             self.resolve_job(id, false);
         }
+    }
+
+    /// If the members have lost what wasn't flushed, all of them have.
+    fn check_cut(&mut self, id: u64) {
+        let members = self.members();
+        let lost = members.iter().filter(|at| self.replicas[**at].greeted_lossy).count();
+        self.log(|| format!("engine {id} serves with {members:?}, {lost} lost power"));
+        assert!(lost == 0 || lost == members.len(), "a suspect member stays beside a sound one");
+        if lost == 0 {
+            return;
+        }
+        for at in &members {
+            let replica = &mut self.replicas[*at];
+            replica.greeted_lossy = false;
+            replica.lost_writes &= !replica.is_continuous();
+        }
+        self.history.cut();
+        // What is still under way belongs to the time after the cut.
+        let engines = self.engines.values().filter(|engine| engine.alive);
+        let open: Vec<_> = engines.flat_map(|it| it.ops.values().filter(|op| !op.done)).cloned().collect();
+        open.iter().for_each(|op| self.begin_writes(op));
     }
 
     // ---- links -----------------------------------------------------------------------------
