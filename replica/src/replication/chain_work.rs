@@ -252,11 +252,10 @@ impl Core {
                 Stage::Settling | Stage::Draining | Stage::Removing => {}
             }
         }
-        let applying = self
-            .chain_work
-            .current
-            .as_ref()
-            .is_some_and(|current| matches!(current.stage, Stage::Applying { .. }));
+        let applied_by_some = |current: &Current| {
+            matches!(current.stage, Stage::Applying { .. } | Stage::Removing)
+        };
+        let applying = self.chain_work.current.as_ref().is_some_and(applied_by_some);
         if applying && self.live().is_empty() {
             // Some may have the change and others not: opening makes them alike.
             self.end(End::Reopen("all replicas were lost in a change of the chain".into()));

@@ -190,8 +190,14 @@ impl Replica {
                 self.put(head, &zeroes, *forced)
             }
             Request::Read { range } => return self.read(*range),
-            Request::Flush | Request::Ready { .. } => {
+            Request::Flush => {
                 self.unflushed.clear();
+                Reply::Done
+            }
+            // From here on it holds what is acknowledged, whatever it had lost before.
+            Request::Ready { .. } => {
+                self.unflushed.clear();
+                self.witness = true;
                 Reply::Done
             }
             Request::Advance(advance) => {

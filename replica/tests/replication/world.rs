@@ -977,7 +977,7 @@ impl World {
         };
         let alike = |other: &usize| {
             let (new, old) = (&self.replicas[at], &self.replicas[*other]);
-            old.is_continuous() && old.chain.last_op == new.chain.last_op
+            old.is_continuous() && new.is_continuous() && old.chain.last_op == new.chain.last_op
         };
         for other in self.members().into_iter().filter(alike) {
             for block in self.history.sectors().iter().map(|it| it.0).filter(|it| !under_way(*it)) {
