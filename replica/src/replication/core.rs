@@ -84,6 +84,7 @@ pub struct Core {
     /// Indexed by slot.
     pub(super) peers: Vec<Peer>,
     pub(super) changing: Option<Changing>,
+    pub(super) pings: u64,
     /// A rebuilt replica on its way into the set: acknowledgements need it already.
     pub(super) promoting: Option<Slot>,
     pub(super) locks: RangeLocks,
@@ -122,6 +123,7 @@ impl Core {
             record: None,
             peers,
             changing: None,
+            pings: 0,
             promoting: None,
             locks: RangeLocks::default(),
             lock_owners: BTreeMap::new(),
@@ -339,7 +341,7 @@ impl Core {
             Purpose::DescribeChain => self.chain_described(now, slot, reply),
             Purpose::RefreshChain => self.chain_refreshed(now, slot, reply),
             Purpose::Join(layer) => self.joined(now, slot, layer, reply),
-            Purpose::Ping => self.pinged(now, slot, reply),
+            Purpose::Ping(round) => self.pinged(now, slot, round, reply),
             Purpose::Verified => {
                 self.expect_done(now, slot, reply);
             }

@@ -23,7 +23,7 @@ use crate::types::Generation;
 pub(super) enum Changing {
     /// The survivors answer a ping that was sent after the failure: the engine isn't the one that
     /// was cut off.
-    Pinging { waiting: Slots },
+    Pinging { round: u64, waiting: Slots },
     /// The arbiter was asked and has not said yes or no.
     Swapping { target: Vec<Member> },
 }
@@ -135,20 +135,24 @@ impl Core {
                     return; // nobody is removed; I/O waits for a member to come back
                 }
                 if !self.set().without(live).is_empty() {
-                    self.changing = Some(Changing::Pinging { waiting: live });
+                    self.pings += 1;
+                    let round = self.pings;
+                    self.changing = Some(Changing::Pinging { round, waiting: live });
                     for slot in live.iter() {
-                        self.send(now, slot, Purpose::Ping, Request::Ping, None);
+                        self.send(now, slot, Purpose::Ping(round), Request::Ping, None);
                     }
                 }
             }
-            Some(Changing::Pinging { waiting }) if waiting.is_empty() => self.swap(self.live()),
+            Some(Changing::Pinging { waiting, .. }) if waiting.is_empty() => self.swap(self.live()),
             Some(_) => {}
         }
     }
 
-    pub(super) fn pinged(&mut self, now: Instant, slot: Slot, reply: Reply<()>) {
+    /// The answer to a ping from before the newest failure doesn't count.
+    pub(super) fn pinged(&mut self, now: Instant, slot: Slot, asked: u64, reply: Reply<()>) {
         if self.expect_done(now, slot, reply)
-            && let Some(Changing::Pinging { waiting }) = &mut self.changing
+            && let Some(Changing::Pinging { round, waiting }) = &mut self.changing
+            && *round == asked
         {
             waiting.remove(slot);
         }

@@ -80,7 +80,8 @@ pub(super) enum Purpose {
     DescribeChain,
     RefreshChain,
     Join(LayerId),
-    Ping,
+    /// Numbered: only one that was sent after the failure tells anything.
+    Ping(u64),
     Bye,
 }
 
