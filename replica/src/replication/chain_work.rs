@@ -50,7 +50,9 @@ enum Stage {
     },
     /// Those who refused are on their way out of the set.
     Removing,
-    Describing,
+    Describing {
+        from: Slot,
+    },
 }
 
 impl ChainWork {
@@ -98,7 +100,7 @@ impl Core {
             }
             Stage::Removing if steady => {
                 let Some(from) = live.iter().next() else { return };
-                current.stage = Stage::Describing;
+                current.stage = Stage::Describing { from };
                 self.send(now, from, Purpose::DescribeChain, Request::DescribeChain, None);
                 return;
             }
@@ -216,7 +218,8 @@ impl Core {
 
     pub(super) fn chain_described(&mut self, now: Instant, slot: Slot, reply: Reply<()>) {
         let Reply::Chain(chain) = reply else { return self.lose_for(now, slot, &reply) };
-        let described = |current: &mut Current| current.stage == Stage::Describing;
+        let asked = Stage::Describing { from: slot };
+        let described = |current: &mut Current| current.stage == asked;
         let Some(current) = self.chain_work.current.take_if(described) else { return };
         self.take_chain(*chain);
         self.act(Action::JobDone { job: current.id, result: current.result });
@@ -248,8 +251,8 @@ impl Core {
                 // It may come back without having flushed: all flush once more.
                 Stage::Flushing { .. } => current.stage = Stage::Draining,
                 Stage::Applying { waiting, .. } => waiting.remove(slot),
-                Stage::Describing => current.stage = Stage::Removing,
-                Stage::Settling | Stage::Draining | Stage::Removing => {}
+                Stage::Describing { from } if *from == slot => current.stage = Stage::Removing,
+                _ => {}
             }
         }
         let applied_by_some = |current: &Current| {

@@ -87,6 +87,8 @@ pub struct Core {
     pub(super) pings: u64,
     /// A rebuilt replica on its way into the set: acknowledgements need it already.
     pub(super) promoting: Option<Slot>,
+    /// Out of the record, but not every member has that durable: acknowledgements need it still.
+    pub(super) departing: Slots,
     pub(super) locks: RangeLocks,
     pub(super) lock_owners: BTreeMap<LockId, LockOwner>,
     pub(super) ios: BTreeMap<IoId, Io>,
@@ -125,6 +127,7 @@ impl Core {
             changing: None,
             pings: 0,
             promoting: None,
+            departing: Slots::NONE,
             locks: RangeLocks::default(),
             lock_owners: BTreeMap::new(),
             ios: BTreeMap::new(),
@@ -352,14 +355,19 @@ impl Core {
     // ---- what all parts use ----------------------------------------------------------------
 
     pub(super) fn act(&mut self, action: Action) {
-        self.actions.push_back(action);
+        if !matches!(self.phase, Phase::Ended) {
+            self.actions.push_back(action);
+        }
     }
 
-    /// The engine stops here. Nothing that was planned before is carried out.
+    /// The engine stops here. Nothing that was planned before is carried out, nor what a part that
+    /// hasn't noticed still wants.
     pub(super) fn end(&mut self, end: End) {
-        self.actions.clear();
-        self.phase = Phase::Ended;
-        self.act(Action::End(end));
+        if !matches!(self.phase, Phase::Ended) {
+            self.actions.clear();
+            self.act(Action::End(end));
+            self.phase = Phase::Ended;
+        }
     }
 
     pub(super) fn send(
@@ -427,6 +435,11 @@ impl Core {
 
     /// Whose confirmation an acknowledgement needs.
     pub(super) fn needed(&self) -> Slots {
+        self.next_set().union(self.departing)
+    }
+
+    /// Members and the replica that is being added.
+    pub(super) fn next_set(&self) -> Slots {
         self.set().union(self.promoting.into_iter().collect())
     }
 

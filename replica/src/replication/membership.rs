@@ -219,6 +219,7 @@ impl Core {
         self.record = Some(record);
         // One that was on its way back comes anew, to be rebuilt.
         let removed = before.without(self.set());
+        self.departing = self.departing.union(removed).without(self.set());
         for slot in removed.iter() {
             if !matches!(self.peer(slot).state, PeerState::Down { .. }) {
                 self.lose(now, slot, "it was removed from the set");
@@ -266,7 +267,8 @@ impl Core {
     }
 
     /// Every member has the present set durable: whoever isn't in it isn't needed any more.
-    fn forget_the_removed(&mut self, now: Instant) {
+    pub(super) fn forget_the_removed(&mut self, now: Instant) {
+        self.departing = Slots::NONE;
         let needed = self.needed();
         let ids: Vec<_> = self.ios.keys().copied().collect();
         for id in ids {

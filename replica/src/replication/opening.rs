@@ -189,6 +189,7 @@ impl Core {
 
     fn serve(&mut self, now: Instant) {
         self.phase = Phase::Serving;
+        self.forget_the_removed(now);
         self.act(Action::Opened { size_bytes: self.chain.size_bytes() });
         self.schedule_joins();
         self.start_waiting_ios(now);

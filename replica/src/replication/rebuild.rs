@@ -96,7 +96,7 @@ impl Core {
             Some(Stage::Adding { asked: false }) if steady => {
                 let rebuild = self.rebuild.as_mut().expect("matched above");
                 rebuild.stage = Stage::Adding { asked: true };
-                let members = self.needed();
+                let members = self.next_set();
                 self.swap(members);
             }
             Some(_) => {}

@@ -260,7 +260,8 @@ impl World {
         self.record = self.record.after(self.record.generation, grant).expect("nobody disputes it");
         let ids: Vec<_> = (0..self.replicas.len()).map(replica_id).collect();
         let mut config = Config::new("v", instance, ids);
-        config.recover = recover;
+        // An engine that lives on elsewhere has a client that waits.
+        config.recover = recover || self.engines.values().any(|engine| engine.alive);
         config.open_timeout = Duration::from_millis(300);
         config.replica_timeout = Duration::from_millis(200);
         config.reconnect_after = Duration::from_millis(5);
