@@ -146,9 +146,7 @@ impl Core {
             Job::Revert { to } if self.chain.layer(to).is_none_or(|layer| layer.removed) => {
                 missing(to)
             }
-            Job::Expand { size_bytes } => {
-                (size_bytes == self.chain.size_bytes()).then_some(Ok(()))
-            }
+            Job::Expand { size_bytes } => (size_bytes == self.chain.size_bytes()).then_some(Ok(())),
             Job::Revert { .. } | Job::Snapshot { .. } => None,
         }
     }
@@ -255,9 +253,8 @@ impl Core {
                 _ => {}
             }
         }
-        let applied_by_some = |current: &Current| {
-            matches!(current.stage, Stage::Applying { .. } | Stage::Removing)
-        };
+        let applied_by_some =
+            |current: &Current| matches!(current.stage, Stage::Applying { .. } | Stage::Removing);
         let applying = self.chain_work.current.as_ref().is_some_and(applied_by_some);
         if applying && self.live().is_empty() {
             // Some may have the change and others not: opening makes them alike.

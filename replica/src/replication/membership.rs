@@ -54,9 +54,7 @@ impl Core {
             Phase::Opening(opening) => opening.has_record() && peer.in_set.is_some(),
             Phase::Serving | Phase::Closing(_) => match peer.in_set {
                 Some(_) => self.live().is_empty() && self.changing.is_none(),
-                None => {
-                    peer.wanted && self.is_steady() && matches!(self.phase, Phase::Serving)
-                }
+                None => peer.wanted && self.is_steady() && matches!(self.phase, Phase::Serving),
             },
             Phase::Ended => false,
         }

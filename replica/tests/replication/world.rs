@@ -224,6 +224,10 @@ impl World {
         }
         self.slow.clear();
         self.unreachable.clear();
+        let heard = self.now_us + 1000 * MS; // by then the newest faults have been noticed
+        while self.now_us < heard {
+            self.step();
+        }
         let limit = self.now_us + 60_000 * MS;
         while !self.is_whole() {
             let newest = &self.engines[&self.newest];
@@ -439,7 +443,8 @@ impl World {
         self.history.cut();
         // What is still under way belongs to the time after the cut.
         let engines = self.engines.values().filter(|engine| engine.alive);
-        let open: Vec<_> = engines.flat_map(|it| it.ops.values().filter(|op| !op.done)).cloned().collect();
+        let open: Vec<_> =
+            engines.flat_map(|it| it.ops.values().filter(|op| !op.done)).cloned().collect();
         open.iter().for_each(|op| self.begin_writes(op));
     }
 
