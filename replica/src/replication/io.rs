@@ -75,6 +75,7 @@ impl Io {
     fn range(&self) -> Option<BlockRange> {
         match self.operation {
             Operation::Read { range }
+            | Operation::Map { range }
             | Operation::Write { range, .. }
             | Operation::Zero { range, .. } => Some(range),
             Operation::Flush => None,
@@ -138,7 +139,7 @@ impl Core {
 
     fn locked(&mut self, now: Instant, id: IoId) {
         match self.io(id).operation {
-            Operation::Read { .. } => {
+            Operation::Read { .. } | Operation::Map { .. } => {
                 self.io(id).stage = Stage::Reading { from: None, failed: Slots::NONE };
                 self.send_read(now, id);
             }
@@ -183,7 +184,11 @@ impl Core {
         let from = self.next_reader(readers);
         self.io(id).stage = Stage::Reading { from: Some(from), failed };
         let into = Some(Destination::Read(id));
-        self.send(now, from, Purpose::Read(id), Request::Read { range }, into);
+        let request = match self.io(id).operation {
+            Operation::Map { .. } => Request::Map { range },
+            _ => Request::Read { range },
+        };
+        self.send(now, from, Purpose::Read(id), request, into);
     }
 
     pub(super) fn read_answered(&mut self, now: Instant, slot: Slot, id: IoId, reply: Reply<()>) {
@@ -276,7 +281,9 @@ impl Core {
                 Request::Write { range, forced, payload: Payload::Of(id) }
             }
             Operation::Zero { range, forced } => Request::Zero { range, forced },
-            Operation::Read { .. } | Operation::Flush => unreachable!("only writes are in Writing"),
+            Operation::Read { .. } | Operation::Map { .. } | Operation::Flush => {
+                unreachable!("only writes are in Writing")
+            }
         };
         self.send(now, slot, Purpose::Write(id), request, None);
     }

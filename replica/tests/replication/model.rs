@@ -27,7 +27,7 @@ impl Footprint {
     pub fn of(request: &Request<Payload>, head: LayerId) -> Option<Self> {
         let (layer, range, exclusive) = match *request {
             Request::Write { range, .. } | Request::Zero { range, .. } => (head, range, true),
-            Request::Read { range } => (head, range, false),
+            Request::Read { range } | Request::Map { range } => (head, range, false),
             Request::Copy { layer, region, .. } => (layer, region.range(), true),
             Request::Sums { layer, region } | Request::Fetch { layer, region, .. } => {
                 (layer, region.range(), false)
@@ -189,7 +189,7 @@ impl Replica {
                 let zeroes = range.blocks().map(|block| (block.0, Some([0; 2]))).collect();
                 self.put(head, &zeroes, *forced)
             }
-            Request::Read { range } => return self.read(*range),
+            Request::Read { range } | Request::Map { range } => return self.read(*range),
             Request::Flush => {
                 self.unflushed.clear();
                 Reply::Done
