@@ -360,7 +360,7 @@ pub fn decode_reply(
         kind::OCCUPIED_ARE => Reply::Occupied(unpack_regions(body.meta)),
         kind::DIGEST => Reply::Digest(header.count),
         kind::CHANGED_ARE => {
-            if body.meta.len() % 40 != 0 || body.meta.len() / 40 > CHANGED_REGIONS_MAX {
+            if !body.meta.len().is_multiple_of(40) || body.meta.len() / 40 > CHANGED_REGIONS_MAX {
                 return Err(body.wrong("its list of regions"));
             }
             let regions = body.meta.chunks_exact(40).map(|entry| {
@@ -443,7 +443,7 @@ impl<'a> Body<'a> {
     }
 
     fn blocks(self) -> Result<BlockData, WireError> {
-        if self.meta.len() % 4 != 0 {
+        if !self.meta.len().is_multiple_of(4) {
             return Err(self.wrong("its sums"));
         }
         let kind = self.header.kind;
@@ -453,7 +453,7 @@ impl<'a> Body<'a> {
     }
 
     fn map(self) -> Result<Vec<Run>, WireError> {
-        if self.meta.len() % 8 != 0 {
+        if !self.meta.len().is_multiple_of(8) {
             return Err(self.wrong("its map"));
         }
         let runs = self.meta.chunks_exact(8).map(|entry| {
@@ -532,7 +532,7 @@ fn pack_sums(sums: &[BlockSum]) -> Vec<u8> {
 }
 
 fn unpack_sums(bytes: &[u8]) -> Option<Vec<BlockSum>> {
-    if bytes.len() % 5 != 0 {
+    if !bytes.len().is_multiple_of(5) {
         return None;
     }
     let sums = bytes.chunks_exact(5).map(|entry| {

@@ -107,6 +107,7 @@ pub fn carries_data(input: &[u8]) -> bool {
     let has_data = |payload: &Rc<Payload>| match &**payload {
         Payload::Blocks(blocks) => !blocks.data.is_empty(),
         Payload::Patch(patch) => !patch.data.is_empty(),
+        Payload::Map(_) => false,
     };
     let Ok(header) = Header::decode(&head) else { return false };
     match wire::decode_request(&header, &meta, Buffer::copy_of(&data)) {
