@@ -87,7 +87,7 @@ async fn fill(store: &Store<Directory>) -> Result<()> {
     for megabyte in 0..SIZE >> 20 {
         let mut buffer = Buffer::zeroed(1 << 20);
         for word in buffer.chunks_exact_mut(8) {
-            word.copy_from_slice(&random.next().to_le_bytes());
+            word.copy_from_slice(&random.number().to_le_bytes());
         }
         let sums: Vec<u32> = buffer.chunks_exact(BLOCK).map(crc32c::crc32c).collect();
         let range = BlockRange::new(BlockIndex(megabyte * 256), 256);

@@ -63,9 +63,19 @@ fn a_snapshot_keeps_its_bytes_while_the_head_is_written() {
         let top = [1, 1, 2, 2, 2, 1, 0, 1].map(Fill);
         assert_eq!(read_fill(&store, View::Top, range).await, top);
         assert_eq!(read_fill(&store, View::Layer(LayerId(1)), range).await, [Fill(1); 8]);
+        let taken = |name: &str| {
+            use std::os::unix::fs::MetadataExt;
+            std::fs::metadata(dir.path().join(name)).expect("it is there").blocks()
+        };
+        store.tidy(LayerId(1)).await.expect("the disk works");
+        assert!(
+            taken("layer-00000001.index") < taken("layer-00000002.index"),
+            "no longer reserved"
+        );
         drop(store);
         let store = open(dir.path(), &DirectoryOptions::default()).await;
         assert_eq!(read_fill(&store, View::Top, range).await, top);
+        assert_eq!(read_fill(&store, View::Layer(LayerId(1)), range).await, [Fill(1); 8]);
     });
 }
 

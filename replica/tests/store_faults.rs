@@ -320,7 +320,7 @@ fn garbage_in_any_file_is_an_error_and_never_a_wrong_byte() {
             // Mostly where something is, in either slot and in the headers.
             let place = random.below(600) + [0, 0, 64 << 10, 4 << 20][random.below(4) as usize];
             let length = [1, 2, 8, 600][random.below(4) as usize];
-            let bytes: Vec<u8> = (0..length).map(|_| random.next() as u8).collect();
+            let bytes: Vec<u8> = (0..length).map(|_| random.number() as u8).collect();
             let end = disk.bytes_of(name).len() as u64;
             disk.damage(name, place.min(end.saturating_sub(length)), &bytes);
             println!("seed {seed}: {length} bytes at {place} of {name}");

@@ -57,7 +57,7 @@ fn crashes_at_random_calls_lose_only_what_they_may() {
                 }
                 let crash = if random.below(2) == 0 { Crash::Kill } else { Crash::PowerCut };
                 println!("  {crash:?} at call {end}");
-                world = world.crash(crash, random.next()).await;
+                world = world.crash(crash, random.number()).await;
             }
         });
     }

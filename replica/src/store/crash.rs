@@ -76,7 +76,7 @@ impl Random {
         Self(seed)
     }
 
-    pub fn next(&mut self) -> u64 {
+    pub fn number(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -86,7 +86,7 @@ impl Random {
 
     /// A number below `limit`.
     pub fn below(&mut self, limit: u64) -> u64 {
-        self.next() % limit
+        self.number() % limit
     }
 }
 
@@ -147,7 +147,7 @@ impl Disk {
                 names.insert(name.clone(), Rc::new(file.survivors(&mut random)));
             }
         }
-        let mut disk = Self::new(random.next());
+        let mut disk = Self::new(random.number());
         disk.take_over(&state, names);
         let mut after = disk.state.borrow_mut();
         after.boot = state.boot + 1;
@@ -484,6 +484,13 @@ impl StorageFile for DiskFile {
                 Err(error)
             }
         }
+    }
+
+    async fn release_unwritten(&self) -> io::Result<()> {
+        self.disk.pause().await;
+        self.disk.call(false, false)?;
+        self.file.reserved.set(0);
+        Ok(())
     }
 
     async fn punch(&self, range_bytes: Range<u64>) -> io::Result<()> {

@@ -76,6 +76,22 @@ impl<S: Storage> Store<S> {
         }
     }
 
+    /// Gives back the space that was reserved for the index of a layer while it was the head.
+    /// Worth doing once after it was sealed; safe to repeat.
+    pub async fn tidy(&self, layer: LayerId) -> Result<(), StoreError> {
+        self.check_usable()?;
+        let _one_at_a_time = self.chain_gate.lock().await;
+        let layer = self.layer(layer)?;
+        if layer.id == self.head().id || layer.filling {
+            return Ok(());
+        }
+        let index = self.pages.file(layer.file);
+        // What isn't written yet must not look as if it never will be.
+        self.sync_index().await?;
+        let released = index.release_unwritten().await;
+        released.map_err(|error| self.io_error("give back reserved space", error))
+    }
+
     /// Frees what the only child hides. `false` if the chain has changed meanwhile.
     async fn hide(&self, removed: LayerId, plan: JoinPlan) -> Result<bool, StoreError> {
         let child = match plan {

@@ -80,7 +80,7 @@ impl<S: Storage> Store<S> {
             return Err(self.io_error("copy into a layer", source));
         }
         self.recover_all(range).await?;
-        self.mark(|| range.regions(), generation).await?;
+        self.mark(|| range.regions(), generation, false).await?;
         let mut index = 0;
         while index < blocks.len() {
             let is_data = |at: &usize| matches!(blocks[*at], BlockSum::Data { .. });
@@ -133,7 +133,7 @@ impl<S: Storage> Store<S> {
                 return Err(self.io_error("repair a block", source));
             }
         }
-        self.mark(|| range.regions(), generation).await?;
+        self.mark(|| range.regions(), generation, false).await?;
         layer.data.unsynced.set(true);
         let at = block.offset_bytes();
         let done = super::StorageFile::write(&layer.data.file, at, data, 0..BLOCK).await;

@@ -34,6 +34,11 @@ pub(crate) enum Op {
     Revert(u64),
     Remove(u64),
     Join(u64),
+    /// A join while others write and flush.
+    JoinBesideWrites {
+        choice: u64,
+        first: u64,
+    },
     Expand,
     Read(BlockRange),
     /// A clean stop and a new start.
@@ -83,9 +88,10 @@ pub(crate) fn random_ops(seed: u64, count: usize) -> Vec<Op> {
         16..=18 => Op::Flush,
         19..=20 => Op::Clear,
         21..=23 => Op::Snapshot,
-        24 => Op::Revert(random.next()),
-        25..=26 => Op::Remove(random.next()),
-        27..=28 => Op::Join(random.next()),
+        24 => Op::Revert(random.number()),
+        25..=26 => Op::Remove(random.number()),
+        27 => Op::Join(random.number()),
+        28 => Op::JoinBesideWrites { choice: random.number(), first: index as u64 * 1000 + 1 },
         29 => Op::Expand,
         30 => Op::Read(range(&mut random)),
         _ => Op::Reopen,
@@ -209,7 +215,29 @@ impl World {
                     let at = (choice % self.model.removed.len() as u64) as usize;
                     self.store.join(self.model.removed[at]).await?;
                 }
+                if let Some(sealed) = self.model.nth_snapshot(*choice) {
+                    self.store.tidy(sealed).await?;
+                }
                 return Ok(());
+            }
+            Op::JoinBesideWrites { choice, first } => {
+                let one = BlockRange::new(BlockIndex(0), 40);
+                let other = BlockRange::new(BlockIndex(200), 100);
+                one.blocks().chain(other.blocks()).for_each(|block| after.put(block, Fill(*first)));
+                self.pending = Some(after);
+                let removed = &self.model.removed;
+                let layer = removed.get((choice % removed.len().max(1) as u64) as usize);
+                let (join, flush, one, other) = tokio::join!(
+                    self.store.join(layer.copied().unwrap_or(self.model.head)),
+                    self.store.flush(),
+                    write_fills(&self.store, one, |_| Fill(*first)),
+                    write_fills(&self.store, other, |_| Fill(*first)),
+                );
+                join?;
+                flush?;
+                one?;
+                other?;
+                return self.done();
             }
             Op::Reopen => return self.reopen().await,
             Op::Snapshot => {
@@ -308,7 +336,12 @@ impl World {
             }
         }
         // What a crash left has been decided: no later look may differ, even after another kill.
-        model.top = found.into_iter().map(|sectors| vec![sectors]).collect();
+        for (history, sectors) in model.top.iter_mut().zip(found) {
+            if crash == Crash::PowerCut {
+                history.clear(); // what a kill left in the kernel may still be lost
+            }
+            history.push(sectors);
+        }
         drop(store);
         let disk = disk.after_kill();
         let store = open(&disk).await.expect("it opened before");
@@ -351,7 +384,7 @@ async fn read_sectors(
         }
         Ok(_) => {}
     }
-    Ok(buffer.chunks_exact(BLOCK).map(|block| Fill::sectors_of(block)).collect())
+    Ok(buffer.chunks_exact(BLOCK).map(Fill::sectors_of).collect())
 }
 
 async fn read_all(store: &Store<Disk>, view: View) -> Vec<[Fill; SECTORS]> {
