@@ -5,7 +5,9 @@ mod store;
 use ankole_blockdev::disk::Buffer;
 use ankole_replica::chain::{ChainChange, ChainOp, Seal};
 use ankole_replica::store::crash::{Disk, Faults, Random};
-use ankole_replica::store::{ReadError, ReplicaState, Store, StoreError, StoreOptions, View};
+use ankole_replica::store::{
+    BlockSum, Membership, ReadError, ReplicaState, Store, StoreError, StoreOptions, View,
+};
 use ankole_replica::types::{
     BlockIndex, BlockRange, ChainOpId, Fence, Generation, LayerId, Region, Session,
     VOLUME_UNIT_BYTES,
@@ -59,8 +61,10 @@ fn a_crash_at_every_sync_leaves_a_chain_from_before_or_after() {
         let (_, syncs) = calls_of(&ops).await;
         println!("{syncs} syncs");
         for at in 1..=syncs {
-            for crash in [Crash::Kill, Crash::PowerCut] {
-                println!("{crash:?} at sync {at}");
+            // One kill, and several power cuts: each loses other sectors.
+            for seed in 0..6 {
+                let crash = if seed == 0 { Crash::Kill } else { Crash::PowerCut };
+                println!("{crash:?} at sync {at}, seed {seed}");
                 let mut world = World::new(at).await;
                 world.disk.set_faults(Faults { end_at_sync: Some(at), ..Faults::default() });
                 for op in &ops {
@@ -68,7 +72,7 @@ fn a_crash_at_every_sync_leaves_a_chain_from_before_or_after() {
                         break;
                     }
                 }
-                world.crash(crash, at).await.check().await;
+                world.crash(crash, at * 10 + seed).await.check().await;
             }
         }
     });
@@ -355,29 +359,27 @@ fn a_rebuilt_replica_shows_what_its_peer_shows_in_every_view() {
                 .await
                 .expect("new");
             let store = Store::open(disk.clone(), StoreOptions::default()).await.expect("new");
+            let rebuilding = Membership { state: ReplicaState::Rebuilding, ..member() };
+            store.set_membership(rebuilding).await.expect("a sound disk");
             store.adopt_chain(&peer.chain()).await.expect("a sound chain");
             for layer in peer.chain().layers {
-                for region in 0..layer.size_bytes >> 20 {
-                    let range = Region(region).range();
-                    let sums = peer.own_sums(layer.id, range).await.expect("a sound disk");
-                    // Only own blocks count, but a view has all of them where they are own.
-                    let view = View::Layer(layer.id);
-                    let view = if layer.id == peer.chain().head { View::Top } else { view };
-                    if layer.removed {
-                        continue; // nobody can look at it; its blocks are taken below by its child
-                    }
-                    let (report, data) = peer.read(view, range, Buffer::zeroed(1 << 20)).await;
-                    report.expect("a sound disk");
-                    let seen = peer.sums(view, range).await.expect("a sound disk");
-                    let blocks = if chain_has_removed(peer) { &seen } else { &sums };
-                    let data = std::rc::Rc::new(data);
-                    let copied = store.copy(layer.id, range, blocks, data, 0, GENERATION).await;
-                    copied.expect("a sound disk");
-                }
+                copy_layer(peer, &store, layer.id, layer.size_bytes).await;
             }
+            // A snapshot while it is rebuilt: what is sealed can still be filled.
+            let next = LayerId(1000);
+            let change = ChainChange::Snapshot { seal: Seal::default(), new_head: next };
+            let head = store.chain().head;
+            let op = ChainOp { id: ChainOpId(1000), change };
+            store.apply(&op).await.expect("a sound disk");
+            copy_layer(peer, &store, head, VOLUME_UNIT_BYTES).await;
             let ready = ReplicaState::Ready;
-            let membership = ankole_replica::store::Membership { state: ready, ..member() };
+            let membership = Membership { state: ready, ..member() };
             store.set_membership(membership).await.expect("a sound disk");
+            let data = std::rc::Rc::new(Buffer::zeroed(1 << 20));
+            let range = Region(0).range();
+            let absent = vec![BlockSum::Absent; 256];
+            let late = store.copy(head, range, &absent, data, 0, GENERATION).await;
+            assert!(late.is_err(), "what is ready is sealed");
             drop(store);
             let store = open(&disk.after_power_cut(seed)).await.expect("it opens");
             store::world::check(&store, &world.model).await;
@@ -385,6 +387,13 @@ fn a_rebuilt_replica_shows_what_its_peer_shows_in_every_view() {
     }
 }
 
-fn chain_has_removed(store: &Store<Disk>) -> bool {
-    store.chain().layers.iter().any(|layer| layer.removed)
+async fn copy_layer(from: &Store<Disk>, to: &Store<Disk>, layer: LayerId, size_bytes: u64) {
+    for region in 0..size_bytes >> 20 {
+        let range = Region(region).range();
+        let blocks = from.own_sums(layer, range).await.expect("a sound disk");
+        let (report, data) = from.read(View::Own(layer), range, Buffer::zeroed(1 << 20)).await;
+        report.expect("a sound disk");
+        let data = std::rc::Rc::new(data);
+        to.copy(layer, range, &blocks, data, 0, GENERATION).await.expect("a sound disk");
+    }
 }

@@ -65,6 +65,8 @@ pub enum View {
     Top,
     /// As seen at a snapshot.
     Layer(LayerId),
+    /// What one layer itself has, removed or not; other blocks are zeroes. For a rebuild.
+    Own(LayerId),
 }
 
 /// One replica's directory, open and locked.
@@ -239,6 +241,10 @@ impl<S: Storage> Store<S> {
         let layers = self.layers.borrow();
         match view {
             View::Top => Ok(layers.top.clone()),
+            View::Own(id) => {
+                let layer = layers.by_id.get(&id).ok_or(ChainError::NoLayer(id))?;
+                Ok([layer.clone()].into())
+            }
             View::Layer(id) => {
                 let chain = self.chain.get();
                 if id != layers.top[0].id {

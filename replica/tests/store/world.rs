@@ -390,7 +390,7 @@ async fn read_sectors(
 async fn read_all(store: &Store<Disk>, view: View) -> Vec<[Fill; SECTORS]> {
     let size_bytes = match view {
         View::Top => store.size_bytes(),
-        View::Layer(id) => {
+        View::Layer(id) | View::Own(id) => {
             let chain = store.chain();
             chain.layers.iter().find(|layer| layer.id == id).expect("it is there").size_bytes
         }
