@@ -171,7 +171,7 @@ mod tests {
             };
             let status = VolumeStatus { record: Some(record), ..VolumeStatus::default() };
             let spec = request.validate().unwrap();
-            store.add(&Volume { name: request.name, spec, status }).unwrap();
+            store.add(&Volume { name: request.name, uid: "u1".into(), spec, status }).unwrap();
             let socket = folder.path().join("arbiter.sock");
             let serving = Arc::clone(&store);
             let (listening, is_listening) = std::sync::mpsc::channel();

@@ -1,66 +1,359 @@
-//! Where the control plane meets the crate `ankole-backup`: the only file that calls it.
+//! Where the control plane meets the crate `ankole-backup`: only this module calls it.
 //!
-//! The first two run in the manager and may attach volumes ([`Service::engage`]). The others need
-//! no manager: the command line calls them in its own process.
+//! [`create`] and [`restore_to_volume`] run in the manager and attach volumes
+//! ([`Service::engage`]). The others need no manager: the command line calls them in its own
+//! process.
+//!
+//! ```text
+//! create             replicas ──ReplicaReader──▶ SnapshotSource ──▶ target
+//! restore_to_volume  target ──▶ VolumeSink ──NBD──▶ engine
+//! ```
 
+mod sink;
+mod source;
+
+use std::ops::ControlFlow;
 use std::path::Path;
 
-use crate::api::backup::{BackupView, JobProgress, RestoreRequest};
-use crate::api::{ApiError, Name};
-use crate::service::{JobControl, Service};
+use ankole_backup::inventory::{self, BackupState as Found};
+use ankole_backup::manifest::BackupManifest;
+use ankole_backup::plan::BackupMode;
+use ankole_backup::prune::{self, Collected};
+use ankole_backup::target::TargetError;
+use ankole_backup::url::UrlError;
+use ankole_backup::{
+    self as backup, BackupUrl, LockTimes, RestoreOptions, Source, Target, TargetUrl,
+};
+
+use self::sink::VolumeSink;
+use self::source::SnapshotSource;
+use crate::agent::layout::random_hex;
+use crate::api::attachment::TicketKind;
+use crate::api::backup::{BackupState, BackupView, JobProgress, RestoreRequest};
+use crate::api::error::chain;
+use crate::api::snapshot::{SnapshotRequest, SnapshotStatus};
+use crate::api::volume::{Frontend, Transport, VolumeRequest};
+use crate::api::{ApiError, ErrorKind, Name};
+use crate::service::{JobControl, Service, generated_name};
+
+/// Blocks of 2 MiB in work at a time, where a replica or an engine is at the other end.
+const WORKERS: usize = 4;
+/// Bad blocks that an error names; their number is told too.
+const BAD_BLOCKS_NAMED: usize = 3;
 
 /// Told now and then, from any thread.
 pub type Progress<'a> = &'a (dyn Fn(JobProgress) + Sync);
 
-fn not_wired() -> ApiError {
-    ApiError::failed("backups aren't wired into this build yet")
-}
-
 /// Backs the snapshot up; without one, makes a snapshot first.
 pub fn create(
-    _service: &Service,
-    _control: &JobControl<'_>,
-    _volume: &Name,
-    _snapshot: Option<&Name>,
-    _target: &str,
+    service: &Service,
+    control: &JobControl<'_>,
+    volume: &Name,
+    snapshot: Option<&Name>,
+    target: &str,
 ) -> Result<BackupView, ApiError> {
-    Err(not_wired())
+    let (url, target) = open(target)?; // before a snapshot is made for it
+    let engaged = service.engage(volume, TicketKind::Backup)?;
+    let found = match snapshot {
+        Some(name) => find_snapshot(service, volume, name)?,
+        None => make_snapshot(service, volume)?,
+    };
+    let name = found.name.clone();
+    let source = SnapshotSource::new(service, engaged, volume, found);
+    let backup = format!("backup-{}", random()?).parse().map_err(|error| failed(&error))?;
+    let request = backup::BackupRequest {
+        mode: BackupMode::Incremental,
+        workers: WORKERS,
+        ..backup::BackupRequest::new(backup)
+    };
+    let on_progress = |progress| watch(service, control, progress);
+    match backup::back_up(&*target, &source, &request, &on_progress) {
+        Ok(report) => view(&url, source.size_bytes(), &report.manifest),
+        Err(error) => {
+            let error = refused(error);
+            Err(match snapshot {
+                Some(_) => error,
+                None => error.next(format!(
+                    "snapshot {name} was made for it and stays: go on with --snapshot {name}, or ankole snapshot rm {volume} {name}"
+                )),
+            })
+        }
+    }
 }
 
-/// Makes the volume and fills it.
+fn find_snapshot(
+    service: &Service,
+    volume: &Name,
+    name: &Name,
+) -> Result<SnapshotStatus, ApiError> {
+    let chain = service.snapshots(volume)?;
+    chain.snapshots.into_iter().find(|snapshot| snapshot.name == **name).ok_or_else(|| {
+        ApiError::not_found(format!("volume {volume} has no snapshot {name}"))
+            .next(format!("ankole snapshot ls {volume} shows what it has"))
+    })
+}
+
+fn make_snapshot(service: &Service, volume: &Name) -> Result<SnapshotStatus, ApiError> {
+    let name = generated_name("backup");
+    service.create_snapshot(volume, SnapshotRequest { name: Some(name.clone()) })?;
+    find_snapshot(service, volume, &name)
+}
+
+/// Makes the volume and fills it. If that fails, the volume is removed again.
 pub fn restore_to_volume(
-    _service: &Service,
-    _control: &JobControl<'_>,
-    _request: &RestoreRequest,
+    service: &Service,
+    control: &JobControl<'_>,
+    request: &RestoreRequest,
 ) -> Result<BackupView, ApiError> {
-    Err(not_wired())
+    let (url, target) = open_backup(&request.url)?;
+    let (manifest, backup) = inventory::inspect(&*target, &url.volume, &url.backup)?;
+    let volume = &request.volume;
+    service.create_volume(&VolumeRequest {
+        name: volume.clone(),
+        size_bytes: manifest.size_bytes,
+        replicas: request.replicas,
+        frontend: Frontend::default(),
+        transport: Transport::default(),
+        in_engine: false,
+    })?;
+    let fill = || {
+        let engaged = service.engage(volume, TicketKind::Restore)?;
+        let sink = VolumeSink::open(&engaged.nbd, engaged.status.size_bytes)?;
+        let options = RestoreOptions { workers: WORKERS, ..RestoreOptions::default() };
+        let on_progress = |progress| watch(service, control, progress);
+        backup::restore(&*target, &url.volume, &url.backup, &sink, &options, &on_progress)?;
+        Ok(())
+    };
+    fill().map_err(|error: ApiError| match service.delete_volume(volume) {
+        Ok(_) => ApiError {
+            message: format!(
+                "{}; volume {volume}, filled in part, is removed again",
+                error.message
+            ),
+            ..error
+        },
+        Err(left) => error.next(format!(
+            "volume {volume} is left, filled in part ({left}); remove it: ankole volume rm {volume}"
+        )),
+    })?;
+    view(&url.target, manifest.size_bytes, &backup)
 }
 
-/// All backups of a target, of one volume or of all.
-pub fn list(_target: &str, _volume: Option<&str>) -> Result<Vec<BackupView>, ApiError> {
-    Err(not_wired())
+/// All backups of a target, of one volume or of all; also those that can't be restored.
+pub fn list(target: &str, volume: Option<&str>) -> Result<Vec<BackupView>, ApiError> {
+    let (url, target) = open(target)?;
+    let volumes = match volume {
+        Some(volume) => vec![volume.parse::<backup::Name>()?],
+        None => inventory::volumes(&*target)?,
+    };
+    let mut views = Vec::new();
+    for volume in volumes {
+        for entry in inventory::backups(&*target, &volume)? {
+            let state = match entry.state {
+                Found::Complete(manifest) => {
+                    // The size is the volume's: the manifest doesn't have it.
+                    let (volume, _) = inventory::inspect(&*target, &volume, &entry.name)?;
+                    views.push(view(&url, volume.size_bytes, &manifest)?);
+                    continue;
+                }
+                Found::InProgress => BackupState::InProgress,
+                Found::Unreadable(error) => {
+                    tracing::warn!(%volume, backup = %entry.name, error = chain(&error), "unreadable");
+                    BackupState::Unreadable
+                }
+            };
+            views.push(BackupView {
+                name: entry.name.to_string(),
+                volume: volume.to_string(),
+                snapshot: String::new(),
+                state,
+                url: url.backup(&volume, &entry.name).to_string(),
+                created: String::new(),
+                size_bytes: 0,
+                new_bytes: 0,
+                labels: Default::default(),
+            });
+        }
+    }
+    Ok(views)
 }
 
 /// One backup, by its URL.
-pub fn inspect(_url: &str) -> Result<BackupView, ApiError> {
-    Err(not_wired())
+pub fn inspect(url: &str) -> Result<BackupView, ApiError> {
+    let (url, target) = open_backup(url)?;
+    let (volume, manifest) = inventory::inspect(&*target, &url.volume, &url.backup)?;
+    view(&url.target, volume.size_bytes, &manifest)
 }
 
 /// Reads every block of the backup and compares it with its checksum.
-pub fn verify(_url: &str, _progress: Progress<'_>) -> Result<BackupView, ApiError> {
-    Err(not_wired())
+pub fn verify(url: &str, progress: Progress<'_>) -> Result<BackupView, ApiError> {
+    let backup = inspect(url)?;
+    let (url, target) = open_backup(url)?;
+    let options = RestoreOptions::default();
+    let on_progress = |now| show(progress, now);
+    let report = inventory::verify(&*target, &url.volume, &url.backup, &options, &on_progress)?;
+    if report.bad_blocks.is_empty() {
+        return Ok(backup);
+    }
+    let named = report.bad_blocks.iter().take(BAD_BLOCKS_NAMED).map(|bad| {
+        let problem = chain(&bad.problem);
+        format!("at offset {} {}: {problem}", bad.offset_bytes, bad.path)
+    });
+    let (bad, all) = (report.bad_blocks.len(), report.blocks);
+    let named = named.collect::<Vec<_>>().join("; ");
+    let cause = if bad > BAD_BLOCKS_NAMED { "the first are " } else { "" };
+    Err(ApiError::failed(format!("backup {}: {bad} of {all} blocks are bad: {cause}{named}", url.backup))
+        .next("it can't be restored; back the volume up again while you have it, and look at the target's disk"))
 }
 
-/// Removes the backup, and the blocks that no other backup needs.
-pub fn remove(_url: &str) -> Result<(), ApiError> {
-    Err(not_wired())
+/// Removes the backup, complete or not, and the blocks that no other backup needs. Gives what a
+/// person should know about blocks that stay.
+pub fn remove(url: &str) -> Result<Option<String>, ApiError> {
+    let (url, target) = open_backup(url)?;
+    let collected = prune::delete_backup(&*target, &url.volume, &url.backup, LockTimes::default())?;
+    Ok(why_kept(&url.volume, &collected))
+}
+
+/// Removes the blocks that no backup needs: what interrupted backups have left. Gives a line for
+/// each volume.
+pub fn prune(target: &str, volume: Option<&str>) -> Result<Vec<String>, ApiError> {
+    let (_, target) = open(target)?;
+    let volumes = match volume {
+        Some(volume) => vec![volume.parse::<backup::Name>()?],
+        None => inventory::volumes(&*target)?,
+    };
+    let mut lines = Vec::new();
+    for volume in volumes {
+        let collected = prune::prune(&*target, &volume, LockTimes::default())?;
+        lines.push(match &collected {
+            Collected::Blocks { deleted, kept } => {
+                format!("volume {volume}: {deleted} blocks removed, {kept} are needed")
+            }
+            Collected::Nothing(why) => format!("volume {volume}: nothing removed: {why}"),
+        });
+    }
+    Ok(lines)
 }
 
 /// To a raw image; the file must not exist.
 pub fn restore_to_file(
-    _url: &str,
-    _path: &Path,
-    _progress: Progress<'_>,
+    url: &str,
+    path: &Path,
+    progress: Progress<'_>,
 ) -> Result<BackupView, ApiError> {
-    Err(not_wired())
+    let backup = inspect(url)?;
+    let (url, target) = open_backup(url)?;
+    let options = RestoreOptions::default();
+    let on_progress = |now| show(progress, now);
+    let (volume, name) = (&url.volume, &url.backup);
+    backup::restore_to_file(&*target, volume, name, path, false, &options, &on_progress)?;
+    Ok(backup)
+}
+
+fn why_kept(volume: &backup::Name, collected: &Collected) -> Option<String> {
+    match collected {
+        Collected::Blocks { .. } => None,
+        Collected::Nothing(why) => Some(format!("volume {volume}: no blocks removed yet: {why}")),
+    }
+}
+
+fn open(target: &str) -> Result<(TargetUrl, Box<dyn Target>), ApiError> {
+    let url: TargetUrl = target.parse()?;
+    let target = url.open()?;
+    Ok((url, target))
+}
+
+fn open_backup(url: &str) -> Result<(BackupUrl, Box<dyn Target>), ApiError> {
+    let url: BackupUrl = url.parse()?;
+    let target = url.target.open()?;
+    Ok((url, target))
+}
+
+fn view(
+    target: &TargetUrl,
+    size_bytes: u64,
+    manifest: &BackupManifest,
+) -> Result<BackupView, ApiError> {
+    let url = target.backup(&manifest.volume_name.parse()?, &manifest.name.parse()?);
+    Ok(BackupView {
+        name: manifest.name.clone(),
+        volume: manifest.volume_name.clone(),
+        snapshot: manifest.snapshot_name.clone(),
+        state: BackupState::Complete,
+        url: url.to_string(),
+        created: manifest.created_time.0.clone(),
+        size_bytes,
+        new_bytes: manifest.newly_uploaded_bytes,
+        labels: manifest.labels.clone().unwrap_or_default(),
+    })
+}
+
+/// Ends the work when the manager ends: what is stored already isn't uploaded again.
+fn watch(
+    service: &Service,
+    control: &JobControl<'_>,
+    progress: backup::Progress,
+) -> ControlFlow<()> {
+    control.progress(job_progress(progress));
+    if service.is_stopping() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+}
+
+fn show(progress: Progress<'_>, now: backup::Progress) -> ControlFlow<()> {
+    progress(job_progress(now));
+    ControlFlow::Continue(())
+}
+
+fn job_progress(progress: backup::Progress) -> JobProgress {
+    JobProgress { done_bytes: progress.bytes_done, total_bytes: progress.bytes_total }
+}
+
+fn random() -> Result<String, ApiError> {
+    random_hex::<8>().map_err(|error| failed(&error))
+}
+
+fn failed(error: &dyn std::error::Error) -> ApiError {
+    ApiError::failed(chain(error))
+}
+
+fn refused(error: backup::Error) -> ApiError {
+    use backup::Error;
+    let kind = match &error {
+        Error::NoSuchVolume { .. } | Error::NoSuchBackup { .. } => ErrorKind::NotFound,
+        Error::BackupExists { .. }
+        | Error::InProgress { .. }
+        | Error::Busy { .. }
+        | Error::Shrank { .. }
+        | Error::FileExists { .. }
+        | Error::FileBusy { .. } => ErrorKind::Conflict,
+        Error::Name(_) | Error::NotWholeBlocks { .. } | Error::SingleFile { .. } => {
+            ErrorKind::Invalid
+        }
+        _ => ErrorKind::Failed,
+    };
+    // Their texts say the next step themselves.
+    ApiError::new(kind, chain(&error))
+}
+
+impl From<backup::Error> for ApiError {
+    fn from(error: backup::Error) -> Self {
+        refused(error)
+    }
+}
+
+impl From<TargetError> for ApiError {
+    fn from(error: TargetError) -> Self {
+        failed(&error)
+    }
+}
+
+impl From<UrlError> for ApiError {
+    fn from(error: UrlError) -> Self {
+        Self::invalid(chain(&error))
+    }
+}
+
+impl From<backup::name::NameError> for ApiError {
+    fn from(error: backup::name::NameError) -> Self {
+        Self::invalid(error.to_string())
+    }
 }

@@ -11,6 +11,7 @@ pub mod engine;
 pub mod listen;
 pub mod message;
 pub mod payload;
+pub mod reader;
 pub mod replication;
 pub mod server;
 mod service;

@@ -59,8 +59,8 @@ impl fmt::Display for Address {
     }
 }
 
-type Reader = Box<dyn AsyncRead + Unpin>;
-type Writer = Box<dyn AsyncWrite + Unpin>;
+pub type Reader = Box<dyn AsyncRead + Send + Unpin>;
+pub type Writer = Box<dyn AsyncWrite + Send + Unpin>;
 
 /// Connects to a served replica.
 pub async fn connect(address: &Address) -> io::Result<(Reader, Writer)> {

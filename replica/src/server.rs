@@ -40,11 +40,15 @@ pub struct Replica {
     pub(crate) generation: Cell<Generation>,
     /// One `Hello` or `Advance` at a time.
     greeting: Mutex<()>,
+    /// How often all layers were dropped to be filled anew: what readers saw before is gone.
+    adoptions: Cell<u64>,
 }
 
 /// What one `Hello` opened.
 pub(crate) struct Session {
     role: Role,
+    /// Of the replica, when the session began.
+    adoptions: u64,
     over: Cell<bool>,
     running: Cell<usize>,
     idle: Notify,
@@ -94,6 +98,7 @@ impl Replica {
             engine: RefCell::new(None),
             generation: Cell::new(generation),
             greeting: Mutex::new(()),
+            adoptions: Cell::new(0),
         }))
     }
 
@@ -126,13 +131,14 @@ impl Replica {
         let identity = self.store.identity();
         let session = Rc::new(Session {
             role: hello.role,
+            adoptions: self.adoptions.get(),
             over: Cell::new(false),
             running: Cell::new(0),
             idle: Notify::new(),
         });
         match &hello.claim {
             Some(claim) if hello.role != Role::Reader => self.claim(claim, &session).await?,
-            None if hello.role == Role::Reader => {}
+            None if hello.role == Role::Reader => self.refuse_to_show_half()?,
             _ => {
                 let message = "an engine claims, a reader doesn't".into();
                 return Err(Refusal::Invalid { message });
@@ -147,6 +153,21 @@ impl Replica {
             chain: self.store.chain(),
         };
         Ok((session, welcome))
+    }
+
+    /// While a rebuild fills the layers, what they lack would read as zeroes.
+    fn refuse_to_show_half(&self) -> Result<(), Refusal> {
+        match self.store.membership().state {
+            ReplicaState::Ready | ReplicaState::Member => Ok(()),
+            ReplicaState::New | ReplicaState::Rebuilding | ReplicaState::Failed => {
+                Err(Refusal::Invalid { message: "it has no whole copy to be read".into() })
+            }
+        }
+    }
+
+    /// Before the layers are dropped: ends what readers have begun, see [`Conversation::handle`].
+    pub(crate) fn adopts(&self) {
+        self.adoptions.set(self.adoptions.get() + 1);
     }
 
     /// Rule 2: durable, then older ones end, then the answer.
@@ -240,7 +261,13 @@ impl Conversation {
             return Reply::Refused(Refusal::Invalid { message: "a reader only reads".into() });
         }
         let _running = Running::begin(&session);
-        service::carry_out(&self.replica, request).await.unwrap_or_else(Reply::Refused)
+        let reply = service::carry_out(&self.replica, request).await;
+        // A rebuild that began meanwhile, or earlier, has emptied the layers.
+        if session.role == Role::Reader && session.adoptions != self.replica.adoptions.get() {
+            let message = "it is being rebuilt, and has nothing to show until then".into();
+            return Reply::Refused(Refusal::Invalid { message });
+        }
+        reply.unwrap_or_else(Reply::Refused)
     }
 }
 

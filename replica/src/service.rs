@@ -58,6 +58,7 @@ pub(crate) async fn carry_out(replica: &Rc<Replica>, request: Request<Rc<Payload
         Request::Changed { after, upto, from } => changed(replica, after, upto, from),
         Request::Join { layer } => done(store.join(layer).await.map(|_| ())),
         Request::AdoptChain(chain) => {
+            replica.adopts();
             done(store.set_membership(membership(replica, ReplicaState::Rebuilding)).await)?;
             done(store.adopt_chain(&chain).await)
         }

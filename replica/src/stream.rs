@@ -97,6 +97,12 @@ pub async fn write_frames<W: AsyncWrite + Unpin>(
     stream.shutdown().await
 }
 
+/// Writes one frame.
+pub async fn write_frame<W: AsyncWrite + Unpin>(stream: &mut W, frame: &Frame) -> io::Result<()> {
+    let parts = [&frame.head[..], frame.data()];
+    write_all(stream, parts.into_iter().filter(|part| !part.is_empty()).collect()).await
+}
+
 async fn write_all<W: AsyncWrite + Unpin>(
     stream: &mut W,
     mut parts: VecDeque<&[u8]>,

@@ -1,11 +1,13 @@
 //! Backups, and the jobs that make and restore them.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use super::{ApiError, Name};
 
 /// What `POST /v1/backups` takes. Without a snapshot, one is made for it; without a target, the
-/// one that is named `default`.
+/// one that is named `default` or, if there is but one, that.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct BackupRequest {
@@ -32,10 +34,13 @@ pub struct RestoreRequest {
 pub struct BackupView {
     pub name: String,
     pub volume: String,
+    /// Empty, as all that follows the URL, unless the backup is complete.
     pub snapshot: String,
+    pub state: BackupState,
     /// `TARGET?backup=NAME&volume=NAME`, as Longhorn writes it.
     pub url: String,
-    pub created_unix_s: u64,
+    /// RFC 3339, in UTC.
+    pub created: String,
     pub size_bytes: u64,
     /// What this backup alone had to upload.
     pub new_bytes: u64,
@@ -47,6 +52,26 @@ pub struct BackupView {
 pub struct JobProgress {
     pub done_bytes: u64,
     pub total_bytes: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum BackupState {
+    Complete,
+    /// Being made, or left by a maker that died.
+    InProgress,
+    /// Its manifest is damaged.
+    Unreadable,
+}
+
+impl fmt::Display for BackupState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Complete => "complete",
+            Self::InProgress => "in progress",
+            Self::Unreadable => "unreadable",
+        })
+    }
 }
 
 /// Work that outlives one request. Jobs live in the manager's memory, the newest are kept.

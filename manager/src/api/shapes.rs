@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 
 use super::ApiError;
 use super::attachment::{Ticket, TicketKind};
-use super::backup::{BackupView, Job, JobProgress, JobState};
+use super::backup::{BackupState, BackupView, Job, JobProgress, JobState};
 use super::replica::{Mode, ReplicaView};
 use super::snapshot::Chain;
 use super::volume::{Condition, Frontend, Reason, Robustness, State, VolumeView};
@@ -44,6 +44,7 @@ pub(super) fn volume() -> VolumeView {
         Some(Progress { done_bytes: 1 << 20, total_bytes: 1 << 30, bytes_per_second: 1 << 20 });
     VolumeView {
         name: "v1".parse().unwrap(),
+        uid: "0123456789abcdef0123456789abcdef".into(),
         state: State::Attached,
         robustness: Robustness::Degraded,
         size_bytes: 1 << 30,
@@ -103,8 +104,9 @@ fn a_job_at_its_end() {
         name: "backup-1".into(),
         volume: "v1".into(),
         snapshot: "s1".into(),
+        state: BackupState::Complete,
         url: "file:///backups?backup=backup-1&volume=v1".into(),
-        created_unix_s: 1_800_000_000,
+        created: "2027-01-15T08:00:00Z".into(),
         size_bytes: 1 << 30,
         new_bytes: 2 << 20,
         labels: BTreeMap::new(),

@@ -19,6 +19,8 @@ pub const REPLICAS_MAX: u8 = 8;
 #[serde(rename_all = "camelCase")]
 pub struct Volume {
     pub name: Name,
+    /// Random, made with the volume: tells it from every other of its name.
+    pub uid: String,
     pub spec: VolumeSpec,
     pub status: VolumeStatus,
 }
@@ -217,6 +219,7 @@ pub enum Reason {
 #[serde(rename_all = "camelCase")]
 pub struct VolumeView {
     pub name: Name,
+    pub uid: String,
     pub state: State,
     pub robustness: Robustness,
     pub size_bytes: u64,

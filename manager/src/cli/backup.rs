@@ -7,10 +7,11 @@ use std::time::Duration;
 use clap::Subcommand;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::output::{Format, column, wide};
+use super::output::{Format, column, remark, wide};
 use super::{Done, Outcome, Session, confirm};
 use crate::api::backup::{BackupRequest, BackupView, Job, JobProgress, JobState, RestoreRequest};
 use crate::api::size::human;
+use crate::api::target::choose;
 use crate::api::{ApiError, Name};
 use crate::backup_job;
 use crate::client::Client;
@@ -45,6 +46,14 @@ pub(super) enum BackupCommand {
         /// Don't ask
         #[arg(long)]
         yes: bool,
+    },
+    /// Remove blocks that no backup needs, left by interrupted backups
+    Prune {
+        /// A URL such as file:///PATH, or the name of a target
+        #[arg(long, value_name = "URL")]
+        target: Option<String>,
+        #[arg(long)]
+        volume: Option<String>,
     },
     /// Restore to a new volume, or to a file; the second needs no server
     Restore(RestoreArgs),
@@ -89,18 +98,32 @@ pub(super) fn run(session: &Session<'_>, command: BackupCommand) -> Outcome {
         }
         BackupCommand::Rm { url, yes } => {
             confirm(&format!("remove the backup {url}"), yes)?;
-            backup_job::remove(&url).map(|()| Done::Well)
+            if let Some(kept) = backup_job::remove(&url)? {
+                remark(&kept);
+            }
+            Ok(Done::Well)
+        }
+        BackupCommand::Prune { target, volume } => {
+            let target = target_url(session, target.as_deref())?;
+            for line in backup_job::prune(&target, volume.as_deref())? {
+                session.output.line(&line)?;
+            }
+            Ok(Done::Well)
         }
         BackupCommand::Restore(args) => restore(session, args),
     }
 }
 
 /// A URL needs no server; a name does.
+fn target_url(session: &Session<'_>, target: Option<&str>) -> Result<String, ApiError> {
+    match target {
+        Some(url) if url.contains("://") => Ok(url.into()),
+        target => choose(&session.client()?.targets()?, target),
+    }
+}
+
 fn list(session: &Session<'_>, target: Option<&str>, volume: Option<&str>) -> Outcome {
-    let backups = match target {
-        Some(url) if url.contains("://") => backup_job::list(url, volume)?,
-        target => session.client()?.backups(target, volume)?,
-    };
+    let backups = backup_job::list(&target_url(session, target)?, volume)?;
     session.output.list(
         &backups,
         |backup: &BackupView| backup.url.clone(),
@@ -108,6 +131,8 @@ fn list(session: &Session<'_>, target: Option<&str>, volume: Option<&str>) -> Ou
             column("NAME", |b: &BackupView| b.name.clone()),
             column("VOLUME", |b| b.volume.clone()),
             column("SNAPSHOT", |b| b.snapshot.clone()),
+            column("STATE", |b| b.state.to_string()),
+            column("CREATED", |b| b.created.clone()),
             column("SIZE", |b| human(b.size_bytes)),
             column("NEW", |b| human(b.new_bytes)),
             wide("URL", |b| b.url.clone()),
@@ -158,6 +183,8 @@ fn details(session: &Session<'_>, backup: &BackupView) -> Outcome {
         ("name", backup.name.clone()),
         ("volume", backup.volume.clone()),
         ("snapshot", backup.snapshot.clone()),
+        ("state", backup.state.to_string()),
+        ("created", backup.created.clone()),
         ("url", backup.url.clone()),
         ("size", human(backup.size_bytes)),
         ("new", human(backup.new_bytes)),

@@ -90,15 +90,6 @@ impl Client {
         self.delete(&format!("/v1/targets/{name}"))
     }
 
-    pub fn backups(
-        &self,
-        target: Option<&str>,
-        volume: Option<&str>,
-    ) -> Result<Vec<BackupView>, ApiError> {
-        let target = target.map(|target| ("target", target));
-        let volume = volume.map(|volume| ("volume", volume));
-        self.get("/v1/backups", &target.into_iter().chain(volume).collect::<Vec<_>>())
-    }
     pub fn create_backup(&self, request: &BackupRequest) -> Result<Job, ApiError> {
         self.send("POST", "/v1/backups", request)
     }

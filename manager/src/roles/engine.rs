@@ -40,6 +40,10 @@ pub struct EngineArgs {
     /// ID=unix:PATH, ID=tcp:127.0.0.1:PORT, or ID=dir:PATH for one inside this process; repeatable
     #[arg(long = "replica", value_name = "ID=ADDRESS", required = true, value_parser = replica)]
     pub replicas: Vec<ReplicaAddress>,
+    /// ID=unix:PATH or ID=tcp:127.0.0.1:PORT: where a replica inside this process is served to
+    /// backups; repeatable
+    #[arg(long = "serve-local", value_name = "ID=ADDRESS", value_parser = replica)]
+    pub serve_local: Vec<ReplicaAddress>,
     #[arg(long, value_enum, default_value_t = EngineFrontend::Socket)]
     pub frontend: EngineFrontend,
     /// The unix socket that serves NBD, whatever the frontend is
@@ -87,6 +91,7 @@ async fn serve(args: EngineArgs) -> anyhow::Result<()> {
     }
     anyhow::ensure!(addresses.len() <= SLOTS_MAX, "at most {SLOTS_MAX} replicas are possible");
     let replicas: Vec<ReplicaId> = addresses.keys().cloned().collect();
+    let local = local_replicas(&addresses, &args.serve_local)?;
     let config = Config {
         recover: args.recover,
         ..Config::new(&args.volume, InstanceId(args.instance.clone()), replicas)
@@ -102,7 +107,14 @@ async fn serve(args: EngineArgs) -> anyhow::Result<()> {
     });
 
     if engine.opened().await.is_ok() {
+        let serving = local.into_iter().map(|(directory, address)| {
+            tokio::task::spawn_local(serve_local(engine.clone(), directory, address))
+        });
+        let serving: Vec<_> = serving.collect();
         serve_frontend(&engine, &args).await?;
+        for task in serving {
+            let _ended = task.await;
+        }
     }
     match engine.ended().await {
         End::Detached => {
@@ -121,6 +133,28 @@ async fn serve(args: EngineArgs) -> anyhow::Result<()> {
             warn!(volume = args.volume, reason, "the volume has to be opened anew");
             std::process::exit(REOPEN);
         }
+    }
+}
+
+/// Directories of replicas inside this process, and where each is served to readers.
+fn local_replicas(
+    addresses: &BTreeMap<ReplicaId, Address>,
+    served: &[ReplicaAddress],
+) -> anyhow::Result<Vec<(PathBuf, Address)>> {
+    let find = |local: &ReplicaAddress| match addresses.get(&local.replica) {
+        Some(Address::Directory(directory)) => {
+            let address = local.address.parse();
+            Ok((directory.clone(), address.with_context(|| format!("replica {}", local.replica))?))
+        }
+        _ => anyhow::bail!("replica {} isn't inside this process", local.replica),
+    };
+    served.iter().map(find).collect()
+}
+
+/// The volume can do without: only backups need it.
+async fn serve_local(engine: Engine, directory: PathBuf, address: Address) {
+    if let Err(error) = engine.serve_local(&directory, &address).await {
+        error!(%error, %address, "the replica in this process can't be read by backups");
     }
 }
 

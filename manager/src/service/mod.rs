@@ -12,6 +12,7 @@ use std::sync::Arc;
 use ankole_replica::admin;
 
 pub use jobs::JobControl;
+pub(crate) use snapshots::generated_name;
 pub use volumes::Engaged;
 
 use self::jobs::Jobs;

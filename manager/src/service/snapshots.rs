@@ -16,7 +16,7 @@ const STATUS_TIMEOUT: Duration = Duration::from_secs(10);
 
 impl Service {
     pub fn snapshots(&self, volume: &Name) -> Result<Chain, ApiError> {
-        let engaged = self.engage(volume, TicketKind::Snapshot, true)?;
+        let engaged = self.engage(volume, TicketKind::Snapshot)?;
         chain(volume, &engaged)
     }
 
@@ -28,7 +28,7 @@ impl Service {
     ) -> Result<Chain, ApiError> {
         let name = match request.name {
             Some(name) => name,
-            None => generated_name(),
+            None => generated_name("snap"),
         };
         self.change_chain(
             volume,
@@ -45,7 +45,7 @@ impl Service {
     }
 
     fn change_chain(&self, volume: &Name, request: &Request) -> Result<Chain, ApiError> {
-        let engaged = self.engage(volume, TicketKind::Snapshot, false)?;
+        let engaged = self.engage(volume, TicketKind::Snapshot)?;
         admin::ask(&engaged.admin, request, CHAIN_TIMEOUT).map_err(|error| {
             let error = ApiError::from(error);
             ApiError { message: format!("volume {volume}: {}", error.message), ..error }
@@ -69,8 +69,8 @@ fn chain(volume: &Name, engaged: &Engaged<'_>) -> Result<Chain, ApiError> {
 }
 
 /// Sorts by time, and is as good as unique within a volume.
-fn generated_name() -> Name {
+pub(crate) fn generated_name(prefix: &'static str) -> Name {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     let milliseconds = now.map_or(0, |now| now.as_millis());
-    format!("snap-{milliseconds:013}").parse().expect("letters, digits and a hyphen")
+    format!("{prefix}-{milliseconds:013}").parse().expect("letters, digits and a hyphen")
 }

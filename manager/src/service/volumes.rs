@@ -33,8 +33,9 @@ pub struct Engaged<'a> {
     pub endpoint: String,
     pub status: EngineStatus,
     pub replicas: Vec<ReplicaAddress>,
-    /// Where the replicas lie; each is locked by the process that serves it.
-    pub directories: Vec<PathBuf>,
+    /// The unix socket that serves the volume over NBD, whatever its frontend is.
+    pub nbd: PathBuf,
+    pub uid: String,
 }
 
 /// Takes the ticket of a job back when the job is done, however it ends.
@@ -65,7 +66,8 @@ impl Service {
         }
         let places = self.places(name, &spec)?;
         let status = VolumeStatus { places, ..VolumeStatus::default() };
-        self.context.store.add(&Volume { name: name.clone(), spec, status })?;
+        let uid = random_hex::<16>().map_err(|error| ApiError::failed(error.to_string()))?;
+        self.context.store.add(&Volume { name: name.clone(), uid, spec, status })?;
 
         let failed = self.context.board.wait(name, FORMAT_PATIENCE, |observed| {
             let observed = observed?;
@@ -163,13 +165,11 @@ impl Service {
         Ok(())
     }
 
-    /// Attaches the volume for a job, and waits until it can be used.
-    pub fn engage(
-        &self,
-        name: &Name,
-        kind: TicketKind,
-        read_only: bool,
-    ) -> Result<Engaged<'_>, ApiError> {
+    /// Attaches the volume for a job, and waits until it can be used. Takes part in an attachment
+    /// that is read-only: a job's own requests go to the engine, not through its frontend.
+    pub fn engage(&self, name: &Name, kind: TicketKind) -> Result<Engaged<'_>, ApiError> {
+        let tickets = self.volume(name)?.tickets;
+        let read_only = !tickets.is_empty() && tickets.iter().all(|ticket| ticket.read_only);
         let random = random_hex::<8>().map_err(|error| ApiError::failed(error.to_string()))?;
         let id = format!("{kind}-{random}");
         self.attach(name, &id, kind, &AttachRequest { read_only, node: None })?;
@@ -184,8 +184,7 @@ impl Service {
                 .next(format!("ankole volume why {name} says what it waits for")));
         };
         let volume: Volume = self.context.store.read(name)?;
-        let places = volume.status.places.iter();
-        let replicas = places.clone().map(|place| ReplicaAddress {
+        let replicas = volume.status.places.iter().map(|place| ReplicaAddress {
             replica: place.replica.clone(),
             address: self.context.address(name, place),
         });
@@ -195,7 +194,8 @@ impl Service {
             endpoint,
             status,
             replicas: replicas.collect(),
-            directories: places.map(|place| place.directory.clone()).collect(),
+            nbd: self.context.layout.nbd(name),
+            uid: volume.uid,
         })
     }
 
@@ -307,8 +307,13 @@ impl Service {
             tickets: volume.spec.tickets,
             record: volume.status.record,
             replicas,
+            uid: volume.uid,
             name: volume.name,
         }
+    }
+
+    pub fn is_stopping(&self) -> bool {
+        self.context.is_stopping()
     }
 
     fn refuse_while_stopping(&self) -> Result<(), ApiError> {

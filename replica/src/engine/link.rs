@@ -127,7 +127,7 @@ pub(super) struct LocalReplicas {
 }
 
 impl LocalReplicas {
-    async fn open(&self, path: &Path) -> Result<Rc<Replica>, StoreError> {
+    pub(super) async fn open(&self, path: &Path) -> Result<Rc<Replica>, StoreError> {
         let mut open = self.open.lock().await;
         if let Some(replica) = open.get(path) {
             return Ok(replica.clone());

@@ -18,6 +18,8 @@ mod requests;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::path::Path;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -36,6 +38,7 @@ use crate::payload::Payload;
 use crate::replication::{
     Action, Config, Core, Destination, End, Job, JobId, LinkId, Slot, TransferId,
 };
+use crate::server;
 use crate::store::StoreError;
 use crate::types::{Generation, ReplicaId};
 
@@ -130,6 +133,13 @@ impl Engine {
     /// Asks for a clean end; see [`ended`](Self::ended).
     pub fn detach(&self) {
         self.with(|state, now| state.core.detach(now));
+    }
+
+    /// Lets readers such as backups reach a replica inside this process, until the engine ends.
+    pub async fn serve_local(&self, directory: &Path, address: &Address) -> io::Result<()> {
+        let replica = self.0.local.open(directory).await.map_err(io::Error::other)?;
+        let engine = self.clone();
+        server::serve(replica, address, async move { drop(engine.ended().await) }).await
     }
 
     /// Closes the replicas inside this process, after the end.

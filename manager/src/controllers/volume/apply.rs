@@ -184,12 +184,15 @@ impl Hands<'_> {
             ("--socket", path(layout.nbd(name))),
         ];
         for place in &self.volume.status.places {
-            let address = if self.volume.spec.in_engine {
-                format!("dir:{}", place.directory.display())
+            let replica = &place.replica;
+            let served = self.context.address(name, place);
+            if self.volume.spec.in_engine {
+                let directory = place.directory.display();
+                args.push(("--replica", format!("{replica}=dir:{directory}")));
+                args.push(("--serve-local", format!("{replica}={served}")));
             } else {
-                self.context.address(name, place)
-            };
-            args.push(("--replica", format!("{}={address}", place.replica)));
+                args.push(("--replica", format!("{replica}={served}")));
+            }
         }
         args.extend(start.ublk_id.map(|id| ("--ublk-id", id.to_string())));
         let mut flags = vec![];

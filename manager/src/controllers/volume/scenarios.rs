@@ -46,7 +46,7 @@ fn detached() -> Seen {
     let places = replicas.iter().map(|seen| seen.place.clone()).collect();
     let status = VolumeStatus { record: Some(record), places, attachment: None };
     Seen {
-        volume: Volume { name: request.name, spec, status },
+        volume: Volume { name: request.name, uid: "u1".into(), spec, status },
         boot_id: "boot".into(),
         engine: None,
         engine_history: History::default(),
