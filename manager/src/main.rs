@@ -12,6 +12,8 @@ fn main() -> ExitCode {
         token: std::env::var("ANKOLE_TOKEN").ok(),
         log: std::env::var("ANKOLE_LOG").ok(),
         runtime_dir: std::env::var_os("XDG_RUNTIME_DIR").map(Into::into),
+        temporary: std::env::temp_dir(),
+        home: std::env::home_dir(),
         search_path: std::env::var_os("PATH").unwrap_or_default(),
     };
     cli::run(std::env::args_os(), &environment)

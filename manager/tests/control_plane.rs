@@ -70,6 +70,7 @@ fn run_standalone(folder: &Path) -> i32 {
         runtime_folder: folder.join("ankole"),
         program,
         format,
+        until_stdin_closes: false,
     });
     match ended {
         Ok(Ended::Clean) => 0,

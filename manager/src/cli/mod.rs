@@ -47,6 +47,10 @@ pub struct Environment {
     pub runtime_dir: Option<PathBuf>,
     /// PATH
     pub search_path: OsString,
+    /// Where temporary files go
+    pub temporary: PathBuf,
+    /// HOME
+    pub home: Option<PathBuf>,
 }
 
 /// Replicated block storage
@@ -167,7 +171,7 @@ pub fn run(args: impl Iterator<Item = OsString>, environment: &Environment) -> E
 
 fn dispatch(session: &Session<'_>, command: Command) -> Result<ExitCode, ApiError> {
     let done = match command {
-        Command::Demo(args) => return role(roles::demo::run(args)),
+        Command::Demo(args) => return demo(session, args),
         Command::Engine(EngineCommand::Run(args)) => return role(roles::engine::run(args)),
         Command::Replica(replica::ReplicaCommand::Serve(args)) => {
             return role(roles::replica::run(args));
@@ -199,6 +203,19 @@ fn dispatch(session: &Session<'_>, command: Command) -> Result<ExitCode, ApiErro
         Done::Well => ExitCode::SUCCESS,
         Done::Degraded => ExitCode::from(EXIT_DEGRADED),
     })
+}
+
+fn demo(session: &Session<'_>, args: roles::demo::DemoArgs) -> Result<ExitCode, ApiError> {
+    let program = std::env::current_exe()
+        .map_err(|error| ApiError::failed(format!("find this program: {error}")))?;
+    let environment = session.environment;
+    let surroundings = roles::demo::Surroundings {
+        search_path: environment.search_path.clone(),
+        temporary: environment.temporary.clone(),
+        home: environment.home.clone(),
+        program,
+    };
+    roles::demo::run(args, surroundings)
 }
 
 fn role(outcome: anyhow::Result<()>) -> Result<ExitCode, ApiError> {

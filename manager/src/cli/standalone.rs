@@ -21,6 +21,9 @@ pub(super) struct StandaloneArgs {
     /// Name of this node
     #[arg(long, default_value = "localhost")]
     node: String,
+    /// End when standard input is closed: when whoever started this has ended
+    #[arg(long, hide = true)]
+    until_stdin_closes: bool,
 }
 
 pub(super) fn run(session: &Session<'_>, args: StandaloneArgs) -> Result<ExitCode, ApiError> {
@@ -38,6 +41,7 @@ pub(super) fn run(session: &Session<'_>, args: StandaloneArgs) -> Result<ExitCod
         runtime_folder: runtime_folder(session.environment.runtime_dir.as_deref()),
         program,
         format,
+        until_stdin_closes: args.until_stdin_closes,
     };
     match standalone::run(&options) {
         Ok(Ended::Clean) => Ok(ExitCode::SUCCESS),

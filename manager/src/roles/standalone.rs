@@ -45,6 +45,9 @@ pub struct Options {
     /// The binary that is started as engine and replica.
     pub program: PathBuf,
     pub format: Format,
+    /// End as by a signal when standard input is closed. The pipe of a parent closes however the
+    /// parent ends.
+    pub until_stdin_closes: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,6 +76,7 @@ async fn serve(options: &Options) -> anyhow::Result<Ended> {
     // The signals are caught first: a Ctrl-C during the start is heard after it.
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
+    let left_alone = stdin_closes(options.until_stdin_closes);
 
     let layout = Layout::prepare(&options.data, &options.disks, &options.runtime_folder)?;
     let _lock = layout.lock().map_err(|error| match error {
@@ -100,6 +104,7 @@ async fn serve(options: &Options) -> anyhow::Result<Ended> {
     tokio::select! {
         _ = interrupt.recv() => {}
         _ = terminate.recv() => {}
+        () = left_alone => {}
         ended = serving => anyhow::bail!("the API ended: {ended:?}"),
     }
     let again = async {
@@ -128,6 +133,19 @@ fn open(options: &Options, layout: Layout) -> anyhow::Result<(Arc<Context>, Serv
     controllers::end_strays(&context)?;
     let service = Service::open(Arc::clone(&context))?;
     Ok((context, service))
+}
+
+async fn stdin_closes(is_wanted: bool) {
+    if !is_wanted {
+        return std::future::pending().await;
+    }
+    let (closed, hear) = tokio::sync::oneshot::channel::<()>();
+    // Reading blocks, for as long as the process lives if need be.
+    std::thread::spawn(move || {
+        let _ = io::copy(&mut io::stdin().lock(), &mut io::sink());
+        drop(closed);
+    });
+    let _ = hear.await;
 }
 
 async fn shut_down(context: &Arc<Context>, again: impl Future<Output = ()>) -> Ended {
@@ -166,7 +184,7 @@ async fn all_detached(context: &Arc<Context>, patience: Duration) -> bool {
 }
 
 /// Engines first: a replica that goes before its engine would be taken out of the set.
-fn kill_all(supervisor: &dyn Supervisor) {
+pub(super) fn kill_all(supervisor: &dyn Supervisor) {
     let is_engine = |name: &&crate::agent::ProcessName| name.part == Part::Engine;
     for engines in [true, false] {
         let processes = supervisor.list();
