@@ -118,6 +118,8 @@ pub struct World {
     pending: Option<PendingJob>,
     wants_revert: bool,
     snapshots: BTreeMap<LayerId, BTreeMap<u64, Block>>,
+    /// Since which generation, and who has to know before anything is acknowledged without it.
+    removed: BTreeMap<usize, (Generation, Vec<usize>)>,
     lost_ops: Vec<ClientOp>,
     undecided: Vec<ClientOp>,
     next_value: u64,
@@ -167,6 +169,7 @@ impl World {
             pending: None,
             wants_revert: false,
             snapshots: BTreeMap::new(),
+            removed: BTreeMap::new(),
             lost_ops: Vec::new(),
             undecided: Vec::new(),
             next_value: 0,
@@ -744,9 +747,19 @@ impl World {
         let after = self.record.after(expected, change)?;
         let before = std::mem::replace(&mut self.record, after);
         self.log(|| format!("record {:?}", self.members()));
-        for at in self.members() {
-            if before.in_sync.iter().all(|it| it.replica != replica_id(at)) {
-                self.check_added(at);
+        let members = self.members();
+        for at in 0..self.replicas.len() {
+            let was = before.in_sync.iter().any(|it| it.replica == replica_id(at));
+            match (was, members.contains(&at)) {
+                (false, true) => {
+                    self.removed.remove(&at);
+                    self.check_added(at);
+                }
+                (true, false) => {
+                    self.removed.values_mut().for_each(|(_, it)| it.retain(|it| *it != at));
+                    self.removed.insert(at, (self.record.generation, members.clone()));
+                }
+                _ => {}
             }
         }
         Ok(self.record.clone())
@@ -965,7 +978,18 @@ impl World {
             return;
         }
         let op = &self.engines[&id].ops[&io];
-        for at in self.members() {
+        let members = self.members();
+        let value = |at: &Sector| op.cells.get(&at.0).map_or(0, |it| it[at.1].expect("filled"));
+        let sound = |out: &usize| self.replicas[*out].is_continuous();
+        for (out, (generation, survivors)) in self.removed.iter().filter(|it| sound(it.0)) {
+            let lacks = |at: &Sector| self.replicas[*out].head_shows(at.0)[at.1] != value(at);
+            let durable = |at: &usize| self.replicas[*at].synced >= Some(*generation);
+            assert!(
+                survivors.iter().all(durable) || !op.written.iter().any(lacks),
+                "acknowledged without {out} before {survivors:?} know that it is out"
+            );
+        }
+        for at in members {
             let replica = &self.replicas[at];
             for (block, half) in op.written.iter().filter(|_| replica.is_continuous()) {
                 let value = op.cells.get(block).map_or(0, |it| it[*half].expect("filled"));
