@@ -46,8 +46,20 @@ fn histories_that_went_wrong_once_go_well() {
 }
 
 const FOUND: &[(u64, &str)] = &[
-    (10, "the last member fails a write, then the rebuilt one answers it: counted as done twice"),
+    (2, "a rebuilt replica synced before it had a write that was acknowledged without it"),
+    (13, "an open whose chains were alike waited for an unrelated event"),
+    (17, "a write overlapped a fetch of a rebuild that was given up"),
+    (26, "a write was acknowledged before the survivors knew that a member was out"),
+    (31, "a late description of the chain: the next change got the number of one that was done"),
+    (47, "a member that was removed while it came back stayed live outside the set"),
+    (52, "a detach never ended, since a lost last member was not connected again"),
     (94, "a write that the last member failed reached the one that was being rebuilt"),
+    (145, "a member that was lost in a snapshot's flush came back without having flushed"),
+    (159, "the last member failed a write while the arbiter was asked to add another"),
+    (246, "an older Advance that was answered late hid a newer one"),
+    (1122, "a write failed while one of its edges was still on its way"),
+    (20_682, "the chain was asked for twice, and the second answer came during the next change"),
+    (20_980, "members with and without a change of the chain came back in one session"),
 ];
 
 /// Every seed is a world with its own mix of faults: no acknowledged write is lost or comes back

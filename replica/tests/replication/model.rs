@@ -67,7 +67,7 @@ pub struct Replica {
     /// The same when it was greeted last.
     pub greeted_lossy: bool,
     fence: Option<Fence>,
-    synced: Option<Generation>,
+    pub synced: Option<Generation>,
     witness: bool,
     marks: BTreeMap<Region, Generation>,
     layers: BTreeMap<LayerId, BTreeMap<u64, Block>>,

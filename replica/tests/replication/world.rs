@@ -20,6 +20,13 @@ use ankole_replica::types::{
 use super::history::{History, Sector};
 use super::model::{Block, Data, Footprint, Replica, Taken};
 
+mod adversary;
+mod checks;
+mod client;
+mod network;
+
+use adversary::FAULTS;
+
 /// SplitMix64 (Steele, Lea, Flood 2014).
 pub struct Rng(u64);
 
@@ -79,7 +86,6 @@ struct Engine {
     asking: u64,
     arbiter_cut_until: u64,
     timer: Option<u64>,
-    recover: bool,
 }
 
 struct PendingJob {
@@ -118,6 +124,8 @@ pub struct World {
     pending: Option<PendingJob>,
     wants_revert: bool,
     snapshots: BTreeMap<LayerId, BTreeMap<u64, Block>>,
+    /// Since which generation, and who has to know before anything is acknowledged without it.
+    removed: BTreeMap<usize, (Generation, Vec<usize>)>,
     lost_ops: Vec<ClientOp>,
     undecided: Vec<ClientOp>,
     next_value: u64,
@@ -167,6 +175,7 @@ impl World {
             pending: None,
             wants_revert: false,
             snapshots: BTreeMap::new(),
+            removed: BTreeMap::new(),
             lost_ops: Vec::new(),
             undecided: Vec::new(),
             next_value: 0,
@@ -282,7 +291,6 @@ impl World {
             asking: 0,
             arbiter_cut_until: 0,
             timer: None,
-            recover,
         };
         self.engines.insert(id, engine);
         self.act(id);
@@ -448,258 +456,6 @@ impl World {
         open.iter().for_each(|op| self.begin_writes(op));
     }
 
-    // ---- links -----------------------------------------------------------------------------
-
-    fn connect(&mut self, id: u64, slot: Slot, link: LinkId) {
-        let key = self.links.len() as u64;
-        let replica = usize::from(slot.0);
-        let new = Link {
-            engine: id,
-            replica,
-            link,
-            closed: false,
-            broken: false,
-            last_arrival: 0,
-            in_flight: BTreeMap::new(),
-        };
-        self.links.insert(key, new);
-        self.engine(id).links.insert((slot, link), key);
-        let wait = self.delay(replica);
-        self.after(wait, "connect", move |world| {
-            let reachable = world.unreachable.get(&replica).is_none_or(|at| *at < world.now_us);
-            if world.replicas[replica].up && reachable {
-                world.hear(key, |core, now| core.connected(now, slot, link));
-            } else {
-                world.break_link(key);
-            }
-        });
-    }
-
-    fn hear(&mut self, key: u64, event: impl FnOnce(&mut Core, Instant)) {
-        let link = &self.links[&key];
-        if !link.closed {
-            self.tell(link.engine, event);
-        }
-    }
-
-    fn break_link(&mut self, key: u64) {
-        let link = self.links.get_mut(&key).expect("links are kept");
-        if std::mem::replace(&mut link.broken, true) {
-            return;
-        }
-        let (slot, number) = (Slot(link.replica as u8), link.link);
-        let wait = 10 + self.rng.below(3 * MS);
-        self.after(wait, "disconnected", move |world| {
-            world.hear(key, |core, now| core.disconnected(now, slot, number, "link lost"));
-        });
-    }
-
-    fn close(&mut self, id: u64, slot: Slot, link: LinkId) {
-        let Some(key) = self.engine(id).links.remove(&(slot, link)) else { return };
-        let lost = self.rng.percent(50); // else what was sent may still arrive
-        let link = self.links.get_mut(&key).expect("links are kept");
-        link.closed = true;
-        link.broken |= lost;
-    }
-
-    fn delay(&mut self, replica: usize) -> u64 {
-        let slow = self.slow.get(&replica).is_some_and(|until| *until > self.now_us);
-        let base = 20 + self.rng.below(300);
-        base + if slow || self.rng.percent(2) { self.rng.below(30 * MS) } else { 0 }
-    }
-
-    fn send(
-        &mut self,
-        id: u64,
-        slot: Slot,
-        link: LinkId,
-        seq: u64,
-        request: Request<Payload>,
-        into: Option<Destination>,
-    ) {
-        let key = self.engine(id).links.get(&(slot, link)).copied();
-        let key = key.unwrap_or_else(|| panic!("{request:?} is sent on a closed link"));
-        let replica = usize::from(slot.0);
-        let data = self.payload(id, &request);
-        self.log(|| format!("engine {id} sends {slot:?} {request:?} {:.60}", format!("{data:?}")));
-        let head = self.replicas[replica].chain.head;
-        let wait = self.delay(replica);
-        let at = self.links[&key].last_arrival.max(self.now_us + wait - 1) + 1;
-        let link = self.links.get_mut(&key).expect("links are kept");
-        link.last_arrival = at;
-        if let Some(footprint) = Footprint::of(&request, head) {
-            let clash = link.in_flight.values().find(|other| footprint.conflicts_with(**other));
-            assert!(clash.is_none(), "{request:?} overlaps {clash:?} at {slot:?}");
-            link.in_flight.insert(seq, footprint);
-        }
-        let wait = at - self.now_us;
-        self.after(wait, "arrive", move |world| world.arrive(key, seq, request, data, into));
-    }
-
-    fn payload(&mut self, id: u64, request: &Request<Payload>) -> Data {
-        let whole = |sectors: [Option<u64>; 2]| {
-            Some(sectors.map(|it| it.expect("a write goes out when its edges are there")))
-        };
-        let engine = self.engine(id);
-        match request {
-            Request::Write { payload: Payload::Of(io), .. } => {
-                let cells = engine.ops[io].cells.iter();
-                cells.map(|(block, sectors)| (*block, whole(*sectors))).collect()
-            }
-            Request::Copy { payload: Payload::Transfer(transfer), .. } => {
-                engine.transfers.get(transfer).expect("fetched before").clone()
-            }
-            _ => Data::new(),
-        }
-    }
-
-    // ---- replicas --------------------------------------------------------------------------
-
-    fn arrive(
-        &mut self,
-        key: u64,
-        seq: u64,
-        request: Request<Payload>,
-        data: Data,
-        into: Option<Destination>,
-    ) {
-        let link = &self.links[&key];
-        let at = link.replica;
-        if link.broken {
-            return;
-        }
-        if !self.replicas[at].up {
-            return self.break_link(key);
-        }
-        let is_hello = matches!(request, Request::Hello(_));
-        if !is_hello && self.replicas[at].owner != Some(key) {
-            let reply = self.replicas[at].stale();
-            return self.reply(key, seq, reply, Data::new(), into);
-        }
-        let ticket = self.scheduled;
-        if !is_hello {
-            let taken = Taken { link: key, request: request.clone(), data };
-            self.replicas[at].taken.insert(ticket, taken);
-        }
-        let wait =
-            5 + self.rng.below(200) + if self.rng.percent(2) { self.rng.below(20 * MS) } else { 0 };
-        self.after(wait, "execute", move |world| match request {
-            Request::Hello(hello) => world.greet(key, seq, *hello),
-            _ => world.execute(key, seq, ticket, into),
-        });
-    }
-
-    fn greet(&mut self, key: u64, seq: u64, hello: ankole_replica::message::Hello) {
-        let link = &self.links[&key];
-        let at = link.replica;
-        if link.broken || !self.replicas[at].up {
-            return;
-        }
-        let hung_until = self.replicas[at].hung_until;
-        if hung_until > self.now_us {
-            let wait = hung_until - self.now_us;
-            return self.after(wait, "hung", move |world| world.greet(key, seq, hello));
-        }
-        let fence = hello.claim.expect("engines claim").fence;
-        let rng = &mut self.rng;
-        let reply = self.replicas[at].greet(fence, || rng.percent(50));
-        if let ankole_replica::message::Reply::Welcome(_) = reply {
-            self.replicas[at].owner = Some(key);
-        }
-        self.reply(key, seq, reply, Data::new(), None);
-    }
-
-    fn execute(&mut self, key: u64, seq: u64, ticket: u64, into: Option<Destination>) {
-        let at = self.links[&key].replica;
-        let replica = &mut self.replicas[at];
-        if replica.hung_until > self.now_us {
-            let wait = replica.hung_until - self.now_us;
-            return self.after(wait, "hung", move |world| world.execute(key, seq, ticket, into));
-        }
-        let Some(taken) = replica.taken.remove(&ticket) else { return };
-        if matches!(taken.request, Request::Chain(_))
-            && replica.has_unflushed_head()
-            && self.record.in_sync.iter().any(|it| it.replica == replica_id(at))
-        {
-            panic!("replica {at} changes its chain before its head is flushed");
-        }
-        let (reply, data) = replica.execute(&taken.request, &taken.data);
-        self.reply(taken.link, seq, reply, data, into);
-    }
-
-    fn reply(
-        &mut self,
-        key: u64,
-        seq: u64,
-        reply: ankole_replica::message::Reply<()>,
-        data: Data,
-        into: Option<Destination>,
-    ) {
-        let link = &self.links[&key];
-        let (id, slot, number) = (link.engine, Slot(link.replica as u8), link.link);
-        let wait = self.delay(usize::from(slot.0));
-        self.after(wait, "reply", move |world| {
-            let link = world.links.get_mut(&key).expect("links are kept");
-            link.in_flight.remove(&seq);
-            if link.closed || link.broken || !world.engine(id).alive {
-                return;
-            }
-            let engine = world.engine(id);
-            match into {
-                Some(Destination::Read(io)) => {
-                    engine.ops.get_mut(&io).expect("still reading").got = data;
-                }
-                Some(Destination::Edge(io, block)) => {
-                    let op = engine.ops.get_mut(&io).expect("still filling");
-                    let sectors = op.cells.get_mut(&block.0).expect("an edge is in the range");
-                    for (_, found) in data {
-                        for (sector, found) in sectors.iter_mut().zip(found.unwrap_or_default()) {
-                            sector.get_or_insert(found);
-                        }
-                    }
-                }
-                Some(Destination::Transfer(transfer)) => {
-                    engine.transfers.insert(transfer, data);
-                }
-                None => {}
-            }
-            world.tell(id, |core, now| core.answered(now, slot, number, seq, reply));
-        });
-    }
-
-    fn stop_replica(&mut self, at: usize, power: bool, away_us: u64) {
-        if !self.replicas[at].up {
-            return;
-        }
-        self.log(|| format!("replica {at} stops, power {power}"));
-        let chance = self.rng.pick(&[0, 50, 50, 100]);
-        let rng = &mut self.rng;
-        if power {
-            self.replicas[at].cut_power(|| rng.percent(chance));
-        } else {
-            self.replicas[at].kill(|| rng.percent(50));
-        }
-        let keys: Vec<_> = self
-            .links
-            .iter()
-            .filter(|(_, it)| it.replica == at && !it.broken)
-            .map(|(key, _)| *key)
-            .collect();
-        for key in keys {
-            self.break_link(key);
-        }
-        self.after(away_us, "restart", move |world| world.restart_replica(at));
-    }
-
-    fn restart_replica(&mut self, at: usize) {
-        self.replicas[at].up = true;
-    }
-
-    fn members(&self) -> Vec<usize> {
-        let named = |at: &usize| self.record.in_sync.iter().any(|it| it.replica == replica_id(*at));
-        (0..self.replicas.len()).filter(named).collect()
-    }
-
     // ---- the arbiter -----------------------------------------------------------------------
 
     /// The shell asks again and again until there is a definite answer.
@@ -744,370 +500,25 @@ impl World {
         let after = self.record.after(expected, change)?;
         let before = std::mem::replace(&mut self.record, after);
         self.log(|| format!("record {:?}", self.members()));
-        for at in self.members() {
-            if before.in_sync.iter().all(|it| it.replica != replica_id(at)) {
-                self.check_added(at);
+        let members = self.members();
+        for at in 0..self.replicas.len() {
+            let was = before.in_sync.iter().any(|it| it.replica == replica_id(at));
+            match (was, members.contains(&at)) {
+                (false, true) => {
+                    self.removed.remove(&at);
+                    self.check_added(at);
+                }
+                (true, false) => {
+                    self.removed.values_mut().for_each(|(_, it)| it.retain(|it| *it != at));
+                    self.removed.insert(at, (self.record.generation, members.clone()));
+                }
+                _ => {}
             }
         }
         Ok(self.record.clone())
     }
-
-    // ---- the client ------------------------------------------------------------------------
-
-    fn client_step(&mut self) {
-        let wait = 100 + self.rng.below(4 * MS);
-        self.after(wait, "client", Self::client_step);
-        let alive: Vec<_> = self
-            .engines
-            .iter()
-            .filter(|it| it.1.alive && !it.1.detaching)
-            .map(|it| *it.0)
-            .collect();
-        if !self.faults || alive.is_empty() {
-            return self.job_step();
-        }
-        let id = self.rng.pick(&alive);
-        let busy = self.engines[&id].ops.values().filter(|op| !op.done).count();
-        if busy < 8 && !self.wants_revert && !self.is_reverting() {
-            let (operation, cells) = self.random_request();
-            self.submit(id, operation, cells);
-        }
-        self.job_step();
-    }
-
-    /// Nobody uses a volume that is being reverted.
-    fn is_reverting(&self) -> bool {
-        self.pending.as_ref().is_some_and(|pending| matches!(pending.job, Job::Revert { .. }))
-    }
-
-    fn random_request(&mut self) -> (Operation, BTreeMap<u64, [Option<u64>; 2]>) {
-        let first = self.rng.pick(&HOT);
-        let count = 1 + self.rng.below(4).min(2 * REGION_BLOCKS - first - 1);
-        let range = BlockRange::new(BlockIndex(first), count);
-        let forced = self.rng.percent(10);
-        let kind = self.rng.below(100);
-        if kind < 45 {
-            return (Operation::Read { range }, BTreeMap::new());
-        } else if kind < 55 {
-            return (Operation::Flush, BTreeMap::new());
-        } else if kind < 62 {
-            return (Operation::Zero { range, forced }, BTreeMap::new());
-        }
-        let mut cells: BTreeMap<_, _> =
-            range.blocks().map(|block| (block.0, [Some(0), Some(0)])).collect();
-        let mut edges = [None; 2];
-        let last = BlockIndex(range.end().0 - 1);
-        if self.rng.percent(40) {
-            edges[0] = Some(range.first);
-            cells.entry(first).and_modify(|it| it[0] = None);
-        }
-        if count > 1 && self.rng.percent(40) {
-            edges[1] = Some(last);
-            cells.entry(last.0).and_modify(|it| it[1] = None);
-        }
-        (Operation::Write { range, edges, forced }, cells)
-    }
-
-    fn submit(&mut self, id: u64, operation: Operation, cells: BTreeMap<u64, [Option<u64>; 2]>) {
-        self.next_value += 1;
-        self.tick += 1;
-        let value = self.next_value;
-        let mut op = ClientOp {
-            operation,
-            cells,
-            written: Vec::new(),
-            start: self.tick,
-            got: Data::new(),
-            answered: false,
-            done: false,
-        };
-        if let Operation::Zero { range, .. } = operation {
-            op.written = range.blocks().flat_map(|it| [(it.0, 0), (it.0, 1)]).collect();
-        }
-        if let Operation::Write { range, edges, .. } = operation {
-            let last = range.end().0 - 1;
-            for (block, sectors) in &mut op.cells {
-                let edge = |at: usize, of: u64| edges[at].is_some() && *block == of;
-                *sectors =
-                    [(!edge(0, range.first.0)).then_some(value), (!edge(1, last)).then_some(value)];
-                let new = (0..2).filter(|at| sectors[*at].is_some());
-                op.written.extend(new.map(|at| (*block, at)));
-            }
-        }
-        self.begin_writes(&op);
-        let now = self.now();
-        let engine = self.engine(id);
-        let io = engine.core.submit(now, operation);
-        engine.ops.insert(io, op);
-        self.act(id);
-    }
-
-    fn begin_writes(&mut self, op: &ClientOp) {
-        let forced = matches!(
-            op.operation,
-            Operation::Write { forced: true, .. } | Operation::Zero { forced: true, .. }
-        );
-        for at in &op.written {
-            let value = op.cells.get(&at.0).map_or(0, |sectors| sectors[at.1].expect("new"));
-            self.history.write_begins(*at, value, op.start, forced);
-        }
-    }
-
-    /// The answer is with the client.
-    fn answer(&mut self, id: u64, io: IoId, fine: bool) {
-        let tick = self.tick;
-        let is_newest = id == self.newest;
-        let Some(op) = self.engine(id).ops.get_mut(&io) else { return };
-        op.done = true;
-        let op = op.clone();
-        for at in &op.written {
-            self.history.write_ends(*at, op.start, tick, fine);
-        }
-        match op.operation {
-            Operation::Flush if fine => self.history.flush_ends(op.start),
-            // Without leases a late engine may still read what is old.
-            Operation::Read { .. } if fine && is_newest => {
-                for (block, sectors) in op.got {
-                    for (half, value) in sectors.unwrap_or_default().into_iter().enumerate() {
-                        self.history.read((block, half), value, op.start, tick);
-                    }
-                }
-            }
-            _ => {}
-        }
-        self.tell(id, |core, now| core.release(now, io));
-    }
-
-    fn job_step(&mut self) {
-        let id = self.newest;
-        let engine = &self.engines[&id];
-        let ready = engine.alive && engine.opened && !engine.detaching && self.pending.is_none();
-        if !ready {
-            return;
-        }
-        if self.wants_revert {
-            if engine.ops.values().all(|op| op.done) {
-                self.wants_revert = false;
-                if let Some(to) = self.snapshots.keys().next_back().copied() {
-                    self.start_job(Job::Revert { to });
-                }
-            }
-            return;
-        }
-        if !self.faults || !self.jobs || !self.rng.percent(3) {
-            return;
-        }
-        match self.rng.below(10) {
-            0..5 => self.start_job(Job::Snapshot { seal: Seal::default() }),
-            5..7 => {
-                let ids: Vec<_> = self.snapshots.keys().copied().collect();
-                if !ids.is_empty() {
-                    let layer = self.rng.pick(&ids);
-                    self.snapshots.remove(&layer);
-                    self.start_job(Job::Remove { layer });
-                }
-            }
-            7..9 => self.wants_revert = !self.snapshots.is_empty(),
-            _ => {
-                let now_is = engine.core.status().chain.size_bytes();
-                let size_bytes = now_is + self.rng.below(2) * VOLUME_UNIT_BYTES;
-                self.start_job(Job::Expand { size_bytes });
-            }
-        }
-    }
-
-    fn start_job(&mut self, job: Job) {
-        self.log(|| format!("job {job:?}"));
-        let (engine, start) = (self.newest, self.tick);
-        let before = self.engines[&engine].core.status().chain;
-        self.pending = Some(PendingJob { engine, id: None, job: job.clone(), start, before });
-        let now = self.now();
-        let id = self.engine(engine).core.start_job(now, job);
-        self.pending.as_mut().expect("set above").id = Some(id);
-        self.act(engine);
-    }
-
-    /// A job is over, or was cut short by the engine's end and its successor has opened.
-    fn resolve_job(&mut self, id: u64, reported: bool) {
-        let Some(pending) = self.pending.take() else { return };
-        let chain = self.engines[&id].core.status().chain;
-        let from = self.members()[0];
-        match pending.job {
-            Job::Snapshot { .. } if reported => {
-                let sealed = pending.before.head;
-                let blocks: BTreeSet<_> = self.history.sectors().iter().map(|at| at.0).collect();
-                let shown = |block: u64| (block, self.replicas[from].shown(sealed, block));
-                let content: BTreeMap<_, _> = blocks.into_iter().map(shown).collect();
-                self.history.snapshot(|at| content[&at.0][at.1], pending.start, self.tick);
-                self.snapshots.insert(sealed, content);
-                self.check_snapshots();
-            }
-            Job::Revert { to } if chain.last_op > pending.before.last_op => {
-                let content = self.snapshots[&to].clone();
-                self.history.reset(|at| content.get(&at.0).map_or(0, |it| it[at.1]));
-            }
-            _ => assert!(
-                !reported
-                    || chain.last_op > pending.before.last_op
-                    || chain == pending.before
-                    || matches!(pending.job, Job::Remove { .. } | Job::Expand { .. }),
-                "{:?} was reported and not done",
-                pending.job
-            ),
-        }
-    }
-
-    // ---- what must hold --------------------------------------------------------------------
-
-    /// Every member that hasn't lost power since has what is acknowledged.
-    fn check_acknowledged(&self, id: u64, io: IoId) {
-        if id != self.newest {
-            return;
-        }
-        let op = &self.engines[&id].ops[&io];
-        for at in self.members() {
-            let replica = &self.replicas[at];
-            for (block, half) in op.written.iter().filter(|_| replica.is_continuous()) {
-                let value = op.cells.get(block).map_or(0, |it| it[*half].expect("filled"));
-                let held = replica.head_shows(*block)[*half];
-                assert_eq!(held, value, "acknowledged, and member {at} lacks block {block}");
-            }
-        }
-    }
-
-    /// A new member differs from the others in nothing but writes that are under way.
-    fn check_added(&self, at: usize) {
-        let engine = &self.engines[&self.newest];
-        let under_way = |block: u64| {
-            engine.ops.values().any(|op| !op.answered && op.written.iter().any(|it| it.0 == block))
-        };
-        let alike = |other: &usize| {
-            let (new, old) = (&self.replicas[at], &self.replicas[*other]);
-            old.is_continuous() && new.is_continuous() && old.chain.last_op == new.chain.last_op
-        };
-        for other in self.members().into_iter().filter(alike) {
-            for block in self.history.sectors().iter().map(|it| it.0).filter(|it| !under_way(*it)) {
-                let (new, old) = (&self.replicas[at], &self.replicas[other]);
-                let (new, old) = (new.head_shows(block), old.head_shows(block));
-                assert_eq!(new, old, "added {at} differs from {other} in block {block}");
-            }
-        }
-    }
-
-    fn check_snapshots(&self) {
-        let members = self.members();
-        for at in members.into_iter().filter(|at| self.replicas[*at].is_continuous()) {
-            for (layer, content) in &self.snapshots {
-                for (block, expected) in content {
-                    let shown = self.replicas[at].shown(*layer, *block);
-                    assert_eq!(shown, *expected, "member {at}, {layer}, block {block}");
-                }
-            }
-        }
-    }
-
-    fn check_all_equal(&mut self) {
-        self.tick += 1;
-        self.check_snapshots();
-        for at in self.members() {
-            for (block, half) in self.history.sectors() {
-                let value = self.replicas[at].head_shows(block)[half];
-                self.history.read((block, half), value, self.tick, self.tick);
-            }
-        }
-        self.history.check();
-        let shown: Vec<_> = self
-            .members()
-            .into_iter()
-            .map(|at| {
-                (0..2 * REGION_BLOCKS)
-                    .map(|block| self.replicas[at].head_shows(block))
-                    .collect::<Vec<_>>()
-            })
-            .collect();
-        assert!(shown.windows(2).all(|pair| pair[0] == pair[1]), "members differ when all is done");
-    }
-
-    // ---- the adversary ---------------------------------------------------------------------
-
-    fn fault_step(&mut self) {
-        let wait = 2 * MS + self.rng.below(150 * MS);
-        self.after(wait, "fault", Self::fault_step);
-        if !self.faults || self.menu.is_empty() {
-            return;
-        }
-        let at = self.rng.below(self.replicas.len() as u64) as usize;
-        let for_us =
-            if self.rng.percent(70) { self.rng.below(30 * MS) } else { self.rng.below(600 * MS) };
-        let (now, id) = (self.now_us, self.newest);
-        let kind = self.rng.pick(&self.menu.clone());
-        self.log(|| format!("fault {kind} at {at} for {for_us} us"));
-        match kind {
-            0 => self.break_some(|link| link.replica == at),
-            1 => self.stop_replica(at, false, for_us),
-            2 => self.stop_replica(at, true, for_us),
-            3 => {
-                for at in 0..self.replicas.len() {
-                    let away = self.rng.below(for_us + 1);
-                    self.stop_replica(at, true, away);
-                }
-                if self.rng.percent(50) {
-                    self.engine_gone(id, false);
-                }
-            }
-            4 => self.replicas[at].hung_until = now + for_us,
-            5 => {
-                self.replicas[at].full = true;
-                self.after(for_us, "room", move |world| world.replicas[at].full = false);
-            }
-            6 => {
-                let (head, block) = (self.replicas[at].chain.head, self.rng.pick(&HOT));
-                self.replicas[at].bad.insert((head, block));
-                self.after(for_us, "good", move |world| world.replicas[at].bad.clear());
-            }
-            7 => {
-                let recover = self.rng.percent(80);
-                self.engine_gone(id, recover);
-            }
-            8 => {
-                // The volume moves; the old engine lives on where nobody reaches it.
-                let cut = self.rng.percent(70);
-                self.engine(id).arbiter_cut_until = if cut { now + for_us } else { 0 };
-                self.lost_ops.clear();
-                self.start_engine(false);
-            }
-            9 => self.engine(id).arbiter_cut_until = now + for_us,
-            10 => {
-                self.engine(id).detaching = true;
-                self.tell(id, |core, now| core.detach(now));
-            }
-            11 => {
-                self.slow.insert(at, now + for_us);
-            }
-            12 => self.replicas[at].fail_writes = 1,
-            13 => {
-                self.unreachable.insert(at, now + for_us);
-                self.break_some(|link| link.replica == at);
-            }
-            _ => self.break_some(|_| true),
-        }
-    }
-
-    fn break_some(&mut self, which: impl Fn(&Link) -> bool) {
-        let keys: Vec<_> = self
-            .links
-            .iter()
-            .filter(|(_, link)| !link.closed && which(link))
-            .map(|it| *it.0)
-            .collect();
-        for key in keys {
-            self.break_link(key);
-        }
-    }
 }
 
-/// Kinds of fault, see `fault_step`.
-const FAULTS: u64 = 15;
 const _: () = assert!(VOLUME_UNIT_BYTES == 2 * REGION_BLOCKS * BLOCK_BYTES);
 
 fn replica_id(at: usize) -> ReplicaId {
