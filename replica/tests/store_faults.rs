@@ -72,10 +72,79 @@ fn a_crash_at_every_sync_leaves_a_chain_from_before_or_after() {
                         break;
                     }
                 }
-                world.crash(crash, at * 10 + seed).await.check().await;
+                let world = world.crash(crash, at * 10 + seed).await;
+                world.check().await;
+                world.finish_joins().await;
+                world.check().await;
             }
         }
     });
+}
+
+/// Cuts the power at every call of the last operation, several times: each loses other sectors.
+async fn cut_power_everywhere_in(ops: &[Op], is_slow: bool) {
+    let (last, prepare) = ops.split_last().expect("an operation");
+    let mut calls = 0;
+    for end in 0.. {
+        if end > calls {
+            break;
+        }
+        for seed in 0..8 {
+            println!("end at call {end}, seed {seed}");
+            let mut world = World::new(seed).await;
+            for op in prepare {
+                world.play(op).await.expect("a sound disk");
+            }
+            world.disk.set_slow(is_slow);
+            let end_at_call = Some(end).filter(|&end| end > 0);
+            world.disk.set_faults(Faults { end_at_call, ..Faults::default() });
+            let done = world.play(last).await;
+            if end == 0 {
+                done.expect("a sound disk");
+                calls = calls.max(world.disk.calls());
+            }
+            world.disk.set_slow(false);
+            let world = world.crash(Crash::PowerCut, seed).await;
+            world.check().await;
+            world.finish_joins().await;
+            world.check().await;
+        }
+    }
+}
+
+/// A join under the head frees the older copy of a block: had the newer one's presence not been
+/// durable, a power cut would leave neither.
+#[test]
+fn a_join_beside_writes_frees_only_what_is_hidden_for_good() {
+    let all = BlockRange::new(BlockIndex(0), 300);
+    let ops = [
+        Op::Write { range: all, first: 1001 },
+        Op::Snapshot,
+        Op::Remove(0),
+        // Something is hidden already, so that the join has to flush, while others write.
+        Op::Write { range: RANGE, first: 2001 },
+        Op::JoinBesideWrites { choice: 0, first: 5 },
+    ];
+    run(cut_power_everywhere_in(&ops, true));
+}
+
+/// The page of the layer that stays is written sector by sector: presence before the sums would
+/// show moved blocks with the sums of what was there before.
+#[test]
+fn a_join_that_loses_power_is_finished_later_whichever_files_stay() {
+    let range = |first, count| BlockRange::new(BlockIndex(first), count);
+    for (older, newer) in [(300, 40), (40, 300)] {
+        let ops = [
+            Op::Write { range: range(0, older), first: 1001 },
+            Op::Snapshot,
+            Op::Write { range: range(5, newer), first: 2001 },
+            Op::Zero(range(20, 4)),
+            Op::Snapshot,
+            Op::Remove(0),
+            Op::Join(0),
+        ];
+        run(cut_power_everywhere_in(&ops, false));
+    }
 }
 
 /// Each call in turn fails once, with a bad disk's error and with a full one's. It must be
