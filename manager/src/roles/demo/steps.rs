@@ -227,8 +227,9 @@ impl Demo {
             let is_new = replica.is_some_and(|r| r.pid.is_some_and(|pid| pid != killed));
             Ok(is_new && view.robustness == Robustness::Healthy)
         })?;
-        let replicas = view.replicas.len();
-        Ok(Done::bytes(copied, format!("{name} is back, {replicas} of {replicas} in sync")))
+        let all = view.replicas.len();
+        let when = if copied == 0 { " since before the load ended" } else { "" };
+        Ok(Done::bytes(copied, format!("{name} is back{when}, {all} of {all} in sync")))
     }
 
     fn lose_engine(&mut self, progress: &Progress<'_>) -> Result<Done> {
