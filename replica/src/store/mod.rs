@@ -193,8 +193,10 @@ impl<S: Storage> Store<S> {
             self.finish_filling().await?;
         }
         let mut witness = self.meta.get().witness.clone();
-        let is_member = membership.state == ReplicaState::Member;
-        if is_member && !self.witnessed.get() {
+        // A ready replica holds all that is acknowledged, durably: whatever an earlier power cut
+        // took from it doesn't matter any more, even if its first `Advance` never comes.
+        let counts = matches!(membership.state, ReplicaState::Ready | ReplicaState::Member);
+        if counts && !self.witnessed.get() {
             // What a power cut may have taken is decided now: the new witness says it didn't.
             self.recover_fresh().await?;
             witness = self.new_witness();
@@ -203,7 +205,7 @@ impl<S: Storage> Store<S> {
         let change = |meta: &ReplicaMeta| ReplicaMeta { membership, witness, ..meta.clone() };
         let done = self.meta.update(change).await;
         self.or_fail("make the membership durable", done).await?;
-        if is_member {
+        if counts {
             self.witnessed.set(is_witnessed);
             self.continuous.set(true);
         }
