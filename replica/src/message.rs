@@ -133,7 +133,8 @@ pub struct Advance {
 pub enum Reply<P> {
     Done,
     Welcome(Box<Welcome>),
-    /// To `Read` and `ReadSnapshot`: blocks. To `Map`: a map. To `Fetch`: a patch.
+    /// To `Read` and `ReadSnapshot`: blocks. To `Map`: a map. To `Fetch`: a patch, of
+    /// which the core gets the digest as `Digest`.
     Data(P),
     Sums(Box<RegionSums>),
     Occupied(Vec<Region>),

@@ -210,14 +210,16 @@ impl Replica {
     }
 
     /// The engine told this replica that it is in sync.
-    pub(crate) async fn advance(&self, advance: &Advance) -> Result<(), Refusal> {
+    async fn advance(&self, session: &Session, advance: &Advance) -> Result<(), Refusal> {
         let _one_at_a_time = self.greeting.lock().await;
         let Some(mut fence) = self.store.fence() else {
             return Err(Refusal::Invalid { message: "Advance before Hello".into() });
         };
-        // A newer engine may have come while this one waited.
+        if session.over.get() {
+            return Err(Refusal::StaleGeneration { seen: fence }); // it waited too long
+        }
         if advance.generation < fence.generation {
-            return Err(Refusal::StaleGeneration { seen: fence });
+            return Ok(()); // overtaken by a later one of the same engine, which says more
         }
         fence.generation = advance.generation;
         let membership = Membership {
@@ -277,6 +279,10 @@ impl Conversation {
             return Reply::Refused(Refusal::Invalid { message: "a reader only reads".into() });
         }
         let _running = Running::begin(&session);
+        if let Request::Advance(advance) = &request {
+            let advanced = self.replica.advance(&session, advance).await;
+            return advanced.map_or_else(Reply::Refused, |()| Reply::Done);
+        }
         let reply = service::carry_out(&self.replica, request).await;
         // A rebuild that began meanwhile, or earlier, has emptied the layers.
         if session.role == Role::Reader && session.adoptions != self.replica.adoptions.get() {

@@ -24,8 +24,7 @@ pub(crate) async fn carry_out(replica: &Rc<Replica>, request: Request<Rc<Payload
         Err(error) => Err(refusal(&error)),
     };
     match request {
-        Request::Hello(_) => unreachable!("the conversation answers it"),
-        Request::Advance(advance) => replica.advance(&advance).await.map(|()| Reply::Done),
+        Request::Hello(_) | Request::Advance(_) => unreachable!("the conversation answers them"),
         Request::Write { range, forced, payload } => {
             let Payload::Blocks(blocks) = &*payload else { return Err(wrong_payload()) };
             let data = blocks.data.clone();
