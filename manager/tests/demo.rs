@@ -79,13 +79,17 @@ impl Ground {
         Demo { child, lines, text: String::new() }
     }
 
-    /// Processes that were told of this folder: standalone, engines, replicas, mke2fs.
+    /// The demo and all that it started: they inherit TMPDIR.
     fn processes(&self) -> Vec<String> {
-        let name = self.path().to_str().unwrap();
+        let mark = format!("TMPDIR={}", self.path().display());
+        let ours = |process: &PathBuf| {
+            let environment = fs::read(process.join("environ")).unwrap_or_default();
+            environment.split(|byte| *byte == 0).any(|variable| variable == mark.as_bytes())
+        };
         let all = fs::read_dir("/proc").unwrap().filter_map(|entry| Some(entry.ok()?.path()));
-        let commands = all.filter_map(|process| fs::read(process.join("cmdline")).ok());
-        let commands = commands.map(|bytes| String::from_utf8_lossy(&bytes).replace('\0', " "));
-        commands.filter(|command| command.contains(name)).collect()
+        let commands = all.filter(ours).map(|process| fs::read(process.join("cmdline")));
+        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).replace('\0', " ");
+        commands.filter_map(|command| command.ok().map(text)).collect()
     }
 
     fn files(&self) -> Vec<PathBuf> {
@@ -172,7 +176,8 @@ fn ctrl_c_and_sigterm_in_the_middle_leave_nothing() {
         let ground = Ground::new();
         let mut demo = ground.demo(&[]);
         demo.until_it_says(SNAPSHOT);
-        assert!(ground.processes().len() >= 6, "demo aside: standalone, engine, replicas");
+        let processes = ground.processes();
+        assert!(processes.len() >= 6, "with standalone, engine, replicas: {processes:#?}");
         demo.signal(signal);
         let (status, text, errors) = demo.end();
         assert_eq!(status.code(), Some(code), "{text}\n{errors}");
@@ -212,9 +217,9 @@ fn what_is_kept_survives_the_next_demo_and_can_be_used() {
     next.signal(Signal::INT);
     next.end();
     let target = format!("file://{}/backups", root.display());
-    let listed = Command::new(program()).args(["backup", "ls", "--target", &target, "-o", "name"]);
-    let urls = { listed }.output().unwrap();
-    let urls = String::from_utf8(urls.stdout).unwrap();
+    let mut list = Command::new(program());
+    list.args(["backup", "ls", "--target", &target, "-o", "name"]);
+    let urls = String::from_utf8(list.output().unwrap().stdout).unwrap();
     assert_eq!(urls.lines().count(), 2, "a full and an incremental backup: {urls}");
 }
 

@@ -246,7 +246,7 @@ mod tests {
         let missing = folder.path().join("new");
         let error = Place::choose(Some(&missing), &surroundings(), u64::MAX, |_| {});
         let error = error.err().unwrap().to_string();
-        assert!(error.contains("needs about 16") && error.contains("/new has "), "{error}");
+        assert!(error.contains("needs about 15.9 EiB") && error.contains("/new has "), "{error}");
         assert!(!missing.exists());
     }
 

@@ -70,7 +70,8 @@ impl Reporter {
         let style = ProgressStyle::with_template(shape);
         let bar = bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
         bar.set_message(title);
-        Progress { reporter: self, bar, begun: Instant::now(), shown: Cell::new(false) }
+        let now = Instant::now();
+        Progress { reporter: self, bar, begun: now, moved: Cell::new(now), shown: Cell::new(false) }
     }
 
     /// Runs one step and tells how it went.
@@ -134,6 +135,7 @@ pub(super) struct Progress<'a> {
     reporter: &'a Reporter,
     bar: ProgressBar,
     begun: Instant,
+    moved: Cell<Instant>,
     shown: Cell<bool>,
 }
 
@@ -148,12 +150,20 @@ impl Progress<'_> {
     }
 
     pub(super) fn set(&self, done_bytes: u64) -> Result<()> {
+        if done_bytes != self.bar.position() {
+            self.moved.set(Instant::now());
+        }
         self.bar.set_position(done_bytes);
         if self.reporter.bars && !self.shown.get() && self.begun.elapsed() > BAR_AFTER {
             self.shown.set(true);
             self.bar.set_draw_target(ProgressDrawTarget::stderr());
         }
         self.reporter.stop.check()
+    }
+
+    /// Since it went on for the last time.
+    pub(super) fn idle(&self) -> Duration {
+        self.moved.get().elapsed()
     }
 
     pub(super) fn stop(&self) -> &Stop {

@@ -31,6 +31,8 @@ const VOLUME: &str = "demo";
 const RESTORED: &str = "restored";
 /// Without any sign of progress.
 const PATIENCE: Duration = Duration::from_secs(300);
+/// The same, on a disk that is full.
+const FULL_PATIENCE: Duration = Duration::from_secs(5);
 
 pub(super) struct Step {
     pub(super) title: &'static str,
@@ -342,6 +344,7 @@ impl Demo {
                 JobState::Done { backup } => return Ok(backup),
                 JobState::Failed { error } => return Err(error.into()),
             }
+            self.check_room(progress.idle())?;
             progress.stop().pause()?;
             let id = job.id;
             job = self.server()?.ask(move |client| client.job(id))?;
@@ -458,6 +461,7 @@ impl Demo {
                 return Err(ApiError::timed_out(text).into());
             }
             before = Some(view);
+            self.check_room(moved.elapsed())?;
             progress.stop().pause()?;
         }
     }
@@ -495,8 +499,28 @@ impl Demo {
             tokio::select! {
                 outcome = work => outcome,
                 stopped = progress.stop().wait() => Err(stopped),
+                stuck = self.stuck(progress) => Err(stuck),
             }
         })
+    }
+
+    /// Ends when the disk is full and nothing moves: the volume waits for room, and nobody is
+    /// going to make any.
+    async fn stuck(&self, progress: &Progress<'_>) -> Trouble {
+        loop {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            if let Err(stuck) = self.check_room(progress.idle()) {
+                return stuck;
+            }
+        }
+    }
+
+    fn check_room(&self, idle: Duration) -> Result<()> {
+        if idle > FULL_PATIENCE && self.place.is_full() {
+            let text = format!("nothing has moved for {} s", FULL_PATIENCE.as_secs());
+            return Err(ApiError::failed(text).into());
+        }
+        Ok(())
     }
 }
 
