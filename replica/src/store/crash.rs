@@ -482,7 +482,10 @@ impl StorageFile for DiskFile {
                 Ok(())
             }
             Err(error) => {
-                self.file.unsynced.borrow_mut().clear();
+                // At the end of everything nobody gets to mark pages as clean.
+                if !self.disk.state.borrow().has_ended() {
+                    self.file.unsynced.borrow_mut().clear();
+                }
                 Err(error)
             }
         }
