@@ -3,10 +3,10 @@
 mod store;
 
 use ankole_replica::chain::{ChainChange, ChainOp, Seal};
-use ankole_replica::store::file::{Directory, DirectoryOptions, is_volatile};
+use ankole_replica::store::file::{Directory, DirectoryOptions};
 use ankole_replica::store::{Store, StoreError, StoreOptions, View};
 use ankole_replica::types::{BlockIndex, BlockRange, ChainOpId, LayerId, Region};
-use store::{Fill, GENERATION, identity, read_fill, run, write_fill};
+use store::{Fill, GENERATION, identity, read_fill, run, skip, write_fill};
 
 const SIZE: u64 = 8 << 20;
 
@@ -99,47 +99,6 @@ fn a_directory_that_is_in_use_or_isnt_empty_is_refused_with_what_is_in_the_way()
     });
 }
 
-fn rss_bytes() -> u64 {
-    let text = std::fs::read_to_string("/proc/self/statm").expect("Linux");
-    let pages: u64 = text.split(' ').nth(1).and_then(|n| n.parse().ok()).expect("two numbers");
-    pages * 4096
-}
-
-/// A large volume must cost neither a scan when it is opened nor memory for all of its index: in
-/// the first sketch each TiB took 2 GiB.
-#[test]
-fn a_volume_of_a_tebibyte_is_opened_and_used_in_bounded_memory() {
-    const TEBIBYTE: u64 = 1 << 40;
-    run(async {
-        let dir = tempfile::tempdir().expect("a directory");
-        if is_volatile(dir.path()).expect("it is there") {
-            return skip("its index would take 2 GiB of memory: the temporary folder is a tmpfs");
-        }
-        let directory = Directory::open(dir.path(), &DirectoryOptions::default()).expect("there");
-        Store::format(directory, identity(), TEBIBYTE, LayerId(1)).await.expect("2 GiB are free");
-        let before = rss_bytes();
-        let start = std::time::Instant::now();
-        let store = open(dir.path(), &DirectoryOptions::default()).await;
-        println!("opened in {:?}, {} KiB more", start.elapsed(), (rss_bytes() - before) >> 10);
-        assert!(rss_bytes() - before < 24 << 20, "an intent map of 8 MiB, and little else");
-        // Each block in another region: 40 000 pages pass through a cache for 23 000.
-        for index in 0..40_000 {
-            let block = BlockRange::new(BlockIndex(index * 6481 % (TEBIBYTE / 4096)), 1);
-            write_fill(&store, block, Fill(index + 1)).await.expect("there is room");
-        }
-        store.flush().await.expect("the disk works");
-        let used = rss_bytes() - before;
-        println!("after 40 000 blocks in as many regions: {} MiB more", used >> 20);
-        assert!(used < 96 << 20, "the cache has a limit of 32 MiB");
-        drop(store);
-        let store = open(dir.path(), &DirectoryOptions::default()).await;
-        for index in (0..40_000).step_by(997) {
-            let block = BlockRange::new(BlockIndex(index * 6481 % (TEBIBYTE / 4096)), 1);
-            assert_eq!(read_fill(&store, View::Top, block).await, [Fill(index + 1)]);
-        }
-    });
-}
-
 /// A full disk stops new blocks and nothing else: metadata was reserved, what is there can be
 /// overwritten, flushed and freed, and then writing goes on.
 #[test]
@@ -193,11 +152,4 @@ fn requires_root_a_full_disk_stops_only_what_needs_space() {
         }
         assert_eq!(read_fill(&store, View::Top, place(2)).await, vec![Fill(3); 64]);
     });
-}
-
-/// Says that a test wasn't run, or fails where nothing may be left out.
-fn skip(why: &str) {
-    let required = std::env::var_os("ANKOLE_TEST_REQUIRE_TOOLS").is_some_and(|set| set == "1");
-    assert!(!required, "nothing may be skipped here: {why}");
-    println!("SKIPPED: {why}");
 }
