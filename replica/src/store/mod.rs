@@ -195,8 +195,10 @@ impl<S: Storage> Store<S> {
         let mut witness = self.meta.get().witness.clone();
         let is_member = membership.state == ReplicaState::Member;
         if is_member && !self.witnessed.get() {
-            // What a power cut may have taken is decided now: the new witness says it didn't.
+            // What a power cut may have taken is decided now, since the new witness says that
+            // none did; and what it left is made to stay, since a read may have shown it.
             self.recover_fresh().await?;
+            self.flush().await?;
             witness = self.new_witness();
         }
         let is_witnessed = witness.is_some();
