@@ -4,6 +4,7 @@ use std::rc::Rc;
 
 use ankole_blockdev::disk::{BLOCK_BYTES, Buffer};
 
+use crate::chain::ChainChange;
 use crate::chain::index::{BlockSum, Blocks};
 use crate::message::{Refusal, RegionSums, Reply, Request};
 use crate::payload::{BlockData, Patch, Payload, Run};
@@ -53,7 +54,13 @@ pub(crate) async fn carry_out(replica: &Rc<Replica>, request: Request<Rc<Payload
                 Ok(Reply::Done) // sealed meanwhile: its sums stay unverified until a scrub
             }
         }
-        Request::Chain(op) => done(store.apply(&op).await),
+        Request::Chain(op) => {
+            done(store.apply(&op).await)?;
+            if let ChainChange::Snapshot { new_head, .. } = op.change {
+                tidy_below(replica, new_head);
+            }
+            Ok(Reply::Done)
+        }
         Request::DescribeChain => Ok(Reply::Chain(Box::new(store.chain()))),
         Request::Changed { after, upto, from } => changed(replica, after, upto, from),
         Request::Join { layer } => done(store.join(layer).await.map(|_| ())),
@@ -73,6 +80,18 @@ pub(crate) async fn carry_out(replica: &Rc<Replica>, request: Request<Rc<Payload
             done(store.clear(&regions).await)
         }
     }
+}
+
+/// In the background: gives back what a layer had reserved while it was the head.
+fn tidy_below(replica: &Rc<Replica>, head: LayerId) {
+    let chain = replica.store.chain();
+    let Some(sealed) = chain.layer(head).and_then(|head| head.parent) else { return };
+    let replica = replica.clone();
+    tokio::task::spawn_local(async move {
+        if let Err(error) = replica.store.tidy(sealed).await {
+            tracing::warn!(%error, layer = %sealed, "a snapshot keeps space that it doesn't need");
+        }
+    });
 }
 
 /// The replica's membership with another state.
@@ -147,7 +166,7 @@ async fn fetch(replica: &Replica, layer: LayerId, region: Region, blocks: Blocks
         let first = BlockIndex(region.0 * BLOCKS_PER_REGION + run.start as u64);
         let range = BlockRange::new(first, run.len() as u64);
         let into = Buffer::zeroed(run.len() * BLOCK);
-        let (result, read) = replica.store.read(View::Layer(layer), range, into).await;
+        let (result, read) = replica.store.read(View::Own(layer), range, into).await;
         result.map_err(|error| read_refusal(&error))?;
         data[filled..filled + read.len()].copy_from_slice(&read);
         filled += read.len();

@@ -39,7 +39,7 @@ fn the_chain_reads_like_flat_arrays() {
 /// that loses power nothing that was flushed, at whichever call it happens and however often.
 #[test]
 fn crashes_at_random_calls_lose_only_what_they_may() {
-    for seed in seeds(60) {
+    for seed in seeds(120) {
         println!("seed {seed}");
         run(async {
             let mut random = Random::new(seed ^ 0xc0ffee);

@@ -197,8 +197,10 @@ impl<S: Storage> Store<S> {
         // took from it doesn't matter any more, even if its first `Advance` never comes.
         let counts = matches!(membership.state, ReplicaState::Ready | ReplicaState::Member);
         if counts && !self.witnessed.get() {
-            // What a power cut may have taken is decided now: the new witness says it didn't.
+            // What a power cut may have taken is decided now, since the new witness says that
+            // none did; and what it left is made to stay, since a read may have shown it.
             self.recover_fresh().await?;
+            self.flush().await?;
             witness = self.new_witness();
         }
         let is_witnessed = witness.is_some();
