@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::runtime::Runtime;
 use tokio::task::LocalSet;
@@ -446,22 +446,18 @@ impl Demo {
         what: &str,
         mut look: impl FnMut(&VolumeView) -> Result<bool>,
     ) -> Result<VolumeView> {
-        let (mut moved, mut before) = (Instant::now(), None);
         loop {
             let view = self.show(volume)?;
             if look(&view)? {
                 return Ok(view);
             }
-            if before.as_ref() != Some(&view) {
-                moved = Instant::now();
-            } else if moved.elapsed() > PATIENCE {
+            if progress.idle() > PATIENCE {
                 let conditions = view.conditions.iter().map(|condition| &condition.message);
                 let reasons: Vec<_> = conditions.chain(&view.waiting).cloned().collect();
                 let text = format!("volume {volume} should {what}: {}", reasons.join("; "));
                 return Err(ApiError::timed_out(text).into());
             }
-            before = Some(view);
-            self.check_room(moved.elapsed())?;
+            self.check_room(progress.idle())?;
             progress.stop().pause()?;
         }
     }
