@@ -7,7 +7,6 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use ankole_blockdev::disk::{Buffer, Disk, Durability, Extent};
 use ankole_blockdev::nbd::Client;
@@ -15,7 +14,7 @@ use common::{World, send, until};
 use rustix::process::Signal;
 use serde_json::Value;
 
-const SIZE: usize = 64 << 20;
+const SIZE: usize = 32 << 20;
 
 /// The same bytes everywhere.
 fn pattern(seed: u64) -> Vec<u8> {
@@ -57,7 +56,7 @@ fn read(path: &Path) -> Vec<u8> {
 
 fn attached() -> (World, String) {
     let world = World::real();
-    world.well(&["volume", "create", "v1", "--size", "64MiB", "--frontend", "socket"]);
+    world.well(&["volume", "create", "v1", "--size", "32MiB", "--frontend", "socket"]);
     let endpoint = world.well(&["volume", "attach", "v1"]).trim().to_owned();
     assert!(endpoint.starts_with("nbd+unix:///?socket="), "{endpoint}");
     (world, endpoint)
@@ -182,10 +181,10 @@ fn io_goes_on_while_the_standalone_is_killed_and_started_again() {
 #[test]
 fn an_attached_volume_grows_under_its_clients() {
     let (world, endpoint) = attached();
-    world.well(&["volume", "resize", "v1", "--size", "128MiB"]);
+    world.well(&["volume", "resize", "v1", "--size", "64MiB"]);
     until("the engine has grown", || {
         let size = Command::new("nbdinfo").args(["--size", &endpoint]).output().unwrap();
-        (String::from_utf8_lossy(&size.stdout).trim() == "134217728").then_some(())
+        (String::from_utf8_lossy(&size.stdout).trim() == "67108864").then_some(())
     });
 }
 
@@ -265,7 +264,7 @@ fn a_single_replica_lives_in_the_engine_and_three_speak_tcp() {
     let kinds: [(&str, &[&str]); 2] =
         [("v1", &["--replicas", "1", "--in-engine"]), ("v2", &["--transport", "tcp"])];
     for (name, options) in kinds {
-        let create = ["volume", "create", name, "--size", "64MiB", "--frontend", "socket"];
+        let create = ["volume", "create", name, "--size", "32MiB", "--frontend", "socket"];
         world.well(&[&create[..], options].concat());
         let endpoint = world.well(&["volume", "attach", name]);
         write_volume(&world, endpoint.trim(), &bytes);
@@ -370,29 +369,54 @@ fn a_backup_after_a_revert_holds_nothing_of_the_other_branch() {
     assert!(restored(&world, &backup) == bytes);
 }
 
-/// The replica that the backup reads from dies again and again; others have the same bytes.
+/// The replica that the backup reads from dies in the middle; others have the same bytes.
 #[test]
-fn a_backup_goes_on_while_replicas_die() {
+fn a_backup_goes_on_when_its_replica_dies() {
     let (world, endpoint) = attached();
-    let target = target(&world);
     let bytes = pattern(13);
     write_volume(&world, &endpoint, &bytes);
-    let over = AtomicBool::new(false);
-    let backup = std::thread::scope(|scope| {
-        scope.spawn(|| {
-            while !over.load(Ordering::Relaxed) {
-                if let Some(pid) = world.volume("v1")["replicas"][0]["pid"].as_u64() {
-                    send(pid.try_into().unwrap(), Signal::KILL);
-                }
-            }
+    // Again, should the backup have ended before the replica.
+    for attempt in 0..5 {
+        let pid = until_healthy(&world)["replicas"][0]["pid"].as_u64().unwrap();
+        let folder = world.path().join(format!("backups-{attempt}"));
+        std::fs::create_dir(&folder).unwrap();
+        let target = format!("file://{}", folder.display());
+        let backup = std::thread::scope(|scope| {
+            let backup = scope.spawn(|| back_up(&world, &target));
+            until("the first block is stored", || find(&folder, "blk"));
+            send(pid.try_into().unwrap(), Signal::KILL);
+            backup.join().unwrap()
         });
-        let backup = world.say(&["backup", "create", "v1", "--target", &target, "-o", "json"]);
-        over.store(true, Ordering::Relaxed);
-        backup
+        assert!(restored(&world, &backup) == bytes);
+        if world.log().contains("asks another replica") {
+            return;
+        }
+    }
+    panic!("no backup was reading when its replica died");
+}
+
+/// The client of the engine's socket connects to the successor and repeats what had no answer.
+#[test]
+fn a_restore_goes_on_when_its_engine_dies() {
+    let (world, endpoint) = attached();
+    let bytes = pattern(14);
+    write_volume(&world, &endpoint, &bytes);
+    let backup = back_up(&world, &target(&world));
+    let restore = ["backup", "restore", backup["url"].as_str().unwrap(), "--to", "v2"];
+    std::thread::scope(|scope| {
+        let restore = scope.spawn(|| world.well(&restore));
+        let pid = until("v2 has a client", || {
+            let said = world.say(&["volume", "show", "v2", "-o", "json"]);
+            let volume: Value = serde_json::from_str(&said.out).ok()?;
+            (volume["clients"] != 0).then(|| volume["enginePid"].as_u64())?
+        });
+        let refused = world.say(&["volume", "attach", "v2"]);
+        assert_eq!(refused.code, 4, "nobody may see a half: {refused:?}");
+        send(pid.try_into().unwrap(), Signal::KILL);
+        restore.join().unwrap();
     });
-    assert_eq!(backup.code, 0, "{backup:?}");
-    assert!(restored(&world, &serde_json::from_str(&backup.out).unwrap()) == bytes);
-    until_healthy(&world);
+    let endpoint = world.well(&["volume", "attach", "v2"]);
+    assert!(read_volume(&world, endpoint.trim()) == bytes);
 }
 
 /// A volume that holds half a backup must not be taken for a restored one.
@@ -412,6 +436,27 @@ fn a_restore_that_fails_leaves_no_volume() {
     assert_eq!(said.code, 1, "{said:?}");
     assert!(said.err.contains("removed again"), "{said:?}");
     until("the volume is gone", || (world.say(&["volume", "show", "v2"]).code == 3).then_some(()));
+}
+
+/// Nor must one whose restore ended with the standalone.
+#[test]
+fn a_volume_whose_restore_was_killed_is_removed_at_the_next_start() {
+    let (mut world, endpoint) = attached();
+    change(&endpoint, 0, 4096, 7);
+    let backup = back_up(&world, &target(&world));
+    let url = backup["url"].as_str().unwrap();
+    let mut restore =
+        world.ankole().args(["backup", "restore", url, "--to", "v2"]).spawn().unwrap();
+    until("the restore has the volume", || {
+        let said = world.say(&["volume", "show", "v2", "-o", "json"]);
+        let volume: Value = serde_json::from_str(&said.out).ok()?;
+        (volume["tickets"][0]["kind"] == "restore").then_some(())
+    });
+    world.kill();
+    assert_eq!(restore.wait().unwrap().code(), Some(1));
+    world.start();
+    until("the volume is gone", || (world.say(&["volume", "show", "v2"]).code == 3).then_some(()));
+    assert!(world.volume("v1")["state"] == "attached");
 }
 
 /// The first file with this extension.

@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::api::attachment::{AttachRequest, USER_TICKET};
-use crate::api::backup::{BackupRequest, BackupView, Job, RestoreRequest};
+use crate::api::backup::{BackupRequest, Job, RestoreRequest};
 use crate::api::replica::ReplicaView;
 use crate::api::snapshot::{Chain, SnapshotRequest};
 use crate::api::target::{BackupTarget, TargetRequest};

@@ -155,9 +155,15 @@ impl Service {
         })
     }
 
+    /// A volume that an earlier process was restoring holds a part of the backup, and nobody but
+    /// the restore has ever had it: it goes.
     pub(super) fn drop_job_tickets(&self) -> Result<(), StoreError> {
         for volume in self.context.store.all::<Volume>()? {
             self.context.store.modify(&volume.name, |volume: &mut Volume| {
+                if is_being_restored(volume) {
+                    tracing::warn!(volume = %volume.name, "its restore was broken off; it is removed");
+                    volume.spec.deleting = true;
+                }
                 volume.spec.tickets.retain(|ticket| ticket.kind == TicketKind::User);
                 Ok::<_, StoreError>(())
             })?;
@@ -340,6 +346,10 @@ fn add_ticket(volume: &mut Volume, ticket: &Ticket) -> Result<(), ApiError> {
         return Err(ApiError::conflict(format!("volume {name} is still being created"))
             .next(format!("ankole volume why {name} says what it waits for")));
     }
+    if is_being_restored(volume) {
+        return Err(ApiError::conflict(format!("volume {name} is being restored"))
+            .next("wait until it holds everything"));
+    }
     if volume.spec.frontend == Frontend::Ublk && !probe::can_serve_ublk() {
         return Err(ApiError::conflict(format!("volume {name}: this node can't serve ublk"))
             .next("ankole check says what is missing"));
@@ -361,6 +371,10 @@ fn add_ticket(volume: &mut Volume, ticket: &Ticket) -> Result<(), ApiError> {
             Ok(())
         }
     }
+}
+
+fn is_being_restored(volume: &Volume) -> bool {
+    volume.spec.tickets.iter().any(|ticket| ticket.kind == TicketKind::Restore)
 }
 
 fn refuse_deleting(volume: &Volume) -> Result<(), ApiError> {
