@@ -23,6 +23,7 @@ mod steps;
 mod tool;
 mod tree;
 mod trouble;
+mod watch;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -169,7 +170,8 @@ fn perform(args: &DemoArgs, surroundings: &Surroundings, stop: Stop) -> Result<(
         Frontend::Ublk => "a ublk device and a mounted file system",
         _ => "an NBD socket, without root and kernel modules",
     };
-    let time: Duration = STEPS.iter().map(|step| step.cost.estimate(&plan)).sum();
+    let costs = STEPS.iter().map(|step| step.cost).chain([plan::END]);
+    let time: Duration = costs.map(|cost| cost.estimate(&plan)).sum();
     reporter.say(&format!(
         "A volume of {} with {} replicas, over {by}.\nIt takes about {} s here.",
         human(plan.size_bytes),
@@ -180,7 +182,9 @@ fn perform(args: &DemoArgs, surroundings: &Surroundings, stop: Stop) -> Result<(
     let place = Place::choose(args.dir.as_deref(), surroundings, plan.need_bytes(), tell)?;
     reporter.say("");
     let mut demo = Demo::new(plan, place, frontend, tools, surroundings)?;
-    let outcome = steps(&mut demo, &reporter);
+    // The last is the removal.
+    let all = STEPS.len() + usize::from(!args.keep);
+    let outcome = steps(&mut demo, &reporter, all);
     let full = outcome.is_err() && demo.place.is_full();
     let ended = demo.end();
     if args.keep {
@@ -188,7 +192,14 @@ fn perform(args: &DemoArgs, surroundings: &Surroundings, stop: Stop) -> Result<(
         tell_of_what_is_kept(&reporter, &demo);
     }
     let root = demo.place.root().to_owned();
-    drop(demo);
+
+    let ended = ended.and_then(|()| match outcome.is_ok() && !args.keep {
+        true => reporter.run((all, all), "remove the files", |_| {
+            drop(demo);
+            Ok(report::Done::default())
+        }),
+        false => Ok(drop(demo)),
+    });
     if full {
         let (cause, root) = (outcome.err().map(|e| e.to_string()), root.display());
         let cause = cause.unwrap_or_default();
@@ -204,9 +215,9 @@ fn perform(args: &DemoArgs, surroundings: &Surroundings, stop: Stop) -> Result<(
     Ok(())
 }
 
-fn steps(demo: &mut Demo, reporter: &Reporter) -> Result<()> {
+fn steps(demo: &mut Demo, reporter: &Reporter, all: usize) -> Result<()> {
     for (number, step) in STEPS.iter().enumerate() {
-        let number = (number + 1, STEPS.len());
+        let number = (number + 1, all);
         reporter.run(number, step.title, |progress| (step.run)(demo, progress))?;
     }
     Ok(())
