@@ -6,3 +6,4 @@
 
 pub mod disk;
 pub mod nbd;
+pub mod ublk;

@@ -1,6 +1,7 @@
 //! `ankole demo` as a process: how it ends, and that nothing of it is left.
 //!
 //! It runs as a user without privileges, also when the tests run as root.
+#![allow(clippy::unwrap_used, reason = "a test may fail")]
 
 mod common;
 

@@ -30,6 +30,10 @@ pub enum Request<P> {
     Read {
         range: BlockRange,
     },
+    /// Which blocks of the volume are zero.
+    Map {
+        range: BlockRange,
+    },
     /// The volume as it was at a sealed layer.
     ReadSnapshot {
         layer: LayerId,
@@ -129,7 +133,8 @@ pub struct Advance {
 pub enum Reply<P> {
     Done,
     Welcome(Box<Welcome>),
-    /// To `Read` and `ReadSnapshot`: blocks. To `Fetch`: a patch.
+    /// To `Read` and `ReadSnapshot`: blocks. To `Map`: a map. To `Fetch`: a patch, of
+    /// which the core gets the digest as `Digest`.
     Data(P),
     Sums(Box<RegionSums>),
     Occupied(Vec<Region>),
@@ -239,6 +244,7 @@ impl<P> Request<P> {
             Self::Advance(advance) => Request::Advance(advance),
             Self::Zero { range, forced } => Request::Zero { range, forced },
             Self::Read { range } => Request::Read { range },
+            Self::Map { range } => Request::Map { range },
             Self::ReadSnapshot { layer, range } => Request::ReadSnapshot { layer, range },
             Self::Flush => Request::Flush,
             Self::Sums { layer, region } => Request::Sums { layer, region },

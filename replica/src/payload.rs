@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use ankole_blockdev::disk::Buffer;
+use ankole_blockdev::disk::{Allocation, Buffer};
 
 use crate::chain::index::{BlockSum, Blocks, ZERO_BLOCK_SUM};
 use crate::types::{BLOCK_BYTES, BLOCKS_PER_REGION};
@@ -14,6 +14,15 @@ const BLOCK: usize = BLOCK_BYTES as usize;
 pub enum Payload {
     Blocks(BlockData),
     Patch(Patch),
+    /// Neighbouring runs, from the start of the range that was asked for.
+    Map(Vec<Run>),
+}
+
+/// Blocks that are alike for a client that skips zeroes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
+    pub blocks: u64,
+    pub allocation: Allocation,
 }
 
 /// Neighbouring blocks.

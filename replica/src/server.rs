@@ -36,6 +36,8 @@ pub struct Replica {
     pub(crate) store: Store<Directory>,
     /// Whose requests are carried out.
     engine: RefCell<Option<Rc<Session>>>,
+    /// Older ones of which something may still run.
+    ending: RefCell<Vec<Rc<Session>>>,
     /// What writes are stamped with.
     pub(crate) generation: Cell<Generation>,
     /// One `Hello` or `Advance` at a time.
@@ -96,6 +98,7 @@ impl Replica {
         Ok(Rc::new(Self {
             store,
             engine: RefCell::new(None),
+            ending: RefCell::default(),
             generation: Cell::new(generation),
             greeting: Mutex::new(()),
             adoptions: Cell::new(0),
@@ -178,15 +181,27 @@ impl Replica {
             let expected = claim.incarnation.map(|expected| format!("incarnation {expected}"));
             return Err(Refusal::WrongIdentity { found, expected: expected.unwrap_or_default() });
         }
-        let _one_at_a_time = self.greeting.lock().await;
-        if let Some(seen) = self.store.fence().filter(|seen| claim.fence <= *seen) {
-            return Err(Refusal::StaleGeneration { seen });
+        {
+            let _one_at_a_time = self.greeting.lock().await;
+            if let Some(seen) = self.store.fence().filter(|seen| claim.fence <= *seen) {
+                return Err(Refusal::StaleGeneration { seen });
+            }
+            self.store.set_fence(claim.fence).await.map_err(|error| refusal(&error))?;
+            if let Some(older) = self.engine.replace(Some(session.clone())) {
+                older.over.set(true);
+                self.ending.borrow_mut().push(older);
+            }
         }
-        self.store.set_fence(claim.fence).await.map_err(|error| refusal(&error))?;
-        let older = self.engine.replace(Some(session.clone()));
-        if let Some(older) = older {
-            older.over.set(true);
+        // Without the lock, since what runs may be an `Advance` that waits for it.
+        let ending = self.ending.borrow().clone();
+        for older in ending {
             older.until_idle().await;
+        }
+        self.ending.borrow_mut().retain(|older| older.running.get() > 0);
+        if session.over.get()
+            && let Some(seen) = self.store.fence()
+        {
+            return Err(Refusal::StaleGeneration { seen });
         }
         self.generation.set(claim.fence.generation);
         info!(generation = %claim.fence.generation, session = claim.fence.session.0,
@@ -195,13 +210,16 @@ impl Replica {
     }
 
     /// The engine told this replica that it is in sync.
-    pub(crate) async fn advance(&self, advance: &Advance) -> Result<(), Refusal> {
+    async fn advance(&self, session: &Session, advance: &Advance) -> Result<(), Refusal> {
         let _one_at_a_time = self.greeting.lock().await;
         let Some(mut fence) = self.store.fence() else {
             return Err(Refusal::Invalid { message: "Advance before Hello".into() });
         };
+        if session.over.get() {
+            return Err(Refusal::StaleGeneration { seen: fence }); // it waited too long
+        }
         if advance.generation < fence.generation {
-            return Err(Refusal::StaleGeneration { seen: fence });
+            return Ok(()); // overtaken by a later one of the same engine, which says more
         }
         fence.generation = advance.generation;
         let membership = Membership {
@@ -261,6 +279,10 @@ impl Conversation {
             return Reply::Refused(Refusal::Invalid { message: "a reader only reads".into() });
         }
         let _running = Running::begin(&session);
+        if let Request::Advance(advance) = &request {
+            let advanced = self.replica.advance(&session, advance).await;
+            return advanced.map_or_else(Reply::Refused, |()| Reply::Done);
+        }
         let reply = service::carry_out(&self.replica, request).await;
         // A rebuild that began meanwhile, or earlier, has emptied the layers.
         if session.role == Role::Reader && session.adoptions != self.replica.adoptions.get() {

@@ -6,7 +6,7 @@ use ankole_blockdev::disk::{BLOCK_BYTES, Buffer};
 
 use crate::chain::index::{BlockSum, Blocks};
 use crate::message::{Refusal, RegionSums, Reply, Request};
-use crate::payload::{BlockData, Patch, Payload};
+use crate::payload::{BlockData, Patch, Payload, Run};
 use crate::server::{Replica, refusal};
 use crate::store::{Membership, ReadError, ReplicaState, StoreError, View};
 use crate::types::{BLOCKS_PER_REGION, BlockIndex, BlockRange, LayerId, Region};
@@ -24,8 +24,7 @@ pub(crate) async fn carry_out(replica: &Rc<Replica>, request: Request<Rc<Payload
         Err(error) => Err(refusal(&error)),
     };
     match request {
-        Request::Hello(_) => unreachable!("the conversation answers it"),
-        Request::Advance(advance) => replica.advance(&advance).await.map(|()| Reply::Done),
+        Request::Hello(_) | Request::Advance(_) => unreachable!("the conversation answers them"),
         Request::Write { range, forced, payload } => {
             let Payload::Blocks(blocks) = &*payload else { return Err(wrong_payload()) };
             let data = blocks.data.clone();
@@ -38,6 +37,7 @@ pub(crate) async fn carry_out(replica: &Rc<Replica>, request: Request<Rc<Payload
             if forced { done(store.flush().await) } else { Ok(Reply::Done) }
         }
         Request::Read { range } => read(replica, View::Top, range).await,
+        Request::Map { range } => map(replica, range).await,
         Request::ReadSnapshot { layer, range } => read(replica, View::Layer(layer), range).await,
         Request::Flush => done(store.flush().await),
         Request::Sums { layer, region } => {
@@ -85,6 +85,17 @@ async fn read(replica: &Replica, view: View, range: BlockRange) -> Outcome {
     let (result, data) = replica.store.read(view, range, into).await;
     result.map_err(|error| read_refusal(&error))?;
     Ok(Reply::Data(Rc::new(Payload::Blocks(BlockData::from_client(data)))))
+}
+
+/// As many runs as one answer takes; the asker goes on after the last.
+const RUNS_MAX: usize = 64 << 10;
+
+async fn map(replica: &Replica, range: BlockRange) -> Outcome {
+    let extents = replica.store.extents(View::Top, range).await;
+    let extents = extents.map_err(|error| read_refusal(&error))?;
+    let runs = extents.into_iter().take(RUNS_MAX);
+    let runs = runs.map(|(part, allocation)| Run { blocks: part.count, allocation });
+    Ok(Reply::Data(Rc::new(Payload::Map(runs.collect()))))
 }
 
 fn read_refusal(error: &ReadError) -> Refusal {

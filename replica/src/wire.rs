@@ -17,13 +17,13 @@
 
 use std::rc::Rc;
 
-use ankole_blockdev::disk::Buffer;
+use ankole_blockdev::disk::{Allocation, Buffer};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::chain::index::{BlockSum, Blocks};
 use crate::message::{RegionSums, Reply, Request};
-use crate::payload::{BlockData, Patch, Payload};
+use crate::payload::{BlockData, Patch, Payload, Run};
 use crate::types::{
     BLOCK_BYTES, BLOCKS_PER_REGION, BlockIndex, BlockRange, Generation, LayerId, Region,
     VOLUME_BYTES_MAX,
@@ -170,6 +170,7 @@ mod kind {
     pub(super) const READY: u8 = 18;
     pub(super) const PING: u8 = 19;
     pub(super) const BYE: u8 = 20;
+    pub(super) const MAP: u8 = 21;
 
     pub(super) const DONE: u8 = 128;
     pub(super) const WELCOME: u8 = 129;
@@ -181,6 +182,7 @@ mod kind {
     pub(super) const CHAIN_IS: u8 = 135;
     pub(super) const CHANGED_ARE: u8 = 136;
     pub(super) const REFUSED: u8 = 137;
+    pub(super) const MAP_IS: u8 = 138;
 }
 
 // ---- requests --------------------------------------------------------------------------------
@@ -211,6 +213,7 @@ pub fn encode_request(seq: u64, request: &Request<Rc<Payload>>) -> Frame {
         }
         Request::Zero { range, forced } => bare(ranged(kind::ZERO, range, *forced)),
         Request::Read { range } => bare(ranged(kind::READ, range, false)),
+        Request::Map { range } => bare(ranged(kind::MAP, range, false)),
         Request::ReadSnapshot { layer, range } => {
             let header = ranged(kind::READ_SNAPSHOT, range, false);
             Frame::new(header, &layer.0.to_le_bytes(), None)
@@ -261,6 +264,7 @@ pub fn decode_request(
         }
         kind::ZERO => Request::Zero { range: body.range()?, forced: body.forced() },
         kind::READ => Request::Read { range: body.readable_range()? },
+        kind::MAP => Request::Map { range: body.range()? },
         kind::READ_SNAPSHOT => {
             Request::ReadSnapshot { layer: body.layer_in_meta()?, range: body.readable_range()? }
         }
@@ -268,7 +272,8 @@ pub fn decode_request(
         kind::SUMS => Request::Sums { layer: body.layer()?, region: body.region()? },
         kind::OCCUPIED => Request::Occupied { layer: body.layer()? },
         kind::FETCH => {
-            let bytes = body.meta.try_into().map_err(|_| body.wrong("its set of blocks"))?;
+            let bytes: &[u8; 32] =
+                body.meta.try_into().map_err(|_| body.wrong("its set of blocks"))?;
             let blocks = Blocks::from_bytes(bytes);
             Request::Fetch { layer: body.layer()?, region: body.region()?, blocks }
         }
@@ -308,6 +313,7 @@ pub fn encode_reply(seq: u64, reply: &Reply<Rc<Payload>>) -> Frame {
             let kind = match **payload {
                 Payload::Blocks(_) => kind::BLOCKS,
                 Payload::Patch(_) => kind::PATCH,
+                Payload::Map(_) => kind::MAP_IS,
             };
             Frame::new(header(kind), &payload.meta(), Some(payload))
         }
@@ -343,6 +349,7 @@ pub fn decode_reply(
         kind::REFUSED => Reply::Refused(body.json()?),
         kind::BLOCKS => Reply::Data(Rc::new(Payload::Blocks(body.blocks()?))),
         kind::PATCH => Reply::Data(Rc::new(Payload::Patch(body.patch()?))),
+        kind::MAP_IS => Reply::Data(Rc::new(Payload::Map(body.map()?))),
         kind::SUMS_ARE => {
             let sums = unpack_sums(body.meta).ok_or_else(|| body.wrong("its sums"))?;
             if sums.len() as u64 != BLOCKS_PER_REGION {
@@ -353,7 +360,7 @@ pub fn decode_reply(
         kind::OCCUPIED_ARE => Reply::Occupied(unpack_regions(body.meta)),
         kind::DIGEST => Reply::Digest(header.count),
         kind::CHANGED_ARE => {
-            if body.meta.len() % 40 != 0 || body.meta.len() / 40 > CHANGED_REGIONS_MAX {
+            if !body.meta.len().is_multiple_of(40) || body.meta.len() / 40 > CHANGED_REGIONS_MAX {
                 return Err(body.wrong("its list of regions"));
             }
             let regions = body.meta.chunks_exact(40).map(|entry| {
@@ -436,13 +443,27 @@ impl<'a> Body<'a> {
     }
 
     fn blocks(self) -> Result<BlockData, WireError> {
-        if self.meta.len() % 4 != 0 {
+        if !self.meta.len().is_multiple_of(4) {
             return Err(self.wrong("its sums"));
         }
         let kind = self.header.kind;
         let sums = self.meta.chunks_exact(4).map(le_u32).collect();
         let blocks = BlockData { sums, data: Rc::new(self.data) };
         if blocks.is_sound() { Ok(blocks) } else { Err(WireError::BodyChecksum { kind }) }
+    }
+
+    fn map(self) -> Result<Vec<Run>, WireError> {
+        if !self.meta.len().is_multiple_of(8) {
+            return Err(self.wrong("its map"));
+        }
+        let runs = self.meta.chunks_exact(8).map(|entry| {
+            let packed = le_u64(entry);
+            let allocation = if packed & 1 == 1 { Allocation::Zero } else { Allocation::Data };
+            Run { blocks: packed >> 1, allocation }
+        });
+        let runs: Vec<Run> = runs.collect();
+        let possible = |run: &Run| (1..=BLOCKS_MAX).contains(&run.blocks);
+        if runs.iter().all(possible) { Ok(runs) } else { Err(self.wrong("its map")) }
     }
 
     fn patch(self) -> Result<Patch, WireError> {
@@ -466,6 +487,7 @@ impl Payload {
         match self {
             Self::Blocks(blocks) => &blocks.data,
             Self::Patch(patch) => &patch.data,
+            Self::Map(_) => &[],
         }
     }
 
@@ -478,8 +500,14 @@ impl Payload {
                 meta.extend_from_slice(&pack_sums(&patch.sums));
                 meta
             }
+            Self::Map(runs) => runs.iter().flat_map(pack_run).collect(),
         }
     }
+}
+
+/// Eight bytes: the number of blocks, and in the lowest bit whether they are zero.
+fn pack_run(run: &Run) -> [u8; 8] {
+    (run.blocks << 1 | u64::from(run.allocation == Allocation::Zero)).to_le_bytes()
 }
 
 const ABSENT: u8 = 0;
@@ -504,7 +532,7 @@ fn pack_sums(sums: &[BlockSum]) -> Vec<u8> {
 }
 
 fn unpack_sums(bytes: &[u8]) -> Option<Vec<BlockSum>> {
-    if bytes.len() % 5 != 0 {
+    if !bytes.len().is_multiple_of(5) {
         return None;
     }
     let sums = bytes.chunks_exact(5).map(|entry| {

@@ -26,6 +26,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 #[derive(Clone)]
 struct MemoryArbiter(Rc<RefCell<Record>>);
 
+type Served = (oneshot::Sender<()>, JoinHandle<()>);
 type Asked<'a, T> = Pin<Box<dyn Future<Output = Result<T, ArbiterError>> + 'a>>;
 
 impl Arbiter for MemoryArbiter {
@@ -52,7 +53,7 @@ impl Arbiter for MemoryArbiter {
 struct Cluster {
     dir: tempfile::TempDir,
     record: Rc<RefCell<Record>>,
-    served: RefCell<BTreeMap<ReplicaId, (oneshot::Sender<()>, JoinHandle<()>)>>,
+    served: RefCell<BTreeMap<ReplicaId, Served>>,
     engines: Cell<u32>,
     in_process: bool,
 }

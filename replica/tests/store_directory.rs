@@ -5,8 +5,8 @@ mod store;
 use ankole_replica::chain::{ChainChange, ChainOp, Seal};
 use ankole_replica::store::file::{Directory, DirectoryOptions};
 use ankole_replica::store::{Store, StoreError, StoreOptions, View};
-use ankole_replica::types::{BlockIndex, BlockRange, ChainOpId, LayerId};
-use store::{Fill, GENERATION, identity, read_fill, run, write_fill};
+use ankole_replica::types::{BlockIndex, BlockRange, ChainOpId, LayerId, Region};
+use store::{Fill, GENERATION, identity, read_fill, run, skip, write_fill};
 
 const SIZE: u64 = 8 << 20;
 
@@ -63,9 +63,19 @@ fn a_snapshot_keeps_its_bytes_while_the_head_is_written() {
         let top = [1, 1, 2, 2, 2, 1, 0, 1].map(Fill);
         assert_eq!(read_fill(&store, View::Top, range).await, top);
         assert_eq!(read_fill(&store, View::Layer(LayerId(1)), range).await, [Fill(1); 8]);
+        let taken = |name: &str| {
+            use std::os::unix::fs::MetadataExt;
+            std::fs::metadata(dir.path().join(name)).expect("it is there").blocks()
+        };
+        store.tidy(LayerId(1)).await.expect("the disk works");
+        assert!(
+            taken("layer-00000001.index") < taken("layer-00000002.index"),
+            "no longer reserved"
+        );
         drop(store);
         let store = open(dir.path(), &DirectoryOptions::default()).await;
         assert_eq!(read_fill(&store, View::Top, range).await, top);
+        assert_eq!(read_fill(&store, View::Layer(LayerId(1)), range).await, [Fill(1); 8]);
     });
 }
 
@@ -86,5 +96,60 @@ fn a_directory_that_is_in_use_or_isnt_empty_is_refused_with_what_is_in_the_way()
         let error = Store::open(second, StoreOptions::default()).await.err().expect("it is locked");
         let pid = std::process::id().to_string();
         assert!(error.to_string().contains(&pid), "{error}");
+    });
+}
+
+/// A full disk stops new blocks and nothing else: metadata was reserved, what is there can be
+/// overwritten, flushed and freed, and then writing goes on.
+#[test]
+fn requires_root_a_full_disk_stops_only_what_needs_space() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let mounted = nix::mount::mount(
+        Some("ankole-test"),
+        dir.path(),
+        Some("tmpfs"),
+        nix::mount::MsFlags::empty(),
+        Some("size=32m"),
+    );
+    if let Err(errno) = mounted {
+        return skip(&format!("mounting a small tmpfs: {errno}"));
+    }
+    struct Mounted<'a>(&'a std::path::Path);
+    impl Drop for Mounted<'_> {
+        fn drop(&mut self) {
+            let _ = nix::mount::umount2(self.0, nix::mount::MntFlags::MNT_DETACH);
+        }
+    }
+    let _mounted = Mounted(dir.path());
+    run(async {
+        let directory = Directory::open(dir.path(), &DirectoryOptions::default()).expect("there");
+        Store::format(directory, identity(), 64 << 20, LayerId(1)).await.expect("room");
+        let store = open(dir.path(), &DirectoryOptions::default()).await;
+        let place = |index: u64| BlockRange::new(BlockIndex(index * 64), 64);
+        let mut full_at = 0;
+        while write_fill(&store, place(full_at), Fill(full_at + 1)).await.is_ok() {
+            full_at += 1;
+        }
+        println!("full after {} KiB", full_at * 256);
+        assert!(full_at > 20, "there was room for more");
+        let error = write_fill(&store, place(full_at), Fill(1)).await.expect_err("it is full");
+        assert!(error.is_no_space() && error.to_string().contains("make room"), "{error}");
+        let change = ChainChange::Snapshot { seal: Seal::default(), new_head: LayerId(2) };
+        let snapshot = ChainOp { id: ChainOpId(1), change };
+        let _ = store.apply(&snapshot).await; // there may be just enough room
+        let one = BlockRange::new(BlockIndex(3), 1);
+        if store.chain().layers.len() == 1 {
+            write_fill(&store, one, Fill(99)).await.expect("an overwrite needs no room");
+        }
+        store.flush().await.expect("metadata was reserved");
+        store.restamp(GENERATION.next()).await.expect("metadata was reserved");
+        let regions: Vec<_> = (0..64).map(Region).collect();
+        store.clear(&regions).await.expect("metadata was reserved");
+        assert_eq!(store.failure(), None);
+        if store.chain().layers.len() == 1 {
+            store.zero(place(1), GENERATION).await.expect("a discard needs no room");
+            write_fill(&store, place(full_at), Fill(7)).await.expect("there is room again");
+        }
+        assert_eq!(read_fill(&store, View::Top, place(2)).await, vec![Fill(3); 64]);
     });
 }

@@ -5,3 +5,4 @@
 //! under a coverage-guided engine; see the README.
 
 pub mod nbd;
+pub mod wire;

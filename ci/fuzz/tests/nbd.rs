@@ -1,18 +1,8 @@
 //! See `ankole_fuzz::nbd`. Each target also runs over its corpus, whatever bolero draws.
 
-use std::path::Path;
+mod common;
 
-/// Runs `target` over every file of its corpus; a corpus that went missing is a failure.
-fn over_corpus(name: &str, target: fn(&[u8])) {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(name);
-    let mut count = 0;
-    for entry in std::fs::read_dir(&folder).expect("every target has a corpus") {
-        let path = entry.expect("the folder can be read").path();
-        target(&std::fs::read(path).expect("the file can be read"));
-        count += 1;
-    }
-    assert!(count > 0, "{} is empty", folder.display());
-}
+use common::over_corpus;
 
 #[test]
 fn nbd_session_corpus() {

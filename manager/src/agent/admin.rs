@@ -90,6 +90,9 @@ mod tests {
         let listener = UnixListener::bind(&path).unwrap();
         let engine = std::thread::spawn(move || {
             let (mut connection, _) = listener.accept().unwrap();
+            // An answer before the question is a broken pipe to whoever still asks.
+            let mut asked = [0];
+            while connection.read(&mut asked).unwrap() > 0 && asked != *b"\n" {}
             connection.write_all(b"moo\n").unwrap();
         });
         let answer = ask(&path, &Request::Status, Duration::from_secs(10));

@@ -2,14 +2,19 @@
 
 use std::fs;
 use std::io;
+use std::net::TcpStream;
 use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use super::Environment;
 use crate::agent::layout::{
     api_address_path, is_ours, registration_path, runtime_folder, token_path,
 };
-use crate::api::ApiError;
+use crate::api::{ApiError, ErrorKind};
 
+/// What a standalone takes to listen, with room.
+const STARTING: Duration = Duration::from_secs(2);
 const DEFAULT_ADDRESS: &str = "127.0.0.1:9500";
 
 #[derive(Debug, PartialEq, Eq)]
@@ -18,7 +23,33 @@ pub(super) struct Server {
     pub(super) token: String,
 }
 
-pub(super) fn resolve(
+impl Server {
+    fn answers(&self) -> bool {
+        TcpStream::connect(self.url.trim_start_matches("http://")).is_ok()
+    }
+}
+
+/// Finds the server, and waits a moment for one that was started in the line before.
+pub(super) fn reach(
+    server: Option<&str>,
+    data: Option<&Path>,
+    environment: &Environment,
+) -> Result<Server, ApiError> {
+    let deadline = Instant::now() + STARTING;
+    loop {
+        let resolved = resolve(server, data, environment);
+        let may_come = match &resolved {
+            Ok(server) => !server.answers(),
+            Err(error) => error.kind == ErrorKind::Failed,
+        };
+        if !may_come || Instant::now() >= deadline {
+            return resolved;
+        }
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn resolve(
     server: Option<&str>,
     data: Option<&Path>,
     environment: &Environment,

@@ -139,7 +139,7 @@ struct Session<'a> {
 
 impl Session<'_> {
     fn client(&self) -> Result<Client, ApiError> {
-        let server = connect::resolve(
+        let server = connect::reach(
             self.global.server.as_deref(),
             self.global.data.as_deref(),
             self.environment,

@@ -324,6 +324,12 @@ impl Chain {
         next
     }
 
+    /// `id` was sealed before a rebuild had filled it.
+    pub(crate) fn with_filling(mut self, id: LayerId) -> Self {
+        self.layer_mut(id).filling = true;
+        self
+    }
+
     pub(crate) fn filled(&self) -> Self {
         let mut next = self.clone();
         next.layers.iter_mut().for_each(|layer| layer.filling = false);

@@ -72,11 +72,14 @@ impl Engine {
             Request::RemoveSnapshot { name } => self.remove_snapshot(&name).await,
             Request::Expand { size_bytes } => self.expand(size_bytes).await,
             Request::SetReplicas { replicas } => self.set_replicas(replicas),
-            Request::Detach => {
-                self.detach();
-                self.ended().await;
-                Ok(())
-            }
+            Request::Detach => match self.close_frontend().await {
+                Ok(()) => {
+                    self.detach();
+                    self.ended().await;
+                    Ok(())
+                }
+                Err(reason) => Err((ErrorKind::Conflict, reason)),
+            },
         };
         match done {
             Ok(()) => Answer::Ok,

@@ -184,7 +184,26 @@ impl Disk for Engine {
     }
 
     async fn extents(&self, at: Extent) -> io::Result<Vec<(Extent, Allocation)>> {
-        Ok(vec![(at, Allocation::Data)]) // what is zero isn't asked of a replica yet
+        let range = BlockRange::covering(at);
+        let (outcome, _release) = self.run(Operation::Map { range }, None).await;
+        let payload = self.counted(outcome, |_| ())?;
+        let Some(Payload::Map(runs)) = payload.as_deref() else {
+            return Err(io::Error::from_raw_os_error(libc::EIO));
+        };
+        let mut extents = Vec::with_capacity(runs.len());
+        let mut start = at.offset_bytes;
+        let mut block = range.first;
+        for run in runs {
+            block = BlockIndex(block.0.saturating_add(run.blocks));
+            let end = block.offset_bytes().min(at.end_bytes());
+            let part = Extent { offset_bytes: start, length_bytes: end.saturating_sub(start) };
+            if part.length_bytes == 0 {
+                break;
+            }
+            extents.push((part, run.allocation));
+            start = end;
+        }
+        Ok(extents)
     }
 
     async fn resize(&self, size_bytes: u64) -> io::Result<()> {

@@ -23,7 +23,7 @@ use std::path::Path;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::{Notify, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tracing::{error, info, warn};
 
 pub use self::admin::{Done, serve_admin};
@@ -51,6 +51,12 @@ const TICK: Duration = Duration::from_secs(1);
 #[derive(Clone)]
 pub struct Engine(Rc<Shared>);
 
+/// Asks a frontend to let go of the volume.
+pub struct Close {
+    /// The reason, if something is in the way.
+    pub done: oneshot::Sender<Result<(), String>>,
+}
+
 struct Shared {
     state: RefCell<State>,
     arbiter: Box<dyn Arbiter>,
@@ -60,6 +66,7 @@ struct Shared {
     size_bytes: watch::Sender<u64>,
     end: watch::Sender<Option<End>>,
     endpoint: RefCell<Option<String>>,
+    frontend: RefCell<Option<mpsc::Sender<Close>>>,
     clients: RefCell<Box<dyn Fn() -> u32>>,
     counts: Cell<RequestCounts>,
     volume: String,
@@ -103,6 +110,7 @@ impl Engine {
             size_bytes: watch::Sender::new(0),
             end: watch::Sender::new(None),
             endpoint: RefCell::new(None),
+            frontend: RefCell::new(None),
             clients: RefCell::new(Box::new(|| 0)),
             counts: Cell::new(RequestCounts::default()),
             volume,
@@ -150,6 +158,30 @@ impl Engine {
     /// What `volume show` calls the endpoint, once there is one.
     pub fn set_endpoint(&self, endpoint: String) {
         self.0.endpoint.replace(Some(endpoint));
+    }
+
+    /// Where to ask the frontend to close before a detach.
+    pub fn set_frontend(&self, close: mpsc::Sender<Close>) {
+        self.0.frontend.replace(Some(close));
+    }
+
+    /// Asks the frontend, if there is one, to let go of the volume. The reason if it can't.
+    pub async fn close_frontend(&self) -> Result<(), String> {
+        let Some(frontend) = self.0.frontend.borrow().clone() else { return Ok(()) };
+        let (done, closed) = oneshot::channel();
+        if frontend.send(Close { done }).await.is_err() {
+            return Ok(()); // it has gone already
+        }
+        closed.await.unwrap_or(Ok(()))
+    }
+
+    /// Returns when the volume has another size than when this was called.
+    pub async fn grown(&self) -> u64 {
+        let mut size = self.0.size_bytes.subscribe();
+        match size.changed().await {
+            Ok(()) => *size.borrow(),
+            Err(_) => std::future::pending().await,
+        }
     }
 
     /// How to learn how many clients the frontend has: a revert is refused while there are any.

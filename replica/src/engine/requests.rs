@@ -121,7 +121,7 @@ impl State {
     ) -> Option<Reply<()>> {
         let Reply::Data(payload) = reply else { return reply.without_data() };
         match (into?, &*payload) {
-            (Destination::Read(io), Payload::Blocks(_)) => {
+            (Destination::Read(io), Payload::Blocks(_) | Payload::Map(_)) => {
                 if let Some(pending) = self.requests.by_id.get_mut(&io) {
                     pending.read = Some(payload);
                 }

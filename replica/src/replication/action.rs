@@ -28,6 +28,10 @@ pub enum Operation {
     Read {
         range: BlockRange,
     },
+    /// Which blocks are zero.
+    Map {
+        range: BlockRange,
+    },
     /// `edges` are the blocks of which only a part is new: the first, the last, or both.
     Write {
         range: BlockRange,

@@ -50,7 +50,9 @@ enum Stage {
     },
     /// Those who refused are on their way out of the set.
     Removing,
-    Describing,
+    Describing {
+        from: Slot,
+    },
 }
 
 impl ChainWork {
@@ -65,10 +67,11 @@ impl ChainWork {
 
 impl Core {
     pub(super) fn drive_chain_work(&mut self, now: Instant) {
-        if !matches!(self.phase, Phase::Serving) {
+        if !self.is_open() {
             return;
         }
-        if self.chain_work.current.is_none() && !self.is_mid_adoption() {
+        let serving = matches!(self.phase, Phase::Serving);
+        if serving && self.chain_work.current.is_none() && !self.is_mid_adoption() {
             let next = self.chain_work.queue.pop_front();
             self.chain_work.current =
                 next.map(|(id, job)| Current { id, job, stage: Stage::Settling, result: Ok(()) });
@@ -97,7 +100,7 @@ impl Core {
             }
             Stage::Removing if steady => {
                 let Some(from) = live.iter().next() else { return };
-                current.stage = Stage::Describing;
+                current.stage = Stage::Describing { from };
                 self.send(now, from, Purpose::DescribeChain, Request::DescribeChain, None);
                 return;
             }
@@ -130,7 +133,33 @@ impl Core {
         }
     }
 
+    /// What can be said without asking: a change that the chain wouldn't show couldn't be rolled
+    /// forward, and replicas that have joined a removed layer and others would answer differently.
+    fn foregone(&self, job: &Job) -> Option<Result<(), String>> {
+        let missing = |id| Some(Err(format!("there is no snapshot in {id}")));
+        match *job {
+            Job::Remove { layer } => match self.chain.layer(layer) {
+                Some(layer) if layer.removed => Some(Ok(())),
+                Some(_) => None,
+                None => missing(layer),
+            },
+            Job::Revert { to } if self.chain.layer(to).is_none_or(|layer| layer.removed) => {
+                missing(to)
+            }
+            Job::Expand { size_bytes } => (size_bytes == self.chain.size_bytes()).then_some(Ok(())),
+            Job::Revert { .. } | Job::Snapshot { .. } => None,
+        }
+    }
+
     fn apply_change(&mut self, now: Instant) {
+        let job = self.chain_work.current.as_ref().map(|current| &current.job);
+        if let Some(result) = job.and_then(|job| self.foregone(job))
+            && let Some(current) = &mut self.chain_work.current
+        {
+            current.result = result;
+            current.stage = Stage::Removing;
+            return self.drive_chain_work(now);
+        }
         let id = ChainOpId(self.chain.last_op.0 + 1);
         let new_head = LayerId(self.chain.head.0 + 1); // the head's is always the highest
         let Some(current) = &mut self.chain_work.current else { return };
@@ -187,21 +216,29 @@ impl Core {
 
     pub(super) fn chain_described(&mut self, now: Instant, slot: Slot, reply: Reply<()>) {
         let Reply::Chain(chain) = reply else { return self.lose_for(now, slot, &reply) };
-        let grown = chain.size_bytes() != self.chain.size_bytes();
-        self.chain = *chain;
-        if grown {
-            self.act(Action::Opened { size_bytes: self.chain.size_bytes() });
+        let asked = Stage::Describing { from: slot };
+        let described = |current: &mut Current| current.stage == asked;
+        let Some(current) = self.chain_work.current.take_if(described) else { return };
+        self.take_chain(*chain);
+        self.act(Action::JobDone { job: current.id, result: current.result });
+        self.schedule_joins();
+        self.start_waiting_ios(now);
+    }
+
+    /// A description that was asked for before a change may come after it: the next change would
+    /// get the number of one that the replicas have done.
+    pub(super) fn chain_refreshed(&mut self, now: Instant, slot: Slot, reply: Reply<()>) {
+        let Reply::Chain(chain) = reply else { return self.lose_for(now, slot, &reply) };
+        if self.chain_work.current.is_none() && chain.last_op == self.chain.last_op {
+            self.take_chain(*chain);
         }
-        if self
-            .chain_work
-            .current
-            .as_ref()
-            .is_some_and(|current| current.stage == Stage::Describing)
-        {
-            let current = self.chain_work.current.take().expect("seen above");
-            self.act(Action::JobDone { job: current.id, result: current.result });
-            self.schedule_joins();
-            self.start_waiting_ios(now);
+    }
+
+    fn take_chain(&mut self, chain: ChainInfo) {
+        let resized = chain.size_bytes() != self.chain.size_bytes();
+        self.chain = chain;
+        if resized {
+            self.act(Action::Opened { size_bytes: self.chain.size_bytes() });
         }
     }
 
@@ -209,18 +246,16 @@ impl Core {
     pub(super) fn chain_work_lost(&mut self, slot: Slot) {
         if let Some(current) = &mut self.chain_work.current {
             match &mut current.stage {
-                Stage::Flushing { waiting } | Stage::Applying { waiting, .. } => {
-                    waiting.remove(slot);
-                }
-                Stage::Describing => current.stage = Stage::Removing,
-                Stage::Settling | Stage::Draining | Stage::Removing => {}
+                // It may come back without having flushed: all flush once more.
+                Stage::Flushing { .. } => current.stage = Stage::Draining,
+                Stage::Applying { waiting, .. } => waiting.remove(slot),
+                Stage::Describing { from } if *from == slot => current.stage = Stage::Removing,
+                _ => {}
             }
         }
-        let applying = self
-            .chain_work
-            .current
-            .as_ref()
-            .is_some_and(|current| matches!(current.stage, Stage::Applying { .. }));
+        let applied_by_some =
+            |current: &Current| matches!(current.stage, Stage::Applying { .. } | Stage::Removing);
+        let applying = self.chain_work.current.as_ref().is_some_and(applied_by_some);
         if applying && self.live().is_empty() {
             // Some may have the change and others not: opening makes them alike.
             self.end(End::Reopen("all replicas were lost in a change of the chain".into()));
@@ -245,7 +280,7 @@ impl Core {
     }
 
     fn drive_joins(&mut self, now: Instant) {
-        if self.rebuild.is_some() || !self.is_steady() {
+        if self.rebuild.is_some() || !self.is_steady() || !matches!(self.phase, Phase::Serving) {
             return;
         }
         for slot in self.live().iter() {
@@ -278,7 +313,7 @@ impl Core {
             && matches!(self.phase, Phase::Serving)
             && let Some(from) = self.live().iter().next()
         {
-            self.send(now, from, Purpose::DescribeChain, Request::DescribeChain, None);
+            self.send(now, from, Purpose::RefreshChain, Request::DescribeChain, None);
         }
     }
 
@@ -288,7 +323,10 @@ impl Core {
         let Phase::Closing(closing) = self.phase else { return };
         match closing {
             Closing::Draining => {
-                if self.writes_in_flight > 0 || !self.flushes.is_idle() || !self.is_steady() {
+                let busy = self.writes_in_flight > 0
+                    || self.chain_work.current.is_some()
+                    || self.ios.values().any(|io| !io.answered);
+                if busy || !self.is_steady() {
                     return;
                 }
                 let waiting = self.live();

@@ -15,7 +15,7 @@ use super::locks::{LockId, RangeLocks};
 use super::membership::Changing;
 use super::opening::Opening;
 use super::peer::{Peer, PeerState, Purpose};
-use super::rebuild::Rebuild;
+use super::rebuild::{LateFetch, Rebuild};
 use super::settle::Settle;
 use super::slots::{SLOTS_MAX, Slot, Slots};
 use crate::arbiter::{InstanceId, Record, Refused};
@@ -84,8 +84,11 @@ pub struct Core {
     /// Indexed by slot.
     pub(super) peers: Vec<Peer>,
     pub(super) changing: Option<Changing>,
+    pub(super) pings: u64,
     /// A rebuilt replica on its way into the set: acknowledgements need it already.
     pub(super) promoting: Option<Slot>,
+    /// Out of the record, but not every member has that durable: acknowledgements need it still.
+    pub(super) departing: Slots,
     pub(super) locks: RangeLocks,
     pub(super) lock_owners: BTreeMap<LockId, LockOwner>,
     pub(super) ios: BTreeMap<IoId, Io>,
@@ -96,6 +99,7 @@ pub struct Core {
     pub(super) parked: VecDeque<IoId>,
     pub(super) settle: Settle,
     pub(super) rebuild: Option<Rebuild>,
+    pub(super) late_fetches: BTreeMap<TransferId, LateFetch>,
     pub(super) chain_work: ChainWork,
     pub(super) chain: ChainInfo,
     actions: VecDeque<Action>,
@@ -121,7 +125,9 @@ impl Core {
             record: None,
             peers,
             changing: None,
+            pings: 0,
             promoting: None,
+            departing: Slots::NONE,
             locks: RangeLocks::default(),
             lock_owners: BTreeMap::new(),
             ios: BTreeMap::new(),
@@ -130,6 +136,7 @@ impl Core {
             parked: VecDeque::new(),
             settle: Settle::default(),
             rebuild: None,
+            late_fetches: BTreeMap::new(),
             chain_work: ChainWork::default(),
             chain: ChainInfo::empty(),
             actions: VecDeque::new(),
@@ -208,7 +215,7 @@ impl Core {
 
     /// What the arbiter has. The shell repeats the read until there is an answer.
     pub fn record_read(&mut self, now: Instant, record: Record) {
-        if self.adopt_record(record) && matches!(self.phase, Phase::Opening(_)) {
+        if self.adopt_record(now, record) && matches!(self.phase, Phase::Opening(_)) {
             self.opening_has_record();
         }
         self.pump(now);
@@ -335,8 +342,9 @@ impl Core {
             Purpose::Equalize(_) => self.equalized(now, slot, reply),
             Purpose::Chain => self.chain_applied(now, slot, reply),
             Purpose::DescribeChain => self.chain_described(now, slot, reply),
+            Purpose::RefreshChain => self.chain_refreshed(now, slot, reply),
             Purpose::Join(layer) => self.joined(now, slot, layer, reply),
-            Purpose::Ping => self.pinged(now, slot, reply),
+            Purpose::Ping(round) => self.pinged(now, slot, round, reply),
             Purpose::Verified => {
                 self.expect_done(now, slot, reply);
             }
@@ -347,14 +355,19 @@ impl Core {
     // ---- what all parts use ----------------------------------------------------------------
 
     pub(super) fn act(&mut self, action: Action) {
-        self.actions.push_back(action);
+        if !matches!(self.phase, Phase::Ended) {
+            self.actions.push_back(action);
+        }
     }
 
-    /// The engine stops here. Nothing that was planned before is carried out.
+    /// The engine stops here. Nothing that was planned before is carried out, nor what a part that
+    /// hasn't noticed still wants.
     pub(super) fn end(&mut self, end: End) {
-        self.actions.clear();
-        self.phase = Phase::Ended;
-        self.act(Action::End(end));
+        if !matches!(self.phase, Phase::Ended) {
+            self.actions.clear();
+            self.act(Action::End(end));
+            self.phase = Phase::Ended;
+        }
     }
 
     pub(super) fn send(
@@ -422,22 +435,40 @@ impl Core {
 
     /// Whose confirmation an acknowledgement needs.
     pub(super) fn needed(&self) -> Slots {
+        self.next_set().union(self.departing)
+    }
+
+    /// Members and the replica that is being added.
+    pub(super) fn next_set(&self) -> Slots {
         self.set().union(self.promoting.into_iter().collect())
     }
 
     /// The set is as the record says and all of it has that durable: nothing is in doubt.
     pub(super) fn is_steady(&self) -> bool {
+        self.changing.is_none() && !matches!(self.phase, Phase::Opening(_)) && self.all_advanced()
+    }
+
+    /// Every member has the present generation durable.
+    pub(super) fn all_advanced(&self) -> bool {
         let generation = self.generation();
-        self.changing.is_none()
-            && !matches!(self.phase, Phase::Opening(_))
-            && self.peers.iter().filter(|peer| peer.in_set.is_some()).all(|peer| {
-                matches!(peer.state, PeerState::Live { advanced } if Some(advanced) == generation)
-            })
+        self.peers.iter().filter(|peer| peer.in_set.is_some()).all(|peer| {
+            matches!(peer.state, PeerState::Live { advanced } if Some(advanced) == generation)
+        })
+    }
+
+    /// The volume is in use, perhaps for the last time: members come and go by the same rules.
+    pub(super) fn is_open(&self) -> bool {
+        matches!(self.phase, Phase::Serving | Phase::Closing(_))
     }
 
     fn is_last_live(&self, slot: Slot) -> bool {
         let live = self.live();
         live.contains(slot) && live.len() == 1
+    }
+
+    /// The record names it alone, and surely so: it can't be removed, whatever it does.
+    pub(super) fn is_only_member(&self, slot: Slot) -> bool {
+        self.set().len() == 1 && self.live().contains(slot) && self.changing.is_none()
     }
 
     pub(super) fn generation(&self) -> Option<Generation> {

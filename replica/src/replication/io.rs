@@ -11,7 +11,7 @@
 use std::time::{Duration, Instant};
 
 use super::action::{Action, Destination, Failure, IoId, Operation, Payload};
-use super::core::{Core, LockOwner, Phase};
+use super::core::{Core, LockOwner};
 use super::locks::{LockId, LockMode};
 use super::peer::{FlushFor, Purpose};
 use super::slots::{Slot, Slots};
@@ -34,7 +34,7 @@ pub(super) struct Io {
     confirmed: Slots,
     /// Replicas whose disk is full, and when they are asked again.
     full: Option<(Slots, Instant)>,
-    answered: bool,
+    pub(super) answered: bool,
     pub(super) released: bool,
 }
 
@@ -75,6 +75,7 @@ impl Io {
     fn range(&self) -> Option<BlockRange> {
         match self.operation {
             Operation::Read { range }
+            | Operation::Map { range }
             | Operation::Write { range, .. }
             | Operation::Zero { range, .. } => Some(range),
             Operation::Flush => None,
@@ -94,7 +95,7 @@ impl Core {
     // ---- on the way in ---------------------------------------------------------------------
 
     pub(super) fn admit(&mut self, now: Instant, id: IoId) {
-        let serving = matches!(self.phase, Phase::Serving);
+        let serving = self.is_open();
         let parks = self.chain_work.parks_writes();
         let io = self.io(id);
         if io.operation == Operation::Flush {
@@ -138,7 +139,7 @@ impl Core {
 
     fn locked(&mut self, now: Instant, id: IoId) {
         match self.io(id).operation {
-            Operation::Read { .. } => {
+            Operation::Read { .. } | Operation::Map { .. } => {
                 self.io(id).stage = Stage::Reading { from: None, failed: Slots::NONE };
                 self.send_read(now, id);
             }
@@ -183,7 +184,11 @@ impl Core {
         let from = self.next_reader(readers);
         self.io(id).stage = Stage::Reading { from: Some(from), failed };
         let into = Some(Destination::Read(id));
-        self.send(now, from, Purpose::Read(id), Request::Read { range }, into);
+        let request = match self.io(id).operation {
+            Operation::Map { .. } => Request::Map { range },
+            _ => Request::Read { range },
+        };
+        self.send(now, from, Purpose::Read(id), request, into);
     }
 
     pub(super) fn read_answered(&mut self, now: Instant, slot: Slot, id: IoId, reply: Reply<()>) {
@@ -209,10 +214,11 @@ impl Core {
         }
         let readers = self.live().without(failed);
         if readers.is_empty() {
-            if !failed.is_empty() && self.set().without(failed).is_empty() {
-                self.fail_write(id);
+            let idle = missing.iter().flatten().all(|(_, from)| from.is_none());
+            if idle && !failed.is_empty() && self.set().without(failed).is_empty() {
+                self.fail_write(now, id);
             }
-            return; // else `resend` asks a member that comes back
+            return; // else the other edge's answer or `resend` goes on
         }
         for (block, from) in missing.iter_mut().flatten() {
             if from.is_none() {
@@ -275,7 +281,9 @@ impl Core {
                 Request::Write { range, forced, payload: Payload::Of(id) }
             }
             Operation::Zero { range, forced } => Request::Zero { range, forced },
-            Operation::Read { .. } | Operation::Flush => unreachable!("only writes are in Writing"),
+            Operation::Read { .. } | Operation::Map { .. } | Operation::Flush => {
+                unreachable!("only writes are in Writing")
+            }
         };
         self.send(now, slot, Purpose::Write(id), request, None);
     }
@@ -289,10 +297,10 @@ impl Core {
                 self.check_write(now, id);
             }
             Reply::Refused(Refusal::NoSpace) => self.disk_is_full(now, slot, id),
-            Reply::Refused(Refusal::Io { .. })
-                if self.live().len() == 1 && self.set().len() == 1 =>
+            Reply::Refused(Refusal::Io { .. } | Refusal::Failed { .. })
+                if self.is_only_member(slot) =>
             {
-                self.fail_write(id); // the last copy: the client must know
+                self.fail_write(now, id); // the last copy: the client must know
             }
             other => self.lose_for(now, slot, &other),
         }
@@ -332,11 +340,15 @@ impl Core {
         full.fold(Slots::NONE, Slots::union)
     }
 
-    fn fail_write(&mut self, id: IoId) {
-        let io = self.io(id);
-        io.unconfirmed = Slots::NONE;
+    /// Whoever is being rebuilt may have the write that its only source lacks: it begins anew.
+    fn fail_write(&mut self, now: Instant, id: IoId) {
+        let others = self.io(id).unconfirmed.union(self.io(id).confirmed).without(self.live());
+        self.io(id).unconfirmed = Slots::NONE;
         self.writes_in_flight -= 1;
         self.complete(id, Err(Failure::Io));
+        for slot in others.intersection(self.writable()).iter() {
+            self.lose(now, slot, "its source failed to write what it may have written");
+        }
     }
 
     /// Answers the write if all who are needed have it, and ends it if all who got it have it.
@@ -475,16 +487,10 @@ struct Round {
     failed: bool,
 }
 
-impl Flushes {
-    pub(super) fn is_idle(&self) -> bool {
-        self.next.is_empty() && self.running.is_none()
-    }
-}
-
 impl Core {
     /// Rule 17: covers what was acknowledged before it came; joins no round that was sent.
     pub(super) fn drive_flushes(&mut self, now: Instant) {
-        let serving = matches!(self.phase, Phase::Serving | Phase::Closing(_));
+        let serving = self.is_open();
         if let Some(round) = &self.flushes.running {
             if !round.needs.is_empty() {
                 return;
@@ -522,14 +528,14 @@ impl Core {
     ) {
         match whose {
             FlushFor::Round(number) => {
-                let last = self.live().len() == 1 && self.set().len() == 1;
+                let only = self.is_only_member(slot);
                 let Some(round) = &mut self.flushes.running else { return };
                 if round.number != number {
                     return;
                 }
                 if reply == Reply::Done {
                     round.needs.remove(slot);
-                } else if last {
+                } else if only {
                     // Rule 10: the last member is never removed; the client must know.
                     round.needs.remove(slot);
                     round.failed = true;

@@ -23,7 +23,7 @@ use crate::types::Generation;
 pub(super) enum Changing {
     /// The survivors answer a ping that was sent after the failure: the engine isn't the one that
     /// was cut off.
-    Pinging { waiting: Slots },
+    Pinging { round: u64, waiting: Slots },
     /// The arbiter was asked and has not said yes or no.
     Swapping { target: Vec<Member> },
 }
@@ -52,11 +52,11 @@ impl Core {
     pub(super) fn may_connect(&self, peer: &Peer) -> bool {
         match &self.phase {
             Phase::Opening(opening) => opening.has_record() && peer.in_set.is_some(),
-            Phase::Serving => match peer.in_set {
+            Phase::Serving | Phase::Closing(_) => match peer.in_set {
                 Some(_) => self.live().is_empty() && self.changing.is_none(),
-                None => peer.wanted && self.is_steady(),
+                None => peer.wanted && self.is_steady() && matches!(self.phase, Phase::Serving),
             },
-            Phase::Closing(_) | Phase::Ended => false,
+            Phase::Ended => false,
         }
     }
 
@@ -87,7 +87,7 @@ impl Core {
         let continuous = welcome.continuous;
         let was_lost_while_serving = peer.in_set.is_some();
         peer.state = PeerState::Welcomed(welcome);
-        if was_lost_while_serving && matches!(self.phase, Phase::Serving) {
+        if was_lost_while_serving && self.is_open() {
             if continuous {
                 self.advance(now, slot);
             } else {
@@ -114,16 +114,16 @@ impl Core {
             self.changing = None; // survivors must answer a ping sent after this failure too
         }
         self.opening_lost(slot);
+        self.rebuild_lost(now, slot, reason);
         self.ios_lost(now, slot);
         self.settle_lost(slot);
-        self.rebuild_lost(now, slot, reason);
         self.chain_work_lost(slot);
     }
 
     // ---- the set ---------------------------------------------------------------------------
 
     pub(super) fn drive_membership(&mut self, now: Instant) {
-        if !matches!(self.phase, Phase::Serving | Phase::Closing(_)) {
+        if !self.is_open() {
             return;
         }
         match &self.changing {
@@ -133,20 +133,24 @@ impl Core {
                     return; // nobody is removed; I/O waits for a member to come back
                 }
                 if !self.set().without(live).is_empty() {
-                    self.changing = Some(Changing::Pinging { waiting: live });
+                    self.pings += 1;
+                    let round = self.pings;
+                    self.changing = Some(Changing::Pinging { round, waiting: live });
                     for slot in live.iter() {
-                        self.send(now, slot, Purpose::Ping, Request::Ping, None);
+                        self.send(now, slot, Purpose::Ping(round), Request::Ping, None);
                     }
                 }
             }
-            Some(Changing::Pinging { waiting }) if waiting.is_empty() => self.swap(self.live()),
+            Some(Changing::Pinging { waiting, .. }) if waiting.is_empty() => self.swap(self.live()),
             Some(_) => {}
         }
     }
 
-    pub(super) fn pinged(&mut self, now: Instant, slot: Slot, reply: Reply<()>) {
+    /// The answer to a ping from before the newest failure doesn't count.
+    pub(super) fn pinged(&mut self, now: Instant, slot: Slot, asked: u64, reply: Reply<()>) {
         if self.expect_done(now, slot, reply)
-            && let Some(Changing::Pinging { waiting }) = &mut self.changing
+            && let Some(Changing::Pinging { round, waiting }) = &mut self.changing
+            && *round == asked
         {
             waiting.remove(slot);
         }
@@ -180,7 +184,7 @@ impl Core {
         // engine and is ours, whatever the refusal says.
         let record = answer.unwrap_or_else(Refused::into_record);
         let made = record.in_sync == target;
-        if !self.adopt_record(record) {
+        if !self.adopt_record(now, record) {
             return;
         }
         if made && self.promotion_recorded() {
@@ -188,7 +192,7 @@ impl Core {
         } else if !made {
             self.promotion_refused();
         }
-        if matches!(self.phase, Phase::Serving | Phase::Closing(_)) {
+        if self.is_open() {
             for slot in self.live().iter() {
                 self.advance(now, slot);
             }
@@ -196,7 +200,7 @@ impl Core {
     }
 
     /// Takes the record as the truth. `false`: it names another engine, and this one has ended.
-    pub(super) fn adopt_record(&mut self, record: Record) -> bool {
+    pub(super) fn adopt_record(&mut self, now: Instant, record: Record) -> bool {
         if record.engine.as_ref().is_none_or(|engine| engine.instance != self.config.instance) {
             let now_is = record.engine.map_or("none".into(), |engine| engine.node);
             self.end(End::Fenced(format!(
@@ -205,11 +209,20 @@ impl Core {
             )));
             return false;
         }
+        let before = self.set();
         for peer in &mut self.peers {
             let member = record.in_sync.iter().find(|member| member.replica == peer.id);
             peer.in_set = member.map(|member| member.incarnation);
         }
         self.record = Some(record);
+        // One that was on its way back comes anew, to be rebuilt.
+        let removed = before.without(self.set());
+        self.departing = self.departing.union(removed).without(self.set());
+        for slot in removed.iter() {
+            if !matches!(self.peer(slot).state, PeerState::Down { .. }) {
+                self.lose(now, slot, "it was removed from the set");
+            }
+        }
         true
     }
 
@@ -234,10 +247,16 @@ impl Core {
             self.note_marks(slot);
         }
         let peer = self.peer_mut(slot);
-        let is_new = !peer.is_live();
-        peer.state = PeerState::Live { advanced: generation };
+        let before = match peer.state {
+            PeerState::Live { advanced } => Some(advanced),
+            _ => None,
+        };
+        let is_new = before.is_none();
+        // Two may be under way, and be answered in any order.
+        let advanced = before.map_or(generation, |before| before.max(generation));
+        peer.state = PeerState::Live { advanced };
         peer.reason = None;
-        if is_new && matches!(self.phase, Phase::Serving) {
+        if is_new && self.is_open() {
             self.resend(now, slot);
         }
         if self.is_steady() {
@@ -246,7 +265,8 @@ impl Core {
     }
 
     /// Every member has the present set durable: whoever isn't in it isn't needed any more.
-    fn forget_the_removed(&mut self, now: Instant) {
+    pub(super) fn forget_the_removed(&mut self, now: Instant) {
+        self.departing = Slots::NONE;
         let needed = self.needed();
         let ids: Vec<_> = self.ios.keys().copied().collect();
         for id in ids {

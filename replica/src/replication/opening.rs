@@ -88,7 +88,10 @@ impl Core {
             Stage::ReadingRecord => {}
             Stage::Greeting => match self.verdict(passed) {
                 Verdict::Wait => {}
-                Verdict::Open { leaving } if leaving.is_empty() => self.equalize(now),
+                Verdict::Open { leaving } if leaving.is_empty() => {
+                    self.equalize(now);
+                    self.drive_opening(now); // most often all chains are alike
+                }
                 Verdict::Open { leaving } => {
                     self.set_stage(Stage::Removing);
                     let staying = self.set().without(leaving);
@@ -109,7 +112,7 @@ impl Core {
                 }
             }
             Stage::Advancing => {
-                if self.set().without(self.live()).is_empty() {
+                if self.all_advanced() {
                     self.serve(now);
                 }
             }
@@ -125,10 +128,13 @@ impl Core {
     /// Procedure "Open", steps 3 and 4.
     fn verdict(&self, deadline_passed: bool) -> Verdict {
         let set = self.set();
-        let answered = self.slots_where(|peer| peer.in_set.is_some() && peer.welcome().is_some());
-        let continuous = self.slots_where(|peer| {
+        // Live ones have been welcomed before another was lost on the way.
+        let live = self.live();
+        let welcomed = self.slots_where(|peer| peer.welcome().is_some()).intersection(set);
+        let answered = welcomed.union(live);
+        let continuous = live.union(self.slots_where(|peer| {
             peer.in_set.is_some() && peer.welcome().is_some_and(|welcome| welcome.continuous)
-        });
+        }));
         let silent = set.without(answered);
         if !continuous.is_empty() {
             return if silent.is_empty() || deadline_passed {
@@ -153,7 +159,10 @@ impl Core {
         let chains: Vec<(Slot, ChainInfo)> = self
             .set()
             .iter()
-            .filter_map(|slot| Some((slot, self.peer(slot).welcome()?.chain.clone())))
+            .map(|slot| {
+                let welcome = self.peer(slot).welcome();
+                (slot, welcome.map_or(&self.chain, |welcome| &welcome.chain).clone())
+            })
             .collect();
         let Some((_, newest)) = chains.iter().max_by_key(|(_, chain)| chain.last_op) else {
             return;
@@ -168,7 +177,7 @@ impl Core {
                     let purpose = Purpose::Equalize(op.clone());
                     self.send(now, *slot, purpose, Request::Chain(op), None);
                 }
-                None => self.lose(now, *slot, "its chain is more than one change behind"),
+                None => return self.lose(now, *slot, "its chain is more than one change behind"),
             }
         }
         self.chain = newest.clone();
@@ -180,6 +189,7 @@ impl Core {
 
     fn serve(&mut self, now: Instant) {
         self.phase = Phase::Serving;
+        self.forget_the_removed(now);
         self.act(Action::Opened { size_bytes: self.chain.size_bytes() });
         self.schedule_joins();
         self.start_waiting_ios(now);
@@ -240,8 +250,8 @@ fn change_between(before: &ChainInfo, after: &ChainInfo) -> Option<ChainChange> 
     if head.size_bytes != before.layer(before.head)?.size_bytes {
         return Some(ChainChange::Expand { size_bytes: head.size_bytes });
     }
-    let removed = after.layers.iter().find(|layer| {
-        layer.removed && before.layer(layer.id).is_some_and(|before| !before.removed)
-    })?;
+    // It may be gone for good already: a leaf is dropped at once, others are joined.
+    let there = |id| after.layer(id).is_some_and(|layer| !layer.removed);
+    let removed = before.layers.iter().find(|layer| !layer.removed && !there(layer.id))?;
     Some(ChainChange::Remove { layer: removed.id })
 }

@@ -78,8 +78,10 @@ pub(super) enum Purpose {
     Equalize(Box<ChainOp>),
     Chain,
     DescribeChain,
+    RefreshChain,
     Join(LayerId),
-    Ping,
+    /// Numbered: only one that was sent after the failure tells anything.
+    Ping(u64),
     Bye,
 }
 

@@ -1,14 +1,14 @@
 //! A replica that isn't in the set is filled while the volume goes on.
 //!
 //! ```text
-//! Describing ─▶ Adopting ─▶ Draining ─▶ Copying ─▶ MakingReady ─▶ Adding ─▶ member
-//! the source's  takes the   writes from  layers, oldest  fdatasync   the
-//! chain         layers,     before are   first, the head of all      arbiter
-//!               empty       in           under the lock              records it
+//! Describing ─▶ Adopting ─▶ Draining ─▶ Copying ─▶ CatchingUp ─▶ MakingReady ─▶ Adding ─▶ member
+//! the source's  takes the   writes from  layers, the  confirms what  fdatasync   the
+//! chain         layers,     before are   head under   was answered   of all      arbiter
+//!               empty       in           the lock     without it                 records it
 //! ```
 //! From `Draining` on the target takes every new write and change of the chain, so what is copied
 //! under the lock is all that it lacks. Every region is compared after it was copied. From
-//! `MakingReady` on every acknowledgement needs the target too. If the target or the source is
+//! `CatchingUp` on every acknowledgement needs the target too. If the target or the source is
 //! lost, the rebuild is given up and begins anew. A snapshot in the middle seals the layer that was
 //! being copied: it goes on as a sealed one, and the new head needs no copying.
 
@@ -52,10 +52,21 @@ enum Stage {
         waiting: usize,
     },
     Copying,
+    /// The target has yet to confirm writes that were acknowledged without it: its sync would miss
+    /// them, and a flush that was answered before covers them.
+    CatchingUp,
     MakingReady,
     Adding {
         asked: bool,
     },
+}
+
+/// A fetch of a rebuild that was given up: its range stays locked until the source has answered, so
+/// that no write overlaps it there.
+#[derive(Debug)]
+pub(super) struct LateFetch {
+    from: Slot,
+    lock: Option<LockId>,
 }
 
 #[derive(Debug)]
@@ -81,10 +92,11 @@ impl Core {
                 }
             }
             Some(Stage::Copying) => self.copy_on(now),
+            Some(Stage::CatchingUp) => self.make_ready(now),
             Some(Stage::Adding { asked: false }) if steady => {
                 let rebuild = self.rebuild.as_mut().expect("matched above");
                 rebuild.stage = Stage::Adding { asked: true };
-                let members = self.needed();
+                let members = self.next_set();
                 self.swap(members);
             }
             Some(_) => {}
@@ -170,8 +182,16 @@ impl Core {
         layer: LayerId,
         reply: Reply<()>,
     ) {
-        let Reply::Occupied(regions) = reply else { return self.lose_for(now, slot, &reply) };
         let Some(rebuild) = self.rebuild_numbered(number) else { return };
+        let regions = match reply {
+            Reply::Occupied(regions) => regions,
+            Reply::Refused(refusal) => {
+                // The chain has changed meanwhile: the source is sound, the rebuild begins anew.
+                let target = rebuild.target;
+                return self.lose(now, target, &format!("the rebuild's source: {refusal}"));
+            }
+            other => return self.lose_for(now, slot, &other),
+        };
         rebuild.total_bytes += regions.len() as u64 * REGION_BYTES;
         rebuild.regions.extend(regions.into_iter().map(|region| (layer, region)));
         if let Stage::Counting { waiting } = &mut rebuild.stage {
@@ -206,13 +226,23 @@ impl Core {
         }
         let Some(rebuild) = &mut self.rebuild else { return };
         if rebuild.running.is_empty() {
-            rebuild.stage = Stage::MakingReady;
+            rebuild.stage = Stage::CatchingUp;
             let target = rebuild.target;
             self.promoting = Some(target);
             self.need_also(target);
-            let generation = self.generation().expect("the volume was opened");
-            self.send(now, target, Purpose::Ready, Request::Ready { generation }, None);
+            self.make_ready(now);
         }
+    }
+
+    fn make_ready(&mut self, now: Instant) {
+        let Some(rebuild) = &mut self.rebuild else { return };
+        let target = rebuild.target;
+        if self.ios.values().any(|io| io.answered && io.unconfirmed.contains(target)) {
+            return;
+        }
+        rebuild.stage = Stage::MakingReady;
+        let generation = self.generation().expect("the volume was opened");
+        self.send(now, target, Purpose::Ready, Request::Ready { generation }, None);
     }
 
     pub(super) fn rebuild_locked(&mut self, now: Instant, layer: LayerId, region: Region) {
@@ -231,7 +261,10 @@ impl Core {
         let Some(rebuild) = &self.rebuild else { return };
         let source = rebuild.source;
         let transfer = self.new_transfer();
-        self.rebuild_step(layer, region, |step| step.transfer = Some(transfer));
+        self.rebuild_step(layer, region, |step| {
+            step.transfer = Some(transfer);
+            step.digest = None;
+        });
         let request = Request::Fetch { layer, region, blocks: Blocks::ALL };
         let into = Some(Destination::Transfer(transfer));
         let purpose = Purpose::RebuildFetch(layer, region, transfer);
@@ -246,19 +279,21 @@ impl Core {
         transfer: TransferId,
         reply: Reply<()>,
     ) {
+        if let Some(late) = self.late_fetches.remove(&transfer) {
+            return self.end_step(now, Some(transfer), late.lock);
+        }
         let Some(rebuild) = &mut self.rebuild else { return };
         let Some(step) = rebuild.running.get_mut(&at) else { return };
-        if step.transfer != Some(transfer) {
-            return; // of a rebuild that was given up
-        }
         let Reply::Digest(digest) = reply else {
             // The source can't read it: repairing it from another member is not built yet.
             let target = rebuild.target;
+            let lock = rebuild.running.remove(&at).and_then(|step| step.lock);
             let reason = format!("the rebuild's source failed: {reply:?}");
             if !matches!(reply, Reply::Refused(_)) {
                 self.lose_for(now, slot, &reply);
             }
-            return self.lose(now, target, &reason);
+            self.lose(now, target, &reason);
+            return self.end_step(now, Some(transfer), lock);
         };
         let target = rebuild.target;
         step.digest = Some(digest);
@@ -293,6 +328,15 @@ impl Core {
         let Some(rebuild) = &mut self.rebuild else { return };
         rebuild.done_bytes += REGION_BYTES;
         if let Some(Step { lock: Some(lock), .. }) = rebuild.running.remove(&at) {
+            self.unlock(now, lock);
+        }
+    }
+
+    fn end_step(&mut self, now: Instant, transfer: Option<TransferId>, lock: Option<LockId>) {
+        if let Some(transfer) = transfer {
+            self.act(Action::RetireTransfer { transfer });
+        }
+        if let Some(lock) = lock {
             self.unlock(now, lock);
         }
     }
@@ -335,6 +379,13 @@ impl Core {
     }
 
     pub(super) fn rebuild_lost(&mut self, now: Instant, slot: Slot, reason: &str) {
+        for (transfer, late) in std::mem::take(&mut self.late_fetches) {
+            if late.from == slot {
+                self.end_step(now, Some(transfer), late.lock);
+            } else {
+                self.late_fetches.insert(transfer, late);
+            }
+        }
         let Some(rebuild) = &self.rebuild else { return };
         let asked = rebuild.stage == Stage::Adding { asked: true };
         if slot != rebuild.target && slot != rebuild.source || asked {
@@ -342,17 +393,18 @@ impl Core {
         }
         let rebuild = self.rebuild.take().expect("seen above");
         self.promoting = None;
-        for (_, step) in rebuild.running {
-            if let Some(transfer) = step.transfer {
-                self.act(Action::RetireTransfer { transfer });
-            }
-            if let Some(lock) = step.lock {
-                self.unlock(now, lock);
-            }
-        }
         if slot != rebuild.target {
+            // Before the locks go: what waits for them must not be sent to it.
             let reason = format!("its rebuild's source was lost: {reason}");
             self.lose(now, rebuild.target, &reason);
+        }
+        for (_, Step { lock, transfer, digest, .. }) in rebuild.running {
+            match transfer {
+                Some(transfer) if digest.is_none() && slot != rebuild.source => {
+                    self.late_fetches.insert(transfer, LateFetch { from: rebuild.source, lock });
+                }
+                _ => self.end_step(now, transfer, lock),
+            }
         }
         let needed = self.needed();
         let ids: Vec<_> = self.ios.keys().copied().collect();

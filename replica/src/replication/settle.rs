@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Instant;
 
 use super::action::{Action, Destination, IoId, Payload, TransferId};
-use super::core::{Core, Phase};
+use super::core::Core;
 use super::peer::Purpose;
 use super::slots::{Slot, Slots};
 use crate::chain::index::{BlockSum, Blocks};
@@ -93,7 +93,7 @@ impl Settle {
 
 impl Core {
     pub(super) fn drive_settle(&mut self, now: Instant) {
-        if self.settle.is_done() || !matches!(self.phase, Phase::Serving) || !self.is_steady() {
+        if self.settle.is_done() || !self.is_open() || !self.is_steady() {
             return;
         }
         while self.settle.running.len() < WINDOW {

@@ -6,7 +6,7 @@ use super::meta::{data_name, index_name};
 use super::open::{create_layer, open_layers, remove_unused};
 use super::pages;
 use super::storage::{Storage, StorageFile};
-use super::{Store, StoreError};
+use super::{ReplicaState, Store, StoreError};
 use crate::chain::{Chain, ChainChange, ChainOp};
 use crate::types::LayerId;
 
@@ -16,7 +16,11 @@ impl<S: Storage> Store<S> {
     pub async fn apply(&self, op: &ChainOp) -> Result<(), StoreError> {
         self.check_usable()?;
         let _one_at_a_time = self.chain_gate.lock().await;
-        let Some(next) = self.chain.get().after(op)? else { return Ok(()) };
+        let Some(mut next) = self.chain.get().after(op)? else { return Ok(()) };
+        let is_rebuilt = self.state() == ReplicaState::Rebuilding;
+        if is_rebuilt && matches!(op.change, ChainChange::Snapshot { .. }) {
+            next = next.with_filling(self.head().id);
+        }
         let room = self.chain.check_room(&next);
         room.map_err(|bytes| StoreError::MetadataTooLarge { layers: next.layers().len(), bytes })?;
         match &op.change {

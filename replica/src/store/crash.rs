@@ -1,1 +1,512 @@
-//! The simulated disk of the tests.
+//! A simulated disk: loses what a power cut may lose, and fails when it is told to.
+//!
+//! Owns the files of one directory in memory. Promises that each 512-byte sector is what it was
+//! at the last sync or what it became at one of the writes since, each sector for itself; names
+//! in the directory likewise. What was synced stays. After a failed sync, what was written before
+//! it is never durable by a later one: the kernel counts those pages as clean. Everything is
+//! decided by a seed. The simulator of the replication core runs on it too.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::ops::Range;
+use std::rc::Rc;
+
+use ankole_blockdev::disk::Buffer;
+
+use super::storage::{FileKind, LockError, Storage, StorageFile};
+
+const SECTOR: usize = 512;
+/// Unwritten sectors of a file.
+const ZEROES: [u8; SECTOR] = [0; SECTOR];
+
+type Sector = Rc<[u8; SECTOR]>;
+
+/// What goes wrong.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Faults {
+    /// The call with this number (from 1) fails, and only that one.
+    pub fail_call: Option<u64>,
+    /// `EIO`, or `ENOSPC` (calls that need no space then succeed).
+    pub no_space: bool,
+    /// The end: this call and all later ones fail and do nothing.
+    pub end_at_call: Option<u64>,
+    /// The same, by counting syncs only.
+    pub end_at_sync: Option<u64>,
+}
+
+/// One directory on a disk that can lose power. Clones are the same disk.
+#[derive(Clone)]
+pub struct Disk {
+    state: Rc<RefCell<State>>,
+}
+
+struct State {
+    names: BTreeMap<String, Rc<File>>,
+    durable_names: BTreeMap<String, Rc<File>>,
+    volatile: BTreeMap<String, String>,
+    boot: u64,
+    random: Random,
+    faults: Faults,
+    calls: u64,
+    syncs: u64,
+    locked: bool,
+    /// Futures wait a few turns first, so that operations overlap.
+    is_slow: bool,
+}
+
+#[derive(Default)]
+struct File {
+    /// What the kernel shows.
+    sectors: RefCell<BTreeMap<u64, Sector>>,
+    durable: RefCell<BTreeMap<u64, Sector>>,
+    /// Versions since the last sync, oldest first.
+    unsynced: RefCell<BTreeMap<u64, Vec<Sector>>>,
+    length: Cell<u64>,
+    durable_length: Cell<u64>,
+    reserved: Cell<u64>,
+}
+
+/// Splitmix64: small, and the same everywhere.
+#[derive(Clone)]
+pub struct Random(u64);
+
+impl Random {
+    pub fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    pub fn number(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    /// A number below `limit`.
+    pub fn below(&mut self, limit: u64) -> u64 {
+        self.number() % limit
+    }
+}
+
+impl Disk {
+    pub fn new(seed: u64) -> Self {
+        let state = State {
+            names: BTreeMap::new(),
+            durable_names: BTreeMap::new(),
+            volatile: BTreeMap::new(),
+            boot: 1,
+            random: Random::new(seed),
+            faults: Faults::default(),
+            calls: 0,
+            syncs: 0,
+            locked: false,
+            is_slow: false,
+        };
+        Self { state: Rc::new(RefCell::new(state)) }
+    }
+
+    /// Counts calls and syncs anew, and plans what goes wrong from here on.
+    pub fn set_faults(&self, faults: Faults) {
+        let mut state = self.state.borrow_mut();
+        (state.faults, state.calls, state.syncs) = (faults, 0, 0);
+    }
+
+    pub fn set_slow(&self, is_slow: bool) {
+        self.state.borrow_mut().is_slow = is_slow;
+    }
+
+    pub fn calls(&self) -> u64 {
+        self.state.borrow().calls
+    }
+
+    pub fn syncs(&self) -> u64 {
+        self.state.borrow().syncs
+    }
+
+    /// The process was killed: the kernel keeps everything that it was given.
+    pub fn after_kill(&self) -> Self {
+        let state = self.state.borrow();
+        let names = state.names.iter().map(|(name, file)| (name.clone(), file.copy())).collect();
+        let mut disk = Self::new(state.random.0);
+        disk.take_over(&state, names);
+        disk
+    }
+
+    /// The machine lost power: a new disk with what may be left, decided by `seed`.
+    pub fn after_power_cut(&self, seed: u64) -> Self {
+        let mut random = Random::new(seed);
+        let state = self.state.borrow();
+        let mut names = BTreeMap::new();
+        let all: BTreeSet<&String> = state.names.keys().chain(state.durable_names.keys()).collect();
+        for name in all {
+            let keep_old = random.below(2) == 0;
+            let side = if keep_old { &state.durable_names } else { &state.names };
+            if let Some(file) = side.get(name) {
+                names.insert(name.clone(), Rc::new(file.survivors(&mut random)));
+            }
+        }
+        let mut disk = Self::new(random.number());
+        disk.take_over(&state, names);
+        let mut after = disk.state.borrow_mut();
+        after.boot = state.boot + 1;
+        after.volatile.clear();
+        drop(after);
+        disk
+    }
+
+    fn take_over(&mut self, from: &State, names: BTreeMap<String, Rc<File>>) {
+        let mut state = self.state.borrow_mut();
+        state.durable_names = names.clone();
+        state.names = names;
+        state.volatile = from.volatile.clone();
+        state.boot = from.boot;
+    }
+
+    /// Overwrites bytes of a file behind the store's back, durably: rot, or a bad hand.
+    pub fn damage(&self, name: &str, offset_bytes: u64, bytes: &[u8]) {
+        let file = self.state.borrow().names[name].clone();
+        file.write(offset_bytes, bytes);
+        file.sync();
+    }
+
+    pub fn truncate(&self, name: &str, length_bytes: u64) {
+        self.state.borrow().names[name].length.set(length_bytes);
+    }
+
+    pub fn delete(&self, name: &str) {
+        let mut state = self.state.borrow_mut();
+        state.names.remove(name);
+        state.durable_names.remove(name);
+    }
+
+    pub fn put_file(&self, name: &str, bytes: &[u8]) {
+        let file = Rc::new(File::default());
+        file.length.set(bytes.len() as u64);
+        file.write(0, bytes);
+        file.sync();
+        let mut state = self.state.borrow_mut();
+        state.names.insert(name.into(), file.clone());
+        state.durable_names.insert(name.into(), file);
+    }
+
+    /// A file as the kernel shows it.
+    pub fn bytes_of(&self, name: &str) -> Vec<u8> {
+        let file = self.state.borrow().names[name].clone();
+        let mut bytes = vec![0; file.length.get() as usize];
+        file.read(0, &mut bytes);
+        bytes
+    }
+
+    /// Counts a call and says whether it happens.
+    fn call(&self, is_sync: bool, needs_space: bool) -> io::Result<()> {
+        let mut state = self.state.borrow_mut();
+        state.calls += 1;
+        state.syncs += u64::from(is_sync);
+        let faults = state.faults;
+        if faults.fail_call == Some(state.calls) && (needs_space || !faults.no_space) {
+            let errno = if faults.no_space { libc::ENOSPC } else { libc::EIO };
+            return Err(io::Error::from_raw_os_error(errno));
+        }
+        if state.has_ended() { Err(io::Error::from_raw_os_error(libc::EIO)) } else { Ok(()) }
+    }
+
+    async fn pause(&self) {
+        let turns = {
+            let mut state = self.state.borrow_mut();
+            if state.is_slow { state.random.below(4) } else { 0 }
+        };
+        for _ in 0..turns {
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+impl State {
+    fn has_ended(&self) -> bool {
+        self.faults.end_at_call.is_some_and(|at| self.calls >= at)
+            || self.faults.end_at_sync.is_some_and(|at| self.syncs >= at)
+    }
+}
+
+impl File {
+    fn copy(&self) -> Rc<Self> {
+        let copy = Self::default();
+        copy.sectors.replace(self.sectors.borrow().clone());
+        copy.durable.replace(self.durable.borrow().clone());
+        copy.unsynced.replace(self.unsynced.borrow().clone());
+        copy.length.set(self.length.get());
+        copy.durable_length.set(self.durable_length.get());
+        Rc::new(copy)
+    }
+
+    fn survivors(&self, random: &mut Random) -> Self {
+        let mut sectors = self.durable.borrow().clone();
+        // All lost, all kept, every other sector: each finds other faults than a mix does.
+        let mood = random.below(6);
+        for (&sector, versions) in self.unsynced.borrow().iter() {
+            let kept = match mood {
+                0 => 0,
+                1 => versions.len(),
+                2 | 3 if sector % 2 == mood % 2 => versions.len(),
+                2 | 3 => 0,
+                _ => random.below(versions.len() as u64 + 1) as usize,
+            };
+            if kept > 0 {
+                sectors.insert(sector, versions[kept - 1].clone());
+            }
+        }
+        let length = if random.below(2) == 0 { &self.length } else { &self.durable_length };
+        let survivor = Self::default();
+        survivor.length.set(length.get());
+        survivor.durable_length.set(length.get());
+        survivor.durable.replace(sectors.clone());
+        survivor.sectors.replace(sectors);
+        survivor
+    }
+
+    fn put(&self, sector: u64, bytes: Sector) {
+        self.unsynced.borrow_mut().entry(sector).or_default().push(bytes.clone());
+        self.sectors.borrow_mut().insert(sector, bytes);
+    }
+
+    fn write(&self, offset_bytes: u64, from: &[u8]) {
+        let mut at = 0;
+        while at < from.len() {
+            let position = offset_bytes + at as u64;
+            let sector = position / SECTOR as u64;
+            let within = (position % SECTOR as u64) as usize;
+            let length = (SECTOR - within).min(from.len() - at);
+            let old = self.sectors.borrow().get(&sector).cloned();
+            let mut bytes = old.map_or(ZEROES, |old| *old);
+            bytes[within..within + length].copy_from_slice(&from[at..at + length]);
+            self.put(sector, Rc::new(bytes));
+            at += length;
+        }
+        self.length.set(self.length.get().max(offset_bytes + from.len() as u64));
+    }
+
+    fn read(&self, offset_bytes: u64, into: &mut [u8]) {
+        let sectors = self.sectors.borrow();
+        let mut at = 0;
+        while at < into.len() {
+            let position = offset_bytes + at as u64;
+            let within = (position % SECTOR as u64) as usize;
+            let length = (SECTOR - within).min(into.len() - at);
+            let sector = sectors.get(&(position / SECTOR as u64));
+            let bytes = sector.map_or(&ZEROES, |sector| &**sector);
+            into[at..at + length].copy_from_slice(&bytes[within..within + length]);
+            at += length;
+        }
+    }
+
+    fn sync(&self) {
+        let unsynced = std::mem::take(&mut *self.unsynced.borrow_mut());
+        let mut durable = self.durable.borrow_mut();
+        for (sector, versions) in unsynced {
+            durable.insert(sector, versions.last().expect("a version was pushed").clone());
+        }
+        self.durable_length.set(self.length.get());
+    }
+}
+
+impl Storage for Disk {
+    type File = DiskFile;
+    type Lock = DiskLock;
+
+    fn place(&self) -> String {
+        "the simulated disk".into()
+    }
+
+    fn lock(&self) -> Result<DiskLock, LockError> {
+        if std::mem::replace(&mut self.state.borrow_mut().locked, true) {
+            return Err(LockError::Held { pid: None });
+        }
+        Ok(DiskLock(self.clone()))
+    }
+
+    fn list(&self) -> io::Result<Vec<String>> {
+        self.call(false, false)?;
+        Ok(self.state.borrow().names.keys().cloned().collect())
+    }
+
+    fn create(&self, name: &str, _: FileKind) -> io::Result<DiskFile> {
+        self.call(false, true)?;
+        let mut state = self.state.borrow_mut();
+        if state.names.contains_key(name) {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        let file = Rc::new(File::default());
+        state.names.insert(name.into(), file.clone());
+        Ok(DiskFile { disk: self.clone(), file })
+    }
+
+    fn open(&self, name: &str, _: FileKind) -> io::Result<DiskFile> {
+        self.call(false, false)?;
+        let state = self.state.borrow();
+        let file = state.names.get(name).ok_or(io::ErrorKind::NotFound)?.clone();
+        Ok(DiskFile { disk: self.clone(), file })
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        self.call(false, false)?;
+        let mut state = self.state.borrow_mut();
+        let file = state.names.remove(from).ok_or(io::ErrorKind::NotFound)?;
+        state.names.insert(to.into(), file);
+        Ok(())
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        self.call(false, false)?;
+        let removed = self.state.borrow_mut().names.remove(name);
+        removed.ok_or(io::ErrorKind::NotFound)?;
+        Ok(())
+    }
+
+    async fn sync_dir(&self) -> io::Result<()> {
+        self.pause().await;
+        self.call(true, false)?;
+        let mut state = self.state.borrow_mut();
+        state.durable_names = state.names.clone();
+        Ok(())
+    }
+
+    fn boot_id(&self) -> io::Result<String> {
+        Ok(self.state.borrow().boot.to_string())
+    }
+
+    fn read_volatile(&self, name: &str) -> io::Result<String> {
+        let state = self.state.borrow();
+        state.volatile.get(name).cloned().ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
+    fn write_volatile(&self, name: &str, text: &str) -> io::Result<()> {
+        let mut state = self.state.borrow_mut();
+        if !state.has_ended() {
+            state.volatile.insert(name.into(), text.into());
+        }
+        Ok(())
+    }
+
+    fn remove_volatile(&self, name: &str) -> io::Result<()> {
+        let mut state = self.state.borrow_mut();
+        if !state.has_ended() {
+            state.volatile.remove(name);
+        }
+        Ok(())
+    }
+}
+
+/// The disk's one user.
+pub struct DiskLock(Disk);
+
+impl Drop for DiskLock {
+    fn drop(&mut self) {
+        self.0.state.borrow_mut().locked = false;
+    }
+}
+
+/// One open file of a [`Disk`].
+pub struct DiskFile {
+    disk: Disk,
+    file: Rc<File>,
+}
+
+impl StorageFile for DiskFile {
+    fn length_bytes(&self) -> io::Result<u64> {
+        Ok(self.file.length.get())
+    }
+
+    fn allocated_bytes(&self) -> io::Result<u64> {
+        Ok((self.file.sectors.borrow().len() * SECTOR) as u64)
+    }
+
+    fn extend(&self, length_bytes: u64) -> io::Result<()> {
+        self.disk.call(false, true)?;
+        self.file.length.set(self.file.length.get().max(length_bytes));
+        Ok(())
+    }
+
+    fn preallocate(&self, length_bytes: u64) -> io::Result<()> {
+        self.extend(length_bytes)?;
+        self.file.reserved.set(length_bytes);
+        Ok(())
+    }
+
+    fn read_at(&self, offset_bytes: u64, into: &mut [u8]) -> io::Result<()> {
+        self.disk.call(false, false)?;
+        if offset_bytes + into.len() as u64 > self.file.length.get() {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        self.file.read(offset_bytes, into);
+        Ok(())
+    }
+
+    fn write_at(&self, offset_bytes: u64, from: &[u8]) -> io::Result<()> {
+        let is_reserved = offset_bytes + from.len() as u64 <= self.file.reserved.get();
+        self.disk.call(false, !is_reserved)?;
+        self.file.write(offset_bytes, from);
+        Ok(())
+    }
+
+    async fn read(&self, offset_bytes: u64, into: Buffer) -> (io::Result<()>, Buffer) {
+        self.disk.pause().await;
+        let mut into = into;
+        let done = self.disk.call(false, false).map(|()| self.file.read(offset_bytes, &mut into));
+        (done, into)
+    }
+
+    async fn write(
+        &self,
+        offset_bytes: u64,
+        from: Rc<Buffer>,
+        part: Range<usize>,
+    ) -> io::Result<()> {
+        self.disk.pause().await;
+        let done = self.disk.call(false, true);
+        match done {
+            Ok(()) => self.file.write(offset_bytes, &from[part]),
+            // A write that fails may have done a part.
+            Err(_) => self.file.write(offset_bytes, &from[part.start..part.start + SECTOR]),
+        }
+        self.disk.pause().await;
+        done
+    }
+
+    async fn sync(&self) -> io::Result<()> {
+        self.disk.pause().await;
+        match self.disk.call(true, false) {
+            Ok(()) => {
+                self.file.sync();
+                Ok(())
+            }
+            Err(error) => {
+                // At the end of everything nobody gets to mark pages as clean.
+                if !self.disk.state.borrow().has_ended() {
+                    self.file.unsynced.borrow_mut().clear();
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn release_unwritten(&self) -> io::Result<()> {
+        self.disk.pause().await;
+        self.disk.call(false, false)?;
+        self.file.reserved.set(0);
+        Ok(())
+    }
+
+    async fn punch(&self, range_bytes: Range<u64>) -> io::Result<()> {
+        self.disk.pause().await;
+        self.disk.call(false, false)?;
+        let sectors = range_bytes.start / SECTOR as u64..range_bytes.end / SECTOR as u64;
+        for sector in sectors {
+            if self.file.sectors.borrow().contains_key(&sector) {
+                self.file.put(sector, Rc::new(ZEROES));
+            }
+        }
+        Ok(())
+    }
+}

@@ -45,9 +45,12 @@ pub enum StoreError {
 impl StoreError {
     /// The disk is full: it can be tried again when there is room.
     pub fn is_no_space(&self) -> bool {
-        matches!(self, Self::Io { source, .. }
-            if matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded))
+        matches!(self, Self::Io { source, .. } if is_no_space(source))
     }
+}
+
+pub(super) fn is_no_space(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 /// Why a read has no answer. Never hides a block that could be read: the engine asks another

@@ -95,10 +95,12 @@ impl<F: StorageFile> Intent<F> {
     }
 
     /// The marks of `regions` with this generation, or a newer one, are durable when this returns.
+    /// A sequential writer gets some more.
     pub(super) async fn mark<I: Iterator<Item = Region>>(
         &self,
         regions: impl Fn() -> I,
         generation: Generation,
+        is_sequential: bool,
     ) -> Result<(), IntentError> {
         let wanted = {
             let mut state = self.state.borrow_mut();
@@ -111,10 +113,7 @@ impl<F: StorageFile> Intent<F> {
             }
             let mut wanted: Vec<_> =
                 regions().filter(|region| !state.ready.has(region.0)).collect();
-            let follows = |region: &Region| region.0 > 0 && state.ready.has(region.0 - 1);
-            if let Some(last) =
-                wanted.last().copied().filter(|_| wanted.first().is_some_and(follows))
-            {
+            if let Some(last) = wanted.last().copied().filter(|_| is_sequential) {
                 let ahead = last.0 + 1..(last.0 + 1 + AHEAD).min(state.regions);
                 wanted.extend(ahead.map(Region).take_while(|next| !state.marked.has(next.0)));
             }

@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use ankole_blockdev::disk::{BLOCK_BYTES, Buffer};
 
-use super::error::{BadBlock, BlockProblem};
+use super::error::{BadBlock, BlockProblem, is_no_space};
 use super::pages::{PageFault, WriteBack};
 use super::storage::{Storage, StorageFile};
 use super::{OpenLayer, ReadError, Store, StoreError, View};
@@ -95,7 +95,7 @@ impl<S: Storage> Store<S> {
         self.check_range(&head, range)?;
         let _writing = Writing::begin(self, range);
         self.recover_all(range).await?;
-        self.mark(|| range.regions(), generation).await?;
+        self.mark(|| range.regions(), generation, self.is_sequential(range)).await?;
         let block_at = |index: usize| offset_bytes + index * BLOCK;
         let is_zero = |index: usize| {
             sums[index] == ZERO_BLOCK_SUM
@@ -152,8 +152,8 @@ impl<S: Storage> Store<S> {
                 }
             }
             if !wanted.is_empty() {
-                self.mark(|| wanted.iter().map(|(part, _)| part.first.region()), generation)
-                    .await?;
+                let regions = || wanted.iter().map(|(part, _)| part.first.region());
+                self.mark(regions, generation, false).await?;
             }
             for (part, there) in wanted {
                 let change = |page: &mut Page, slot, _| set_zero(&head, page, slot);
@@ -383,12 +383,20 @@ impl<S: Storage> Store<S> {
         Ok(())
     }
 
+    /// It enters a region at its start, and the region before is being written.
+    fn is_sequential(&self, range: BlockRange) -> bool {
+        let last = BlockIndex(range.end().0 - 1).region();
+        let enters = range.first <= last.range().first;
+        enters && last.0 > 0 && self.intent.is_marked(Region(last.0 - 1))
+    }
+
     pub(super) async fn mark<I: Iterator<Item = Region>>(
         &self,
         regions: impl Fn() -> I,
         generation: Generation,
+        is_sequential: bool,
     ) -> Result<(), StoreError> {
-        let marked = self.intent.mark(regions, generation).await;
+        let marked = self.intent.mark(regions, generation, is_sequential).await;
         self.or_fail_intent("mark regions", marked).await
     }
 
@@ -432,6 +440,10 @@ impl<S: Storage> Store<S> {
     ) -> Result<(), StoreError> {
         match recorded {
             Ok(()) => Ok(()),
+            // Only layers that were given back their reserved space can run out of it.
+            Err((_, PageFault::Io(error))) if is_no_space(&error) => {
+                Err(self.io_error("write the index", error))
+            }
             Err((_, PageFault::Io(error))) => self.or_fail("write the index", Err(error)).await,
             Err((region, fault)) => Err(self.page_error(layer.file, region, fault)),
         }

@@ -76,6 +76,22 @@ impl<S: Storage> Store<S> {
         }
     }
 
+    /// Gives back the space that was reserved for the index of a layer while it was the head.
+    /// Worth doing once after it was sealed; safe to repeat.
+    pub async fn tidy(&self, layer: LayerId) -> Result<(), StoreError> {
+        self.check_usable()?;
+        let _one_at_a_time = self.chain_gate.lock().await;
+        let layer = self.layer(layer)?;
+        if layer.id == self.head().id || layer.filling {
+            return Ok(());
+        }
+        let index = self.pages.file(layer.file);
+        // What isn't written yet must not look as if it never will be.
+        self.sync_index().await?;
+        let released = index.release_unwritten().await;
+        released.map_err(|error| self.io_error("give back reserved space", error))
+    }
+
     /// Frees what the only child hides. `false` if the chain has changed meanwhile.
     async fn hide(&self, removed: LayerId, plan: JoinPlan) -> Result<bool, StoreError> {
         let child = match plan {
@@ -248,7 +264,7 @@ impl<S: Storage> Store<S> {
         self.sync_index().await
     }
 
-    /// Copies bytes as they are: a block that is damaged keeps the sum that shows it.
+    /// Copies bytes as they are: a block that has rotted keeps the sum that shows it.
     async fn move_data(
         &self,
         from: &OpenLayer<S::File>,
@@ -259,10 +275,8 @@ impl<S: Storage> Store<S> {
         for run in blocks.runs() {
             let at = block_at(region, run.start).offset_bytes();
             let (done, data) = from.data.file.read(at, Buffer::zeroed(run.len() * BLOCK)).await;
-            if let Err(error) = done {
-                tracing::warn!(place = self.place(), %error, layer = %from.id,
-                    "blocks can't be read; they stay bad until they are repaired");
-            }
+            // Where it is, it may be readable again, or repaired; then the join goes on.
+            done.map_err(|error| self.io_error("read the layer that is joined", error))?;
             let whole = 0..data.len();
             let done = to.data.file.write(at, Rc::new(data), whole).await;
             done.map_err(|error| self.io_error("join layers", error))?;

@@ -65,6 +65,8 @@ pub enum View {
     Top,
     /// As seen at a snapshot.
     Layer(LayerId),
+    /// What one layer itself has, removed or not; other blocks are zeroes. For a rebuild.
+    Own(LayerId),
 }
 
 /// One replica's directory, open and locked.
@@ -78,6 +80,8 @@ pub struct Store<S: Storage> {
     head_state: HeadState,
     failure: RefCell<Option<String>>,
     continuous: Cell<bool>,
+    /// The witness on the disk and the one in volatile memory are the same.
+    witnessed: Cell<bool>,
     /// The machine lost what wasn't synced: fresh blocks must prove that their data arrived.
     lost_power: bool,
     /// Regions that were marked when the store was opened, and whose sums weren't looked at yet.
@@ -189,16 +193,20 @@ impl<S: Storage> Store<S> {
             self.finish_filling().await?;
         }
         let mut witness = self.meta.get().witness.clone();
-        let is_member = membership.state == ReplicaState::Member;
-        if is_member && (!self.continuous.get() || witness.is_none()) {
+        // A ready replica holds all that is acknowledged, durably: whatever an earlier power cut
+        // took from it doesn't matter any more, even if its first `Advance` never comes.
+        let counts = matches!(membership.state, ReplicaState::Ready | ReplicaState::Member);
+        if counts && !self.witnessed.get() {
             // What a power cut may have taken is decided now: the new witness says it didn't.
             self.recover_fresh().await?;
             witness = self.new_witness();
         }
+        let is_witnessed = witness.is_some();
         let change = |meta: &ReplicaMeta| ReplicaMeta { membership, witness, ..meta.clone() };
         let done = self.meta.update(change).await;
         self.or_fail("make the membership durable", done).await?;
-        if is_member {
+        if counts {
+            self.witnessed.set(is_witnessed);
             self.continuous.set(true);
         }
         Ok(())
@@ -235,6 +243,10 @@ impl<S: Storage> Store<S> {
         let layers = self.layers.borrow();
         match view {
             View::Top => Ok(layers.top.clone()),
+            View::Own(id) => {
+                let layer = layers.by_id.get(&id).ok_or(ChainError::NoLayer(id))?;
+                Ok([layer.clone()].into())
+            }
             View::Layer(id) => {
                 let chain = self.chain.get();
                 if id != layers.top[0].id {
@@ -304,6 +316,7 @@ impl<S: Storage> Store<S> {
     /// An I/O error ends what the witness says: the disk may have lost more than it told.
     fn forget_witness(&self) {
         self.continuous.set(false);
+        self.witnessed.set(false);
         if let Err(error) = self.storage.remove_volatile(&self.witness_name()) {
             tracing::debug!(%error, "there was no witness to remove");
         }

@@ -98,6 +98,7 @@ impl<S: Storage> Store<S> {
         let store = Self {
             failure: RefCell::new(meta.get().failure.clone()),
             continuous: Cell::new(witnessed || unrecovered.is_empty()),
+            witnessed: Cell::new(witnessed),
             lost_power: !witnessed,
             unrecovered: RefCell::new(unrecovered),
             storage,

@@ -97,14 +97,20 @@ impl<S: Storage> Store<S> {
         };
         let mut page = before.clone();
         for run in before.present().runs() {
-            let first = block_at(region, run.start);
-            let (done, data) =
-                layer.data.file.read(first.offset_bytes(), Buffer::zeroed(run.len() * BLOCK)).await;
-            if done.is_err() {
-                continue; // reads of these blocks say so
-            }
-            for (slot, bytes) in run.zip(data.chunks_exact(BLOCK)) {
-                self.judge(&mut page, slot, crc32c::crc32c(bytes), lost);
+            let bytes = run.len() * BLOCK;
+            let at = block_at(region, run.start).offset_bytes();
+            let (done, data) = layer.data.file.read(at, Buffer::zeroed(bytes)).await;
+            for (slot, block) in run.zip(data.chunks_exact(BLOCK)) {
+                if done.is_ok() {
+                    self.judge(&mut page, slot, crc32c::crc32c(block), lost);
+                    continue;
+                }
+                // One bad block fails the run. It keeps its sum, and reads of it say why.
+                let at = block_at(region, slot).offset_bytes();
+                let (done, block) = layer.data.file.read(at, Buffer::zeroed(BLOCK)).await;
+                if done.is_ok() {
+                    self.judge(&mut page, slot, crc32c::crc32c(&block), lost);
+                }
             }
         }
         if page != before || !lost.is_empty() {

@@ -95,17 +95,27 @@ impl Ring {
         into: Buffer,
     ) -> (io::Result<()>, Buffer) {
         let mut into = into;
-        let length = into.len();
-        let target = into.as_mut_ptr();
-        let entry = opcode::Read::new(types::Fd(file.as_raw_fd()), target, length as u32)
-            .offset(offset_bytes)
-            .build();
-        let (result, memory) = self.shared.run(entry, file, Memory::Into(into)).await;
-        let Memory::Into(into) = memory else { unreachable!("an operation keeps its memory") };
-        (exactly(result, length, io::ErrorKind::UnexpectedEof), into)
+        let mut done = 0;
+        while done < into.len() {
+            let rest = &mut into[done..];
+            let descriptor = types::Fd(file.as_raw_fd());
+            let entry = opcode::Read::new(descriptor, rest.as_mut_ptr(), rest.len() as u32)
+                .offset(offset_bytes + done as u64)
+                .build();
+            let (result, memory) = self.shared.run(entry, file, Memory::Into(into)).await;
+            let Memory::Into(back) = memory else { unreachable!("an operation keeps its memory") };
+            into = back;
+            match result {
+                Ok(0) => return (Err(io::ErrorKind::UnexpectedEof.into()), into),
+                Ok(count) => done += count,
+                Err(error) => return (Err(error), into),
+            }
+        }
+        (Ok(()), into)
     }
 
-    /// Writes `part` of `from`.
+    /// Writes `part` of `from`. A disk that is about to be full takes a part first and says so at
+    /// the next.
     pub(super) async fn write(
         &self,
         file: &Rc<File>,
@@ -113,13 +123,20 @@ impl Ring {
         from: Rc<Buffer>,
         part: Range<usize>,
     ) -> io::Result<()> {
-        let bytes = &from[part];
-        let length = bytes.len();
-        let entry = opcode::Write::new(types::Fd(file.as_raw_fd()), bytes.as_ptr(), length as u32)
-            .offset(offset_bytes)
-            .build();
-        let (result, _) = self.shared.run(entry, file, Memory::From(from)).await;
-        exactly(result, length, io::ErrorKind::WriteZero)
+        let mut done = 0;
+        while done < part.len() {
+            let rest = &from[part.start + done..part.end];
+            let descriptor = types::Fd(file.as_raw_fd());
+            let entry = opcode::Write::new(descriptor, rest.as_ptr(), rest.len() as u32)
+                .offset(offset_bytes + done as u64)
+                .build();
+            let (result, _) = self.shared.run(entry, file, Memory::From(from.clone())).await;
+            match result? {
+                0 => return Err(io::ErrorKind::WriteZero.into()),
+                count => done += count,
+            }
+        }
+        Ok(())
     }
 
     pub(super) async fn sync(&self, file: &Rc<File>) -> io::Result<()> {
@@ -136,14 +153,6 @@ impl Ring {
             .mode(libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE)
             .build();
         self.shared.run(entry, file, Memory::None).await.0.map(drop)
-    }
-}
-
-/// A file system that is about to be full writes less than asked; the caller sees an error then.
-fn exactly(result: io::Result<usize>, length: usize, short: io::ErrorKind) -> io::Result<()> {
-    match result? {
-        done if done == length => Ok(()),
-        done => Err(io::Error::new(short, format!("{done} of {length} bytes"))),
     }
 }
 

@@ -35,7 +35,7 @@ impl Fill {
         }
     }
 
-    /// What a block holds; `Err` if it is no fill, such as a mixture of two.
+    /// What a whole block holds; `Err` if it is no fill, such as a mixture of two.
     pub(crate) fn of(block: &[u8]) -> Result<Self, Vec<u64>> {
         let word = |index: usize| {
             u64::from_le_bytes(block[index * 8..][..8].try_into().expect("eight bytes"))
@@ -47,6 +47,24 @@ impl Fill {
             return Ok(fill);
         }
         Err((0..8).map(|sector| word(sector * 64) >> 16).collect())
+    }
+}
+
+impl Fill {
+    /// What each sector of a block holds.
+    pub(crate) fn sectors_of(block: &[u8]) -> [Self; 8] {
+        std::array::from_fn(|sector| {
+            let bytes = &block[sector * 512..][..512];
+            let first = u64::from_le_bytes(bytes[..8].try_into().expect("eight bytes"));
+            let fill = Self(first >> 16);
+            for (index, word) in bytes.chunks_exact(8).enumerate() {
+                let place = (sector * 64 + index) as u64;
+                let expected = if fill.0 == 0 { 0 } else { fill.0 << 16 | place };
+                let word = u64::from_le_bytes(word.try_into().expect("eight bytes"));
+                assert_eq!(word, expected, "a sector of no fill");
+            }
+            fill
+        })
     }
 }
 
@@ -81,4 +99,13 @@ pub(crate) async fn read_fill<S: Storage>(
     let report = report.unwrap_or_else(|error| panic!("reading {range}: {error}"));
     assert_eq!(report.sums.len() as u64, range.count);
     buffer.chunks_exact(BLOCK).map(|block| Fill::of(block).expect("whole blocks")).collect()
+}
+
+pub(crate) mod world;
+
+/// Says that a test wasn't run, or fails where nothing may be left out.
+pub(crate) fn skip(why: &str) {
+    let required = std::env::var_os("ANKOLE_TEST_REQUIRE_TOOLS").is_some_and(|set| set == "1");
+    assert!(!required, "nothing may be skipped here: {why}");
+    println!("SKIPPED: {why}");
 }

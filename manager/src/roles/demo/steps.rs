@@ -206,7 +206,7 @@ impl Demo {
         let served = |replica: &&crate::api::replica::ReplicaView| {
             replica.mode == Mode::ReadWrite && replica.pid.is_some()
         };
-        let replica = view.replicas.iter().filter(served).next_back();
+        let replica = view.replicas.iter().rfind(served);
         let replica = replica.ok_or_else(|| ApiError::failed("no replica serves the volume"))?;
         let pid = replica.pid.unwrap_or_default();
         let (client, name) = (self.server()?.client(), replica.replica.to_string());

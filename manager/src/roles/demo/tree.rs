@@ -293,7 +293,8 @@ mod tests {
     #[test]
     fn every_kind_of_damage_is_found_and_named() {
         let reporter = Reporter::quiet();
-        let damages: [(&str, fn(&Path)); 6] = [
+        type Damage = fn(&Path);
+        let damages: [(&str, Damage); 6] = [
             ("empty file", |root| fs::write(root.join("empty file"), "x").unwrap()),
             ("link", |root| {
                 fs::remove_file(root.join("link")).unwrap();

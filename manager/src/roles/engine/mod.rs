@@ -1,11 +1,11 @@
 //! `ankole engine run`: the process of one attached volume.
 
+mod frontend;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::rc::Rc;
 use std::time::Duration;
 
-use ankole_blockdev::nbd::{self, Export, Limits, Listener};
 use ankole_replica::admin::ReplicaAddress;
 use ankole_replica::arbiter::InstanceId;
 use ankole_replica::engine::{Engine, SocketArbiter, serve_admin};
@@ -111,7 +111,7 @@ async fn serve(args: EngineArgs) -> anyhow::Result<()> {
             tokio::task::spawn_local(serve_local(engine.clone(), directory, address))
         });
         let serving: Vec<_> = serving.collect();
-        serve_frontend(&engine, &args).await?;
+        frontend::serve(&engine, &args).await?;
         for task in serving {
             let _ended = task.await;
         }
@@ -158,34 +158,20 @@ async fn serve_local(engine: Engine, directory: PathBuf, address: Address) {
     }
 }
 
-/// Serves clients until the engine ends.
-async fn serve_frontend(engine: &Engine, args: &EngineArgs) -> anyhow::Result<()> {
-    let export = Export {
-        read_only: args.read_only,
-        ..Export::new(args.volume.clone(), Rc::new(engine.clone()))
-    };
-    let clients = export.clients.clone();
-    engine.count_clients(move || clients.get());
-    let listener = Listener::bind_unix(&args.socket).await?;
-    engine.set_endpoint(listener.uri());
-    info!(volume = args.volume, endpoint = listener.uri(), "serving");
-    let ended = {
-        let engine = engine.clone();
-        async move { drop(engine.ended().await) }
-    };
-    nbd::serve(listener, export, Limits::default(), ended).await;
-    Ok(())
-}
-
 async fn detach_on_signal(engine: Engine) {
     let (Ok(mut terminate), Ok(mut interrupt)) =
         (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
     else {
         return warn!("signals can't be caught: a signal ends the engine without a detach");
     };
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        match engine.close_frontend().await {
+            Ok(()) => return engine.detach(),
+            Err(reason) => warn!(reason, "can't detach; unmount it first"),
+        }
     }
-    engine.detach();
 }

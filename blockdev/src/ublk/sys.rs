@@ -1,0 +1,54 @@
+//! The unsafe file of this module: system calls for which the standard library has no name.
+
+#![expect(unsafe_code, reason = "system calls without a wrapper in std")]
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+use libublk::io::{UblkDev, UblkQueue};
+use libublk::sys::ublksrv_io_desc;
+
+/// From the kernel's <linux/prctl.h>; the crate libc doesn't have it.
+const PR_SET_IO_FLUSHER: libc::c_int = 57;
+
+/// A counter in the kernel that a ring can poll: each write wakes it.
+pub(super) fn event_fd() -> io::Result<File> {
+    // SAFETY: the call takes no pointers.
+    let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor was just made, and nothing else knows it.
+    Ok(File::from(unsafe { OwnedFd::from_raw_fd(fd) }))
+}
+
+/// Another handle to the device's /dev/ublkcN, which the kernel lets be opened only once.
+pub(super) fn character_device(device: &UblkDev) -> io::Result<File> {
+    // SAFETY: the descriptor belongs to `device`, which is borrowed until this returns.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(device.tgt.fds[0].as_raw_fd()) };
+    Ok(File::from(borrowed.try_clone_to_owned()?))
+}
+
+/// Tells the kernel that this thread's work may be what frees memory, so that an allocation of its
+/// own never waits for a write-back that it would itself have to serve. Needs CAP_SYS_RESOURCE.
+pub(super) fn set_io_flusher() -> io::Result<()> {
+    // SAFETY: the call takes numbers only.
+    match unsafe { libc::prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Ends a queue whose commands are still with the kernel. The queue's destructor would wait for
+/// them for ever; the ring, which ends with its thread, takes them back. Only the mapping of the
+/// descriptors has to go by hand, else the device would count as open. The rest is leaked.
+pub(super) fn abandon(queue: UblkQueue<'_>) {
+    let descriptors = std::ptr::from_ref(queue.get_iod(0)).cast_mut();
+    let length_bytes = queue.get_depth() as usize * size_of::<ublksrv_io_desc>();
+    std::mem::forget(queue);
+    // SAFETY: the queue had mapped its descriptors, `depth` of them, at the first one's address;
+    // nothing refers to them now that it is forgotten, and its destructor won't unmap them again.
+    let result = unsafe { libc::munmap(descriptors.cast(), length_bytes) };
+    debug_assert_eq!(result, 0);
+}

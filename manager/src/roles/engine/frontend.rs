@@ -1,0 +1,134 @@
+//! How an engine's volume is shown: always on the NBD socket, and as a device if asked.
+
+use std::rc::Rc;
+
+use ankole_blockdev::nbd::{self, Export, Limits, Listener};
+use ankole_blockdev::ublk::{self, Device, Ended, Origin};
+use ankole_replica::engine::Engine;
+use anyhow::Context;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+use tracing::{info, warn};
+
+use super::{EngineArgs, EngineFrontend};
+
+/// Serves clients until the engine ends, or someone asks to detach and nothing is in the way.
+pub(super) async fn serve(engine: &Engine, args: &EngineArgs) -> anyhow::Result<()> {
+    let (close, mut asked) = mpsc::channel(1);
+    let socket = Socket::start(engine, args).await?;
+    let mut device = match args.frontend {
+        EngineFrontend::Ublk => Some(start_device(engine, args).await?),
+        EngineFrontend::Socket => None,
+    };
+    engine.set_frontend(close);
+    let endpoint = match &device {
+        Some(device) => device.path().display().to_string(),
+        None => socket.uri.clone(),
+    };
+    info!(volume = args.volume, endpoint, "serving");
+    engine.set_endpoint(endpoint);
+    loop {
+        tokio::select! {
+            Some(close) = asked.recv() => {
+                match stop_device(device.take()).await {
+                    Ok(()) => {
+                        socket.stop().await;
+                        let _gone = close.done.send(Ok(()));
+                        return Ok(());
+                    }
+                    Err((still_there, reason)) => {
+                        device = Some(still_there);
+                        let _gone = close.done.send(Err(reason));
+                    }
+                }
+            }
+            ended = device_ended(&device) => match ended {
+                Ended::Stopped => {
+                    warn!(volume = args.volume, "somebody stopped the device: detaching");
+                    socket.stop().await;
+                    engine.detach();
+                    return Ok(());
+                }
+                Ended::DiskGone => drop(engine.ended().await),
+                Ended::Failed => anyhow::bail!("the ublk device isn't served any more"),
+            },
+            size_bytes = engine.grown() => {
+                if let Some(device) = &device
+                    && let Err(error) = device.resize(size_bytes).await
+                {
+                    warn!(volume = args.volume, %error, "the device shows its old size until it \
+                        is attached again");
+                }
+            }
+            _ = engine.ended() => return Ok(()),
+        }
+    }
+}
+
+/// The NBD server on its unix socket.
+struct Socket {
+    uri: String,
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<()>,
+}
+
+impl Socket {
+    async fn start(engine: &Engine, args: &EngineArgs) -> anyhow::Result<Self> {
+        let export = Export {
+            read_only: args.read_only,
+            ..Export::new(args.volume.clone(), Rc::new(engine.clone()))
+        };
+        let clients = export.clients.clone();
+        engine.count_clients(move || clients.get());
+        let listener = Listener::bind_unix(&args.socket).await?;
+        let uri = listener.uri();
+        let (stop, stopped) = oneshot::channel();
+        let stopped = async { drop(stopped.await) };
+        let serving = nbd::serve(listener, export, Limits::default(), stopped);
+        Ok(Self { uri, stop, task: tokio::task::spawn_local(serving) })
+    }
+
+    /// Lets requests in flight finish, then closes the connections.
+    async fn stop(self) {
+        let _gone = self.stop.send(());
+        if let Err(panic) = self.task.await.map_err(tokio::task::JoinError::try_into_panic)
+            && let Ok(panic) = panic
+        {
+            std::panic::resume_unwind(panic);
+        }
+    }
+}
+
+async fn start_device(engine: &Engine, args: &EngineArgs) -> anyhow::Result<Device> {
+    let origin = match (args.recover, args.ublk_id) {
+        (true, Some(id)) => Origin::Recovery { id },
+        (_, id) => Origin::New { id },
+    };
+    let options = ublk::Options::new(origin, identity_of(&args.volume));
+    let device = ublk::serve(Rc::new(engine.clone()), options).await;
+    device.with_context(|| format!("show volume {} as a ublk device", args.volume))
+}
+
+/// What the kernel keeps with the device, so that no other volume's engine takes it over: FNV-1a of
+/// the volume's name (64 bits, after Fowler, Noll and Vo).
+fn identity_of(volume: &str) -> u64 {
+    volume.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
+    })
+}
+
+async fn stop_device(device: Option<Device>) -> Result<(), (Device, String)> {
+    let Some(device) = device else { return Ok(()) };
+    let path = device.path().display().to_string();
+    device.stop().await.map_err(|(device, error)| {
+        let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}"));
+        (device, format!("{path} is in use: {error}{}", cause.unwrap_or_default()))
+    })
+}
+
+async fn device_ended(device: &Option<Device>) -> Ended {
+    match device {
+        Some(device) => device.ended().await,
+        None => std::future::pending().await,
+    }
+}

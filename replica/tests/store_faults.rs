@@ -1,0 +1,470 @@
+//! Calls that fail, and files that somebody else has had in hand.
+
+mod store;
+
+use ankole_blockdev::disk::Buffer;
+use ankole_replica::chain::{ChainChange, ChainOp, Seal};
+use ankole_replica::store::crash::{Disk, Faults, Random};
+use ankole_replica::store::{
+    BlockSum, Membership, ReadError, ReplicaState, Store, StoreError, StoreOptions, View,
+};
+use ankole_replica::types::{
+    BlockIndex, BlockRange, ChainOpId, Fence, Generation, LayerId, Region, Session,
+    VOLUME_UNIT_BYTES,
+};
+use store::world::{Crash, Op, World, member, open, random_ops};
+use store::{Fill, GENERATION, identity, read_fill, run, write_fill};
+
+const RANGE: BlockRange = BlockRange { first: BlockIndex(10), count: 4 };
+
+/// Every kind of operation, twice, in a fixed order.
+fn every_operation() -> Vec<Op> {
+    let range = |first, count| BlockRange::new(BlockIndex(first), count);
+    vec![
+        Op::Write { range: range(0, 300), first: 1000 },
+        Op::Flush,
+        Op::Write { range: range(2, 5), first: 2001 },
+        Op::Snapshot,
+        Op::Write { range: range(0, 40), first: 3001 },
+        Op::Zero(range(250, 20)),
+        Op::Clear,
+        Op::Snapshot,
+        Op::Write { range: range(100, 100), first: 4001 },
+        Op::Remove(0),
+        Op::Join(0),
+        Op::Expand,
+        Op::Write { range: range(500, 2), first: 5001 },
+        Op::Revert(0),
+        Op::Write { range: range(7, 1), first: 6001 },
+        Op::Reopen,
+        Op::Read(range(0, 400)),
+        Op::Write { range: range(3, 3), first: 7001 },
+        Op::Flush,
+    ]
+}
+
+async fn calls_of(ops: &[Op]) -> (u64, u64) {
+    let mut world = World::new(1).await;
+    world.disk.set_faults(Faults::default());
+    for op in ops {
+        world.play(op).await.expect("a sound disk");
+    }
+    (world.disk.calls(), world.disk.syncs())
+}
+
+/// The power may go at any sync: what was flushed is there, and a change of the chain is done or
+/// was never begun. A kill there loses nothing that was answered.
+#[test]
+fn a_crash_at_every_sync_leaves_a_chain_from_before_or_after() {
+    run(async {
+        let ops = every_operation();
+        let (_, syncs) = calls_of(&ops).await;
+        println!("{syncs} syncs");
+        for at in 1..=syncs {
+            // One kill, and several power cuts: each loses other sectors.
+            for seed in 0..6 {
+                let crash = if seed == 0 { Crash::Kill } else { Crash::PowerCut };
+                println!("{crash:?} at sync {at}, seed {seed}");
+                let mut world = World::new(at).await;
+                world.disk.set_faults(Faults { end_at_sync: Some(at), ..Faults::default() });
+                for op in &ops {
+                    if world.play(op).await.is_err() {
+                        break;
+                    }
+                }
+                let world = world.crash(crash, at * 10 + seed).await;
+                world.check().await;
+                world.finish_joins().await;
+                world.check().await;
+            }
+        }
+    });
+}
+
+/// Cuts the power at every call of the last operation, several times: each loses other sectors.
+async fn cut_power_everywhere_in(ops: &[Op], is_slow: bool) {
+    // The order of what runs at once is another one with each seed.
+    let seeds = if is_slow { 24 } else { 8 };
+    let (last, prepare) = ops.split_last().expect("an operation");
+    let mut calls = 0;
+    for end in 0.. {
+        if end > calls {
+            break;
+        }
+        for seed in 0..seeds {
+            println!("end at call {end}, seed {seed}");
+            let mut world = World::new(seed).await;
+            for op in prepare {
+                world.play(op).await.expect("a sound disk");
+            }
+            world.disk.set_slow(is_slow);
+            let end_at_call = Some(end).filter(|&end| end > 0);
+            world.disk.set_faults(Faults { end_at_call, ..Faults::default() });
+            let done = world.play(last).await;
+            if end == 0 {
+                done.expect("a sound disk");
+                calls = calls.max(world.disk.calls());
+            }
+            world.disk.set_slow(false);
+            let world = world.crash(Crash::PowerCut, end * 1000 + seed).await;
+            world.check().await;
+            world.finish_joins().await;
+            world.check().await;
+        }
+    }
+}
+
+/// A join under the head frees the older copy of a block: had the newer one's presence not been
+/// durable, a power cut would leave neither.
+#[test]
+fn a_join_beside_writes_frees_only_what_is_hidden_for_good() {
+    let all = BlockRange::new(BlockIndex(0), 300);
+    let ops = [
+        Op::Write { range: all, first: 1001 },
+        Op::Snapshot,
+        Op::Remove(0),
+        // Something is hidden already, so that the join has to flush, while others write.
+        Op::Write { range: RANGE, first: 2001 },
+        Op::JoinBesideWrites { choice: 0, first: 5 },
+    ];
+    run(cut_power_everywhere_in(&ops, true));
+}
+
+/// The page of the layer that stays is written sector by sector: presence before the sums would
+/// show moved blocks with the sums of what was there before.
+#[test]
+fn a_join_that_loses_power_is_finished_later_whichever_files_stay() {
+    let range = |first, count| BlockRange::new(BlockIndex(first), count);
+    for (older, newer) in [(300, 40), (40, 300)] {
+        let ops = [
+            Op::Write { range: range(0, older), first: 1001 },
+            Op::Snapshot,
+            Op::Write { range: range(5, newer), first: 2001 },
+            Op::Zero(range(20, 4)),
+            Op::Snapshot,
+            Op::Remove(0),
+            Op::Join(0),
+        ];
+        run(cut_power_everywhere_in(&ops, false));
+    }
+}
+
+/// Each call in turn fails once, with a bad disk's error and with a full one's. It must be
+/// reported or make no difference; what was answered stays; a full disk fails nothing for good.
+#[test]
+fn any_single_call_may_fail_without_loss() {
+    run(async {
+        let ops = every_operation();
+        let (calls, _) = calls_of(&ops).await;
+        println!("{calls} calls");
+        for no_space in [false, true] {
+            // Reads of cached metadata are most of the calls: every one of the others, some of these.
+            for at in (1..=calls).step_by(if no_space { 1 } else { 3 }) {
+                let mut world = World::new(at).await;
+                world.disk.set_faults(Faults {
+                    fail_call: Some(at),
+                    no_space,
+                    ..Faults::default()
+                });
+                let mut failed = None;
+                for op in &ops {
+                    if let Err(error) = world.play(op).await {
+                        failed = Some((op.clone(), error));
+                        break;
+                    }
+                }
+                world.disk.set_faults(Faults::default());
+                let Some((op, error)) = failed else { continue };
+                println!("call {at}, no space: {no_space}: {op:?}: {error}");
+                if no_space {
+                    assert!(error.is_no_space(), "{op:?} at call {at}: {error}");
+                    assert_eq!(world.store.failure(), None, "{op:?} at call {at}");
+                    if !matches!(op, Op::Reopen) {
+                        world.play(&op).await.expect("there is room again");
+                        world.check().await;
+                        continue;
+                    }
+                }
+                world.crash(Crash::Kill, at).await.check().await;
+            }
+        }
+    });
+}
+
+/// The kernel counts pages as clean after a failed sync: trying again would say "durable" of bytes
+/// that are gone.
+#[test]
+fn a_failed_sync_fails_the_replica_for_good() {
+    run(async {
+        let world = World::new(1).await;
+        write_fill(&world.store, RANGE, Fill(1)).await.expect("a sound disk");
+        world.store.flush().await.expect("a sound disk");
+        write_fill(&world.store, RANGE, Fill(2)).await.expect("a sound disk");
+        // The only call of a flush of overwritten blocks is the sync of the data.
+        world.disk.set_faults(Faults { fail_call: Some(1), ..Faults::default() });
+        let first = world.store.flush().await;
+        assert!(matches!(first, Err(StoreError::Failed { .. })), "{first:?}");
+        let again = world.store.flush().await;
+        assert!(matches!(again, Err(StoreError::Failed { .. })), "{again:?}");
+        let write = write_fill(&world.store, RANGE, Fill(3)).await;
+        assert!(matches!(write, Err(StoreError::Failed { .. })), "{write:?}");
+        assert_eq!(read_fill(&world.store, View::Top, RANGE).await, [Fill(2); 4], "reads go on");
+        let World { disk, store, .. } = world;
+        drop(store);
+        let store = open(&disk).await.expect("it opens, to be looked at");
+        assert_eq!(store.membership().state, ReplicaState::Failed);
+        assert!(!store.continuous());
+        assert!(matches!(store.flush().await, Err(StoreError::Failed { .. })));
+    });
+}
+
+/// P5: one flipped bit anywhere in a block is noticed, named, and costs no other block.
+#[test]
+fn a_rotten_block_is_never_returned() {
+    run(async {
+        let world = World::new(1).await;
+        write_fill(&world.store, RANGE, Fill(9)).await.expect("a sound disk");
+        world.store.flush().await.expect("a sound disk");
+        world.store.clear(&[Region(0)]).await.expect("a sound disk");
+        let World { disk, store, .. } = world;
+        store.close().await.expect("a sound disk");
+        disk.damage("layer-00000001.data", 12 * 4096 + 77, &[0xff]);
+        let store = open(&disk).await.expect("it opens");
+        let (report, _) = store.read(View::Top, RANGE, Buffer::zeroed(4 * 4096)).await;
+        let Err(ReadError::BadBlocks(bad)) = report else { panic!("{report:?}") };
+        assert_eq!(bad.iter().map(|bad| bad.block).collect::<Vec<_>>(), [BlockIndex(12)]);
+        assert_eq!(bad[0].layer, LayerId(1));
+        let sound = BlockRange::new(BlockIndex(10), 2);
+        assert_eq!(read_fill(&store, View::Top, sound).await, [Fill(9); 2]);
+        assert_eq!(store.verify().await.expect("it can be read").blocks_bad, 1);
+        let block = |fill: Fill| {
+            let mut buffer = Buffer::zeroed(4096);
+            fill.put(&mut buffer);
+            std::rc::Rc::new(buffer)
+        };
+        let wrong = store.repair(LayerId(1), BlockIndex(12), block(Fill(8)), GENERATION).await;
+        assert!(wrong.is_err(), "these bytes were never written there");
+        let repaired = store.repair(LayerId(1), BlockIndex(12), block(Fill(9)), GENERATION).await;
+        repaired.expect("a peer has the bytes");
+        assert_eq!(read_fill(&store, View::Top, RANGE).await, [Fill(9); 4]);
+    });
+}
+
+/// In a marked region the sum may be old because of a crash, so the bytes are served, but with a
+/// warning: the engine has to compare them with a peer before it believes them.
+#[test]
+fn a_sum_that_was_rebuilt_after_a_crash_is_reported_as_unverified() {
+    run(async {
+        let world = World::new(1).await;
+        write_fill(&world.store, RANGE, Fill(1)).await.expect("a sound disk");
+        world.store.flush().await.expect("a sound disk");
+        write_fill(&world.store, BlockRange::new(BlockIndex(11), 1), Fill(2)).await.expect("room");
+        let World { disk, store, .. } = world;
+        drop(store); // the sum of the overwrite was only in memory
+        let store = open(&disk.after_kill()).await.expect("it opens");
+        assert!(store.continuous(), "a kill loses nothing");
+        let (report, _) = store.read(View::Top, RANGE, Buffer::zeroed(4 * 4096)).await;
+        assert_eq!(report.expect("it is served").unverified, [BlockIndex(11)]);
+        store.mark_verified(RANGE).await.expect("a sound disk");
+        let (report, _) = store.read(View::Top, RANGE, Buffer::zeroed(4 * 4096)).await;
+        assert_eq!(report.expect("it is served").unverified, []);
+    });
+}
+
+/// Rule 14's counterexample: a mark that goes before the index is durable leaves good, flushed
+/// data with a sum that says it is bad.
+#[test]
+fn a_cleared_region_needs_no_mercy_after_a_power_cut() {
+    for seed in 0..40 {
+        println!("seed {seed}");
+        run(async {
+            let world = World::new(seed).await;
+            for fill in 1..4 {
+                write_fill(&world.store, RANGE, Fill(fill)).await.expect("a sound disk");
+            }
+            world.store.clear(&[Region(0)]).await.expect("a sound disk");
+            assert_eq!(world.store.marked_regions().expect("sound"), []);
+            let disk = world.disk.after_power_cut(seed);
+            let store = open(&disk).await.expect("it opens");
+            assert_eq!(read_fill(&store, View::Top, RANGE).await, [Fill(3); 4]);
+        });
+    }
+}
+
+/// What a replica missed is found by stamps, which outlive their marks.
+#[test]
+fn stamps_tell_what_was_written_since_a_generation() {
+    run(async {
+        let world = World::new(1).await;
+        let store = &world.store;
+        let [second, third] = [Generation::FIRST.next(), Generation::FIRST.next().next()];
+        write_fill(store, RANGE, Fill(1)).await.expect("a sound disk");
+        store.clear(&[Region(0)]).await.expect("a sound disk");
+        assert_eq!(store.regions_since(None).expect("sound"), [(Region(0), GENERATION)]);
+        assert_eq!(store.regions_since(Some(GENERATION)).expect("sound"), []);
+        let other = BlockRange::new(BlockIndex(256), 1);
+        store.zero(other, second).await.expect("a sound disk");
+        assert_eq!(store.marked_regions().expect("sound"), [], "nothing was there to be zeroed");
+        write_fill(store, other, Fill(1)).await.expect("a sound disk");
+        store.restamp(third).await.expect("a sound disk");
+        assert_eq!(store.marked_regions().expect("sound"), [(Region(1), third)]);
+        assert_eq!(store.regions_since(Some(second)).expect("sound"), [(Region(1), third)]);
+    });
+}
+
+#[test]
+fn a_fence_and_a_membership_survive_a_power_cut_and_a_fence_never_falls() {
+    run(async {
+        let World { disk, store, .. } = World::new(1).await;
+        let fence = |generation, session| Fence { generation, session: Session(session) };
+        let high = fence(Generation::FIRST.next(), 3);
+        store.set_fence(high).await.expect("a sound disk");
+        store.set_fence(fence(Generation::FIRST, 9)).await.expect("it is ignored");
+        for seed in 0..20 {
+            let disk = disk.after_power_cut(seed);
+            let store = open(&disk).await.expect("it opens");
+            assert_eq!(store.fence(), Some(high));
+            assert_eq!(store.membership(), member());
+        }
+    });
+}
+
+async fn small_store() -> Disk {
+    let World { disk, store, .. } = World::new(1).await;
+    write_fill(&store, RANGE, Fill(5)).await.expect("a sound disk");
+    let change = ChainChange::Snapshot { seal: Seal::default(), new_head: LayerId(2) };
+    store.apply(&ChainOp { id: ChainOpId(1), change }).await.expect("a sound disk");
+    write_fill(&store, RANGE, Fill(6)).await.expect("a sound disk");
+    store.clear(&[Region(0)]).await.expect("a sound disk");
+    store.close().await.expect("a sound disk");
+    disk
+}
+
+async fn refusal(disk: &Disk) -> String {
+    open(disk).await.err().expect("it must not open").to_string()
+}
+
+#[test]
+fn a_file_that_is_missing_cut_off_or_of_another_version_is_named() {
+    run(async {
+        for name in [
+            "replica.meta",
+            "chain.meta",
+            "intent",
+            "layer-00000001.data",
+            "layer-00000001.index",
+            "layer-00000002.data",
+            "layer-00000002.index",
+        ] {
+            let disk = small_store().await;
+            disk.delete(name);
+            let error = refusal(&disk).await;
+            assert!(error.contains(name), "{name} is missing: {error}");
+            let disk = small_store().await;
+            disk.truncate(name, 100);
+            let error = refusal(&disk).await;
+            assert!(error.contains(name), "{name} is cut off: {error}");
+        }
+        let disk = small_store().await;
+        for slot in [0, 4 << 20] {
+            disk.damage("chain.meta", slot + 8, &7u32.to_le_bytes());
+        }
+        let error = refusal(&disk).await;
+        assert!(error.contains("chain.meta") && error.contains("version 7"), "{error}");
+    });
+}
+
+/// Bytes that anyone may have written: an error or a working store, never a panic, and never
+/// another content than what was written.
+#[test]
+fn garbage_in_any_file_is_an_error_and_never_a_wrong_byte() {
+    run(async {
+        let disk = small_store().await;
+        for seed in 0..600 {
+            let mut random = Random::new(seed);
+            let names = [
+                "replica.meta",
+                "chain.meta",
+                "intent",
+                "layer-00000001.index",
+                "layer-00000002.index",
+                "layer-00000002.data",
+            ];
+            let name = names[random.below(names.len() as u64) as usize];
+            let disk = disk.after_kill();
+            // Mostly where something is, in either slot and in the headers.
+            let place = random.below(600) + [0, 0, 64 << 10, 4 << 20][random.below(4) as usize];
+            let length = [1, 2, 8, 600][random.below(4) as usize];
+            let bytes: Vec<u8> = (0..length).map(|_| random.number() as u8).collect();
+            let end = disk.bytes_of(name).len() as u64;
+            disk.damage(name, place.min(end.saturating_sub(length)), &bytes);
+            println!("seed {seed}: {length} bytes at {place} of {name}");
+            let Ok(store) = open(&disk).await else { continue };
+            for (view, fill) in [(View::Top, Fill(6)), (View::Layer(LayerId(1)), Fill(5))] {
+                let (report, buffer) = store.read(view, RANGE, Buffer::zeroed(4 * 4096)).await;
+                if report.is_ok() {
+                    let found: Vec<_> = buffer.chunks(4096).map(Fill::of).collect();
+                    assert_eq!(found, vec![Ok(fill); 4], "{view:?}");
+                }
+            }
+            let _ = store.verify().await;
+            let _ = write_fill(&store, RANGE, Fill(7)).await;
+            let _ = store.flush().await;
+        }
+    });
+}
+
+/// A replica that is rebuilt gets its peer's layers under their own ids, block by block.
+#[test]
+fn a_rebuilt_replica_shows_what_its_peer_shows_in_every_view() {
+    for seed in 0..20 {
+        println!("seed {seed}");
+        run(async {
+            let mut world = World::new(seed).await;
+            for op in random_ops(seed, 50) {
+                world.play(&op).await.expect("a sound disk");
+            }
+            let peer = &world.store;
+            let disk = Disk::new(seed);
+            Store::format(disk.clone(), identity(), VOLUME_UNIT_BYTES, LayerId(1))
+                .await
+                .expect("new");
+            let store = Store::open(disk.clone(), StoreOptions::default()).await.expect("new");
+            let rebuilding = Membership { state: ReplicaState::Rebuilding, ..member() };
+            store.set_membership(rebuilding).await.expect("a sound disk");
+            store.adopt_chain(&peer.chain()).await.expect("a sound chain");
+            for layer in peer.chain().layers {
+                copy_layer(peer, &store, layer.id, layer.size_bytes).await;
+            }
+            // A snapshot while it is rebuilt: what is sealed can still be filled.
+            let next = LayerId(1000);
+            let change = ChainChange::Snapshot { seal: Seal::default(), new_head: next };
+            let head = store.chain().head;
+            let op = ChainOp { id: ChainOpId(1000), change };
+            store.apply(&op).await.expect("a sound disk");
+            copy_layer(peer, &store, head, VOLUME_UNIT_BYTES).await;
+            let ready = ReplicaState::Ready;
+            let membership = Membership { state: ready, ..member() };
+            store.set_membership(membership).await.expect("a sound disk");
+            let data = std::rc::Rc::new(Buffer::zeroed(1 << 20));
+            let range = Region(0).range();
+            let absent = vec![BlockSum::Absent; 256];
+            let late = store.copy(head, range, &absent, data, 0, GENERATION).await;
+            assert!(late.is_err(), "what is ready is sealed");
+            drop(store);
+            let store = open(&disk.after_power_cut(seed)).await.expect("it opens");
+            store::world::check(&store, &world.model).await;
+        });
+    }
+}
+
+async fn copy_layer(from: &Store<Disk>, to: &Store<Disk>, layer: LayerId, size_bytes: u64) {
+    for region in 0..size_bytes >> 20 {
+        let range = Region(region).range();
+        let blocks = from.own_sums(layer, range).await.expect("a sound disk");
+        let (report, data) = from.read(View::Own(layer), range, Buffer::zeroed(1 << 20)).await;
+        report.expect("a sound disk");
+        let data = std::rc::Rc::new(data);
+        to.copy(layer, range, &blocks, data, 0, GENERATION).await.expect("a sound disk");
+    }
+}
