@@ -11,7 +11,6 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
-use std::sync::OnceLock;
 
 use common::{send, until};
 use rustix::process::Signal;
@@ -25,27 +24,29 @@ fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
-/// Where nobody may run it: the build's folder may be closed to others.
-fn program() -> &'static Path {
-    static COPY: OnceLock<(tempfile::TempDir, PathBuf)> = OnceLock::new();
-    let (_, path) = COPY.get_or_init(|| {
-        let folder = tempfile::tempdir().unwrap();
-        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        let path = folder.path().join("ankole");
-        fs::copy(env!("CARGO_BIN_EXE_ankole"), &path).unwrap();
-        (folder, path)
-    });
-    path
-}
-
 /// A folder for temporary files, that of the user who runs the demo.
-struct Ground(tempfile::TempDir);
+struct Ground {
+    folder: tempfile::TempDir,
+    /// With the program: nobody may not enter the build's folder.
+    shelf: tempfile::TempDir,
+}
 
 impl Ground {
     fn new() -> Self {
-        let ground = Self(tempfile::tempdir().unwrap());
+        let (folder, shelf) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        fs::set_permissions(shelf.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        let ground = Self { folder, shelf };
+        let built = env!("CARGO_BIN_EXE_ankole");
+        // A link, if it is the same file system: a copy that was just written may count as busy.
+        fs::hard_link(built, ground.program())
+            .or_else(|_| fs::copy(built, ground.program()).map(drop))
+            .unwrap();
         ground.give();
         ground
+    }
+
+    fn program(&self) -> PathBuf {
+        self.shelf.path().join("ankole")
     }
 
     fn give(&self) {
@@ -55,7 +56,7 @@ impl Ground {
     }
 
     fn path(&self) -> &Path {
-        self.0.path()
+        self.folder.path()
     }
 
     fn demo(&self, options: &[&str]) -> Demo {
@@ -63,7 +64,7 @@ impl Ground {
     }
 
     fn run(&self, options: &[&str]) -> Demo {
-        let mut command = Command::new(program());
+        let mut command = Command::new(self.program());
         command.arg("demo").args(options);
         command.env("TMPDIR", self.path()).env("HOME", self.path()).env_remove("XDG_RUNTIME_DIR");
         command.current_dir(self.path());
@@ -137,7 +138,7 @@ impl Demo {
         let mut errors = String::new();
         self.lines.read_to_string(&mut self.text).unwrap();
         self.child.stderr.take().unwrap().read_to_string(&mut errors).unwrap();
-        (self.child.wait().unwrap(), self.text, errors)
+        (self.child.wait().unwrap(), std::mem::take(&mut self.text), errors)
     }
 
     #[track_caller]
@@ -146,6 +147,16 @@ impl Demo {
         assert!(status.success(), "{status}\n{text}\n{errors}");
         assert!(text.lines().any(|line| line == "demo: ok"), "{text}");
         text
+    }
+}
+
+/// A test that failed leaves nothing, either.
+impl Drop for Demo {
+    fn drop(&mut self) {
+        if let Ok(None) = self.child.try_wait() {
+            self.signal(Signal::TERM);
+            let _ = self.child.wait();
+        }
     }
 }
 
@@ -211,14 +222,17 @@ fn what_is_kept_survives_the_next_demo_and_can_be_used() {
     let ground = Ground::new();
     let text = ground.demo(&["--keep", "--replicas", "1"]).ends_well();
     assert_eq!(ground.processes(), Vec::<String>::new());
-    let [root] = ground.files().try_into().unwrap();
+    let files = ground.files();
+    let sockets = fs::read_to_string(files[0].join("data/run/sockets"));
+    assert!(!sockets.is_ok_and(|path| Path::new(path.trim_end()).exists()), "they were served");
+    let [root] = files.try_into().unwrap();
     assert!(text.contains(&format!("Kept in {}", root.display())), "{text}");
     let mut next = ground.demo(&[]);
     next.until_it_says("write a tree");
     next.signal(Signal::INT);
     next.end();
     let target = format!("file://{}/backups", root.display());
-    let mut list = Command::new(program());
+    let mut list = Command::new(ground.program());
     list.args(["backup", "ls", "--target", &target, "-o", "name"]);
     let urls = String::from_utf8(list.output().unwrap().stdout).unwrap();
     assert_eq!(urls.lines().count(), 2, "a full and an incremental backup: {urls}");

@@ -54,6 +54,7 @@ pub(super) struct Seen {
     /// The longest that a request took which ended after the kill.
     pub(super) longest_after: Duration,
     pub(super) reconnects: u32,
+    pub(super) killed: Option<Instant>,
 }
 
 pub(super) struct Load {
@@ -102,7 +103,11 @@ impl Load {
         let workers = future::try_join_all((0..QUEUE_DEPTH).map(|_| round.work()));
         future::try_join(workers, round.kill(victim)).await?;
         channel.flush().await.map_err(|error| on_volume("flush", 0, &error))?;
-        Ok(Seen { reconnects: channel.reconnects(), ..round.seen.get() })
+        Ok(Seen {
+            reconnects: channel.reconnects(),
+            killed: round.killed.get(),
+            ..round.seen.get()
+        })
     }
 
     /// Every block holds the version that was acknowledged last.

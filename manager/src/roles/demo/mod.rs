@@ -23,6 +23,7 @@ mod steps;
 mod tool;
 mod tree;
 mod trouble;
+mod watch;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -37,7 +38,7 @@ use tokio::sync::oneshot;
 
 use self::place::Place;
 use self::plan::Plan;
-use self::report::Reporter;
+use self::report::{Done, Reporter};
 use self::steps::{Demo, STEPS};
 use self::tool::Tools;
 use self::trouble::{Result, Stop, Trouble};
@@ -155,21 +156,52 @@ fn listen(stop: &Stop, listening: mpsc::Sender<io::Result<()>>, finish: oneshot:
 
 fn perform(args: &DemoArgs, surroundings: &Surroundings, stop: Stop) -> Result<()> {
     let reporter = Reporter::new(stop);
+    let mut demo = prepare(args, surroundings, &reporter)?;
+    // The last is the removal.
+    let all = STEPS.len() + usize::from(!args.keep);
+    let outcome = steps(&mut demo, &reporter, all);
+    let outcome = outcome.map_err(|trouble| match demo.place.is_full() {
+        true => full(&demo, &trouble),
+        false => trouble,
+    });
+    let ended = demo.end();
+    if args.keep {
+        tell_of_what_is_kept(&reporter, &demo);
+        let kept = demo.place.keep();
+        drop(demo);
+        outcome.and(ended).and(kept)?;
+    } else if outcome.is_ok() {
+        reporter.run((all, all), "remove the files", |_| {
+            drop(demo);
+            Ok(Done::default())
+        })?;
+        ended?;
+    } else {
+        drop(demo);
+        return outcome;
+    }
+    reporter.table();
+    reporter.say("\ndemo: ok");
+    if !args.keep {
+        reporter.say(NEXT);
+    }
+    Ok(())
+}
+
+/// Says what is going to happen, and finds a place for it.
+fn prepare(args: &DemoArgs, surroundings: &Surroundings, reporter: &Reporter) -> Result<Demo> {
     let plan = Plan::new(args.size.bytes, args.replicas)?;
     let tools = Tools::find(&surroundings.search_path)?;
     let is_root = rustix::process::geteuid().is_root();
-    let frontend = match is_root && probe::can_serve_ublk() {
-        true => Frontend::Ublk,
-        false => Frontend::Socket,
+    let (frontend, by) = match is_root && probe::can_serve_ublk() {
+        true => (Frontend::Ublk, "a ublk device and a mounted file system"),
+        false => (Frontend::Socket, "an NBD socket, without root and kernel modules"),
     };
     if frontend == Frontend::Ublk {
         mount::enter_private_namespace()?;
     }
-    let by = match frontend {
-        Frontend::Ublk => "a ublk device and a mounted file system",
-        _ => "an NBD socket, without root and kernel modules",
-    };
-    let time: Duration = STEPS.iter().map(|step| step.cost.estimate(&plan)).sum();
+    let costs = STEPS.iter().map(|step| step.cost).chain([plan::END]);
+    let time: Duration = costs.map(|cost| cost.estimate(&plan)).sum();
     reporter.say(&format!(
         "A volume of {} with {} replicas, over {by}.\nIt takes about {} s here.",
         human(plan.size_bytes),
@@ -179,34 +211,18 @@ fn perform(args: &DemoArgs, surroundings: &Surroundings, stop: Stop) -> Result<(
     let tell = |text: &str| reporter.say(text);
     let place = Place::choose(args.dir.as_deref(), surroundings, plan.need_bytes(), tell)?;
     reporter.say("");
-    let mut demo = Demo::new(plan, place, frontend, tools, surroundings)?;
-    let outcome = steps(&mut demo, &reporter);
-    let full = outcome.is_err() && demo.place.is_full();
-    let ended = demo.end();
-    if args.keep {
-        demo.place.keep()?;
-        tell_of_what_is_kept(&reporter, &demo);
-    }
-    let root = demo.place.root().to_owned();
-    drop(demo);
-    if full {
-        let (cause, root) = (outcome.err().map(|e| e.to_string()), root.display());
-        let cause = cause.unwrap_or_default();
-        let error = ApiError::failed(format!("the disk of {root} is full: {cause}"));
-        return Err(error.next("name a folder with more room by --dir").into());
-    }
-    outcome.and(ended)?;
-    reporter.table();
-    reporter.say("\ndemo: ok");
-    if !args.keep {
-        reporter.say(NEXT);
-    }
-    Ok(())
+    Demo::new(plan, place, frontend, tools, surroundings)
 }
 
-fn steps(demo: &mut Demo, reporter: &Reporter) -> Result<()> {
+fn full(demo: &Demo, trouble: &Trouble) -> Trouble {
+    let root = demo.place.root().display();
+    let error = ApiError::failed(format!("the disk of {root} is full: {trouble}"));
+    error.next("name a folder with more room by --dir").into()
+}
+
+fn steps(demo: &mut Demo, reporter: &Reporter, all: usize) -> Result<()> {
     for (number, step) in STEPS.iter().enumerate() {
-        let number = (number + 1, STEPS.len());
+        let number = (number + 1, all);
         reporter.run(number, step.title, |progress| (step.run)(demo, progress))?;
     }
     Ok(())

@@ -127,6 +127,7 @@ impl Place {
     pub(super) fn keep(&mut self) -> Result<()> {
         let path = self.root.join("kept");
         self.keep = true;
+        remove_sockets(&self.root);
         fs::write(&path, "").map_err(failed("write", &path))
     }
 
@@ -200,15 +201,19 @@ fn memory_available_bytes() -> Option<u64> {
     line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok().map(|kib| kib << 10)
 }
 
-/// The sockets of a standalone may lie elsewhere if the path of its data folder is long.
 fn remove(root: &Path) -> io::Result<()> {
+    remove_sockets(root);
+    fs::remove_dir_all(root)
+}
+
+/// They lie elsewhere if the path of the data folder is long. A standalone makes the folder anew.
+fn remove_sockets(root: &Path) {
     if let Ok(sockets) = fs::read_to_string(root.join("data/run/sockets")) {
         let sockets = Path::new(sockets.trim_end());
         let _ = fs::remove_dir_all(sockets);
         // Of this user; it goes when it was only made for us.
         sockets.parent().map(fs::remove_dir);
     }
-    fs::remove_dir_all(root)
 }
 
 fn remove_leftovers(folder: &Path, program: &Path, tell: &impl Fn(&str)) {

@@ -74,6 +74,9 @@ impl Cost {
     }
 }
 
+/// What it costs to end everything and remove the files.
+pub(super) const END: Cost = Cost { fixed_ms: 500, bytes: Plan::need_bytes, mib_per_s: 500 };
+
 #[cfg(test)]
 mod tests {
     use super::*;

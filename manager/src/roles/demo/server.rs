@@ -97,6 +97,10 @@ impl Server {
         }
     }
 
+    pub(super) fn client(&self) -> Arc<Client> {
+        Arc::clone(&self.client)
+    }
+
     /// Detaches everything, in order.
     pub(super) fn end(mut self) -> Result<()> {
         self.finish().map_err(|error| {

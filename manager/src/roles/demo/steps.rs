@@ -14,11 +14,12 @@ use super::load::{Load, Seen, Victim};
 use super::mount::Mounted;
 use super::place::Place;
 use super::plan::{Cost, Plan};
-use super::report::{Done, Progress};
+use super::report::{Done, Progress, seconds};
 use super::server::Server;
 use super::tool::{Tools, image_bytes, run};
 use super::tree::{LOAD_FILE, Tree};
 use super::trouble::{Result, Trouble, failed};
+use super::watch::Watch;
 use crate::api::attachment::AttachRequest;
 use crate::api::backup::{BackupRequest, BackupView, Job, JobState, RestoreRequest};
 use crate::api::replica::Mode;
@@ -84,12 +85,18 @@ pub(super) struct Demo {
     volume: Name,
     restored: Name,
     endpoint: Option<Endpoint>,
-    /// The pid and the name of the replica that was killed.
-    lost: Option<(u32, String)>,
+    lost: Option<Lost>,
     /// Of the whole device, as the last snapshot has it.
     sum: Option<Sum>,
     full: Option<BackupView>,
     newest: Option<BackupView>,
+}
+
+/// A replica that was killed.
+struct Lost {
+    replica: String,
+    at: Instant,
+    watch: Watch,
 }
 
 /// Where the load goes, and what keeps it there.
@@ -202,36 +209,39 @@ impl Demo {
         let replica = view.replicas.iter().rfind(served);
         let replica = replica.ok_or_else(|| ApiError::failed("no replica serves the volume"))?;
         let pid = replica.pid.unwrap_or_default();
+        let (client, name) = (self.server()?.client(), replica.replica.to_string());
+        let watch = Watch::start(client, self.volume.clone(), name.clone(), pid);
         let seen = self.load(pid, progress)?;
         if seen.reconnects > 0 {
             let text = "the volume's clients lost their connection when a replica died";
             return Err(Trouble::Mismatch(text.into()));
         }
-        self.lost = Some((pid, replica.replica.to_string()));
-        let Seen { requests, .. } = seen;
-        let remark = format!("{} SIGKILLed, no request of {requests} failed", replica.replica);
+        let requests = seen.requests;
+        let remark = format!("{name} SIGKILLed, no request of {requests} failed");
+        self.lost = seen.killed.map(|at| Lost { replica: name, at, watch });
         Ok(Done::bytes(seen.bytes, format!("{remark}, {}", stall(&seen))))
     }
 
     fn rebuild(&mut self, progress: &Progress<'_>) -> Result<Done> {
-        let Some((killed, name)) = self.lost.take() else {
+        let Some(Lost { replica, at, watch }) = self.lost.take() else {
             return Ok(Done::remark("skipped: nothing to rebuild"));
         };
-        let mut copied = 0;
-        let view = self.until(progress, "be rebuilt", |view| {
-            let replica = view.replicas.iter().find(|replica| *replica.replica.0 == *name);
-            let rebuild = replica.and_then(|replica| replica.rebuild);
-            if let Some(rebuild) = rebuild {
-                progress.expect(rebuild.total_bytes);
-                progress.set(rebuild.done_bytes)?;
-                copied = copied.max(rebuild.done_bytes);
+        loop {
+            let rebuild = watch.seen();
+            progress.expect(rebuild.total_bytes);
+            progress.set(rebuild.done_bytes)?;
+            if let Some(back) = rebuild.back {
+                let (after, all) = (seconds(back.duration_since(at)), self.plan.replicas);
+                let remark = format!("{replica} was back {after} after its death, {all} in sync");
+                return Ok(Done::remark(remark));
             }
-            let is_new = replica.is_some_and(|r| r.pid.is_some_and(|pid| pid != killed));
-            Ok(is_new && view.robustness == Robustness::Healthy)
-        })?;
-        let all = view.replicas.len();
-        let when = if copied == 0 { " since before the load ended" } else { "" };
-        Ok(Done::bytes(copied, format!("{name} is back{when}, {all} of {all} in sync")))
+            if progress.idle() > PATIENCE {
+                let text = format!("replica {replica} isn't rebuilt; look at the log with --keep");
+                return Err(ApiError::timed_out(text).into());
+            }
+            self.check_room(progress.idle())?;
+            progress.stop().pause()?;
+        }
     }
 
     fn lose_engine(&mut self, progress: &Progress<'_>) -> Result<Done> {
@@ -446,22 +456,18 @@ impl Demo {
         what: &str,
         mut look: impl FnMut(&VolumeView) -> Result<bool>,
     ) -> Result<VolumeView> {
-        let (mut moved, mut before) = (Instant::now(), None);
         loop {
             let view = self.show(volume)?;
             if look(&view)? {
                 return Ok(view);
             }
-            if before.as_ref() != Some(&view) {
-                moved = Instant::now();
-            } else if moved.elapsed() > PATIENCE {
+            if progress.idle() > PATIENCE {
                 let conditions = view.conditions.iter().map(|condition| &condition.message);
                 let reasons: Vec<_> = conditions.chain(&view.waiting).cloned().collect();
                 let text = format!("volume {volume} should {what}: {}", reasons.join("; "));
                 return Err(ApiError::timed_out(text).into());
             }
-            before = Some(view);
-            self.check_room(moved.elapsed())?;
+            self.check_room(progress.idle())?;
             progress.stop().pause()?;
         }
     }
