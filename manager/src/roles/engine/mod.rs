@@ -79,6 +79,7 @@ fn replica(text: &str) -> Result<ReplicaAddress, String> {
 
 /// Runs until the engine ends: detached, or because another engine has the volume.
 pub fn run(args: EngineArgs) -> anyhow::Result<()> {
+    super::raise_file_limit();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     LocalSet::new().block_on(&runtime, serve(args))
 }
