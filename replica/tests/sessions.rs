@@ -74,12 +74,19 @@ fn a_new_engine_is_welcomed_while_the_old_one_still_advances() {
 #[test]
 fn nothing_is_carried_out_before_a_hello_and_a_reader_changes_nothing() {
     run(async |replica| {
+        let engine = Conversation::new(replica.clone());
+        assert!(matches!(engine.handle(hello(2, 1)).await, Reply::Welcome(_)));
         let conversation = Conversation::new(replica);
         let invalid = |reply| matches!(reply, Reply::Refused(Refusal::Invalid { .. }));
         assert!(invalid(conversation.handle(write()).await));
         let (volume, replica) = ("v1".to_owned(), "r1".into());
         let reader = Hello { volume, replica, role: Role::Reader, claim: None };
         let reader = Request::Hello(Box::new(reader));
+        // It isn't a copy of anything yet: no engine has said that it is in sync.
+        assert!(invalid(conversation.handle(reader.clone()).await));
+        let advance = Box::new(Advance { generation: generation(2), in_sync: vec![] });
+        let advanced = engine.handle(Request::Advance(advance)).await;
+        assert_eq!(advanced.without_data(), Some(Reply::Done));
         assert!(matches!(conversation.handle(reader).await, Reply::Welcome(_)));
         assert!(invalid(conversation.handle(write()).await));
         assert_eq!(conversation.handle(Request::Ping).await.without_data(), Some(Reply::Done));
