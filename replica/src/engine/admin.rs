@@ -112,8 +112,8 @@ impl Engine {
         let clients = (self.0.clients.borrow())();
         if clients > 0 {
             let message = format!(
-                "volume {} is in use by {clients} client(s), which would see its content change \
-                 under them; disconnect them first",
+                "volume {} is in use by {clients} client(s), a ublk device among them if it has one, \
+                 which would see its content change under them; disconnect them first",
                 self.0.volume,
             );
             return Err((ErrorKind::Conflict, message));

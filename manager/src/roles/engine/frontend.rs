@@ -79,7 +79,10 @@ impl Socket {
             ..Export::new(args.volume.clone(), Rc::new(engine.clone()))
         };
         let clients = export.clients.clone();
-        engine.count_clients(move || clients.get());
+        // Whether a device is mounted can't be seen from here (it may be in another mount namespace),
+        // so it counts as a client: a revert under a file system would destroy it.
+        let devices = u32::from(args.frontend == EngineFrontend::Ublk);
+        engine.count_clients(move || clients.get() + devices);
         let listener = Listener::bind_unix(&args.socket).await?;
         let uri = listener.uri();
         let (stop, stopped) = oneshot::channel();
