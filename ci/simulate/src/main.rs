@@ -28,8 +28,9 @@ struct Options {
 
 fn main() {
     let options = Options::parse();
-    if !options.verbose {
-        std::panic::set_hook(Box::new(|_| ()));
+    std::panic::set_hook(Box::new(|_| ())); // the failure is told below
+    if options.verbose {
+        tracing_subscriber::fmt().without_time().with_target(false).init();
     }
     let clock = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970");
     let base = options.seed.or(options.from).unwrap_or(clock.as_micros() as u64);
@@ -51,8 +52,8 @@ fn main() {
                         println!("seed {}: trace {:016x}", outcome.seed, outcome.trace);
                     }
                     if let Some(why) = &outcome.failure {
-                        let why = why.lines().next().unwrap_or_default();
-                        println!("seed {} failed: {why:.300}", outcome.seed);
+                        let length = if options.verbose { usize::MAX } else { 300 };
+                        println!("seed {} failed: {why:.length$}", outcome.seed);
                         println!("  simulate --seed {} --verbose", outcome.seed);
                     }
                     outcomes.lock().expect("nobody panics with it").push(outcome);
