@@ -39,8 +39,10 @@ mod verify;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::rc::Rc;
 
+use ankole_blockdev::disk::Buffer;
 pub use error::{BadBlock, BlockProblem, ReadError, StoreError};
 pub use io::ReadReport;
 pub use join::JoinProgress;
@@ -126,6 +128,20 @@ struct DataFile<F> {
     file: F,
     /// Written since the last sync that began, or by an earlier process.
     unsynced: Cell<bool>,
+}
+
+impl<F: StorageFile> DataFile<F> {
+    /// A sync that begins while this runs promises nothing about it: it is unsynced at the end.
+    async fn write(
+        &self,
+        offset_bytes: u64,
+        from: Rc<Buffer>,
+        part: Range<usize>,
+    ) -> std::io::Result<()> {
+        let done = self.file.write(offset_bytes, from, part).await;
+        self.unsynced.set(true);
+        done
+    }
 }
 
 impl<S: Storage> Store<S> {
