@@ -16,6 +16,14 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 pub use world::Tally;
 use world::World;
 
+/// What is told of a history, and how closely it is watched. Changes nothing that happens.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options {
+    pub verbose: bool,
+    /// All snapshots are looked at after every event.
+    pub pedantic: bool,
+}
+
 /// How a history went.
 pub struct Outcome {
     pub seed: u64,
@@ -27,9 +35,9 @@ pub struct Outcome {
 }
 
 /// Runs the history of a seed.
-pub fn run(seed: u64, verbose: bool) -> Outcome {
+pub fn run(seed: u64, options: Options) -> Outcome {
     let mut world = World::new(seed);
-    world.verbose = verbose;
+    (world.verbose, world.pedantic) = (options.verbose, options.pedantic);
     let ended = catch_unwind(AssertUnwindSafe(|| world.run()));
     let failure = ended.err().map(|panic| {
         let text = panic.downcast_ref::<String>().cloned();

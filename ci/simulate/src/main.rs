@@ -4,12 +4,12 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use ankole_simulate::{Outcome, Tally, run};
+use ankole_simulate::{Options, Outcome, Tally, run};
 use clap::Parser;
 
 /// Runs a volume's engines and replicas in a simulated world full of faults.
 #[derive(Parser)]
-struct Options {
+struct Arguments {
     /// How many histories.
     #[arg(long, default_value_t = 300)]
     seeds: u64,
@@ -22,12 +22,15 @@ struct Options {
     /// Tell all that happens.
     #[arg(long)]
     verbose: bool,
+    /// Look at all snapshots after every event.
+    #[arg(long)]
+    pedantic: bool,
     #[arg(long, default_value_t = 2)]
     jobs: u64,
 }
 
 fn main() {
-    let options = Options::parse();
+    let options = Arguments::parse();
     std::panic::set_hook(Box::new(|_| ())); // the failure is told below
     if options.verbose {
         tracing_subscriber::fmt().without_time().with_target(false).init();
@@ -36,6 +39,7 @@ fn main() {
     let base = options.seed.or(options.from).unwrap_or(clock.as_micros() as u64);
     let count = if options.seed.is_some() { 1 } else { options.seeds };
     println!("{count} seeds from {base}");
+    let how = Options { verbose: options.verbose, pedantic: options.pedantic };
     let start = Instant::now();
     let next = AtomicU64::new(0);
     let outcomes: Mutex<Vec<Outcome>> = Mutex::default();
@@ -47,12 +51,12 @@ fn main() {
                     if at >= count {
                         return;
                     }
-                    let outcome = run(base + at, options.verbose);
+                    let outcome = run(base + at, how);
                     if options.verbose {
                         println!("seed {}: trace {:016x}", outcome.seed, outcome.trace);
                     }
                     if let Some(why) = &outcome.failure {
-                        let length = if options.verbose { usize::MAX } else { 300 };
+                        let length = if options.verbose { 60_000 } else { 300 };
                         println!("seed {} failed: {why:.length$}", outcome.seed);
                         println!("  simulate --seed {} --verbose", outcome.seed);
                     }

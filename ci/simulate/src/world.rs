@@ -83,6 +83,8 @@ pub struct World {
     tick: u64,
     pub trace: u64,
     pub verbose: bool,
+    /// Looks at everything after every event: slow, but finds the moment.
+    pub pedantic: bool,
     pub tally: Tally,
     machines: Vec<Machine<World>>,
     /// What replicas have answered and the network hasn't taken yet.
@@ -149,6 +151,7 @@ impl World {
             tick: 0,
             trace: seed,
             verbose: false,
+            pedantic: false,
             tally: Tally::default(),
             next_incarnation: machines.len() as u128,
             wanted: (0..machines.len()).collect(),
@@ -208,6 +211,9 @@ impl World {
             }
         }
         self.run_machines();
+        if self.pedantic {
+            self.check_snapshots();
+        }
     }
 
     fn note(&mut self, what: &str, with: u64) {
