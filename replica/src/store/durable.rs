@@ -105,7 +105,7 @@ impl<S: Storage> Store<S> {
         for &region in regions {
             for &file in &open {
                 let done = self.pages.write_back(file, region);
-                self.or_fail("write the index", done).await?;
+                self.or_fail_unless_full("write the index", done).await?;
             }
         }
         Ok(())
@@ -114,7 +114,7 @@ impl<S: Storage> Store<S> {
     /// Everything there is, sums too, is durable when it returns.
     pub(super) async fn settle_everything(&self) -> Result<(), StoreError> {
         let done = self.pages.write_back_all();
-        self.or_fail("write the index", done).await?;
+        self.or_fail_unless_full("write the index", done).await?;
         self.flush().await?;
         let done = self.pages.sync().await;
         self.or_fail("make the index durable", done).await

@@ -299,6 +299,19 @@ impl<S: Storage> Store<S> {
         }
     }
 
+    /// For the index of layers that aren't the head: its space isn't reserved, and a write for
+    /// which there was no room has changed nothing.
+    async fn or_fail_unless_full<T>(
+        &self,
+        doing: &'static str,
+        done: std::io::Result<T>,
+    ) -> Result<T, StoreError> {
+        match done {
+            Err(error) if error::is_no_space(&error) => Err(self.io_error(doing, error)),
+            other => self.or_fail(doing, other).await,
+        }
+    }
+
     async fn or_fail_intent<T>(
         &self,
         doing: &'static str,
