@@ -1,0 +1,8 @@
+#![forbid(unsafe_code)]
+pub mod explore;
+pub mod history;
+pub mod pack;
+pub mod protocol;
+pub mod rules;
+pub mod state;
+pub mod values;
