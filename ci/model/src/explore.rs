@@ -11,6 +11,7 @@ use std::hash::{BuildHasher, Hash};
 pub trait Model {
     type State: Copy + Debug;
     type Step: Copy + Debug;
+    type Property: Copy + Debug;
     /// A state in few bytes, one for all states that differ only in the replicas' names.
     type Key: Copy + Eq + Hash;
 
@@ -21,7 +22,7 @@ pub trait Model {
     /// Any of the states that have this key.
     fn state(&self, key: Self::Key) -> Self::State;
     /// The property that doesn't hold in `state`.
-    fn broken(&self, state: &Self::State) -> Option<&'static str>;
+    fn broken(&self, state: &Self::State) -> Option<Self::Property>;
 }
 
 #[derive(Debug)]
@@ -36,7 +37,7 @@ pub struct Explored<M: Model> {
 
 #[derive(Debug)]
 pub struct Counterexample<M: Model> {
-    pub property: &'static str,
+    pub property: M::Property,
     pub steps: Vec<(M::Step, M::State)>,
 }
 

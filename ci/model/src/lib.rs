@@ -1,4 +1,5 @@
 #![forbid(unsafe_code)]
+pub mod configurations;
 pub mod explore;
 pub mod history;
 pub mod pack;

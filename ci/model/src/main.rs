@@ -1,37 +1,116 @@
-use ankole_model::explore::explore;
-use ankole_model::protocol::{Bounds, Protocol};
+//! Proves the rules, or shows why one is needed.
+//!
+//! ```text
+//! ankole-model prove [--at-length]    explores every state; fails if a property doesn't hold
+//! ankole-model break RULE             the shortest way to disaster without that rule
+//! ankole-model table                  that way's length for all rules, as in README.md
+//! ```
+
+use std::process::ExitCode;
+use std::sync::Mutex;
+use std::time::Instant;
+
+use ankole_model::configurations::{Configuration, PROVED, PROVED_AT_LENGTH, where_it_matters};
+use ankole_model::explore::{Explored, explore};
+use ankole_model::protocol::Protocol;
 use ankole_model::rules::{Rule, Rules};
-fn main() {
-    let b = Bounds { members: 3, writes: 1, reads: true, flushes: false, rebuilds: false, successor: true, restarts: true, power_cuts: false, reformats: false, deltas: false };
-    let args: Vec<String> = std::env::args().collect();
-    let limit: usize = args[1].parse().unwrap();
-    let configs = [
-        ("fencing w2", Bounds { writes: 2, ..b }),
-        ("power 1w", Bounds { power_cuts: true, flushes: true, reads: false, ..b }),
-        ("power read 1w", Bounds { power_cuts: true, flushes: true, ..b }),
-        ("rebuild 1w", Bounds { members: 2, rebuilds: true, ..b }),
-        ("rebuild power 1w 1 engine", Bounds { members: 2, rebuilds: true, power_cuts: true, flushes: true, successor: false, ..b }),
-        ("reformat", Bounds { reformats: true, ..b }),
-        ("deltas 1 engine", Bounds { rebuilds: true, deltas: true, writes: 2, flushes: true, reads: false, successor: false, ..b }),
-    ];
-    let rules: Vec<Rule> = if args.len() > 2 { Rule::ALL.into_iter().filter(|r| format!("{r:?}").contains(&args[2])).collect() } else { Rule::ALL.to_vec() };
-    if args.len() > 2 && args[2] == "none" {
-        for (name, bounds) in configs {
-            if args.len() > 3 && !name.starts_with(&args[3]) { continue; }
-            let t = std::time::Instant::now();
-            let x = explore(&Protocol { rules: Rules::ALL, bounds }, limit);
-            println!("{name}: {} states depth {} complete {} {:?}", x.states, x.depth, x.complete, t.elapsed());
-            if let Some(c) = x.counterexample { println!("  {}", c.property); for (s, _) in &c.steps { println!("    {s:?}"); } }
+
+/// Some 60 bytes each.
+const STATES_MAX: usize = 150_000_000;
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match words[..] {
+        ["prove"] => prove(PROVED),
+        ["prove", "--at-length"] => prove(PROVED_AT_LENGTH),
+["one", n, l] => { let (name, p) = searches(&[PROVED, PROVED_AT_LENGTH].concat()).remove(n.parse().unwrap()); let b = Instant::now(); let e = explore(&p, l.parse().unwrap()); println!("{name} {} {} {} {:?}", e.states, e.depth, e.complete, b.elapsed()); ExitCode::SUCCESS }
+        ["break", name] => match Rule::ALL.into_iter().find(|rule| format!("{rule:?}") == name) {
+            Some(rule) => show_counterexample(rule),
+            None => {
+                eprintln!("there is no rule {name}; these are: {:?}", Rule::ALL);
+                ExitCode::from(2)
+            }
+        },
+        ["table"] => {
+            print_table();
+            ExitCode::SUCCESS
         }
-        return;
+        _ => {
+            eprintln!("ankole-model prove [--at-length] | break RULE | table");
+            ExitCode::from(2)
+        }
     }
-    for rule in rules {
-        for (name, bounds) in configs {
-            let x = explore(&Protocol { rules: Rules::ALL.without(rule), bounds }, limit);
-            if let Some(c) = x.counterexample {
-                println!("{rule:?}: {name}: {} states, {} steps: {}", x.states, c.steps.len(), c.property);
-                if args.len() > 2 { for (s, _) in &c.steps { println!("    {s:?}"); } }
-            } else { println!("{rule:?}: {name}: nothing in {} states {}", x.states, if x.complete {"COMPLETE"} else {""}); }
+}
+
+/// The rules as they are written; the first configuration also with the one that makes P4 true to
+/// the letter.
+fn searches(configurations: &[Configuration]) -> Vec<(String, Protocol)> {
+    let written = Rules::ALL.without(Rule::AcknowledgeNeedsLeases);
+    let literal = configurations[..1].iter().map(|&(name, bounds)| {
+        (format!("{name}, P4 to the letter"), Protocol { rules: Rules::ALL, bounds, literal_p4: true })
+    });
+    let written = configurations.iter().map(|&(name, bounds)| {
+        (name.to_owned(), Protocol { rules: written, bounds, literal_p4: false })
+    });
+    written.chain(literal).collect()
+}
+
+/// As many searches at a time as there are processors.
+fn prove(configurations: &[Configuration]) -> ExitCode {
+    let searches = Mutex::new(searches(configurations).into_iter());
+    let failed = Mutex::new(false);
+    println!("{:>12} {:>6} {:>8}", "states", "depth", "seconds");
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
+            scope.spawn(|| {
+                while let Some((name, protocol)) = searches.lock().expect("nobody panics with it").next() {
+                    let began = Instant::now();
+                    let explored = explore(&protocol, STATES_MAX);
+                    let seconds = began.elapsed().as_secs_f64();
+                    println!("{:>12} {:>6} {seconds:>8.1}  {name}", explored.states, explored.depth);
+                    if !explored.complete || explored.counterexample.is_some() {
+                        print_counterexample(&explored);
+                        *failed.lock().expect("nobody panics with it") = true;
+                    }
+                }
+            });
         }
+    });
+    if failed.into_inner().expect("nobody panics with it") { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+fn without(rule: Rule) -> Explored<Protocol> {
+    let literal_p4 = rule == Rule::AcknowledgeNeedsLeases;
+    let bounds = where_it_matters(rule);
+    explore(&Protocol { rules: Rules::ALL.without(rule), bounds, literal_p4 }, STATES_MAX)
+}
+
+fn show_counterexample(rule: Rule) -> ExitCode {
+    let explored = without(rule);
+    println!("without {rule:?}, {} states:", explored.states);
+    print_counterexample(&explored);
+    if explored.counterexample.is_some() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn print_counterexample(explored: &Explored<Protocol>) {
+    let Some(counterexample) = &explored.counterexample else {
+        return println!("nothing goes wrong; {}", if explored.complete { "all explored" } else { "NOT all explored" });
+    };
+    for (number, (step, _)) in counterexample.steps.iter().enumerate() {
+        println!("{:>4}. {step}", number + 1);
+    }
+    println!("      broken: {}", counterexample.property.name());
+}
+
+fn print_table() {
+    println!("| switched off | rule | steps | states | broken |");
+    println!("| --- | --- | ---: | ---: | --- |");
+    for rule in Rule::ALL {
+        let explored = without(rule);
+        let found = explored.counterexample.as_ref();
+        let steps = found.map_or("none".to_owned(), |it| it.steps.len().to_string());
+        let broken = found.map_or("nothing", |it| it.property.name());
+        println!("| `{rule:?}` | {} | {steps} | {} | {broken} |", rule.number(), explored.states);
     }
 }

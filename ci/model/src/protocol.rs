@@ -8,6 +8,8 @@
 //! Time isn't there. A lease that an engine holds is valid until a replica answers another
 //! instance: the replica may do that only when it has run out, so that step ends it for both.
 
+use std::fmt;
+
 use crate::explore::Model;
 use crate::pack::{Key, pack, unpack};
 use crate::rules::{Rule, Rules};
@@ -38,6 +40,8 @@ pub struct Bounds {
 pub struct Protocol {
     pub rules: Rules,
     pub bounds: Bounds,
+    /// Whether P4 is asked for to the letter ([`Property::Fenced`]).
+    pub literal_p4: bool,
 }
 
 /// `e` is an engine, `r` a replica.
@@ -71,10 +75,52 @@ pub enum Step {
     Crash { e: usize },
 }
 
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let engine = |e: usize| ["E1", "E2"][e];
+        let replica = |r: usize| ["A", "B", "C"][r];
+        match *self {
+            Self::Submit { e } => write!(f, "a client sends {} a write", engine(e)),
+            Self::Acknowledge { e } => write!(f, "{} acknowledges the write", engine(e)),
+            Self::Flush { e } => write!(f, "{} answers a FLUSH", engine(e)),
+            Self::Clear { e } => write!(f, "{} clears the marks", engine(e)),
+            Self::Fetch { e, r } => write!(f, "{} reads from {}, and hasn't answered", engine(e), replica(r)),
+            Self::AnswerRead => write!(f, "the read is answered"),
+            Self::AbandonRead => write!(f, "the read gets no answer"),
+            Self::Perform { e, r } => write!(f, "{} does {}'s write and confirms it", replica(r), engine(e)),
+            Self::PerformOld { e, r, value } => {
+                write!(f, "{} does write {value} of an old session of {}", replica(r), engine(e))
+            }
+            Self::Hello { e, r } => write!(f, "{} greets {}", engine(e), replica(r)),
+            Self::Disconnect { e, r } => write!(f, "{} loses {}", engine(e), replica(r)),
+            Self::Restart { r } => write!(f, "{} is killed and restarted", replica(r)),
+            Self::PowerCut { r, lost: true } => write!(f, "{} loses power and what wasn't synced", replica(r)),
+            Self::PowerCut { r, lost: false } => write!(f, "{} loses power and nothing else", replica(r)),
+            Self::Reformat { r } => write!(f, "{}'s directory is made anew", replica(r)),
+            Self::Copy { e, r } => write!(f, "{} copies everything to {}", engine(e), replica(r)),
+            Self::Ready { r, .. } => write!(f, "{} has synced everything", replica(r)),
+            Self::ProposeRemoval { e, kept } => {
+                let kept: String = (0..REPLICAS).filter(|r| kept & 1 << r != 0).map(replica).collect();
+                write!(f, "{} asks for the set {{{kept}}}", engine(e))
+            }
+            Self::ProposeAddition { e, r } => write!(f, "{} asks to add {}", engine(e), replica(r)),
+            Self::GiveUp { e } => write!(f, "{} takes no answer for a no", engine(e)),
+            Self::ArbiterApplies { e } => write!(f, "the arbiter applies {}'s change", engine(e)),
+            Self::Learn { e } => write!(f, "{} learns what became of it", engine(e)),
+            Self::Advance { e, r } => write!(f, "{} makes {}'s set durable", replica(r), engine(e)),
+            Self::Grant => write!(f, "E2 is started"),
+            Self::DecideWhoStays => write!(f, "E2 waits no longer for answers"),
+            Self::Settle { e, r } => write!(f, "{} makes all like {}", engine(e), replica(r)),
+            Self::Crash { e } => write!(f, "{} is killed", engine(e)),
+        }
+    }
+}
+
 impl Model for Protocol {
     type State = State;
     type Step = Step;
     type Key = Key;
+    type Property = Property;
 
     /// A healthy volume that is in use, as one engine has opened it.
     fn initial(&self) -> State {
@@ -109,7 +155,7 @@ impl Model for Protocol {
         unpack(key)
     }
 
-    fn broken(&self, state: &State) -> Option<&'static str> {
+    fn broken(&self, state: &State) -> Option<Property> {
         let members = || state.replicas.iter().filter(|replica| replica.in_record);
         let property = if let Some(property) = state.broken {
             property
@@ -126,7 +172,7 @@ impl Model for Protocol {
         } else {
             return None;
         };
-        Some(property.name())
+        Some(property)
     }
 }
 
@@ -283,7 +329,7 @@ impl Protocol {
             }
         }
         when(confirmed > 0)?;
-        if self.on(Rule::AcknowledgeNeedsLeases)
+        if self.literal_p4
             && e == OLDER
             && state.any(e, |replica, view| view.member && replica.fenced)
         {

@@ -49,7 +49,7 @@ pub enum Rule {
     /// Promote, 3: it has synced everything before it is added.
     ReadyBeforeAdd,
     /// Not in the rules: an *acknowledgement* needs the leases of all members too. See
-    /// [`Property::Fenced`](crate::protocol::Property::Fenced).
+    /// [`Property::Fenced`](crate::state::Property::Fenced).
     AcknowledgeNeedsLeases,
 }
 
@@ -80,6 +80,32 @@ impl Rule {
         Self::ReadyBeforeAdd,
         Self::AcknowledgeNeedsLeases,
     ];
+}
+
+impl Rule {
+    /// Where it stands in the rules.
+    pub const fn number(self) -> &'static str {
+        match self {
+            Self::GrantFirst => "1",
+            Self::RefuseOlderEngine | Self::FenceBeforeAnswer => "2",
+            Self::SessionsOrder => "3",
+            Self::CheckIncarnation => "4",
+            Self::RemoveBeforeAcknowledge | Self::PingBeforeChange | Self::AdvanceBeforeAcknowledge => "5",
+            Self::RepeatUntilDefinite | Self::AcknowledgeNeedsUnion | Self::ReadNeedsLeasesOfUnion => "6",
+            Self::CompareBeforeSwap => "§1, CAS",
+            Self::FencedAnswersNothing => "7",
+            Self::HelloWaitsForLease | Self::ReadNeedsAllLeases => "9",
+            Self::RestartRemembersLease => "9, not said",
+            Self::LastMemberStays => "10",
+            Self::SuspectStaysAway => "10a",
+            Self::SuspectLeavesAtOpen => "Open 3",
+            Self::OpenWaitsForTheMissing => "Open 4",
+            Self::SettleBeforeRead => "Settle",
+            Self::CandidateConfirms => "Promote 2",
+            Self::ReadyBeforeAdd => "Promote 3",
+            Self::AcknowledgeNeedsLeases => "not said",
+        }
+    }
 }
 
 /// Which rules hold.

@@ -159,6 +159,12 @@ pub enum Property {
     /// I9: at each removal a continuous member that stays has answered since the failure.
     SomebodyAnswered,
     /// P4, I5: no acknowledgement after a member answered a newer engine.
+    ///
+    /// To the letter that doesn't follow from the rules: A confirms E1's write, then answers E2,
+    /// then B, which hasn't heard of E2, confirms: E1 has all confirmations. Nothing is lost by
+    /// that: whom E2 can use has the write, and it counts as concurrent with whatever E2 does.
+    /// So the rules are proved without this property, and those with one more rule
+    /// (`Rule::AcknowledgeNeedsLeases`) with it.
     Fenced,
     /// I4: a replica confirms to one session at a time.
     OneSession,
