@@ -63,7 +63,12 @@ pub fn explore<M: Model>(model: &M, limit: usize) -> Explored<M> {
             {
                 let steps = retrace(model, &seen.way_to(index));
                 let counterexample = Some(Counterexample { property, steps });
-                return Explored { states: seen.len(), depth: depth + 1, counterexample, complete: true };
+                return Explored {
+                    states: seen.len(),
+                    depth: depth + 1,
+                    counterexample,
+                    complete: true,
+                };
             }
         }
         at += 1;
@@ -98,7 +103,12 @@ struct Seen<K> {
 
 impl<K: Copy + Eq + Hash> Seen<K> {
     fn new() -> Self {
-        Self { keys: Vec::new(), from: Vec::new(), table: vec![0; 1 << 16], hasher: RandomState::new() }
+        Self {
+            keys: Vec::new(),
+            from: Vec::new(),
+            table: vec![0; 1 << 16],
+            hasher: RandomState::new(),
+        }
     }
 
     fn len(&self) -> usize {

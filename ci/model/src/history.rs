@@ -24,7 +24,12 @@ pub struct History {
 
 impl Default for History {
     fn default() -> Self {
-        Self { possible: 1, submitted: Values::default(), acknowledged: Values::default(), reading: false }
+        Self {
+            possible: 1,
+            submitted: Values::default(),
+            acknowledged: Values::default(),
+            reading: false,
+        }
     }
 }
 
@@ -60,12 +65,15 @@ impl History {
         self.replace(|past, _| bit(past, 0));
     }
 
-    /// All members lost power: the past may end anywhere, if not before what was flushed (P1).
+    /// All members lost power. Only that something not older than the last FLUSH is there is
+    /// promised then (P1), so each past that ends so is possible, whatever was answered before.
     pub fn cut_back(&mut self, flushed: Values) {
-        self.replace(|past, view| {
-            let begins_it = |&end: &usize| PASTS[past].starts_with(PASTS[end]) && flushed.has(last(end));
-            (0..PASTS.len()).filter(begins_it).fold(0, |all, end| all | bit(end, view))
+        self.replace(|_, view| {
+            let ends_well = (0..PASTS.len()).filter(|&past| flushed.has(last(past)));
+            ends_well.fold(0, |all, past| all | bit(past, view))
         });
+        let submitted = self.submitted;
+        self.keep(|past, _| past.iter().all(|&write| submitted.has(write)));
         self.close();
     }
 
@@ -77,7 +85,8 @@ impl History {
     fn close(&mut self) {
         loop {
             let before = self.possible;
-            let (submitted, acknowledged, reading) = (self.submitted, self.acknowledged, self.reading);
+            let (submitted, acknowledged, reading) =
+                (self.submitted, self.acknowledged, self.reading);
             self.replace(|past, view| {
                 let mut after = bit(past, view);
                 for write in [1, 2] {

@@ -5,7 +5,8 @@
 
 use crate::history::History;
 use crate::state::{
-    Change, Client, Delivery, ENGINES, Engine, Phase, Property, REPLICAS, Rebuild, Replica, State, View,
+    Change, Client, Delivery, ENGINES, Engine, Phase, Property, REPLICAS, Rebuild, Replica, State,
+    View,
 };
 use crate::values::Values;
 
@@ -131,12 +132,25 @@ fn pack_replica(replica: &Replica) -> u64 {
     let mut bits = Packer::default();
     bits.put(replica.value.into(), 2);
     bits.put(replica.durable.into(), 2);
-    bits.flags([replica.in_record, replica.foreign, replica.suspect, replica.fenced, replica.forgot]);
+    bits.flags([
+        replica.in_record,
+        replica.foreign,
+        replica.suspect,
+        replica.fenced,
+        replica.forgot,
+    ]);
     bits.flags([replica.marked]);
     bits.put(replica.synced.into(), 4);
     bits.put(replica.stamp.into(), 4);
     for view in &replica.views {
-        bits.flags([view.link, view.member, view.proposed, view.advanced, view.lease]);
+        bits.flags([
+            view.link,
+            view.member,
+            view.proposed,
+            view.advanced,
+            view.outdated,
+            view.lease,
+        ]);
         bits.put(view.write as u64, 2);
         bits.put(view.rebuild as u64, 2);
         bits.put(view.old_writes.bits() >> 1, 2);
@@ -168,6 +182,7 @@ fn unpack_view(bits: &mut Unpacker) -> View {
         member: bits.flag(),
         proposed: bits.flag(),
         advanced: bits.flag(),
+        outdated: bits.flag(),
         lease: bits.flag(),
         write: bits.one_of(&[Delivery::NotSent, Delivery::Sent, Delivery::Confirmed], 2),
         rebuild: bits.one_of(&REBUILDS, 2),

@@ -27,8 +27,14 @@ pub struct Bounds {
     pub writes: Value,
     pub reads: bool,
     pub flushes: bool,
+    /// Replicas that aren't members are rebuilt.
     pub rebuilds: bool,
+    /// ... also those that have been members.
+    pub returns: bool,
+    /// A second engine may be started at any time.
     pub successor: bool,
+    /// ... and a third when nothing is left of the first, and so on.
+    pub successions: bool,
     pub restarts: bool,
     pub power_cuts: bool,
     pub reformats: bool,
@@ -40,7 +46,7 @@ pub struct Bounds {
 pub struct Protocol {
     pub rules: Rules,
     pub bounds: Bounds,
-    /// Whether P4 is asked for to the letter ([`Property::Fenced`]).
+    /// Whether [`Property::Fenced`] is asked for.
     pub literal_p4: bool,
 }
 
@@ -84,23 +90,34 @@ impl fmt::Display for Step {
             Self::Acknowledge { e } => write!(f, "{} acknowledges the write", engine(e)),
             Self::Flush { e } => write!(f, "{} answers a FLUSH", engine(e)),
             Self::Clear { e } => write!(f, "{} clears the marks", engine(e)),
-            Self::Fetch { e, r } => write!(f, "{} reads from {}, and hasn't answered", engine(e), replica(r)),
+            Self::Fetch { e, r } => {
+                write!(f, "{} reads from {}, and hasn't answered", engine(e), replica(r))
+            }
             Self::AnswerRead => write!(f, "the read is answered"),
             Self::AbandonRead => write!(f, "the read gets no answer"),
-            Self::Perform { e, r } => write!(f, "{} does {}'s write and confirms it", replica(r), engine(e)),
+            Self::Perform { e, r } => {
+                write!(f, "{} does {}'s write and confirms it", replica(r), engine(e))
+            }
             Self::PerformOld { e, r, value } => {
                 write!(f, "{} does write {value} of an old session of {}", replica(r), engine(e))
             }
             Self::Hello { e, r } => write!(f, "{} greets {}", engine(e), replica(r)),
             Self::Disconnect { e, r } => write!(f, "{} loses {}", engine(e), replica(r)),
             Self::Restart { r } => write!(f, "{} is killed and restarted", replica(r)),
-            Self::PowerCut { r, lost: true } => write!(f, "{} loses power and what wasn't synced", replica(r)),
-            Self::PowerCut { r, lost: false } => write!(f, "{} loses power and nothing else", replica(r)),
+            Self::PowerCut { r, lost: true } => {
+                write!(f, "{} loses power and what wasn't synced", replica(r))
+            }
+            Self::PowerCut { r, lost: false } => {
+                write!(f, "{} loses power and nothing else", replica(r))
+            }
             Self::Reformat { r } => write!(f, "{}'s directory is made anew", replica(r)),
-            Self::Copy { e, r } => write!(f, "{} copies everything to {}", engine(e), replica(r)),
+            Self::Copy { e, r } => {
+                write!(f, "{} copies what is missing to {}", engine(e), replica(r))
+            }
             Self::Ready { r, .. } => write!(f, "{} has synced everything", replica(r)),
             Self::ProposeRemoval { e, kept } => {
-                let kept: String = (0..REPLICAS).filter(|r| kept & 1 << r != 0).map(replica).collect();
+                let kept: String =
+                    (0..REPLICAS).filter(|r| kept & 1 << r != 0).map(replica).collect();
                 write!(f, "{} asks for the set {{{kept}}}", engine(e))
             }
             Self::ProposeAddition { e, r } => write!(f, "{} asks to add {}", engine(e), replica(r)),
@@ -132,14 +149,14 @@ impl Model for Protocol {
             let view = &mut replica.views[OLDER];
             (view.link, view.member, view.lease) = (true, true, true);
         }
-        state.tidy(self.bounds.deltas)
+        state.tidy(self.bounds.deltas, self.bounds.successions)
     }
 
     fn next(&self, state: &State, found: &mut Vec<(Step, State)>) {
         for step in candidates() {
             let mut after = *state;
             if self.apply(&mut after, step).is_some() {
-                let after = after.tidy(self.bounds.deltas);
+                let after = after.tidy(self.bounds.deltas, self.bounds.successions);
                 if after != *state {
                     found.push((step, after));
                 }
@@ -163,11 +180,17 @@ impl Model for Protocol {
             Property::Linearizable
         } else if members().count() == 0 {
             Property::SomebodyIsInSync
-        } else if members().any(|it| !it.suspect && !it.foreign && !state.client.current.has(it.value)) {
+        } else if members()
+            .any(|it| !it.suspect && !it.foreign && !state.client.current.has(it.value))
+        {
             Property::MembersHoldAcknowledged
         } else if members().any(|it| !it.foreign && !state.client.durable.has(it.durable)) {
             Property::MembersKeepFlushed
-        } else if state.replicas.iter().any(|it| it.views.iter().filter(|view| view.link).count() > 1) {
+        } else if state
+            .replicas
+            .iter()
+            .any(|it| it.views.iter().filter(|view| view.link).count() > 1)
+        {
             Property::OneSession
         } else {
             return None;
@@ -364,9 +387,13 @@ impl Protocol {
     /// Rule 14, where all members are in step.
     fn clear(&self, state: &mut State, e: usize) -> Happened {
         let engine = state.engines[e];
-        when(self.bounds.deltas && self.may_answer(state, e) && engine.settled && engine.write == 0)?;
+        when(
+            self.bounds.deltas && self.may_answer(state, e) && engine.settled && engine.write == 0,
+        )?;
         when(engine.change != Change::Swapping)?;
-        when(state.all(e, |replica, view| !view.member || (view.link && replica.value == replica.durable)))?;
+        when(state.all(e, |replica, view| {
+            !view.member || (view.link && replica.value == replica.durable)
+        }))?;
         for replica in state.replicas.iter_mut().filter(|replica| replica.views[e].member) {
             replica.marked = false;
         }
@@ -446,11 +473,13 @@ impl Protocol {
             return Some(());
         }
         if as_member {
-            when(!replica.foreign || !self.on(Rule::CheckIncarnation))?;
+            when(!view.outdated || !self.on(Rule::CheckIncarnation))?;
             let may_be_suspect = engine.phase == Phase::Opening && engine.change == Change::Steady;
             when(!replica.suspect || may_be_suspect || !self.on(Rule::SuspectStaysAway))?;
         } else {
             when(self.bounds.rebuilds && engine.phase == Phase::Serving)?;
+            when(self.bounds.returns || replica.synced == 0)?;
+            when(!self.bounds.deltas || replica.synced != 0)?; // a new one gets everything, as without deltas
             when(engine.settled && engine.change == Change::Steady)?;
             state.view_mut(e, r).rebuild = Rebuild::Greeted;
         }
@@ -504,6 +533,9 @@ impl Protocol {
         let replica = &mut state.replicas[r];
         (replica.value, replica.durable, replica.suspect) = (0, 0, false);
         (replica.fenced, replica.foreign) = (false, replica.in_record);
+        for view in &mut replica.views {
+            view.outdated = true;
+        }
         (replica.synced, replica.marked, replica.stamp) = (0, false, 0);
         Some(())
     }
@@ -514,11 +546,14 @@ impl Protocol {
         let engine = state.engines[e];
         when(state.view(e, r).rebuild == Rebuild::Greeted && engine.write == 0)?;
         when(engine.settled && engine.change == Change::Steady)?;
-        let source = *state.replicas.iter().find(|replica| replica.views[e].member && replica.views[e].link)?;
+        let source = *state
+            .replicas
+            .iter()
+            .find(|replica| replica.views[e].member && replica.views[e].link)?;
         let base = state.replicas[r].synced;
         let missed = state.any(e, |member, view| view.member && view.link && member.stamp > base);
         let replica = &mut state.replicas[r];
-        if !self.bounds.deltas || base == 0 || missed || replica.marked {
+        if !self.bounds.deltas || missed || replica.marked {
             replica.value = source.value;
         }
         if self.bounds.deltas && replica.value != replica.durable {
@@ -536,6 +571,7 @@ impl Protocol {
         for index in 0..REPLICAS {
             let view = state.view_mut(e, index);
             view.proposed = view.member || index == r;
+            view.outdated &= index != r; // it is asked for as it is now
         }
         state.engines[e].change = Change::Swapping;
         Some(())
@@ -547,7 +583,9 @@ impl Protocol {
     fn propose_removal(&self, state: &mut State, e: usize, kept: u8) -> Happened {
         let engine = state.engines[e];
         let kept = |r: usize| kept & 1 << r != 0;
-        when(engine.phase == Phase::Serving && engine.change != Change::Swapping && !engine.gave_up)?;
+        when(
+            engine.phase == Phase::Serving && engine.change != Change::Swapping && !engine.gave_up,
+        )?;
         let mut removed = 0;
         for r in 0..REPLICAS {
             let view = state.view(e, r);
@@ -560,7 +598,10 @@ impl Protocol {
         when(removed > 0)?;
         let anybody = (0..REPLICAS).any(kept);
         when(anybody || !self.on(Rule::LastMemberStays))?;
-        if anybody && !(0..REPLICAS).any(|r| kept(r) && state.view(e, r).link && !state.replicas[r].suspect) {
+        if anybody
+            && !(0..REPLICAS)
+                .any(|r| kept(r) && state.view(e, r).link && !state.replicas[r].suspect)
+        {
             state.broken = Some(Property::SomebodyAnswered);
         }
         for r in 0..REPLICAS {
@@ -588,7 +629,7 @@ impl Protocol {
         for replica in &mut state.replicas {
             let proposed = replica.views[e].proposed;
             if proposed && !replica.in_record {
-                replica.foreign = false; // the record takes the incarnation that the engine saw
+                replica.foreign = replica.views[e].outdated;
             }
             replica.in_record = proposed;
         }
@@ -603,7 +644,9 @@ impl Protocol {
         replica.views[e].advanced = true;
         replica.views[e].rebuild = Rebuild::No;
         replica.suspect = false;
-        if self.bounds.deltas {
+        if !self.bounds.returns {
+            replica.synced = 1; // it was a member
+        } else if self.bounds.deltas {
             replica.synced = engine.generation;
             if replica.marked {
                 replica.stamp = engine.generation;
@@ -632,6 +675,7 @@ impl Protocol {
         state.engines[NEWER].generation = state.generation;
         for replica in &mut state.replicas {
             replica.views[NEWER].member = replica.in_record;
+            replica.views[NEWER].outdated = replica.foreign;
         }
         Some(())
     }

@@ -48,8 +48,10 @@ pub enum Rule {
     CandidateConfirms,
     /// Promote, 3: it has synced everything before it is added.
     ReadyBeforeAdd,
-    /// Not in the rules: an *acknowledgement* needs the leases of all members too. See
-    /// [`Property::Fenced`](crate::state::Property::Fenced).
+    /// Not in the rules: an *acknowledgement* needs the leases of all members too. Without it P4
+    /// isn't true to the letter: A confirms, answers a newer engine, then B, which hasn't heard of
+    /// that one, confirms. That does harm when the members lose power in between: the newer engine
+    /// opens with what is left, and the older acknowledges what isn't.
     AcknowledgeNeedsLeases,
 }
 
@@ -90,8 +92,12 @@ impl Rule {
             Self::RefuseOlderEngine | Self::FenceBeforeAnswer => "2",
             Self::SessionsOrder => "3",
             Self::CheckIncarnation => "4",
-            Self::RemoveBeforeAcknowledge | Self::PingBeforeChange | Self::AdvanceBeforeAcknowledge => "5",
-            Self::RepeatUntilDefinite | Self::AcknowledgeNeedsUnion | Self::ReadNeedsLeasesOfUnion => "6",
+            Self::RemoveBeforeAcknowledge
+            | Self::PingBeforeChange
+            | Self::AdvanceBeforeAcknowledge => "5",
+            Self::RepeatUntilDefinite
+            | Self::AcknowledgeNeedsUnion
+            | Self::ReadNeedsLeasesOfUnion => "6",
             Self::CompareBeforeSwap => "§1, CAS",
             Self::FencedAnswersNothing => "7",
             Self::HelloWaitsForLease | Self::ReadNeedsAllLeases => "9",

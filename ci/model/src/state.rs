@@ -102,6 +102,8 @@ pub struct View {
     pub proposed: bool,
     /// Has made the engine's present set durable.
     pub advanced: bool,
+    /// The directory was formatted since the engine took over its incarnation.
+    pub outdated: bool,
     /// The engine holds its read lease.
     pub lease: bool,
     pub write: Delivery,
@@ -159,12 +161,6 @@ pub enum Property {
     /// I9: at each removal a continuous member that stays has answered since the failure.
     SomebodyAnswered,
     /// P4, I5: no acknowledgement after a member answered a newer engine.
-    ///
-    /// To the letter that doesn't follow from the rules: A confirms E1's write, then answers E2,
-    /// then B, which hasn't heard of E2, confirms: E1 has all confirmations. Nothing is lost by
-    /// that: whom E2 can use has the write, and it counts as concurrent with whatever E2 does.
-    /// So the rules are proved without this property, and those with one more rule
-    /// (`Rule::AcknowledgeNeedsLeases`) with it.
     Fenced,
     /// I4: a replica confirms to one session at a time.
     OneSession,
@@ -250,7 +246,7 @@ impl State {
     }
 
     /// The same state without what can't matter any more.
-    pub fn tidy(mut self, deltas: bool) -> Self {
+    pub fn tidy(mut self, deltas: bool, successions: bool) -> Self {
         for engine in 0..ENGINES {
             self.tidy_engine(engine);
         }
@@ -258,7 +254,11 @@ impl State {
         let forgotten = self.engines[OLDER].phase == Phase::Gone
             && self.all(OLDER, |_, view| *view == View::default())
             && self.client.read.is_none_or(|(by, _)| usize::from(by) == NEWER);
-        if successor != Phase::Unborn && forgotten && usize::from(self.named) == NEWER {
+        if successions
+            && successor != Phase::Unborn
+            && forgotten
+            && usize::from(self.named) == NEWER
+        {
             self.promote_successor();
         }
         if deltas {
@@ -290,13 +290,17 @@ impl State {
         for replica in &mut self.replicas {
             let view = &mut replica.views[index];
             if engine.phase == Phase::Gone {
-                (view.link, view.member, view.lease, view.rebuild) = (false, false, false, Rebuild::No);
+                (view.link, view.member, view.lease, view.rebuild) =
+                    (false, false, false, Rebuild::No);
             }
             if engine.change != Change::Swapping && !engine.gave_up {
                 view.proposed = false;
             }
             if engine.change != Change::Advancing {
                 view.advanced = false;
+            }
+            if !view.member && !view.proposed {
+                view.outdated = false;
             }
             if engine.write == 0 {
                 view.write = Delivery::NotSent;
@@ -316,23 +320,28 @@ impl State {
         }
     }
 
-    /// Generations are only compared, so their ranks say all.
+    /// All that is ever asked of generations is whether a stamp is newer than a base (`synced`). So
+    /// two are told apart only if a base lies between them.
     fn rank_generations(&mut self) {
-        let mut seen = 1_u32; // 0 means "never"
-        self.each_generation(|generation| seen |= 1 << *generation);
-        self.each_generation(|generation| {
-            *generation = (seen & ((1 << *generation) - 1)).count_ones() as u8;
-        });
-    }
-
-    fn each_generation(&mut self, mut visit: impl FnMut(&mut u8)) {
-        visit(&mut self.generation);
-        for engine in &mut self.engines {
-            visit(&mut engine.generation);
+        let own = [self.generation, self.engines[OLDER].generation, self.engines[NEWER].generation];
+        let is_in = |generation: u8, of: fn(&Replica) -> u8| {
+            own.contains(&generation)
+                || self.replicas.iter().any(|replica| of(replica) == generation)
+        };
+        let (mut ranks, mut rank, mut base_before) = ([0; 16], 1, false);
+        for generation in 1..ranks.len() as u8 {
+            if base_before && is_in(generation, |replica| replica.stamp) {
+                (rank, base_before) = (rank + 1, false);
+            }
+            base_before |= is_in(generation, |replica| replica.synced);
+            ranks[usize::from(generation)] = rank; // 0 stays: it means "never"
         }
+        let to_rank = |generation: &mut u8| *generation = ranks[usize::from(*generation)];
+        to_rank(&mut self.generation);
+        self.engines.iter_mut().for_each(|engine| to_rank(&mut engine.generation));
         for replica in &mut self.replicas {
-            visit(&mut replica.synced);
-            visit(&mut replica.stamp);
+            to_rank(&mut replica.synced);
+            to_rank(&mut replica.stamp);
         }
     }
 }
