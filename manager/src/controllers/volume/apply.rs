@@ -137,7 +137,7 @@ impl Hands<'_> {
             in_sync.push(self.format(place)?);
         }
         let record =
-            Record { generation: Generation::FIRST, engine: None, attach_epoch: 0, in_sync };
+            Record::first(in_sync);
         self.change_volume(|volume| {
             volume.status.record.get_or_insert_with(|| record.clone());
         })
