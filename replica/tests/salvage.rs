@@ -300,7 +300,7 @@ impl History {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(4000))]
+    #![proptest_config(ProptestConfig { cases: 4000, failure_persistence: None, ..ProptestConfig::default() })]
 
     /// The one lie that can't be told: "nothing is stale" about a copy that lacks what was
     /// acknowledged.
