@@ -23,7 +23,6 @@ use crate::types::{Generation, ReplicaId};
 #[serde(rename_all = "camelCase")]
 pub struct Exhibit {
     pub replica: ReplicaId,
-    #[serde(flatten)]
     pub evidence: Evidence,
 }
 
@@ -350,7 +349,7 @@ fn losses(chosen: &Candidate<'_>, candidates: &[Candidate<'_>], doubtful: bool) 
         .collect();
     if !others.is_empty() {
         losses.push(format!(
-            "what {} hold: they are filled again from {who}, in full",
+            "the other copies ({}): they are filled again from {who}, in full",
             others.join(", ")
         ));
     }
