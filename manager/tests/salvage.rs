@@ -32,8 +32,9 @@ fn attach(world: &World) -> String {
 /// Every byte of the volume.
 fn fill(endpoint: &str, value: u8) {
     let command = format!("write -P {value} 0 {SIZE}");
-    let done = Command::new("qemu-io").args(["-f", "raw", "-c", &command, "-c", "flush", endpoint]);
-    let done = { done }.output().expect("qemu-io is there: apt-get install qemu-utils");
+    let args = ["-f", "raw", "-c", &command, "-c", "flush", endpoint];
+    let done = Command::new("qemu-io").args(args).output();
+    let done = done.expect("qemu-io is there: apt-get install qemu-utils");
     assert!(done.status.success(), "{done:?}");
 }
 
