@@ -176,11 +176,9 @@ fn when_all_replicas_failed_the_last_that_was_in_sync_is_taken() {
     assert!(holds(&endpoint, 1) && holds(&endpoint, 1));
 }
 
-/// The store of the control plane came back from a backup: its record names r3, which has missed
-/// everything since. Every engine that is started raises the record, so after some the replicas
-/// would believe it, and r3 would be read.
-#[test]
-fn a_record_that_was_brought_back_from_a_copy_starts_no_engine() {
+/// Everything is 1; a copy of the store is taken; then r3 is left behind and everything is 2; then
+/// the store is the copy again, which names r3 as in sync.
+fn rolled_back() -> (World, String) {
     let (mut world, endpoint) = attached("3");
     fill(&endpoint, 1);
     until_healthy(&world);
@@ -189,13 +187,20 @@ fn a_record_that_was_brought_back_from_a_copy_starts_no_engine() {
     let copy = world.path().join("copy.redb");
     fs::copy(&store, &copy).unwrap();
     world.start();
-    let endpoint_again = attach(&world);
-    assert_eq!(endpoint_again, endpoint);
+    assert_eq!(attach(&world), endpoint);
     leave_behind(&world, &endpoint, 2, 2);
     kill_everything(&mut world);
     fs::copy(&copy, &store).unwrap();
     world.start();
+    (world, endpoint)
+}
 
+/// The store of the control plane came back from a backup: its record names r3, which has missed
+/// everything since. Every engine that is started raises the record, so after some the replicas
+/// would believe it, and r3 would be read.
+#[test]
+fn a_record_that_was_brought_back_from_a_copy_starts_no_engine() {
+    let (world, _) = rolled_back();
     let said = world.say(&["volume", "attach", "v1", "--timeout", "3"]);
     assert_eq!(said.code, 5, "{said:?}");
     assert!(said.err.contains("brought back from an older copy"), "{}", said.err);
@@ -215,6 +220,33 @@ fn a_record_that_was_brought_back_from_a_copy_starts_no_engine() {
     assert!(holds(&endpoint, 2));
     until_healthy(&world);
     assert!(holds(&endpoint, 2) && holds(&endpoint, 2), "r3, too");
+}
+
+/// The others hold what the chosen one never saw, and no stamp of it remembers their regions: what
+/// was written "since" they were in sync isn't what they differ in.
+#[test]
+fn after_the_choice_of_an_older_copy_the_newer_ones_are_rebuilt_in_full() {
+    let (world, _) = rolled_back();
+    let older = ["volume", "salvage", "v1", "--replica", "r3", "--yes"];
+    refused(&world.say(&older), &["r3 holds may be stale", "in sync later than r3"]);
+    world.well(&[&older[..], &["--accept-stale"]].concat());
+    let endpoint = attach(&world);
+    assert!(holds(&endpoint, 1));
+    let volume = until_healthy(&world);
+    world.well(&["volume", "detach", "v1"]);
+    for number in 0..3 {
+        let disk = directory(&volume, number);
+        let report = world.json(&["replica", "verify", disk.to_str().unwrap()]);
+        assert_eq!((&report["blocksChecked"], &report["blocksBad"]), (&8192.into(), &0.into()));
+        let data = fs::read(data_of(&disk)).unwrap();
+        assert!(data.iter().all(|byte| *byte == 1), "r{}", number + 1);
+    }
+}
+
+/// The data of the one layer.
+fn data_of(directory: &Path) -> PathBuf {
+    let mut files = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
+    files.find(|path| path.extension().is_some_and(|end| end == "data")).unwrap()
 }
 
 #[test]

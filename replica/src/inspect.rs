@@ -122,11 +122,16 @@ pub fn inspect(directory: &Path) -> Evidence {
     inspect_with(directory, &DirectoryOptions::default().runtime_dir)
 }
 
-/// The newest generation that the replica in `directory` has seen, if there is one that can be
-/// read. Costs one small read.
-pub fn newest_generation(directory: &Path) -> Option<Generation> {
-    let glimpse = glimpse(&overlay(directory, Path::new("/"))).ok()?;
-    glimpse.fence.map(|fence| fence.generation)
+/// The newest generation that this replica of this volume has seen, if it is the one that lies in
+/// `directory`. Costs one small read.
+pub fn newest_generation(
+    directory: &Path,
+    volume: &str,
+    replica: &ReplicaId,
+) -> Option<Generation> {
+    let Glimpse { identity, fence, .. } = glimpse(&overlay(directory, Path::new("/"))).ok()?;
+    let meant = identity.volume == volume && identity.replica == *replica;
+    fence.filter(|_| meant).map(|fence| fence.generation)
 }
 
 fn inspect_with(directory: &Path, runtime_dir: &Path) -> Evidence {

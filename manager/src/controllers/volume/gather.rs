@@ -65,7 +65,8 @@ pub fn gather(
     let newest_seen = volume.status.places.iter().filter(|_| engine.is_none());
     let newest_seen = newest_seen
         .filter_map(|place| {
-            Some((inspect::newest_generation(&place.directory)?, place.replica.clone()))
+            let (directory, replica) = (&place.directory, &place.replica);
+            Some((inspect::newest_generation(directory, name, replica)?, replica.clone()))
         })
         .max();
     Ok(Some(Seen {
