@@ -19,7 +19,7 @@ use super::volumes::refuse_deleting;
 use crate::agent::Part;
 use crate::api::error::chain;
 use crate::api::salvage::{SalvageRequest, SalvageView};
-use crate::api::volume::Volume;
+use crate::api::volume::{Condition, Reason, Volume};
 use crate::api::{ApiError, Name};
 use crate::arbiter::ArbiterError;
 use crate::controllers::volume::gather::engine_status;
@@ -36,7 +36,7 @@ impl Service {
         wanted: Option<&ReplicaId>,
     ) -> Result<SalvageView, ApiError> {
         let volume: Volume = self.context.store.read(name)?;
-        let mut view = judge(&volume, wanted)?;
+        let mut view = self.judge(&volume, wanted)?;
         if self.is_served(name) {
             view.refused = Some(format!("volume {name} is attached, and a replica can be read"));
         }
@@ -56,7 +56,7 @@ impl Service {
 
         let volume: Volume = self.context.store.read(name)?;
         refuse_deleting(&volume)?;
-        let view = judge(&volume, wanted)?;
+        let view = self.judge(&volume, wanted)?;
         refuse(&view, request)?;
         let exhibit = view.replicas.iter().find(|exhibit| {
             view.choice.chosen.as_ref().is_some_and(|member| member.replica == exhibit.replica)
@@ -80,6 +80,48 @@ impl Service {
         Ok(SalvageView { record, done: true, refused: None, ..view })
     }
 
+    /// Reads every directory; takes as long as that takes.
+    fn judge(&self, volume: &Volume, wanted: Option<&ReplicaId>) -> Result<SalvageView, ApiError> {
+        let name = &volume.name;
+        let record = volume.status.record.clone().ok_or_else(|| {
+            ApiError::conflict(format!("volume {name} is still being created"))
+                .next(format!("ankole volume why {name} says what it waits for"))
+        })?;
+        let replicas: Vec<Exhibit> = volume
+            .status
+            .places
+            .iter()
+            .map(|place| Exhibit {
+                replica: place.replica.clone(),
+                evidence: inspect(&place.directory),
+            })
+            .collect();
+        let attachment = volume.status.attachment.as_ref();
+        // None survives a boot.
+        let client_waits = attachment.is_some_and(|kept| kept.boot_id == self.context.boot_id);
+        let turn = turn(name, &replicas, &record, client_waits);
+        let refused = match &turn {
+            Turn::CanOpen { members } => {
+                let names: Vec<_> = members.iter().map(ToString::to_string).collect();
+                Some(format!(
+                    "volume {name} can be opened by what is in sync ({})",
+                    names.join(", ")
+                ))
+            }
+            Turn::RolledBack { .. } | Turn::NoMember | Turn::MemberMissing { .. } => None,
+        };
+        let choice = choose(name, &replicas, &record, wanted);
+        Ok(SalvageView {
+            volume: name.clone(),
+            record,
+            replicas,
+            turn,
+            refused,
+            choice,
+            done: false,
+        })
+    }
+
     /// Whether an engine answers requests now.
     fn is_served(&self, name: &Name) -> bool {
         let mut processes = self.context.supervisor.list().into_iter();
@@ -90,15 +132,24 @@ impl Service {
         status.is_some_and(|status| status.endpoint.is_some() && status.has_readable())
     }
 
+    /// Until the controller knows of the hold, so that none of its older plans is under way, and
+    /// all processes have ended.
     fn wait_for_stillness(&self, name: &Name) -> Result<(), ApiError> {
         let deadline = Instant::now() + END_PATIENCE;
         loop {
+            let holds = |condition: &Condition| condition.reason == Reason::Salvaging;
+            let observed = self.context.board.get(name);
+            let knows = observed.is_some_and(|observed| observed.conditions.iter().any(holds));
             let processes = self.context.supervisor.list();
             let left = processes.iter().find(|process| &process.spec.name.volume == name);
-            let Some(left) = left else { return Ok(()) };
+            if knows && left.is_none() {
+                return Ok(());
+            }
             if Instant::now() > deadline {
-                let (process, pid) = (&left.spec.name, left.pid);
-                return Err(ApiError::timed_out(format!("{process}, pid {pid}, doesn't end"))
+                let who = left.map_or("the volume's controller".into(), |process| {
+                    format!("{}, pid {},", process.spec.name, process.pid)
+                });
+                return Err(ApiError::timed_out(format!("volume {name}: {who} doesn't end"))
                     .next("its disk may hang; nothing was changed: try again"));
             }
             std::thread::sleep(LOOK);
@@ -133,34 +184,6 @@ impl Service {
                 .next("nothing was changed: try again"),
         })
     }
-}
-
-fn judge(volume: &Volume, wanted: Option<&ReplicaId>) -> Result<SalvageView, ApiError> {
-    let name = &volume.name;
-    let record = volume.status.record.clone().ok_or_else(|| {
-        ApiError::conflict(format!("volume {name} is still being created"))
-            .next(format!("ankole volume why {name} says what it waits for"))
-    })?;
-    let replicas: Vec<Exhibit> = volume
-        .status
-        .places
-        .iter()
-        .map(|place| Exhibit {
-            replica: place.replica.clone(),
-            evidence: inspect(&place.directory),
-        })
-        .collect();
-    let client_waits = volume.status.attachment.is_some();
-    let turn = turn(name, &replicas, &record, client_waits);
-    let refused = match &turn {
-        Turn::CanOpen { members } => {
-            let names: Vec<_> = members.iter().map(ToString::to_string).collect();
-            Some(format!("volume {name} can be opened by what is in sync ({})", names.join(", ")))
-        }
-        Turn::RolledBack { .. } | Turn::NoMember | Turn::MemberMissing { .. } => None,
-    };
-    let choice = choose(name, &replicas, &record, wanted);
-    Ok(SalvageView { volume: name.clone(), record, replicas, turn, refused, choice, done: false })
 }
 
 fn refuse(view: &SalvageView, request: &SalvageRequest) -> Result<(), ApiError> {
