@@ -136,6 +136,39 @@ fn a_stale_copy_is_opened_only_by_the_explicit_yes() {
     assert!(holds(&endpoint, 3) && holds(&endpoint, 3));
 }
 
+/// Nobody detached it: its clients wait for answers that can't come any more, and the engine is in
+/// the way of those who would choose.
+#[test]
+fn a_volume_that_lost_its_disks_while_it_was_used_is_salvaged_under_its_engine() {
+    let (world, endpoint) = attached("3");
+    fill(&endpoint, 1);
+    leave_behind(&world, &endpoint, 2, 2);
+    let volume = world.volume("v1");
+    let engine = volume["enginePid"].clone();
+    // All at once: a standalone that runs would help.
+    world.signal(Signal::STOP);
+    for number in [0, 1, 2] {
+        let pid = volume["replicas"][number]["pid"].as_u64().unwrap();
+        send(pid.try_into().unwrap(), Signal::KILL);
+    }
+    (0..2).for_each(|number| fs::remove_dir_all(directory(&volume, number)).unwrap());
+    world.signal(Signal::CONT);
+
+    let why = until("the next step is said", || {
+        let why = world.well(&["volume", "why", "v1"]);
+        why.contains("Next: ankole volume salvage v1 --dry-run").then_some(why)
+    });
+    assert!(why.contains("no replica that is in sync answers (r1, r2) (for "), "{why}");
+    assert_eq!(world.volume("v1")["enginePid"], engine);
+    refused(&world.say(&["volume", "salvage", "v1", "--yes"]), &["may be stale"]);
+    assert_eq!(world.volume("v1")["enginePid"], engine, "what is refused disturbs nothing");
+    world.well(&["volume", "salvage", "v1", "--yes", "--accept-stale"]);
+    let endpoint = attach(&world);
+    assert_ne!(world.volume("v1")["enginePid"], engine);
+    assert!(holds(&endpoint, 1));
+    until_healthy(&world);
+}
+
 /// Every disk refused a flush at some time. They are all there, so nothing newer is missing: the
 /// copy that was in sync last is trusted again.
 #[test]

@@ -12,9 +12,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use ankole_replica::types::ReplicaId;
 use tokio::sync::mpsc;
 
-use self::plan::{History, Plan};
+use self::plan::{EngineSeen, History};
 use self::validate::Wanted;
 use super::Context;
 use super::backoff::Backoff;
@@ -22,8 +23,6 @@ use crate::agent::Part;
 use crate::agent::supervisor::Ended;
 use crate::api::Name;
 use crate::api::volume::{Condition, Reason};
-use ankole_replica::admin::EngineStatus;
-use ankole_replica::types::ReplicaId;
 
 #[derive(Debug)]
 pub enum Event {
@@ -69,14 +68,14 @@ impl Memory {
         self.engine_waits.map(|(since, _)| since.elapsed())
     }
 
-    fn note_waiting(&mut self, status: Option<&EngineStatus>) {
-        match status {
-            Some(status) if status.waiting.is_empty() => self.engine_waits = None,
-            None => self.engine_waits = None,
-            Some(_) => {
-                self.engine_waits.get_or_insert_with(|| (Instant::now(), now_unix_s()));
-            }
-        }
+    fn note_waiting(&mut self, engine: Option<&EngineSeen>) {
+        let waits = match engine.map(|engine| &engine.status) {
+            Some(Some(status)) => !status.waiting.is_empty(),
+            Some(None) => return, // too busy to answer: it goes on with what it did
+            None => false,
+        };
+        let since = self.engine_waits.unwrap_or_else(|| (Instant::now(), now_unix_s()));
+        self.engine_waits = waits.then_some(since);
     }
 
     /// Gives each condition the time at which the first of its kind was seen in a row of passes.
@@ -180,14 +179,14 @@ fn pass(context: &Arc<Context>, name: &Name, memory: &mut Memory) -> Option<Dura
             return Some(memory.failing.failed_now());
         }
     };
-    memory.note_waiting(seen.engine.as_ref().and_then(|engine| engine.status.as_deref()));
+    memory.note_waiting(seen.engine.as_ref());
     let wanted = if context.is_held(name) {
         memory.forgive();
         Wanted::Still
     } else {
         validate::validate(&seen.volume, context.is_stopping())
     };
-    let mut plan: Plan = plan::plan(wanted, &seen);
+    let mut plan = plan::plan(wanted, &seen);
     memory.date(&mut plan.conditions);
     let look_again = plan.look_again;
     let applied = apply::apply(context, &seen.volume, plan, memory);
