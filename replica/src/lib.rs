@@ -11,6 +11,7 @@ pub mod engine;
 pub mod inspect;
 pub mod listen;
 pub mod message;
+pub mod mutation;
 pub mod payload;
 pub mod reader;
 pub mod replication;
