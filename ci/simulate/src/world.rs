@@ -283,10 +283,18 @@ impl World {
             && status.peers.iter().all(|peer| !peer.wanted || peer.reason.is_none())
     }
 
+    /// Whose copy the record means.
     fn members(&self) -> Vec<usize> {
-        let named = |at: &usize| self.is_member(*at);
-        (0..self.machines.len()).filter(named).collect()
+        (0..self.machines.len()).filter(|at| self.is_meant(&self.record, *at)).collect()
     }
+
+    fn is_meant(&self, record: &Record, at: usize) -> bool {
+        let Machine { id, incarnation, .. } = &self.machines[at];
+        let is_it = |it: &Member| it.replica == *id && it.incarnation == *incarnation;
+        record.in_sync.iter().any(is_it)
+    }
+
+    /// Whether the record names it, be it for a directory that is gone.
 
     fn is_member(&self, at: usize) -> bool {
         self.record.in_sync.iter().any(|member| member.replica == self.machines[at].id)
