@@ -8,6 +8,7 @@ pub mod admin;
 pub mod arbiter;
 pub mod chain;
 pub mod engine;
+pub mod lease;
 pub mod listen;
 pub mod message;
 pub mod mutation;

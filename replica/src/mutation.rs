@@ -8,10 +8,27 @@
 pub enum Mutation {
     /// Rule 5: a write is acknowledged before the arbiter has removed who lacks it.
     AcknowledgeBeforeRemoval,
+    /// Rule 9: a read is answered whether or not the members' leases hold.
+    ReadWithoutLease,
+    /// Rule 9: a lease is counted from the answer that renewed it, not from the request.
+    RenewLeaseAtAnswer,
+    /// Rule 9: a replica welcomes another engine while the lease of the one before runs.
+    ForgetLeaseOnFence,
+    /// Rule 10: the last member is taken for failed and removed like any other.
+    LastMemberRemoved,
+    /// Rule 10a: a member that may have lost writes stays when it reconnects.
+    SuspectStays,
 }
 
 impl Mutation {
-    pub const ALL: &[Self] = &[Self::AcknowledgeBeforeRemoval];
+    pub const ALL: &[Self] = &[
+        Self::AcknowledgeBeforeRemoval,
+        Self::ReadWithoutLease,
+        Self::RenewLeaseAtAnswer,
+        Self::ForgetLeaseOnFence,
+        Self::LastMemberRemoved,
+        Self::SuspectStays,
+    ];
 }
 
 #[cfg(feature = "mutations")]

@@ -21,7 +21,7 @@ fn generation(number: u64) -> Generation {
 fn hello(number: u64, session: u64) -> Request<Rc<Payload>> {
     let fence = Fence { generation: generation(number), session: Session(session) };
     let instance = InstanceId(format!("e{number}"));
-    let claim = Some(Claim { fence, instance, incarnation: None });
+    let claim = Some(Claim { fence, instance, incarnation: None, process: None });
     let role = Role::Member;
     Request::Hello(Box::new(Hello { volume: "v1".into(), replica: "r1".into(), role, claim }))
 }

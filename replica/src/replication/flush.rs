@@ -26,6 +26,13 @@ struct Round {
     failed: bool,
 }
 
+impl Flushes {
+    /// All that waited were answered with an error.
+    pub(super) fn forget(&mut self) {
+        (self.next, self.running) = (Vec::new(), None);
+    }
+}
+
 impl Core {
     /// Rule 17: covers what was acknowledged before it came; joins no round that was sent.
     pub(super) fn drive_flushes(&mut self, now: Instant) {

@@ -119,8 +119,8 @@ impl World {
         }
         match op.operation {
             Operation::Flush if fine => self.history.flush_ends(op.start),
-            // Without leases a late engine may still read what is old.
-            Operation::Read { .. } if fine && is_newest => {
+            // Of every engine: one that is late reads only while no newer one acknowledges.
+            Operation::Read { .. } if fine && (is_newest || op.start > self.cut_at) => {
                 for (block, sectors) in op.got {
                     for (half, value) in sectors.unwrap_or_default().into_iter().enumerate() {
                         self.history.read((block, half), value, op.start, tick);
@@ -199,6 +199,7 @@ impl World {
             Job::Revert { to } if chain.last_op > pending.before.last_op => {
                 let content = self.snapshots[&to].clone();
                 self.history.reset(|at| content.get(&at.0).map_or(0, |it| it[at.1]));
+                self.cut_at = self.tick;
             }
             _ => assert!(
                 !reported

@@ -3,9 +3,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use ankole_replica::arbiter::InstanceId;
 use ankole_replica::chain::index::{BlockSum, Blocks};
 use ankole_replica::chain::{ChainChange, ChainInfo, ChainOp, LayerInfo, Seal};
-use ankole_replica::message::{Refusal, RegionSums, Reply, Request, Welcome};
+use ankole_replica::message::{Claim, Refusal, RegionSums, Reply, Request, Welcome};
 use ankole_replica::replication::Payload;
 use ankole_replica::types::{
     BLOCKS_PER_REGION, BlockRange, ChainOpId, Fence, Generation, Incarnation, LayerId, Region,
@@ -14,6 +15,9 @@ use ankole_replica::types::{
 pub type Block = [u64; 2];
 /// Blocks as a layer holds them; `None`: it doesn't.
 pub type Data = Vec<(u64, Option<Block>)>;
+
+/// How long a replica's read lease lasts, in microseconds.
+pub const LEASE_US: u64 = 120_000;
 
 /// What a request touches while it is carried out.
 #[derive(Clone, Copy, Debug)]
@@ -62,6 +66,8 @@ pub struct Replica {
     /// The connection that holds the fence.
     pub owner: Option<u64>,
     pub chain: ChainInfo,
+    /// Whose lease runs, of which session (unknown after a restart), until when.
+    lent: Option<(InstanceId, Option<Fence>, u64)>,
     /// A power cut may have taken what it had confirmed.
     pub lost_writes: bool,
     /// The same when it was greeted last.
@@ -89,6 +95,7 @@ impl Replica {
             bad: BTreeSet::new(),
             taken: BTreeMap::new(),
             owner: None,
+            lent: None,
             chain: ChainInfo { layers: vec![layer], head, last_op: ChainOpId(0) },
             lost_writes: false,
             greeted_lossy: false,
@@ -159,12 +166,45 @@ impl Replica {
         }
     }
 
-    pub fn greet(&mut self, fence: Fence, keep: impl FnMut() -> bool) -> Reply<()> {
-        if let Some(seen) = self.fence.filter(|seen| *seen > fence) {
-            return Reply::Refused(Refusal::StaleGeneration { seen });
+    /// Its process is back: the one before may have lent until just now.
+    pub fn restart(&mut self, now_us: u64) {
+        self.up = true;
+        if let Some((_, session, until)) = &mut self.lent {
+            (*session, *until) = (None, now_us + LEASE_US);
+        }
+    }
+
+    /// The session asked for something.
+    pub fn renew_lease(&mut self, now_us: u64) {
+        if let Some((_, session, until)) = &mut self.lent
+            && session.is_some()
+            && *session == self.fence
+        {
+            *until = now_us + LEASE_US;
+        }
+    }
+
+    /// The kernel says that the engine's process has closed this session's connection.
+    pub fn end_lease(&mut self, of: Fence) {
+        self.lent.take_if(|(_, session, _)| *session == Some(of));
+    }
+
+    pub fn greet(&mut self, claim: &Claim, now_us: u64, keep: impl FnMut() -> bool) -> Reply<()> {
+        let fence = claim.fence;
+        if self.fence.is_some_and(|seen| seen > fence) {
+            return self.stale();
         }
         self.end_sessions(keep);
         self.fence = Some(fence);
+        self.owner = None;
+        if let Some((to, _, until)) = &self.lent
+            && *to != claim.instance
+            && *until > now_us
+        {
+            let ms = (until - now_us).div_ceil(1000) as u32;
+            return Reply::Refused(Refusal::LeaseBusy { ms });
+        }
+        self.lent = Some((claim.instance.clone(), Some(fence), now_us + LEASE_US));
         self.greeted_lossy = self.lost_writes;
         Reply::Welcome(Box::new(Welcome {
             incarnation: self.incarnation,
@@ -173,12 +213,17 @@ impl Replica {
             synced_generation: self.synced,
             marked: self.marks.iter().map(|(region, stamp)| (*region, *stamp)).collect(),
             chain: self.chain.clone(),
+            lease_ms: (LEASE_US / 1000) as u32,
         }))
     }
 
     pub fn stale(&self) -> Reply<()> {
         let seen = self.fence.expect("somebody was greeted");
-        Reply::Refused(Refusal::StaleGeneration { seen })
+        Reply::Refused(Refusal::StaleGeneration {
+            seen,
+            synced_generation: self.synced,
+            synced_set: vec![],
+        })
     }
 
     pub fn execute(&mut self, request: &Request<Payload>, data: &Data) -> (Reply<()>, Data) {
@@ -249,6 +294,7 @@ impl Replica {
             Request::Bye => {
                 assert!(self.unflushed.is_empty(), "a goodbye comes after everything is flushed");
                 self.marks.clear();
+                self.lent = None;
                 Reply::Done
             }
             Request::Hello(_) | Request::ReadSnapshot { .. } | Request::Changed { .. } => {

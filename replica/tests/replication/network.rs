@@ -15,6 +15,7 @@ impl World {
             broken: false,
             last_arrival: 0,
             in_flight: BTreeMap::new(),
+            fence: None,
         };
         self.links.insert(key, new);
         self.engine(id).links.insert((slot, link), key);
@@ -54,6 +55,11 @@ impl World {
         let link = self.links.get_mut(&key).expect("links are kept");
         link.closed = true;
         link.broken |= lost;
+        // What was sent comes before the end of the stream.
+        if let Some(fence) = link.fence.filter(|_| self.kernel_tells) {
+            let (at, wait) = (link.replica, link.last_arrival.saturating_sub(self.now_us) + 10);
+            self.after(wait, "closed", move |world| world.replicas[at].end_lease(fence));
+        }
     }
 
     pub(super) fn delay(&mut self, replica: usize) -> u64 {
@@ -130,6 +136,7 @@ impl World {
         }
         let ticket = self.scheduled;
         if !is_hello {
+            self.replicas[at].renew_lease(self.now_us);
             let taken = Taken { link: key, request: request.clone(), data };
             self.replicas[at].taken.insert(ticket, taken);
         }
@@ -152,11 +159,12 @@ impl World {
             let wait = hung_until - self.now_us;
             return self.after(wait, "hung", move |world| world.greet(key, seq, hello));
         }
-        let fence = hello.claim.expect("engines claim").fence;
+        let claim = hello.claim.expect("engines claim");
         let rng = &mut self.rng;
-        let reply = self.replicas[at].greet(fence, || rng.percent(50));
+        let reply = self.replicas[at].greet(&claim, self.now_us, || rng.percent(50));
         if let ankole_replica::message::Reply::Welcome(_) = reply {
             self.replicas[at].owner = Some(key);
+            self.links.get_mut(&key).expect("links are kept").fence = Some(claim.fence);
         }
         self.reply(key, seq, reply, Data::new(), None);
     }
@@ -199,7 +207,10 @@ impl World {
             let engine = world.engine(id);
             match into {
                 Some(Destination::Read(io)) => {
-                    engine.ops.get_mut(&io).expect("still reading").got = data;
+                    let op = engine.ops.get_mut(&io).expect("its range is still locked");
+                    if op.got.is_empty() {
+                        op.got = data; // of two that were asked the first counts
+                    }
                 }
                 Some(Destination::Edge(io, block)) => {
                     let op = engine.ops.get_mut(&io).expect("still filling");
@@ -244,7 +255,8 @@ impl World {
     }
 
     pub(super) fn restart_replica(&mut self, at: usize) {
-        self.replicas[at].up = true;
+        let now = self.now_us;
+        self.replicas[at].restart(now);
     }
 
     pub(super) fn members(&self) -> Vec<usize> {

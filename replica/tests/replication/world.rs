@@ -14,7 +14,7 @@ use ankole_replica::replication::{
     TransferId,
 };
 use ankole_replica::types::{
-    BLOCK_BYTES, BlockIndex, BlockRange, Generation, LayerId, ReplicaId, VOLUME_UNIT_BYTES,
+    BLOCK_BYTES, BlockIndex, BlockRange, Fence, Generation, LayerId, ReplicaId, VOLUME_UNIT_BYTES,
 };
 
 use super::history::{History, Sector};
@@ -71,6 +71,8 @@ struct Link {
     /// Nothing passes any more.
     broken: bool,
     last_arrival: u64,
+    /// Of the session that was welcomed on it.
+    fence: Option<Fence>,
     in_flight: BTreeMap<u64, Footprint>,
 }
 
@@ -120,6 +122,10 @@ pub struct World {
     /// Replicas that are far away for a while.
     slow: BTreeMap<usize, u64>,
     unreachable: BTreeMap<usize, u64>,
+    /// Engines and replicas are on one machine: a closed socket ends its lease.
+    kernel_tells: bool,
+    /// Reads that began before saw what a power cut or a revert took since.
+    cut_at: u64,
     jobs: bool,
     pending: Option<PendingJob>,
     wants_revert: bool,
@@ -152,6 +158,7 @@ impl World {
             Record { generation: Generation::FIRST, engine: None, attach_epoch: 0, in_sync };
         let menu = (0..FAULTS).filter(|_| rng.percent(40)).collect();
         let jobs = rng.percent(60);
+        let kernel_tells = rng.percent(50);
         let mut world = Self {
             rng,
             base: Instant::now(),
@@ -171,6 +178,8 @@ impl World {
             menu,
             slow: BTreeMap::new(),
             unreachable: BTreeMap::new(),
+            kernel_tells,
+            cut_at: 0,
             jobs,
             pending: None,
             wants_revert: false,
@@ -278,6 +287,9 @@ impl World {
         config.open_timeout = Duration::from_millis(300);
         config.replica_timeout = Duration::from_millis(200);
         config.reconnect_after = Duration::from_millis(5);
+        config.dead_timeout = Duration::from_millis(50);
+        config.rejoin_grace = Duration::from_millis(20);
+        config.slow_patience = Duration::from_millis(150);
         let core = Core::new(self.now(), config);
         self.log(|| format!("engine {id} starts, recover {recover}"));
         let engine = Engine {
@@ -449,6 +461,7 @@ impl World {
             replica.lost_writes &= !replica.is_continuous();
         }
         self.history.cut();
+        self.cut_at = self.tick;
         // What is still under way belongs to the time after the cut.
         let engines = self.engines.values().filter(|engine| engine.alive);
         let open: Vec<_> =
