@@ -62,6 +62,26 @@ const FOUND: &[(u64, &str)] = &[
     (20_980, "members with and without a change of the chain came back in one session"),
 ];
 
+/// A simulation that doesn't notice a broken rule proves nothing.
+#[cfg(feature = "mutations")]
+#[test]
+fn a_rule_that_is_broken_on_purpose_is_noticed() {
+    use ankole_replica::mutation::{self, Mutation};
+    let rules = [
+        Mutation::AcknowledgeBeforeRemoval,
+        Mutation::ReadWithoutLease,
+        Mutation::ForgetLeaseOnFence,
+        Mutation::SuspectStays,
+    ];
+    for rule in rules {
+        mutation::set(Some(rule));
+        let found = (0..3000).find(|seed| catch_unwind(|| run(*seed)).is_err());
+        mutation::set(None);
+        println!("{rule:?}: noticed by seed {found:?}");
+        assert!(found.is_some(), "nobody notices {rule:?}");
+    }
+}
+
 /// Every seed is a world with its own mix of faults: no acknowledged write is lost or comes back
 /// as an older one, and when the faults stop all replicas are members again.
 #[test]

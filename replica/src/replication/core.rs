@@ -266,7 +266,10 @@ impl Core {
             if late && !self.is_last_live(slot) {
                 let seconds = self.config.replica_timeout.as_secs();
                 let reason = format!("no answer for {seconds} s");
-                self.lose_as(now, slot, Absence::Gone, &reason);
+                // The open has a deadline of its own for who is silent.
+                let absence =
+                    if self.is_open() { Absence::Gone } else { Absence::Brief { since: now } };
+                self.lose_as(now, slot, absence, &reason);
             }
         }
         self.ask_whether_alive(now);
