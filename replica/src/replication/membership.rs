@@ -227,6 +227,9 @@ impl Core {
             }
             Some(Changing::Pinging { .. }) if self.set().without(self.live()).is_empty() => {
                 self.changing = None; // all are back
+                if self.is_steady() {
+                    self.forget_the_removed(now);
+                }
             }
             Some(Changing::Pinging { waiting, .. }) if waiting.is_empty() => self.swap(self.live()),
             Some(_) => {}

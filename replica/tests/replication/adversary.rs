@@ -62,7 +62,18 @@ impl World {
                 self.unreachable.insert(at, now + for_us);
                 self.break_some(|link| link.replica == at);
             }
-            _ => self.break_some(|_| true),
+            14 => self.break_some(|_| true),
+            _ => {
+                // The volume moves; the old engine keeps one replica, which the new one can't reach.
+                let old = (self.newest, now + for_us);
+                let others = (0..self.replicas.len()).filter(|it| *it != at).map(|it| (old.0, it));
+                self.split.extend(others.map(|pair| (pair, old.1)));
+                self.engine(id).arbiter_cut_until = now + for_us;
+                self.lost_ops.clear();
+                self.split.insert((id + 1, at), now + for_us);
+                self.start_engine(false);
+                self.break_some(|link| link.engine == id && link.replica != at);
+            }
         }
     }
 
@@ -80,4 +91,4 @@ impl World {
 }
 
 /// Kinds of fault, see `fault_step`.
-pub(super) const FAULTS: u64 = 15;
+pub(super) const FAULTS: u64 = 16;

@@ -21,7 +21,8 @@ impl World {
         self.engine(id).links.insert((slot, link), key);
         let wait = self.delay(replica);
         self.after(wait, "connect", move |world| {
-            let reachable = world.unreachable.get(&replica).is_none_or(|at| *at < world.now_us);
+            let reachable = world.unreachable.get(&replica).is_none_or(|at| *at < world.now_us)
+                && world.split.get(&(id, replica)).is_none_or(|at| *at < world.now_us);
             if world.replicas[replica].up && reachable {
                 world.hear(key, |core, now| core.connected(now, slot, link));
             } else {

@@ -122,6 +122,8 @@ pub struct World {
     /// Replicas that are far away for a while.
     slow: BTreeMap<usize, u64>,
     unreachable: BTreeMap<usize, u64>,
+    /// Which engine can't reach which replica, until when.
+    split: BTreeMap<(u64, usize), u64>,
     /// Engines and replicas are on one machine: a closed socket ends its lease.
     kernel_tells: bool,
     /// Reads that began before saw what a power cut or a revert took since.
@@ -178,6 +180,7 @@ impl World {
             menu,
             slow: BTreeMap::new(),
             unreachable: BTreeMap::new(),
+            split: BTreeMap::new(),
             kernel_tells,
             cut_at: 0,
             jobs,
@@ -242,6 +245,7 @@ impl World {
         }
         self.slow.clear();
         self.unreachable.clear();
+        self.split.clear();
         let heard = self.now_us + 1000 * MS; // by then the newest faults have been noticed
         while self.now_us < heard {
             self.step();
