@@ -63,7 +63,8 @@ impl Core {
         self.hedges.turn = self.hedges.turn.wrapping_add(1);
         let latency = |slot: Slot| {
             let peer = self.peer(slot);
-            let oldest = peer.outstanding.values().find(|asked| is_read(&asked.purpose));
+            // Among so many there is a read, if there are any that are old.
+            let oldest = peer.outstanding.values().take(8).find(|asked| is_read(&asked.purpose));
             let owed = oldest.map(|asked| now.saturating_duration_since(asked.sent));
             peer.pace.read_latency(owed)
         };
