@@ -418,6 +418,11 @@ impl Core {
     pub(super) fn end(&mut self, end: End) {
         if !matches!(self.phase, Phase::Ended) {
             self.actions.clear();
+            if mutation::is_on(Mutation::FencedEngineAnswers) {
+                let open = self.ios.iter().filter(|(_, io)| !io.answered);
+                let open: Vec<_> = open.map(|(id, _)| *id).collect();
+                open.into_iter().for_each(|id| self.complete(id, Err(super::Failure::Shutdown)));
+            }
             self.act(Action::End(end));
             self.phase = Phase::Ended;
         }
@@ -491,6 +496,9 @@ impl Core {
 
     /// Whose confirmation an acknowledgement needs.
     pub(super) fn needed(&self) -> Slots {
+        if mutation::is_on(Mutation::PromotionNotNeeded) {
+            return self.set().union(self.departing);
+        }
         self.next_set().union(self.departing)
     }
 
@@ -519,8 +527,7 @@ impl Core {
 
     fn is_last_live(&self, slot: Slot) -> bool {
         let live = self.live();
-        let is_last = live.contains(slot) && live.len() == 1;
-        is_last && !mutation::is_on(Mutation::LastMemberRemoved)
+        live.contains(slot) && live.len() == 1
     }
 
     /// The record names it alone, and surely so: it can't be removed, whatever it does.

@@ -93,7 +93,8 @@ impl Core {
         };
         let peer = self.peer_mut(slot);
         peer.failed = false;
-        if peer.in_set.is_some_and(|incarnation| incarnation != welcome.incarnation) {
+        let other = peer.in_set.is_some_and(|incarnation| incarnation != welcome.incarnation);
+        if other && !mutation::is_on(Mutation::WrongIncarnationAccepted) {
             return self.lose(now, slot, "its directory was made anew: it isn't the copy it was");
         }
         let was_lost_while_serving = peer.in_set.is_some();
@@ -212,11 +213,15 @@ impl Core {
             None => {
                 let live = self.live();
                 let lost = self.set().without(live);
-                if live.is_empty() || lost.is_empty() {
+                let nobody = live.is_empty() && !mutation::is_on(Mutation::LastMemberRemoved);
+                if nobody || lost.is_empty() {
                     return; // nobody is removed; I/O waits for a member to come back
                 }
                 // All failed members leave in one change.
                 if lost.iter().all(|slot| self.is_given_up(now, slot)) {
+                    if mutation::is_on(Mutation::NoPing) {
+                        return self.swap(live);
+                    }
                     self.pings += 1;
                     let round = self.pings;
                     self.changing = Some(Changing::Pinging { round, waiting: live });
@@ -309,7 +314,13 @@ impl Core {
         };
         // An earlier attempt whose reply was lost may have been made: then the record names this
         // engine and is ours, whatever the refusal says.
-        let record = answer.unwrap_or_else(Refused::into_record);
+        let record = match answer {
+            Err(_) if mutation::is_on(Mutation::AmbiguousIsRefused) => match &self.record {
+                Some(record) => record.clone(),
+                None => return,
+            },
+            answer => answer.unwrap_or_else(Refused::into_record),
+        };
         let made = record.in_sync == target;
         if !self.adopt_record(now, record) {
             return;
@@ -322,6 +333,9 @@ impl Core {
         if self.is_open() {
             for slot in self.live().iter() {
                 self.advance(now, slot);
+            }
+            if mutation::is_on(Mutation::AcknowledgeBeforeSurvivorsKnow) {
+                self.forget_the_removed(now);
             }
         }
     }
