@@ -108,6 +108,10 @@ pub struct Claim {
     pub instance: InstanceId,
     /// Of the directory that the record means; absent for a replica that isn't in the record.
     pub incarnation: Option<Incarnation>,
+    /// The engine's process id: with it, a replica on the same machine learns of its death from the
+    /// kernel and needs no lease to run out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub process: Option<u32>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -160,6 +164,8 @@ pub struct Welcome {
     pub synced_generation: Option<Generation>,
     pub marked: Vec<(Region, Generation)>,
     pub chain: ChainInfo,
+    /// How long the read lease lasts from here on, in milliseconds; every answer renews it.
+    pub lease_ms: u32,
 }
 
 /// Why a replica didn't do what it was asked.
@@ -167,7 +173,16 @@ pub struct Welcome {
 #[serde(rename_all = "camelCase", rename_all_fields = "camelCase", tag = "refusal")]
 pub enum Refusal {
     #[error("it has seen {}/{}, which is newer", .seen.generation, .seen.session.0)]
-    StaleGeneration { seen: Fence },
+    StaleGeneration {
+        seen: Fence,
+        /// When it was last told that it is in sync, and with whom: if no newer engine was granted
+        /// the volume, the record was rolled back, and this tells to what (rule 8).
+        synced_generation: Option<Generation>,
+        synced_set: Vec<Member>,
+    },
+    /// Another engine may still read: ask again after this time, with a newer session.
+    #[error("another engine may still read there for {ms} ms")]
+    LeaseBusy { ms: u32 },
     #[error("it is {found}, not {expected}")]
     WrongIdentity { found: String, expected: String },
     #[error("its disk failed: {message}")]

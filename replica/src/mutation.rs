@@ -45,6 +45,14 @@ mutations! {
     FencedEngineAnswers: "7",
     /// the set becomes empty when nobody answers
     LastMemberRemoved: "10",
+    /// a read is answered whether or not the members' leases hold
+    ReadWithoutLease: "9",
+    /// a lease is counted from the answer that renewed it, not from the request
+    RenewLeaseAtAnswer: "9",
+    /// a replica welcomes another engine while the lease of the one before runs
+    ForgetLeaseOnFence: "9",
+    /// a member that may have lost writes stays when it reconnects
+    SuspectStays: "10a",
     /// a replica says that it can't have lost writes, whatever happened
     SuspectIsContinuous: "10a",
     /// a fence is believed before it is durable

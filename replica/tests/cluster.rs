@@ -223,6 +223,9 @@ fn a_new_engine_reads_what_the_one_before_it_was_told_is_written() {
         let late = engine.write(at, Buffer::zeroed(4096), Durability::Volatile);
         let late = tokio::time::timeout(Duration::from_millis(500), late).await;
         assert!(late.is_err(), "a fenced engine answered a write");
+        let late = engine.read(at, Buffer::zeroed(4096));
+        let late = tokio::time::timeout(Duration::from_millis(500), late).await;
+        assert!(late.is_err(), "a fenced engine answered a read");
         assert!(matches!(engine.ended().await, End::Fenced(_)));
     });
 }

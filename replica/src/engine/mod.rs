@@ -84,6 +84,14 @@ struct State {
     jobs: HashMap<JobId, oneshot::Sender<Result<(), String>>>,
 }
 
+fn replicas_at(
+    addresses: &BTreeMap<ReplicaId, Address>,
+    is_there: impl Fn(&Address) -> bool,
+) -> Vec<ReplicaId> {
+    let there = addresses.iter().filter(|(_, address)| is_there(address));
+    there.map(|(replica, _)| replica.clone()).collect()
+}
+
 impl Engine {
     /// Starts to open the volume. Within a `LocalSet`.
     pub fn start(
@@ -91,6 +99,13 @@ impl Engine {
         addresses: BTreeMap<ReplicaId, Address>,
         arbiter: Box<dyn Arbiter>,
     ) -> Self {
+        let in_process: Vec<_> = replicas_at(&addresses, |at| matches!(at, Address::Directory(_)));
+        let local = if in_process.is_empty() {
+            replicas_at(&addresses, |at| matches!(at, Address::Unix(_)))
+        } else {
+            in_process
+        };
+        let config = Config { local, process: Some(std::process::id()), ..config };
         let slots = config.replicas.clone();
         let volume = config.volume.clone();
         let state = State {
@@ -212,6 +227,9 @@ impl Engine {
         while let Some(action) = state.core.poll_action() {
             self.perform(&mut state, action);
         }
+        if state.core.take_sooner() {
+            self.0.sooner.notify_one();
+        }
         result
     }
 
@@ -225,7 +243,6 @@ impl Engine {
                 let reason = reason.and_then(|peer| peer.reason).unwrap_or_default();
                 warn!(volume = self.0.volume, replica = ?name, reason, "replica left");
                 state.links.remove(&link);
-                self.0.sooner.notify_one();
             }
             Action::Send { link, seq, request, into, .. } => {
                 if let Some(Destination::Transfer(transfer)) = into {

@@ -67,6 +67,23 @@ impl ChainWork {
         })
     }
 
+    /// Some members have the change and others may not.
+    pub(super) fn is_applying(&self) -> bool {
+        self.current.as_ref().is_some_and(|current| {
+            matches!(
+                current.stage,
+                Stage::Applying { .. } | Stage::Removing | Stage::Describing { .. }
+            )
+        })
+    }
+
+    /// Gives up what was asked for; whom to tell.
+    pub(super) fn abandon(&mut self) -> Vec<JobId> {
+        let current = self.current.take().map(|current| current.id);
+        let queued = std::mem::take(&mut self.queue).into_iter().map(|(id, _)| id);
+        current.into_iter().chain(queued).collect()
+    }
+
     pub(super) fn is_idle(&self) -> bool {
         self.current.is_none() && self.queue.is_empty() && self.joining.is_empty()
     }

@@ -11,11 +11,12 @@ use super::action::{
 };
 use super::chain_work::ChainWork;
 use super::flush::Flushes;
+use super::hedge::Hedges;
 use super::io::Io;
 use super::locks::{LockId, RangeLocks};
 use super::membership::Changing;
 use super::opening::Opening;
-use super::peer::{Peer, PeerState, Purpose};
+use super::peer::{Absence, Asked, Peer, PeerState, Purpose};
 use super::rebuild::{LateFetch, Rebuild};
 use super::settle::Settle;
 use super::slots::{SLOTS_MAX, Slot, Slots};
@@ -39,6 +40,17 @@ pub struct Config {
     pub replica_timeout: Duration,
     /// Pause before a lost connection is tried again.
     pub reconnect_after: Duration,
+    /// How long the open waits for a member at whose address nobody listens: its process may still
+    /// be starting.
+    pub dead_timeout: Duration,
+    /// How long a member whose link broke may take to come back before it is removed.
+    pub rejoin_grace: Duration,
+    /// How long a member may be far slower than all others.
+    pub slow_patience: Duration,
+    /// Replicas on this machine: read from these first.
+    pub local: Vec<ReplicaId>,
+    /// This process, so that replicas on the same machine learn of its death from the kernel.
+    pub process: Option<u32>,
 }
 
 impl Config {
@@ -51,6 +63,11 @@ impl Config {
             open_timeout: Duration::from_secs(10),
             replica_timeout: Duration::from_secs(8),
             reconnect_after: Duration::from_millis(200),
+            dead_timeout: Duration::from_secs(2),
+            rejoin_grace: Duration::from_secs(1),
+            slow_patience: Duration::from_secs(3),
+            local: Vec::new(),
+            process: None,
         }
     }
 }
@@ -110,8 +127,16 @@ pub struct Core {
     next_link: u64,
     next_transfer: u64,
     next_session: u64,
-    next_reader: usize,
     pub(super) rebuilds: u64,
+    /// Since when there is a live member, after there was none.
+    pub(super) live_since: Instant,
+    /// Reads whose data is there, and that can't be told before all leases hold.
+    pub(super) lease_waiters: Vec<IoId>,
+    pub(super) hedges: Hedges,
+    /// When members are compared next by how fast they are.
+    pub(super) pace_at: Instant,
+    /// Something may be due earlier than the clock was told.
+    pub(super) is_sooner: bool,
 }
 
 impl Core {
@@ -122,7 +147,7 @@ impl Core {
         let peers = config.replicas.iter().cloned().zip(slots);
         let peers = peers.map(|(id, slot)| Peer::new(id, slot, now)).collect();
         let mut core = Self {
-            phase: Phase::Opening(Opening::new(now + config.open_timeout)),
+            phase: Phase::Opening(Opening::new(now, &config)),
             config,
             record: None,
             peers,
@@ -147,8 +172,12 @@ impl Core {
             next_link: 0,
             next_transfer: 0,
             next_session: 0,
-            next_reader: 0,
             rebuilds: 0,
+            live_since: now,
+            lease_waiters: Vec::new(),
+            hedges: Hedges::default(),
+            pace_at: now,
+            is_sooner: false,
         };
         core.act(Action::ReadRecord);
         core
@@ -192,7 +221,7 @@ impl Core {
 
     pub fn disconnected(&mut self, now: Instant, slot: Slot, link: LinkId, reason: &str) {
         if self.is_current(slot, link) {
-            self.lose(now, slot, reason);
+            self.link_lost(now, slot, reason);
             self.pump(now);
         }
     }
@@ -202,15 +231,15 @@ impl Core {
         if !self.is_current(slot, link) {
             return;
         }
-        let Some(purpose) = self.peer_mut(slot).answered(now, seq) else {
+        let Some(Asked { purpose, sent }) = self.peer_mut(slot).answered(now, seq) else {
             self.lose(now, slot, "it answered what wasn't asked");
             return self.pump(now);
         };
-        if let Reply::Refused(Refusal::StaleGeneration { seen }) = reply {
-            let who = &self.peer(slot).id;
-            let reason = format!("replica {who} serves a newer engine ({})", seen.generation);
-            return self.end(End::Fenced(reason));
+        if let Reply::Refused(refusal @ Refusal::StaleGeneration { .. }) = &reply {
+            return self.end(End::Fenced(self.fenced_by(slot, refusal)));
         }
+        self.renew_lease(now, slot, &purpose, sent, &reply);
+        self.measure(slot, &purpose, now.saturating_duration_since(sent), &reply);
         self.dispatch(now, slot, purpose, reply);
         self.pump(now);
     }
@@ -236,9 +265,16 @@ impl Core {
             let late = peer.owes_answer() && now >= peer.progress_at + self.config.replica_timeout;
             if late && !self.is_last_live(slot) {
                 let seconds = self.config.replica_timeout.as_secs();
-                self.lose(now, slot, &format!("no answer for {seconds} s"));
+                let reason = format!("no answer for {seconds} s");
+                // The open has a deadline of its own for who is silent.
+                let absence =
+                    if self.is_open() { Absence::Gone } else { Absence::Brief { since: now } };
+                self.lose_as(now, slot, absence, &reason);
             }
         }
+        self.ask_whether_alive(now);
+        self.drop_too_slow(now);
+        self.hedge_reads(now);
         self.retry_full_disks(now);
         self.pump(now);
     }
@@ -259,7 +295,20 @@ impl Core {
             Phase::Opening(opening) => opening.deadline(),
             _ => None,
         };
-        peers.chain(opening).chain(self.next_disk_retry()).min()
+        peers
+            .chain(opening)
+            .chain(self.next_disk_retry())
+            .chain(self.settle.retry_at())
+            .chain(self.hedges.due())
+            .chain(self.next_grace())
+            .chain(self.next_pace_check())
+            .chain(self.next_alive_check())
+            .min()
+    }
+
+    /// Whether [`poll_timeout`](Self::poll_timeout) may say something earlier than before.
+    pub fn take_sooner(&mut self) -> bool {
+        std::mem::take(&mut self.is_sooner)
     }
 
     /// Asks for a clean end: what is in flight is finished, then all is flushed.
@@ -313,6 +362,8 @@ impl Core {
         self.drive_rebuild(now);
         self.drive_chain_work(now);
         self.drive_flushes(now);
+        self.drive_failed(now);
+        self.drive_leases(now);
         self.drive_closing(now);
     }
 
@@ -347,7 +398,7 @@ impl Core {
             Purpose::RefreshChain => self.chain_refreshed(now, slot, reply),
             Purpose::Join(layer) => self.joined(now, slot, layer, reply),
             Purpose::Ping(round) => self.pinged(now, slot, round, reply),
-            Purpose::Verified => {
+            Purpose::Verified | Purpose::Lease | Purpose::Alive => {
                 self.expect_done(now, slot, reply);
             }
             Purpose::Bye => self.said_goodbye(slot),
@@ -403,6 +454,9 @@ impl Core {
     }
 
     pub(super) fn lose_for(&mut self, now: Instant, slot: Slot, reply: &Reply<()>) {
+        if matches!(reply, Reply::Refused(Refusal::Failed { .. })) {
+            self.peer_mut(slot).failed = true;
+        }
         let reason = match reply {
             Reply::Refused(refusal) => refusal.to_string(),
             other => format!("it answered {other:?}, which doesn't fit the request"),
@@ -504,12 +558,5 @@ impl Core {
     pub(super) fn new_fence(&mut self, generation: Generation) -> Fence {
         self.next_session += 1;
         Fence { generation, session: Session(self.next_session) }
-    }
-
-    /// Takes turns among `readers`, which isn't empty.
-    pub(super) fn next_reader(&mut self, readers: Slots) -> Slot {
-        self.next_reader = self.next_reader.wrapping_add(1);
-        let nth = self.next_reader % readers.len();
-        readers.iter().nth(nth).expect("taken modulo the length")
     }
 }

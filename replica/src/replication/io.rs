@@ -25,7 +25,8 @@ pub(super) struct Io {
     /// Who must confirm before the answer.
     pub(super) needs: Slots,
     /// Sent to, not yet answered: the range stays locked for these too, since a replica that is
-    /// being rebuilt must not see two overlapping writes at once either.
+    /// being rebuilt must not see two overlapping writes at once either, and one that is slow to
+    /// read must not see a write meanwhile.
     pub(super) unconfirmed: Slots,
     pub(super) confirmed: Slots,
     /// Replicas whose disk is full, and when they are asked again.
@@ -48,6 +49,8 @@ pub(super) enum Stage {
         from: Option<Slot>,
         failed: Slots,
     },
+    /// The data of a read is there; it is told when the members' leases hold.
+    Leasing,
     Writing,
     Flushing,
     Answered,
@@ -207,9 +210,13 @@ impl Core {
                 }
             }
             match io.stage {
-                Stage::Reading { from: Some(from), failed } if from == slot => {
-                    io.stage = Stage::Reading { from: None, failed };
-                    self.send_read(now, id);
+                Stage::Reading { from: Some(from), failed } => {
+                    io.unconfirmed.remove(slot);
+                    if from == slot {
+                        let from = io.unconfirmed.iter().next();
+                        io.stage = Stage::Reading { from, failed };
+                        self.send_read(now, id);
+                    }
                 }
                 Stage::Filling { mut missing, failed } => {
                     for (_, from) in missing.iter_mut().flatten() {
@@ -218,7 +225,9 @@ impl Core {
                     io.stage = Stage::Filling { missing, failed };
                     self.send_edges(now, id);
                 }
-                Stage::Writing | Stage::Answered if io.unconfirmed.contains(slot) => {
+                Stage::Writing | Stage::Answered | Stage::Leasing
+                    if io.unconfirmed.contains(slot) =>
+                {
                     io.unconfirmed.remove(slot);
                     if mutation::is_on(Mutation::AcknowledgeBeforeRemoval) {
                         io.needs.remove(slot);
@@ -226,7 +235,7 @@ impl Core {
                         continue;
                     }
                     if io.answered && io.unconfirmed.is_empty() {
-                        self.writes_in_flight -= 1;
+                        self.writes_in_flight -= usize::from(io.is_write());
                         self.retire_if_done(now, id);
                     }
                 }

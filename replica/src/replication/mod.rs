@@ -21,11 +21,15 @@
 mod action;
 mod chain_work;
 mod core;
+mod failed;
 mod flush;
+mod hedge;
 mod io;
+mod lease;
 mod locks;
 mod membership;
 mod opening;
+mod pace;
 mod peer;
 mod read;
 mod rebuild;

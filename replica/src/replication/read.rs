@@ -13,7 +13,8 @@ use crate::types::{BlockIndex, BlockRange};
 
 impl Core {
     pub(super) fn send_read(&mut self, now: Instant, id: IoId) {
-        let (Stage::Reading { failed, .. }, Some(range)) = (self.io(id).stage, self.io(id).range())
+        let (Stage::Reading { from: None, failed }, Some(range)) =
+            (self.io(id).stage, self.io(id).range())
         else {
             return;
         };
@@ -25,8 +26,19 @@ impl Core {
             }
             return; // else a member that is away may have it
         }
-        let from = self.next_reader(readers);
+        let from = self.pick_reader(now, readers);
         self.io(id).stage = Stage::Reading { from: Some(from), failed };
+        self.ask_for(now, id, range, from);
+        self.renew_short_leases(now, Some(from));
+        if readers.len() > 1 {
+            let after = self.peer(from).pace.hedge_after();
+            self.is_sooner |= self.hedges.add(now + after, id);
+        }
+    }
+
+    /// Asks one member for what is read. Until it answers the range stays locked.
+    pub(super) fn ask_for(&mut self, now: Instant, id: IoId, range: BlockRange, from: Slot) {
+        self.io(id).unconfirmed.insert(from);
         let into = Some(Destination::Read(id));
         let request = match self.io(id).operation {
             Operation::Map { .. } => Request::Map { range },
@@ -36,17 +48,23 @@ impl Core {
     }
 
     pub(super) fn read_answered(&mut self, now: Instant, slot: Slot, id: IoId, reply: Reply<()>) {
-        if !self.ios.contains_key(&id) {
-            return;
-        }
-        match (reply, self.io(id).stage) {
-            (Reply::Data(()), _) => self.complete(id, Ok(())),
+        let Some(io) = self.ios.get_mut(&id) else { return };
+        io.unconfirmed.remove(slot);
+        let other = io.unconfirmed.iter().next();
+        match (reply, io.stage) {
+            (Reply::Data(()), Stage::Reading { .. }) => self.tell_read(now, id),
             (reply, Stage::Reading { mut failed, .. }) if is_unreadable(&reply) => {
                 failed.insert(slot);
-                self.io(id).stage = Stage::Reading { from: None, failed };
+                io.stage = Stage::Reading { from: other, failed };
                 self.send_read(now, id);
             }
-            (reply, _) => self.lose_for(now, slot, &reply),
+            // Another copy came first; this one counts no more.
+            (Reply::Data(()), _) => self.retire_if_done(now, id),
+            (reply, _) if is_unreadable(&reply) => self.retire_if_done(now, id),
+            (reply, _) => {
+                self.retire_if_done(now, id);
+                self.lose_for(now, slot, &reply);
+            }
         }
     }
 
@@ -66,7 +84,7 @@ impl Core {
         }
         for (block, from) in missing.iter_mut().flatten() {
             if from.is_none() {
-                let reader = self.next_reader(readers);
+                let reader = self.pick_reader(now, readers);
                 *from = Some(reader);
                 let range = BlockRange::new(*block, 1);
                 let into = Some(Destination::Edge(id, *block));

@@ -18,8 +18,9 @@ use super::action::{Action, Destination, IoId, Payload, TransferId};
 use super::core::Core;
 use super::peer::Purpose;
 use super::slots::{Slot, Slots};
+use super::write::FULL_DISK_RETRY;
 use crate::chain::index::{BlockSum, Blocks};
-use crate::message::{RegionSums, Reply, Request};
+use crate::message::{Refusal, RegionSums, Reply, Request};
 use crate::types::{BLOCKS_PER_REGION, BlockRange, REGION_BYTES, Region};
 
 /// Regions that are compared at once.
@@ -34,6 +35,8 @@ pub(super) struct Settle {
     demanded: VecDeque<Region>,
     running: BTreeMap<Region, Step>,
     waiting: Vec<(IoId, BlockRange)>,
+    /// A disk has no room for a copy and its owner is needed: until then nothing is begun.
+    full: Option<(Slot, Instant)>,
 }
 
 #[derive(Debug)]
@@ -81,6 +84,19 @@ impl Settle {
         true
     }
 
+    /// The request has been answered with an error.
+    pub(super) fn forget(&mut self, io: IoId) {
+        self.waiting.retain(|(waiting, _)| *waiting != io);
+    }
+
+    pub(super) fn retry_at(&self) -> Option<Instant> {
+        self.full.map(|(_, at)| at)
+    }
+
+    pub(super) fn full_disk(&self) -> Option<Slot> {
+        self.full.map(|(slot, _)| slot)
+    }
+
     fn next(&mut self) -> Option<Region> {
         while let Some(region) = self.demanded.pop_front() {
             if self.unsettled.contains(&region) && !self.running.contains_key(&region) {
@@ -96,7 +112,8 @@ impl Core {
         if self.settle.is_done() || !self.is_open() || !self.is_steady() {
             return;
         }
-        while self.settle.running.len() < WINDOW {
+        self.settle.full.take_if(|(_, at)| now >= *at);
+        while self.settle.full.is_none() && self.settle.running.len() < WINDOW {
             let Some(region) = self.settle.next() else { break };
             let step = Step {
                 waiting: Slots::NONE,
@@ -194,6 +211,17 @@ impl Core {
         region: Region,
         reply: Reply<()>,
     ) {
+        // Rule 21: while two others remain the full one leaves; else settling waits for room.
+        let others = self.live().without([slot].into_iter().collect());
+        if reply == Reply::Refused(Refusal::NoSpace) && others.len() < 2 {
+            self.settle.full = Some((slot, now + FULL_DISK_RETRY));
+            self.is_sooner = true;
+            if let Some(step) = self.settle.running.get_mut(&region) {
+                step.abandoned = true;
+            }
+            self.settle_answer(slot, region);
+            return;
+        }
         let Reply::Digest(_) = reply else { return self.lose_for(now, slot, &reply) };
         let Some(step) = self.settle_answer(slot, region) else { return };
         if step.waiting.is_empty() {

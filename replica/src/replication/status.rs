@@ -76,10 +76,17 @@ impl Core {
         let full = (!full.is_empty()).then(|| {
             format!("writes wait for room on the disk of {}; free some space", full.join(", "))
         });
-        [self.opening_waits_for(), self.membership_waits_for(), self.chain_waits_for(), full]
-            .into_iter()
-            .flatten()
-            .collect()
+        [
+            self.failed_waits_for(),
+            self.opening_waits_for(),
+            self.membership_waits_for(),
+            self.lease_waits_for(),
+            self.chain_waits_for(),
+            full,
+        ]
+        .into_iter()
+        .flatten()
+        .collect()
     }
 }
 

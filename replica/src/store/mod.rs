@@ -54,6 +54,7 @@ pub use storage::{Storage, StorageFile};
 use tokio::sync::Mutex;
 pub use verify::VerifyReport;
 
+use crate::arbiter::InstanceId;
 pub use crate::chain::index::{BlockSum, Blocks, ZERO_BLOCK_SUM};
 use crate::chain::{Chain, ChainError, ChainInfo};
 use crate::mutation::{self, Mutation};
@@ -202,6 +203,19 @@ impl<S: Storage> Store<S> {
         };
         let done = self.meta.update(change).await;
         self.or_fail("make the fence durable", done).await
+    }
+
+    /// To whom a read lease was lent that hasn't been given back.
+    pub fn lessee(&self) -> Option<InstanceId> {
+        self.meta.get().lessee.clone()
+    }
+
+    /// Durable when it returns.
+    pub async fn set_lessee(&self, lessee: Option<InstanceId>) -> Result<(), StoreError> {
+        self.check_usable()?;
+        let change = |meta: &ReplicaMeta| ReplicaMeta { lessee, ..meta.clone() };
+        let done = self.meta.update(change).await;
+        self.or_fail("make the lessee durable", done).await
     }
 
     /// Durable when it returns. Becoming a member renews the witness; becoming ready ends the
