@@ -78,6 +78,7 @@ impl Stage {
                 engine: Some(EngineGrant { node: "n".into(), instance }),
                 attach_epoch: 0,
                 in_sync: slots.into_iter().map(member).collect(),
+                salvaged: None,
             },
             links: BTreeMap::new(),
             asked: VecDeque::new(),
