@@ -8,10 +8,27 @@
 pub enum Mutation {
     /// Rule 5: a write is acknowledged before the arbiter has removed who lacks it.
     AcknowledgeBeforeRemoval,
+    /// Rebuild: what only the target wrote isn't looked at.
+    RebuildIgnoresTargetsMarks,
+    /// Rebuild: what was written since the present generation, not since the target left.
+    DeltaFromWrongBase,
+    /// Rule 11: the head is copied while it is written.
+    RebuildWithoutLock,
+    /// Promote, step 2: acknowledgements don't need the target before it is recorded.
+    PromoteWithoutNeeding,
+    /// Promote, step 3: the target is recorded before what it has is durable.
+    PromoteWithoutFlush,
 }
 
 impl Mutation {
-    pub const ALL: &[Self] = &[Self::AcknowledgeBeforeRemoval];
+    pub const ALL: &[Self] = &[
+        Self::AcknowledgeBeforeRemoval,
+        Self::RebuildIgnoresTargetsMarks,
+        Self::DeltaFromWrongBase,
+        Self::RebuildWithoutLock,
+        Self::PromoteWithoutNeeding,
+        Self::PromoteWithoutFlush,
+    ];
 }
 
 #[cfg(feature = "mutations")]

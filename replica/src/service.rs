@@ -70,8 +70,14 @@ pub(crate) async fn carry_out<S: Storage>(
         Request::AdoptChain(chain) => {
             replica.adopts();
             done(store.set_membership(membership(replica, ReplicaState::Rebuilding)).await)?;
-            done(store.adopt_chain(&chain).await)
+            let adopted = store.adopt_chain(&chain).await.map_err(|error| refusal(&error))?;
+            Ok(Reply::Adopted(Box::new(adopted)))
         }
+        Request::Stamps { after } => {
+            let stamped = store.regions_since(after).map_err(|error| refusal(&error))?;
+            Ok(Reply::Occupied(stamped.into_iter().map(|(region, _)| region).collect()))
+        }
+        Request::Mark { regions } => done(store.mark_regions(&regions, generation).await),
         Request::Ready { generation: _ } => {
             done(store.flush().await)?;
             done(store.set_membership(membership(replica, ReplicaState::Ready)).await)

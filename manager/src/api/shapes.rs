@@ -41,7 +41,12 @@ pub(super) fn volume() -> VolumeView {
     let mut rebuilt = replica("r2", Mode::WriteOnly, false);
     rebuilt.reason = Some("it was away".into());
     rebuilt.rebuild =
-        Some(Progress { done_bytes: 1 << 20, total_bytes: 1 << 30, bytes_per_second: 1 << 20 });
+        Some(Progress {
+            done_bytes: 1 << 20,
+            total_bytes: 1 << 30,
+            bytes_per_second: 1 << 20,
+            ..Progress::default()
+        });
     VolumeView {
         name: "v1".parse().unwrap(),
         uid: "0123456789abcdef0123456789abcdef".into(),

@@ -253,10 +253,15 @@ fn named_parent(chain: &ChainInfo, layer: &LayerInfo) -> Option<String> {
 
 fn progress(peer: &PeerStatus) -> Option<Progress> {
     let rebuild = peer.rebuild?;
-    let elapsed_ms = rebuild.started.elapsed().as_millis().max(1) as u64;
+    let left = rebuild.total_bytes.saturating_sub(rebuild.done_bytes);
+    let rate = rebuild.bytes_per_second;
     Some(Progress {
         done_bytes: rebuild.done_bytes,
         total_bytes: rebuild.total_bytes,
-        bytes_per_second: rebuild.done_bytes.saturating_mul(1000) / elapsed_ms,
+        bytes_per_second: rate,
+        moved_bytes: rebuild.moved_bytes,
+        eta_s: (rate > 0).then(|| left.div_ceil(rate)),
+        since: rebuild.since,
+        stage: rebuild.stage,
     })
 }

@@ -60,8 +60,9 @@ impl ChainWork {
         self.current.as_ref().is_some_and(|current| current.stage != Stage::Settling)
     }
 
-    pub(super) fn is_idle(&self) -> bool {
-        self.current.is_none() && self.queue.is_empty() && self.joining.is_empty()
+    /// Nothing runs; something may wait.
+    pub(super) fn is_at_rest(&self) -> bool {
+        self.current.is_none() && self.joining.is_empty()
     }
 }
 
@@ -82,8 +83,10 @@ impl Core {
             return self.drive_joins(now);
         };
         match &current.stage {
-            Stage::Settling if self.settle.is_done() => current.stage = Stage::Draining,
-            Stage::Draining if steady && self.writes_in_flight == 0 => {
+            Stage::Settling if self.settle.is_done() && self.promoting.is_none() => current.stage = Stage::Draining,
+            Stage::Draining
+                if steady && self.writes_in_flight == 0 && self.rebuilds.is_at_rest() =>
+            {
                 let waiting = self.writable();
                 self.set_stage_of_chain(Stage::Flushing { waiting });
                 for slot in waiting.iter() {
@@ -113,15 +116,6 @@ impl Core {
         if let Some(current) = &mut self.chain_work.current {
             current.stage = stage;
         }
-    }
-
-    /// A target that has got the chain but not yet begun to take changes would miss one.
-    fn is_mid_adoption(&self) -> bool {
-        self.promoting.is_some()
-            || self
-                .rebuild
-                .as_ref()
-                .is_some_and(|rebuild| !self.peer(rebuild.target).is_write_only())
     }
 
     pub(super) fn chain_flushed(&mut self, now: Instant, slot: Slot, reply: Reply<()>) {
@@ -220,6 +214,7 @@ impl Core {
         let described = |current: &mut Current| current.stage == asked;
         let Some(current) = self.chain_work.current.take_if(described) else { return };
         self.take_chain(*chain);
+        self.rebuilds_follow_chain();
         self.act(Action::JobDone { job: current.id, result: current.result });
         self.schedule_joins();
         self.start_waiting_ios(now);
@@ -280,7 +275,8 @@ impl Core {
     }
 
     fn drive_joins(&mut self, now: Instant) {
-        if self.rebuild.is_some() || !self.is_steady() || !matches!(self.phase, Phase::Serving) {
+        let rebuilds = !self.rebuilds.is_idle() || self.wants_rebuild();
+        if rebuilds || !self.is_steady() || !matches!(self.phase, Phase::Serving) {
             return;
         }
         for slot in self.live().iter() {

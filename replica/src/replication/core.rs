@@ -16,13 +16,13 @@ use super::locks::{LockId, RangeLocks};
 use super::membership::Changing;
 use super::opening::Opening;
 use super::peer::{Peer, PeerState, Purpose};
-use super::rebuild::{LateFetch, Rebuild};
+use super::rebuild::{Rebuilds, StepId};
 use super::settle::Settle;
 use super::slots::{SLOTS_MAX, Slot, Slots};
 use crate::arbiter::{InstanceId, Record, Refused};
 use crate::chain::ChainInfo;
 use crate::message::{Refusal, Reply, Request};
-use crate::types::{Fence, Generation, LayerId, Region, ReplicaId, Session};
+use crate::types::{Fence, Generation, ReplicaId, Session};
 
 /// What one engine process is told at its start.
 #[derive(Clone, Debug)]
@@ -38,6 +38,8 @@ pub struct Config {
     pub replica_timeout: Duration,
     /// Pause before a lost connection is tried again.
     pub reconnect_after: Duration,
+    /// What rebuilds may move, all of them together. `None`: what the frontend leaves them.
+    pub rebuild_bytes_per_second: Option<u64>,
 }
 
 impl Config {
@@ -50,6 +52,7 @@ impl Config {
             open_timeout: Duration::from_secs(10),
             replica_timeout: Duration::from_secs(8),
             reconnect_after: Duration::from_millis(200),
+            rebuild_bytes_per_second: None,
         }
     }
 }
@@ -74,7 +77,7 @@ pub(super) enum Closing {
 #[derive(Clone, Copy, Debug)]
 pub(super) enum LockOwner {
     Io(IoId),
-    Rebuild(LayerId, Region),
+    Rebuild(StepId),
 }
 
 #[derive(Debug)]
@@ -99,8 +102,7 @@ pub struct Core {
     /// Writes wait here while the chain changes.
     pub(super) parked: VecDeque<IoId>,
     pub(super) settle: Settle,
-    pub(super) rebuild: Option<Rebuild>,
-    pub(super) late_fetches: BTreeMap<TransferId, LateFetch>,
+    pub(super) rebuilds: Rebuilds,
     pub(super) chain_work: ChainWork,
     pub(super) chain: ChainInfo,
     actions: VecDeque<Action>,
@@ -110,7 +112,6 @@ pub struct Core {
     next_transfer: u64,
     next_session: u64,
     next_reader: usize,
-    pub(super) rebuilds: u64,
 }
 
 impl Core {
@@ -120,6 +121,7 @@ impl Core {
         let slots = (0..).map(Slot);
         let peers = config.replicas.iter().cloned().zip(slots);
         let peers = peers.map(|(id, slot)| Peer::new(id, slot, now)).collect();
+        let rebuilds = Rebuilds::new(now, config.rebuild_bytes_per_second);
         let mut core = Self {
             phase: Phase::Opening(Opening::new(now + config.open_timeout)),
             config,
@@ -136,8 +138,7 @@ impl Core {
             flushes: Flushes::default(),
             parked: VecDeque::new(),
             settle: Settle::default(),
-            rebuild: None,
-            late_fetches: BTreeMap::new(),
+            rebuilds,
             chain_work: ChainWork::default(),
             chain: ChainInfo::empty(),
             actions: VecDeque::new(),
@@ -147,7 +148,6 @@ impl Core {
             next_transfer: 0,
             next_session: 0,
             next_reader: 0,
-            rebuilds: 0,
         };
         core.act(Action::ReadRecord);
         core
@@ -163,6 +163,7 @@ impl Core {
     pub fn submit(&mut self, now: Instant, operation: Operation) -> IoId {
         let id = IoId(self.next_io);
         self.next_io += 1;
+        self.rebuilds.notice_foreground(now);
         self.ios.insert(id, Io::new(operation));
         match self.phase {
             Phase::Opening(_) | Phase::Serving => self.admit(now, id),
@@ -258,7 +259,8 @@ impl Core {
             Phase::Opening(opening) => opening.deadline(),
             _ => None,
         };
-        peers.chain(opening).chain(self.next_disk_retry()).min()
+        let rebuilds = self.next_rebuild_step();
+        peers.chain(opening).chain(self.next_disk_retry()).chain(rebuilds).min()
     }
 
     /// Asks for a clean end: what is in flight is finished, then all is flushed.
@@ -333,12 +335,9 @@ impl Core {
             Purpose::RebuildOccupied(number, layer) => {
                 self.rebuild_occupied(now, slot, number, layer, reply);
             }
-            Purpose::RebuildFetch(layer, region, transfer) => {
-                self.rebuild_fetched(now, slot, (layer, region), transfer, reply);
-            }
-            Purpose::RebuildCopy(layer, region) => {
-                self.rebuild_copied(now, slot, (layer, region), reply);
-            }
+            Purpose::RebuildStamps(number) => self.rebuild_stamps(now, slot, number, reply),
+            Purpose::RebuildMark => self.rebuild_marked(now, slot, reply),
+            Purpose::RebuildStep(step) => self.rebuild_step_answered(now, slot, step, reply),
             Purpose::Ready => self.rebuild_ready(now, slot, reply),
             Purpose::Equalize(_) => self.equalized(now, slot, reply),
             Purpose::Chain => self.chain_applied(now, slot, reply),

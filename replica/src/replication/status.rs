@@ -1,9 +1,8 @@
 //! The core's state for people.
 
-use std::time::Instant;
-
 use super::core::{Core, Phase};
 use super::peer::PeerState;
+use super::rebuild::RebuildStatus;
 use crate::admin::ReplicaMode;
 use crate::chain::ChainInfo;
 use crate::types::{Generation, ReplicaId};
@@ -27,13 +26,6 @@ pub struct PeerStatus {
     pub rebuild: Option<RebuildStatus>,
 }
 
-#[derive(Clone, Copy, Debug)]
-pub struct RebuildStatus {
-    pub done_bytes: u64,
-    pub total_bytes: u64,
-    pub started: Instant,
-}
-
 impl Core {
     /// The instance that this engine was granted the volume for.
     pub fn instance(&self) -> &crate::arbiter::InstanceId {
@@ -47,17 +39,12 @@ impl Core {
                 PeerState::WriteOnly | PeerState::Live { .. } => ReplicaMode::WriteOnly,
                 _ => ReplicaMode::Error,
             };
-            let rebuild = self.rebuild.as_ref().filter(|rebuild| rebuild.target == peer.slot);
             PeerStatus {
                 replica: peer.id.clone(),
                 wanted: peer.wanted,
                 mode,
                 reason: peer.reason.clone().filter(|_| mode != ReplicaMode::ReadWrite),
-                rebuild: rebuild.map(|rebuild| RebuildStatus {
-                    done_bytes: rebuild.done_bytes,
-                    total_bytes: rebuild.total_bytes,
-                    started: rebuild.started,
-                }),
+                rebuild: self.rebuilds.status(peer.slot),
             }
         });
         CoreStatus {

@@ -6,45 +6,114 @@ use ankole_blockdev::disk::{BLOCK_BYTES, Buffer};
 
 use super::meta::{data_name, index_name};
 use super::open::create_layer;
-use super::pages::{PageFault, WriteBack};
-use super::storage::Storage;
+use super::pages::{self, PageFault, WriteBack};
+use super::storage::{Storage, StorageFile};
 use super::{OpenLayer, ReplicaState, Store, StoreError};
 use crate::chain::index::{BlockSum, Page};
-use crate::chain::{Chain, ChainInfo};
-use crate::types::{BlockIndex, BlockRange, Generation, LayerId, Region};
+use crate::chain::{Chain, ChainInfo, Difference, Layer};
+use crate::message::Adopted;
+use crate::types::{BlockIndex, BlockRange, Generation, LayerId, REGION_BYTES, Region};
 
 const BLOCK: usize = BLOCK_BYTES as usize;
+/// Pages that are looked at, and marks that are made, between two turns of others.
+const SCAN_BATCH: u64 = 1024;
+const MARK_BATCH: usize = 4096;
 
 impl<S: Storage> Store<S> {
-    /// Drops everything and takes over a peer's layers, all empty; [`copy`](Self::copy) fills them.
-    /// Refused for a replica that is in sync, or was and may be the last.
-    pub async fn adopt_chain(&self, info: &ChainInfo) -> Result<(), StoreError> {
+    /// Takes over the members' chain. What this replica holds of it stays, and the answer says
+    /// where that may differ; other layers are empty, and [`copy`](Self::copy) fills them. Layers
+    /// that the members have joined meanwhile are joined here first. Refused for a replica that is
+    /// in sync, or was and may be the last.
+    pub async fn adopt_chain(&self, info: &ChainInfo) -> Result<Adopted, StoreError> {
         self.check_usable()?;
         if matches!(self.state(), ReplicaState::Member | ReplicaState::Ready) {
             let source = std::io::Error::other("it has all data; say first that it is rebuilt");
-            return Err(self.io_error("drop the layers", source));
+            return Err(self.io_error("give up layers", source));
         }
+        let head_is_empty = self.holds_nothing(self.head().id).await?;
+        let adoption = self.chain.get().adoption(info, head_is_empty);
+        if let Some(Ok(prepared)) = adoption.prepared.map(Chain::checked) {
+            self.take_over(prepared).await?;
+            for layer in adoption.joins {
+                // What isn't joined is dropped, and then comes from the members.
+                if let Err(error) = self.join(layer).await {
+                    tracing::warn!(place = self.place(), %error, %layer, "not joined");
+                }
+            }
+        }
+        self.take_over(self.chain.get().adopted(info, &adoption.differences)?).await?;
+        let mut adopted = Adopted::default();
+        for layer in &info.layers {
+            match adoption.differences.get(&layer.id) {
+                Some(Difference::Nowhere) => {}
+                Some(Difference::InTheSet) => adopted.in_the_set.push(layer.id),
+                Some(Difference::Anywhere) | None => adopted.anywhere.push(layer.id),
+            }
+        }
+        Ok(adopted)
+    }
+
+    async fn holds_nothing(&self, layer: LayerId) -> Result<bool, StoreError> {
+        let layer = self.layer(layer)?;
+        for region in (0..layer.size_bytes / REGION_BYTES).map(Region) {
+            let owned = self.pages.look(layer.file, region, Page::owned);
+            // A damaged page held something.
+            if !owned.is_ok_and(|owned| owned.is_empty()) {
+                return Ok(false);
+            }
+            if region.0.is_multiple_of(SCAN_BATCH) {
+                tokio::task::yield_now().await;
+            }
+        }
+        Ok(true)
+    }
+
+    /// Makes `next` the chain, whatever the present one is.
+    async fn take_over(&self, next: Chain) -> Result<(), StoreError> {
         let _one_at_a_time = self.chain_gate.lock().await;
-        let next = self.chain.get().adopting(info)?;
         let room = self.chain.check_room(&next);
         room.map_err(|bytes| StoreError::MetadataTooLarge { layers: next.layers().len(), bytes })?;
-        if let Err(error) = self.make_empty_layers(&next).await {
-            for layer in next.layers() {
+        let head_changes = next.head().id != self.head().id;
+        if head_changes {
+            // As for a snapshot: what stays of the head is sealed, and no flush looks at it again.
+            let unrecovered: Vec<_> = self.unrecovered.borrow().iter().copied().collect();
+            for region in unrecovered {
+                self.recover_region(region).await?;
+            }
+            self.settle_everything().await?;
+        }
+        let kept = self.chain.get();
+        let is_new = |layer: &&Layer| !kept.layers().iter().any(|old| old.file == layer.file);
+        if let Err(error) = self.make_layers(&next, is_new).await {
+            for layer in next.layers().iter().filter(is_new) {
                 let _ = self.storage.remove(&data_name(layer.file));
                 let _ = self.storage.remove(&index_name(layer.file));
             }
-            return Err(self.io_error("make empty layers", error));
+            return Err(self.io_error("make layers", error));
         }
         self.commit(next).await?;
-        self.head_state.fresh.borrow_mut().clear();
-        self.unrecovered.borrow_mut().clear();
+        if head_changes {
+            self.head_state.fresh.borrow_mut().clear();
+        }
         Ok(())
     }
 
-    async fn make_empty_layers(&self, next: &Chain) -> std::io::Result<()> {
+    /// Files of new layers, and room for what has grown or becomes the head again.
+    async fn make_layers(
+        &self,
+        next: &Chain,
+        is_new: impl Fn(&&Layer) -> bool,
+    ) -> std::io::Result<()> {
         self.intent.extend(next.size_bytes()).await?;
         for layer in next.layers() {
             let is_head = layer.id == next.head().id;
+            if !is_new(&layer) {
+                let open = self.layers.borrow().by_id.values().find(|it| it.file == layer.file).cloned();
+                if let Some(open) = open {
+                    self.make_room(&open, layer.size_bytes, is_head).await?;
+                }
+                continue;
+            }
             for name in [data_name(layer.file), index_name(layer.file)] {
                 match self.storage.remove(&name) {
                     Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -56,6 +125,46 @@ impl<S: Storage> Store<S> {
             create_layer(&self.storage, layer.file, layer.size_bytes, is_head).await?;
         }
         self.storage.sync_dir().await
+    }
+
+    async fn make_room(
+        &self,
+        layer: &OpenLayer<S::File>,
+        size_bytes: u64,
+        becomes_head: bool,
+    ) -> std::io::Result<()> {
+        if size_bytes <= layer.size_bytes && !becomes_head {
+            return Ok(());
+        }
+        let index = self.pages.file(layer.file);
+        if becomes_head {
+            index.preallocate(pages::file_bytes(size_bytes))?;
+        } else {
+            index.extend(pages::file_bytes(size_bytes))?;
+        }
+        index.sync().await?;
+        layer.data.file.extend(size_bytes)?;
+        layer.data.file.sync().await
+    }
+
+    /// Marks regions that a rebuild will look at, so that the next one looks at them again if this
+    /// one ends early, and later ones know that they were changed. Durable when it returns.
+    pub async fn mark_regions(
+        &self,
+        regions: &[Region],
+        generation: Generation,
+    ) -> Result<(), StoreError> {
+        self.check_usable()?;
+        let end = self.size_bytes() / REGION_BYTES;
+        if let Some(beyond) = regions.iter().find(|region| region.0 >= end) {
+            let (layer, size_bytes) = (self.head().id, self.size_bytes());
+            return Err(StoreError::OutOfRange { range: beyond.range(), layer, size_bytes });
+        }
+        for batch in regions.chunks(MARK_BATCH) {
+            self.mark(|| batch.iter().copied(), generation, false).await?;
+            tokio::task::yield_now().await;
+        }
+        Ok(())
     }
 
     /// Makes a layer's own blocks of `range` what `blocks` says; the data of those that have some
@@ -90,7 +199,7 @@ impl<S: Storage> Store<S> {
                 let part = offset_bytes + index * BLOCK..offset_bytes + end * BLOCK;
                 layer.data.unsynced.set(true);
                 let done =
-                    super::StorageFile::write(&layer.data.file, at, data.clone(), part).await;
+                    StorageFile::write(&layer.data.file, at, data.clone(), part).await;
                 done.map_err(|error| self.io_error("copy blocks", error))?;
             }
             index = end + 1;
@@ -136,7 +245,7 @@ impl<S: Storage> Store<S> {
         self.mark(|| range.regions(), generation, false).await?;
         layer.data.unsynced.set(true);
         let at = block.offset_bytes();
-        let done = super::StorageFile::write(&layer.data.file, at, data, 0..BLOCK).await;
+        let done = StorageFile::write(&layer.data.file, at, data, 0..BLOCK).await;
         done.map_err(|error| self.io_error("repair a block", error))?;
         let changed = self.pages.change(layer.file, region, |page| {
             let _same_presence = page.set_data(slot, crc, true);
