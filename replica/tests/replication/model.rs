@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ankole_replica::chain::index::{BlockSum, Blocks};
 use ankole_replica::chain::{ChainChange, ChainInfo, ChainOp, LayerInfo, Seal};
-use ankole_replica::message::{Refusal, RegionSums, Reply, Request, Welcome};
+use ankole_replica::message::{Adopted, Refusal, RegionSums, Reply, Request, Welcome};
 use ankole_replica::replication::Payload;
 use ankole_replica::types::{
     BLOCKS_PER_REGION, BlockRange, ChainOpId, Fence, Generation, Incarnation, LayerId, Region,
@@ -70,6 +70,11 @@ pub struct Replica {
     pub synced: Option<Generation>,
     witness: bool,
     marks: BTreeMap<Region, Generation>,
+    /// Of marks, also of those that are cleared.
+    stamps: BTreeMap<Region, Generation>,
+    /// Layers that a rebuild hasn't made whole.
+    filling: BTreeSet<LayerId>,
+    rebuilding: bool,
     layers: BTreeMap<LayerId, BTreeMap<u64, Block>>,
     /// What the disk still holds of blocks that changed since the last flush.
     unflushed: BTreeMap<(LayerId, u64), Option<Block>>,
@@ -96,6 +101,9 @@ impl Replica {
             synced: None,
             witness: true,
             marks: BTreeMap::new(),
+            stamps: BTreeMap::new(),
+            filling: BTreeSet::new(),
+            rebuilding: false,
             layers: BTreeMap::from([(head, BTreeMap::new())]),
             unflushed: BTreeMap::new(),
             unverified: BTreeSet::new(),
@@ -197,13 +205,15 @@ impl Replica {
             // From here on it holds what is acknowledged, whatever it had lost before.
             Request::Ready { .. } => {
                 self.unflushed.clear();
-                self.witness = true;
+                self.filling.clear();
+                (self.witness, self.rebuilding, self.lost_writes) = (true, false, false);
                 Reply::Done
             }
             Request::Advance(advance) => {
                 if self.synced.is_none_or(|synced| synced < advance.generation) {
                     self.synced = Some(advance.generation);
                     self.marks.values_mut().for_each(|stamp| *stamp = advance.generation);
+                    self.stamps.extend(self.marks.iter().map(|(region, stamp)| (*region, *stamp)));
                 }
                 self.witness = true;
                 Reply::Done
@@ -235,14 +245,13 @@ impl Replica {
             Request::Chain(op) => self.change_chain(op),
             Request::DescribeChain => Reply::Chain(Box::new(self.chain.clone())),
             Request::Join { layer } => self.join(*layer),
-            Request::AdoptChain(chain) => {
-                self.layers = chain.layers.iter().map(|it| (it.id, BTreeMap::new())).collect();
-                self.chain = (**chain).clone();
-                self.unflushed.clear();
-                self.unverified.clear();
-                self.marks.clear();
-                self.bad.clear();
-                self.lost_writes = false;
+            Request::AdoptChain(chain) => self.adopt(chain),
+            Request::Stamps { after } => {
+                let newer = self.stamps.iter().filter(|(_, stamp)| Some(**stamp) > *after);
+                Reply::Occupied(newer.map(|(region, _)| *region).collect())
+            }
+            Request::Mark { regions } => {
+                regions.iter().for_each(|region| self.mark(*region));
                 Reply::Done
             }
             Request::Ping => Reply::Done,
@@ -258,6 +267,66 @@ impl Replica {
         (reply, Data::new())
     }
 
+    fn mark(&mut self, region: Region) {
+        let greeted = self.fence.expect("somebody was greeted").generation;
+        let stamp = self.synced.map_or(greeted, |synced| synced.max(greeted));
+        self.marks.insert(region, stamp);
+        self.stamps.insert(region, stamp);
+    }
+
+    /// Keeps what it can of its layers, and says where they may differ.
+    fn adopt(&mut self, info: &ChainInfo) -> Reply<()> {
+        self.rebuilding = true;
+        let mine = self.chain.clone();
+        let head_is_empty = self.layers[&mine.head].is_empty();
+        let doubtful = match mine.layer(mine.head) {
+            Some(head) if head_is_empty => head.parent,
+            _ => Some(mine.head),
+        };
+        let mut adopted = Adopted::default();
+        let mut layers = BTreeMap::new();
+        for theirs in &info.layers {
+            let id = theirs.id;
+            let kept = mine.layer(id).filter(|_| !(head_is_empty && id == mine.head));
+            let mut held = kept.map(|_| self.layers[&id].clone()).unwrap_or_default();
+            let mut below = kept.and_then(|layer| layer.parent);
+            let mut joined = false;
+            while let Some(layer) = below.filter(|id| info.layer(*id).is_none()) {
+                joined = true;
+                if id != info.head {
+                    self.layers[&layer].iter().for_each(|(block, old)| {
+                        held.entry(*block).or_insert(*old);
+                    });
+                }
+                below = mine.layer(layer).and_then(|layer| layer.parent);
+            }
+            match kept {
+                Some(layer) if !self.filling.contains(&id) && !joined => {
+                    if Some(id) == doubtful || layer.removed || theirs.removed {
+                        adopted.in_the_set.push(id);
+                        if id != info.head {
+                            self.filling.insert(id);
+                        }
+                    }
+                }
+                _ => {
+                    self.filling.insert(id);
+                    adopted.anywhere.push(id);
+                }
+            }
+            layers.insert(id, held);
+        }
+        if info.head != mine.head {
+            self.unflushed.clear();
+        }
+        self.unflushed.retain(|(layer, _), _| layers.contains_key(layer));
+        self.filling.retain(|layer| layers.contains_key(layer));
+        self.bad.retain(|(layer, _)| layers.contains_key(layer));
+        self.layers = layers;
+        self.chain = info.clone();
+        Reply::Adopted(Box::new(adopted))
+    }
+
     fn with_layer(&self, layer: LayerId, reply: impl FnOnce(&Self) -> Reply<()>) -> Reply<()> {
         if self.layers.contains_key(&layer) { reply(self) } else { no_layer() }
     }
@@ -269,10 +338,9 @@ impl Replica {
         }
         let fails = self.fail_writes > 0;
         self.fail_writes -= u32::from(fails);
-        let stamp = self.fence.expect("somebody was greeted").generation;
         let reach = if fails { data.len() / 2 } else { data.len() };
         for &(block, new) in &data[..reach] {
-            self.marks.insert(Region(block / BLOCKS_PER_REGION), stamp);
+            self.mark(Region(block / BLOCKS_PER_REGION));
             let held = self.layers.get_mut(&layer).expect("checked by the caller");
             let old = match new {
                 Some(new) => held.insert(block, new),
@@ -333,6 +401,9 @@ impl Replica {
         match &op.change {
             ChainChange::Snapshot { seal, new_head } => {
                 seal_of(&mut chain, head).seal = Some(seal.clone());
+                if self.rebuilding {
+                    self.filling.insert(head);
+                }
                 chain.layers.push(layer(*new_head, Some(head), size_bytes));
                 chain.head = *new_head;
             }

@@ -269,6 +269,8 @@ impl Core {
 
     /// `slot` is gone, as target, source, or whatever it was.
     pub(super) fn rebuild_lost(&mut self, now: Instant, slot: Slot, reason: &str) {
+        // First, since a lock that is let go below may wake a step that would ask it.
+        let held_up = self.rebuilds.expect_no_more_of(slot);
         let targets: Vec<Slot> = self.rebuilds.by_target.keys().copied().collect();
         for target in targets {
             let Some(rebuild) = self.rebuilds.by_target.get_mut(&target) else { continue };
@@ -282,7 +284,9 @@ impl Core {
                 self.lose(now, target, &reason);
             }
         }
-        self.steps_lost(now, slot);
+        for step in held_up {
+            self.go_on(now, step);
+        }
     }
 
     /// The target is no part of anything any more; what is under way for it runs out.

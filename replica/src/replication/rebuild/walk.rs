@@ -17,7 +17,7 @@ use super::super::core::{Core, LockOwner};
 use super::super::locks::{LockId, LockMode};
 use super::super::peer::Purpose;
 use super::super::slots::{Slot, Slots};
-use super::{Rebuild, Stage};
+use super::{Rebuild, Rebuilds, Stage};
 use crate::chain::index::{BlockSum, Blocks};
 use crate::message::{Refusal, RegionSums, Reply, Request};
 use crate::mutation::{self, Mutation};
@@ -217,7 +217,7 @@ impl Core {
     }
 
     /// All who were asked have answered, or will not any more.
-    fn go_on(&mut self, now: Instant, id: StepId) {
+    pub(super) fn go_on(&mut self, now: Instant, id: StepId) {
         let Some(step) = self.rebuilds.steps.get_mut(&id) else { return };
         if !step.waiting.is_empty() {
             return;
@@ -355,19 +355,22 @@ impl Core {
         }
     }
 
-    /// Nothing comes from `slot` any more: another member takes its place.
-    pub(super) fn steps_lost(&mut self, now: Instant, slot: Slot) {
-        let ids: Vec<StepId> = self.rebuilds.steps.keys().copied().collect();
-        for id in ids {
-            let Some(step) = self.rebuilds.steps.get_mut(&id) else { continue };
+}
+
+impl Rebuilds {
+    /// Nothing comes from `slot` any more. Returns the steps that waited for it.
+    pub(super) fn expect_no_more_of(&mut self, slot: Slot) -> Vec<StepId> {
+        let mut held_up = Vec::new();
+        for (id, step) in &mut self.steps {
             if slot == step.source {
                 step.failed.insert(slot);
             }
             if step.waiting.contains(slot) {
                 step.waiting.remove(slot);
-                self.go_on(now, id);
+                held_up.push(*id);
             }
         }
+        held_up
     }
 }
 
