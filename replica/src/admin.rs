@@ -99,6 +99,9 @@ pub struct ReplicaStatus {
     /// Why it isn't in sync, in words.
     pub reason: Option<String>,
     pub rebuild: Option<Progress>,
+    /// The last one that ended since the engine started, complete or not.
+    #[serde(default)]
+    pub last_rebuild: Option<Progress>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -127,11 +130,11 @@ pub struct Progress {
     #[serde(default)]
     pub moved_bytes: u64,
     /// At the present rate; none while nothing moves.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub eta_s: Option<u64>,
     /// The replica was last in sync then, and only what was written since is looked at. None:
     /// everything is, since it never was in sync.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub since: Option<Generation>,
     #[serde(default)]
     pub stage: RebuildStage,

@@ -245,9 +245,7 @@ pub fn encode_request(seq: u64, request: &Request<Rc<Payload>>) -> Frame {
             let subject = after.map_or(0, |generation| generation.0.get());
             bare(Header { subject, ..header(kind::STAMPS) })
         }
-        Request::Mark { regions } => {
-            Frame::new(header(kind::MARK), &pack_regions(regions), None)
-        }
+        Request::Mark { regions } => Frame::new(header(kind::MARK), &pack_regions(regions), None),
         Request::Ping => bare(header(kind::PING)),
         Request::Bye => bare(header(kind::BYE)),
     }
@@ -303,9 +301,7 @@ pub fn decode_request(
             let generation = header.subject.try_into().map_err(|_| body.wrong("generation 0"))?;
             Request::Ready { generation: Generation(generation) }
         }
-        kind::STAMPS => {
-            Request::Stamps { after: header.subject.try_into().ok().map(Generation) }
-        }
+        kind::STAMPS => Request::Stamps { after: header.subject.try_into().ok().map(Generation) },
         kind::MARK => Request::Mark { regions: unpack_regions(body.meta) },
         kind::PING => Request::Ping,
         kind::BYE => Request::Bye,

@@ -16,7 +16,7 @@ use crate::admin::{
 };
 use crate::chain::{ChainInfo, LAYERS_MAX, LayerInfo, Seal};
 use crate::listen::Address;
-use crate::replication::{Job, PeerStatus};
+use crate::replication::{Job, RebuildStatus};
 use crate::types::{LayerId, ReplicaId, VOLUME_BYTES_MAX, VOLUME_UNIT_BYTES};
 
 /// Longest request, in bytes.
@@ -190,7 +190,8 @@ impl Engine {
             address: state.addresses.get(&peer.replica).map(Address::to_string).unwrap_or_default(),
             mode: peer.mode,
             reason: peer.reason.clone(),
-            rebuild: progress(peer),
+            rebuild: peer.rebuild.map(progress),
+            last_rebuild: peer.last_rebuild.map(progress),
         });
         EngineStatus {
             volume: self.0.volume.clone(),
@@ -251,11 +252,10 @@ fn named_parent(chain: &ChainInfo, layer: &LayerInfo) -> Option<String> {
     None
 }
 
-fn progress(peer: &PeerStatus) -> Option<Progress> {
-    let rebuild = peer.rebuild?;
+fn progress(rebuild: RebuildStatus) -> Progress {
     let left = rebuild.total_bytes.saturating_sub(rebuild.done_bytes);
     let rate = rebuild.bytes_per_second;
-    Some(Progress {
+    Progress {
         done_bytes: rebuild.done_bytes,
         total_bytes: rebuild.total_bytes,
         bytes_per_second: rate,
@@ -263,5 +263,5 @@ fn progress(peer: &PeerStatus) -> Option<Progress> {
         eta_s: (rate > 0).then(|| left.div_ceil(rate)),
         since: rebuild.since,
         stage: rebuild.stage,
-    })
+    }
 }

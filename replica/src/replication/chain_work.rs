@@ -83,7 +83,9 @@ impl Core {
             return self.drive_joins(now);
         };
         match &current.stage {
-            Stage::Settling if self.settle.is_done() && self.promoting.is_none() => current.stage = Stage::Draining,
+            Stage::Settling if self.settle.is_done() && self.promoting.is_none() => {
+                current.stage = Stage::Draining
+            }
             Stage::Draining
                 if steady && self.writes_in_flight == 0 && self.rebuilds.is_at_rest() =>
             {

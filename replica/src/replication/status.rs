@@ -24,6 +24,8 @@ pub struct PeerStatus {
     pub mode: ReplicaMode,
     pub reason: Option<String>,
     pub rebuild: Option<RebuildStatus>,
+    /// The last one that ended, complete or not.
+    pub last_rebuild: Option<RebuildStatus>,
 }
 
 impl Core {
@@ -45,6 +47,7 @@ impl Core {
                 mode,
                 reason: peer.reason.clone().filter(|_| mode != ReplicaMode::ReadWrite),
                 rebuild: self.rebuilds.status(peer.slot),
+                last_rebuild: self.rebuilds.last_status(peer.slot),
             }
         });
         CoreStatus {

@@ -7,17 +7,22 @@ use ankole_blockdev::disk::{BLOCK_BYTES, Buffer};
 use super::meta::{data_name, index_name};
 use super::open::create_layer;
 use super::pages::{self, PageFault, WriteBack};
+use super::query::block_at;
 use super::storage::{Storage, StorageFile};
-use super::{OpenLayer, ReplicaState, Store, StoreError};
-use crate::chain::index::{BlockSum, Page};
+use super::{OpenLayer, ReadError, ReplicaState, Store, StoreError, View};
+use crate::chain::index::{BlockSum, Blocks, Page};
 use crate::chain::{Chain, ChainInfo, Difference, Layer};
 use crate::message::Adopted;
-use crate::types::{BlockIndex, BlockRange, Generation, LayerId, REGION_BYTES, Region};
+use crate::types::{
+    BLOCKS_PER_REGION, BlockIndex, BlockRange, Generation, LayerId, REGION_BYTES, Region,
+};
 
 const BLOCK: usize = BLOCK_BYTES as usize;
 /// Pages that are looked at, and marks that are made, between two turns of others.
 const SCAN_BATCH: u64 = 1024;
 const MARK_BATCH: usize = 4096;
+/// A span is read as one if at least one block of so many is wanted.
+const SPAN_FACTOR: usize = 4;
 
 impl<S: Storage> Store<S> {
     /// Takes over the members' chain. What this replica holds of it stays, and the answer says
@@ -108,7 +113,8 @@ impl<S: Storage> Store<S> {
         for layer in next.layers() {
             let is_head = layer.id == next.head().id;
             if !is_new(&layer) {
-                let open = self.layers.borrow().by_id.values().find(|it| it.file == layer.file).cloned();
+                let open =
+                    self.layers.borrow().by_id.values().find(|it| it.file == layer.file).cloned();
                 if let Some(open) = open {
                     self.make_room(&open, layer.size_bytes, is_head).await?;
                 }
@@ -167,52 +173,99 @@ impl<S: Storage> Store<S> {
         Ok(())
     }
 
-    /// Makes a layer's own blocks of `range` what `blocks` says; the data of those that have some
-    /// lies at the block's place in `data`, which starts at `offset_bytes`. The layer is the head
-    /// or one that is being filled.
+    /// The data blocks `wanted` that a layer itself has of a region, packed in ascending order, and
+    /// each checked. Nobody writes there meanwhile.
+    pub async fn read_packed(
+        &self,
+        layer: LayerId,
+        region: Region,
+        wanted: Blocks,
+    ) -> Result<Buffer, ReadError> {
+        let open = self.layer(layer)?;
+        let sums: Vec<u32> = {
+            let look = |page: &Page| wanted.slots().map(|slot| page.sum(slot)).collect();
+            let looked = self.pages.look(open.file, region, look);
+            looked.map_err(|fault| self.page_error(open.file, region, fault))?
+        };
+        let mut runs = wanted.runs();
+        let packed = match (runs.next(), runs.next()) {
+            (None, _) => return Ok(Buffer::zeroed(0)),
+            (Some(run), None) => read_run(&open, region, run).await,
+            _ => read_scattered(&open, region, wanted).await,
+        };
+        if let Ok(packed) = packed
+            && packed
+                .chunks_exact(BLOCK)
+                .zip(&sums)
+                .all(|(block, sum)| crc32c::crc32c(block) == *sum)
+        {
+            return Ok(packed);
+        }
+        // Something is wrong: the way on which it is found out which block that is.
+        let mut packed = Buffer::zeroed(wanted.count() as usize * BLOCK);
+        let mut filled = 0;
+        for run in wanted.runs() {
+            let range = BlockRange::new(block_at(region, run.start), run.len() as u64);
+            let into = Buffer::zeroed(run.len() * BLOCK);
+            let (done, data) = self.read(View::Own(layer), range, into).await;
+            done?;
+            packed[filled..filled + data.len()].copy_from_slice(&data);
+            filled += data.len();
+        }
+        Ok(packed)
+    }
+
+    /// Makes a layer's own `blocks` of a region what `sums` says, one for each; the data of those
+    /// that have some lies packed in `data`. The layer is the head or one that is being filled.
     pub async fn copy(
         &self,
         layer: LayerId,
-        range: BlockRange,
-        blocks: &[BlockSum],
+        region: Region,
+        blocks: Blocks,
+        sums: &[BlockSum],
         data: Rc<Buffer>,
-        offset_bytes: usize,
         generation: Generation,
     ) -> Result<(), StoreError> {
-        assert_eq!(blocks.len() as u64, range.count, "one description per block");
+        assert_eq!(sums.len() as u64, blocks.count(), "one description per block");
         self.check_usable()?;
         let layer = self.layer(layer)?;
-        self.check_range(&layer, range)?;
+        self.check_range(&layer, region.range())?;
         let is_head = Rc::ptr_eq(&layer, &self.head());
         if !is_head && !layer.filling {
             let source = std::io::Error::other(format!("{} is sealed", layer.id));
             return Err(self.io_error("copy into a layer", source));
         }
-        self.recover_all(range).await?;
-        self.mark(|| range.regions(), generation, false).await?;
-        let mut index = 0;
-        while index < blocks.len() {
-            let is_data = |at: &usize| matches!(blocks[*at], BlockSum::Data { .. });
-            let end = (index..blocks.len()).find(|at| !is_data(at)).unwrap_or(blocks.len());
-            if end > index {
-                let at = BlockIndex(range.first.0 + index as u64).offset_bytes();
-                let part = offset_bytes + index * BLOCK..offset_bytes + end * BLOCK;
-                layer.data.unsynced.set(true);
-                let done =
-                    StorageFile::write(&layer.data.file, at, data.clone(), part).await;
-                done.map_err(|error| self.io_error("copy blocks", error))?;
-            }
-            index = end + 1;
+        self.recover_all(region.range()).await?;
+        self.mark(|| std::iter::once(region), generation, false).await?;
+        let mut with_data = Blocks::NONE;
+        for (slot, sum) in blocks.slots().zip(sums) {
+            with_data.put(slot, matches!(sum, BlockSum::Data { .. }));
         }
-        let put = |page: &mut Page, slot: usize, index: usize| match blocks[index] {
-            BlockSum::Absent => page.set_absent(slot),
-            BlockSum::Zero => page.set_zero(slot),
-            BlockSum::Data { crc, verified } => page.set_data(slot, crc, verified),
+        layer.data.unsynced.set(true);
+        let mut packed = 0;
+        let writes = with_data.runs().map(|run| {
+            let part = packed..packed + run.len() * BLOCK;
+            packed = part.end;
+            let at = block_at(region, run.start).offset_bytes();
+            layer.data.file.write(at, data.clone(), part)
+        });
+        for done in futures_util::future::join_all(writes).await {
+            done.map_err(|error| self.io_error("copy blocks", error))?;
+        }
+        let mut described = [None; BLOCKS_PER_REGION as usize];
+        for (slot, sum) in blocks.slots().zip(sums) {
+            described[slot] = Some(*sum);
+        }
+        let put = |page: &mut Page, slot: usize, index: usize| match described[index] {
+            None => false,
+            Some(BlockSum::Absent) => page.set_absent(slot),
+            Some(BlockSum::Zero) => page.set_zero(slot),
+            Some(BlockSum::Data { crc, verified }) => page.set_data(slot, crc, verified),
         };
         let recorded = if is_head {
-            self.record(&layer, range, put)
+            self.record(&layer, region.range(), put)
         } else {
-            self.record_filling(&layer, range, put)
+            self.record_filling(&layer, region.range(), put)
         };
         self.or_fail_page(&layer, recorded).await
     }
@@ -289,4 +342,42 @@ impl<S: Storage> Store<S> {
         let filled = self.chain.get().filled();
         if filled != *self.chain.get() { self.commit(filled).await } else { Ok(()) }
     }
+}
+
+async fn read_run<F: StorageFile>(
+    layer: &OpenLayer<F>,
+    region: Region,
+    run: std::ops::Range<usize>,
+) -> std::io::Result<Buffer> {
+    let at = block_at(region, run.start).offset_bytes();
+    let (done, data) = layer.data.file.read(at, Buffer::zeroed(run.len() * BLOCK)).await;
+    done.map(|()| data)
+}
+
+/// Many small pieces cost more than the gaps between them: those are read along, if they are small.
+async fn read_scattered<F: StorageFile>(
+    layer: &OpenLayer<F>,
+    region: Region,
+    wanted: Blocks,
+) -> std::io::Result<Buffer> {
+    let mut packed = Buffer::zeroed(wanted.count() as usize * BLOCK);
+    let slots: Vec<usize> = wanted.slots().collect();
+    let span = slots[0]..slots[slots.len() - 1] + 1;
+    let mut filled = 0;
+    if slots.len() * SPAN_FACTOR >= span.len() {
+        let data = read_run(layer, region, span.clone()).await?;
+        for run in wanted.runs() {
+            let part = (run.start - span.start) * BLOCK..(run.end - span.start) * BLOCK;
+            packed[filled..filled + part.len()].copy_from_slice(&data[part.clone()]);
+            filled += part.len();
+        }
+        return Ok(packed);
+    }
+    let runs = wanted.runs().map(|run| read_run(layer, region, run));
+    for data in futures_util::future::join_all(runs).await {
+        let data = data?;
+        packed[filled..filled + data.len()].copy_from_slice(&data);
+        filled += data.len();
+    }
+    Ok(packed)
 }

@@ -236,10 +236,7 @@ mod tests {
 
     #[test]
     fn after_a_revert_the_old_head_is_dropped() {
-        let theirs = after(
-            &three(),
-            ChainChange::Revert { to: LayerId(1), new_head: LayerId(4) },
-        );
+        let theirs = after(&three(), ChainChange::Revert { to: LayerId(1), new_head: LayerId(4) });
         let info = theirs.info(|_| 0);
         let adoption = three().adoption(&info, false);
         assert!(adoption.joins.is_empty());

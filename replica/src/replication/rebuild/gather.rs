@@ -72,12 +72,7 @@ impl Core {
         self.send(now, target, Purpose::RebuildAdopt, request, None);
     }
 
-    pub(in super::super) fn rebuild_adopted(
-        &mut self,
-        now: Instant,
-        slot: Slot,
-        reply: Reply<()>,
-    ) {
+    pub(in super::super) fn rebuild_adopted(&mut self, now: Instant, slot: Slot, reply: Reply<()>) {
         let Reply::Adopted(adopted) = reply else { return self.lose_for(now, slot, &reply) };
         let before = self.ios.keys().copied().collect();
         let Some(rebuild) = self.rebuilds.by_target.get_mut(&slot) else { return };

@@ -61,6 +61,8 @@ pub(super) struct Rebuilds {
     next_step: u64,
     pace: Pace,
     started: u64,
+    /// What the last one of each replica came to.
+    ended: BTreeMap<Slot, RebuildStatus>,
 }
 
 #[derive(Debug)]
@@ -87,10 +89,18 @@ pub(super) struct Rebuild {
 
 #[derive(Debug)]
 enum Stage {
-    Describing { waiting: Slots, chains: BTreeMap<Slot, ChainInfo> },
-    Adopting { chain: ChainInfo },
+    Describing {
+        waiting: Slots,
+        chains: BTreeMap<Slot, ChainInfo>,
+    },
+    Adopting {
+        chain: ChainInfo,
+    },
     /// Writes that were sent before the target took any.
-    Draining { before: BTreeSet<IoId>, adopted: Adopted },
+    Draining {
+        before: BTreeSet<IoId>,
+        adopted: Adopted,
+    },
     Gathering(gather::Gathering),
     Marking,
     Copying,
@@ -98,7 +108,9 @@ enum Stage {
     /// them, and a flush that was answered before covers them.
     CatchingUp,
     MakingReady,
-    Adding { asked: bool },
+    Adding {
+        asked: bool,
+    },
 }
 
 /// For people.
@@ -124,6 +136,7 @@ impl Rebuilds {
             next_step: 0,
             pace: Pace::new(now, limit),
             started: 0,
+            ended: BTreeMap::new(),
         }
     }
 
@@ -139,6 +152,18 @@ impl Rebuilds {
     /// The frontend has asked for something: it goes first.
     pub(super) fn notice_foreground(&mut self, now: Instant) {
         self.pace.notice_foreground(now);
+    }
+
+    fn forget(&mut self, target: Slot) {
+        if let Some(status) = self.status(target) {
+            self.ended.insert(target, status);
+        }
+        self.by_target.remove(&target);
+    }
+
+    /// What the last rebuild of a replica came to, complete or not.
+    pub(super) fn last_status(&self, target: Slot) -> Option<RebuildStatus> {
+        self.ended.get(&target).copied()
     }
 
     pub(super) fn status(&self, target: Slot) -> Option<RebuildStatus> {
@@ -291,7 +316,7 @@ impl Core {
 
     /// The target is no part of anything any more; what is under way for it runs out.
     fn end_rebuild(&mut self, now: Instant, target: Slot) {
-        self.rebuilds.by_target.remove(&target);
+        self.rebuilds.forget(target);
         self.abandon_steps(now, target);
         if self.promoting != Some(target) {
             return;

@@ -21,8 +21,7 @@ impl Core {
     pub(super) fn rebuild_catches_up(&mut self, now: Instant, target: Slot) {
         let busy = self.rebuilds.steps.values().any(|step| step.target == target);
         let Some(rebuild) = self.rebuilds.by_target.get_mut(&target) else { return };
-        let copied =
-            matches!(rebuild.stage, Stage::Copying) && rebuild.regions.is_empty() && !busy;
+        let copied = matches!(rebuild.stage, Stage::Copying) && rebuild.regions.is_empty() && !busy;
         if !copied || self.promoting.is_some() {
             return;
         }
@@ -86,7 +85,7 @@ impl Core {
                 let advanced = Generation::FIRST; // below the present one
                 self.peer_mut(slot).state = PeerState::Live { advanced };
             }
-            self.rebuilds.by_target.remove(&slot);
+            self.rebuilds.forget(slot);
             self.schedule_joins();
         }
         recorded

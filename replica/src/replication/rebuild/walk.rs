@@ -79,7 +79,8 @@ impl Core {
         while std::mem::take(&mut began) {
             for target in &targets {
                 let rebuild = self.rebuilds.by_target.get(target);
-                let wants = |it: &Rebuild| matches!(it.stage, Stage::Copying) && !it.regions.is_empty();
+                let wants =
+                    |it: &Rebuild| matches!(it.stage, Stage::Copying) && !it.regions.is_empty();
                 let running = self.rebuilds.steps.len();
                 if rebuild.is_some_and(wants) && self.rebuilds.pace.admits(now, running) {
                     began |= self.begin_step(now, *target);
@@ -354,7 +355,6 @@ impl Core {
             self.go_on(now, id);
         }
     }
-
 }
 
 impl Rebuilds {
