@@ -12,6 +12,7 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use super::super::slots::{Slot, Slots};
+use crate::types::REGION_BYTES;
 
 /// Regions on their way at once: bounds memory, and what foreground I/O may have to wait behind.
 const WINDOW: usize = 16;
@@ -91,17 +92,27 @@ impl Pace {
         self.refused_until
     }
 
+    /// A region begins; until it is known what it takes, all of it is paid for.
     pub(super) fn began(&mut self) {
         self.resume_at = None;
+        self.paid_until += self.price(REGION_BYTES);
     }
 
+    /// It was compared, so that what it takes is known.
+    pub(super) fn compared(&mut self) {
+        let refund = self.price(REGION_BYTES);
+        self.paid_until = self.paid_until.checked_sub(refund).unwrap_or(self.paid_until);
+    }
+
+    /// What a region takes is known when it has been compared.
     pub(super) fn moves(&mut self, bytes: u64) {
-        if let Some(limit) = self.limit {
-            self.paid_until += Duration::from_nanos(
-                u64::try_from(u128::from(bytes) * 1_000_000_000 / u128::from(limit))
-                    .unwrap_or(u64::MAX / 2),
-            );
-        }
+        self.paid_until += self.price(bytes);
+    }
+
+    fn price(&self, bytes: u64) -> Duration {
+        let Some(limit) = self.limit else { return Duration::ZERO };
+        let nanos = u128::from(bytes) * 1_000_000_000 / u128::from(limit);
+        Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
     }
 
     pub(super) fn ended(&mut self, now: Instant, took: Duration) {
@@ -169,6 +180,7 @@ mod tests {
             }
             if pace.admits(now, 0) {
                 pace.began();
+                pace.compared();
                 pace.moves(MIB);
                 now += takes;
                 if busy {
@@ -209,6 +221,7 @@ mod tests {
         let mut pace = Pace::new(start, Some(MIB));
         pace.notice_foreground(start);
         pace.began();
+        pace.compared();
         pace.moves(8 * MIB);
         pace.ended(start, Duration::from_secs(3600));
         let mut now = start;

@@ -46,6 +46,8 @@ pub(super) struct Step {
     /// Who has yet to answer.
     waiting: Slots,
     transfer: Option<TransferId>,
+    /// What the transfer carries.
+    data_bytes: u64,
     attempts: u8,
     /// Its rebuild has ended; it only waits for answers.
     abandoned: bool,
@@ -142,6 +144,7 @@ impl Core {
             why: None,
             waiting: Slots::NONE,
             transfer: None,
+            data_bytes: 0,
             attempts: 0,
             abandoned: false,
         };
@@ -251,6 +254,9 @@ impl Core {
         let transfer = self.new_transfer();
         let Some(step) = self.rebuilds.steps.get_mut(&id) else { return };
         let (source, target, layer, region) = (step.source, step.target, step.layer, step.region);
+        if step.attempts == 0 {
+            self.rebuilds.pace.compared();
+        }
         if differing.blocks.is_empty() {
             if certain {
                 // With a member's agreement a sum that was taken from the data may be trusted.
@@ -262,11 +268,9 @@ impl Core {
         step.attempts += 1;
         step.phase = Phase::Fetching;
         step.transfer = Some(transfer);
+        step.data_bytes = differing.data_bytes;
         step.waiting.insert(source);
         self.rebuilds.pace.moves(differing.data_bytes);
-        if let Some(rebuild) = self.rebuilds.by_target.get_mut(&target) {
-            rebuild.moved_bytes += differing.data_bytes;
-        }
         let request = Request::Fetch { layer, region, blocks: differing.blocks };
         let into = Some(Destination::Transfer(transfer));
         self.send(now, source, Purpose::RebuildStep(id), request, into);
@@ -279,6 +283,9 @@ impl Core {
             self.act(Action::RetireTransfer { transfer });
         }
         let Some(step) = self.rebuilds.steps.get(&id) else { return };
+        if let Some(rebuild) = self.rebuilds.by_target.get_mut(&step.target) {
+            rebuild.moved_bytes += step.data_bytes;
+        }
         if alike {
             self.step_done(now, id);
         } else if step.attempts < ATTEMPTS_MAX {
