@@ -145,7 +145,7 @@ impl Engine {
         self.run_job(Job::Expand { size_bytes }).await.map_err(failed)
     }
 
-    fn set_replicas(&self, replicas: Vec<ReplicaAddress>) -> Done {
+    pub fn set_replicas(&self, replicas: Vec<ReplicaAddress>) -> Done {
         let mut addresses = BTreeMap::new();
         for ReplicaAddress { replica, address } in replicas {
             let parsed: Address = address

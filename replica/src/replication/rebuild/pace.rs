@@ -16,8 +16,8 @@ use crate::types::REGION_BYTES;
 
 /// Regions on their way at once: bounds memory, and what foreground I/O may have to wait behind.
 const WINDOW: usize = 16;
-/// The frontend counts as in use for so long after its last request.
-const IN_USE_FOR: Duration = Duration::from_millis(5);
+/// The frontend counts as in use for so long after a request.
+const IN_USE_FOR: Duration = Duration::from_millis(20);
 const PAUSE_FACTOR: u32 = 2;
 const PAUSE_MAX: Duration = Duration::from_millis(200);
 /// What the bucket holds, as time: a pause doesn't save up for more than that.

@@ -73,6 +73,9 @@ impl Core {
         if self.chain_work.parks_writes() {
             return self.put_back_locking(now);
         }
+        if !self.ios.is_empty() {
+            self.rebuilds.notice_foreground(now); // one that takes long is still in use
+        }
         let targets: Vec<Slot> = self.rebuilds.by_target.keys().copied().collect();
         for target in &targets {
             self.rebuild_catches_up(now, *target);
