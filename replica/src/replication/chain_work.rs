@@ -13,6 +13,7 @@ use std::time::Instant;
 
 use super::action::{Action, End, Job, JobId};
 use super::core::{Closing, Core, Phase};
+use super::io::Io;
 use super::peer::{FlushFor, Purpose};
 use super::slots::{Slot, Slots};
 use crate::chain::{ChainChange, ChainInfo, ChainOp};
@@ -56,7 +57,17 @@ enum Stage {
 }
 
 impl ChainWork {
-    pub(super) fn parks_writes(&self) -> bool {
+    /// Whether a request has to wait for the change. A revert changes what is read, and not on all
+    /// members at once.
+    pub(super) fn parks(&self, io: &Io) -> bool {
+        self.current.as_ref().is_some_and(|current| {
+            let reverts = matches!(current.job, Job::Revert { .. });
+            current.stage != Stage::Settling && (io.is_write() || reverts)
+        })
+    }
+
+    /// From here on until it is reported, nothing else may touch the layers.
+    pub(super) fn is_cutting(&self) -> bool {
         self.current.as_ref().is_some_and(|current| current.stage != Stage::Settling)
     }
 
@@ -82,13 +93,14 @@ impl Core {
         let Some(current) = &mut self.chain_work.current else {
             return self.drive_joins(now);
         };
+        let reverts = matches!(current.job, Job::Revert { .. });
+        let is_read = |io: &Io| !io.answered && !io.is_write() && io.is_admitted();
+        let is_drained = self.writes_in_flight == 0 && !(reverts && self.ios.values().any(is_read));
         match &current.stage {
             Stage::Settling if self.settle.is_done() && self.promoting.is_none() => {
-                current.stage = Stage::Draining
+                current.stage = Stage::Draining;
             }
-            Stage::Draining
-                if steady && self.writes_in_flight == 0 && self.rebuilds.is_at_rest() =>
-            {
+            Stage::Draining if steady && is_drained && self.rebuilds.is_at_rest() => {
                 let waiting = self.writable();
                 self.set_stage_of_chain(Stage::Flushing { waiting });
                 for slot in waiting.iter() {

@@ -77,6 +77,11 @@ impl Io {
         }
     }
 
+    /// Whether it is on its way through the range lock.
+    pub(super) fn is_admitted(&self) -> bool {
+        !matches!(self.stage, Stage::Parked | Stage::Flushing)
+    }
+
     pub(super) fn is_write(&self) -> bool {
         matches!(self.operation, Operation::Write { .. } | Operation::Zero { .. })
     }
@@ -91,12 +96,12 @@ impl Core {
 
     pub(super) fn admit(&mut self, now: Instant, id: IoId) {
         let serving = self.is_open();
-        let parks = self.chain_work.parks_writes();
+        let parks = self.chain_work.parks(&self.ios[&id]);
         let io = self.io(id);
         if io.operation == Operation::Flush {
             io.stage = Stage::Flushing;
             self.flushes.next.push(id);
-        } else if !serving || (parks && io.is_write()) {
+        } else if !serving || parks {
             io.stage = Stage::Parked;
             self.parked.push_back(id);
         } else {

@@ -70,7 +70,7 @@ impl Core {
         if self.rebuilds.is_idle() {
             return;
         }
-        if self.chain_work.parks_writes() {
+        if self.chain_work.is_cutting() {
             return self.put_back_locking(now);
         }
         if !self.ios.is_empty() {
