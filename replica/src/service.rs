@@ -7,6 +7,7 @@ use ankole_blockdev::disk::Buffer;
 use crate::chain::ChainChange;
 use crate::chain::index::{BlockSum, Blocks};
 use crate::message::{Refusal, RegionSums, Reply, Request};
+use crate::mutation::{self, Mutation};
 use crate::payload::{BlockData, Patch, Payload, Run};
 use crate::server::{Replica, refusal};
 use crate::store::{Membership, ReadError, ReplicaState, Storage, StoreError, View};
@@ -30,6 +31,13 @@ pub(crate) async fn carry_out<S: Storage>(
         Request::Write { range, forced, payload } => {
             let Payload::Blocks(blocks) = &*payload else { return Err(wrong_payload()) };
             let data = blocks.data.clone();
+            if mutation::is_on(Mutation::ConfirmedTooEarly) {
+                let (replica, sums) = (replica.clone(), blocks.sums.clone());
+                tokio::task::spawn_local(async move {
+                    replica.store.write(range, data, 0, &sums, generation).await
+                });
+                return Ok(Reply::Done);
+            }
             let written = store.write(range, data, 0, &blocks.sums, generation).await;
             done(written)?;
             if forced { done(store.flush().await) } else { Ok(Reply::Done) }

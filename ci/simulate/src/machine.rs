@@ -10,7 +10,9 @@ use ankole_blockdev::disk::{BLOCK_BYTES, Buffer};
 use ankole_replica::server::{Clock, Replica};
 use ankole_replica::store::crash::{Call, Disk, Pace, Random, Trouble};
 use ankole_replica::store::{Identity, ReplicaState, Store, StoreOptions, View};
-use ankole_replica::types::{BlockIndex, BlockRange, Incarnation, LayerId, ReplicaId};
+use ankole_replica::types::{
+    BlockIndex, BlockRange, Fence, Generation, Incarnation, LayerId, ReplicaId,
+};
 
 use crate::schedule::Schedule;
 use crate::tasks::{Tasks, at_once};
@@ -34,6 +36,13 @@ pub struct Machine<W> {
     pub lossy: bool,
     /// The same when it was greeted last.
     pub greeted_lossy: bool,
+    /// What it has promised: the highest fence that it welcomed, the newest set that it took note of.
+    pub welcomed: Option<Fence>,
+    pub synced: Option<Generation>,
+    /// A sector whose content was changed behind the replica's back, and the bit.
+    pub rotten: Option<([u8; SECTOR_BYTES as usize], usize)>,
+    /// It is about to fail for good, or its directory was made anew.
+    pub doomed: bool,
     pace: Rc<DiskPace<W>>,
     clock: Clock,
 }
@@ -86,6 +95,10 @@ impl<W: 'static> Machine<W> {
             hung_until: 0,
             lossy: false,
             greeted_lossy: false,
+            welcomed: None,
+            synced: None,
+            rotten: None,
+            doomed: false,
             pace: Rc::new(pace),
             clock,
         };
@@ -101,6 +114,7 @@ impl<W: 'static> Machine<W> {
         self.disk.set_pace(self.pace.clone());
         self.incarnation = incarnation;
         (self.lossy, self.greeted_lossy) = (false, false);
+        (self.welcomed, self.synced, self.rotten) = (None, None, None);
         let identity = Identity { volume: "v".into(), replica: self.id.clone(), incarnation };
         let disk = self.disk.clone();
         let format = Store::format(disk.clone(), identity, size_bytes, LayerId(1));
@@ -117,6 +131,9 @@ impl<W: 'static> Machine<W> {
             return;
         }
         let store = open(&self.disk);
+        assert!(store.fence() >= self.welcomed, "{} has forgotten whom it welcomed (I4)", self.id);
+        let synced = store.membership().synced_gen;
+        assert!(synced >= self.synced, "{} has forgotten that it was in sync (I4)", self.id);
         let replica = Replica::new(store, self.clock.clone());
         self.process = Some(Process { tasks: Tasks::new(), replica });
         self.started = tick;
@@ -147,6 +164,32 @@ impl<W: 'static> Machine<W> {
         self.look(|store| store.failure().is_some() || store.state() == ReplicaState::Failed)
     }
 
+    /// What the replica would have after a power cut, now.
+    pub fn look_after_power_cut<T>(&self, seed: u64, look: impl FnOnce(&Store<Disk>) -> T) -> T {
+        let copy = self.disk.after_power_cut(seed);
+        let store = open(&copy);
+        copy.observe(|| look(&store))
+    }
+
+    /// One bit of a file flips. `false`: there is nothing in it.
+    pub fn rot(&mut self, file: &str, nth: u64, bit: usize) -> bool {
+        let sectors = self.disk.sectors_of(file);
+        if sectors.is_empty() || self.rotten.is_some() {
+            return false;
+        }
+        let sector = sectors[(nth % sectors.len() as u64) as usize];
+        let rotten = self.disk.rot(file, sector, bit);
+        self.rotten = rotten.map(|bytes| (bytes, bit));
+        rotten.is_some()
+    }
+
+    /// What has rotted, and was neither written nor repaired since, is as it was.
+    pub fn undo_rot(&mut self) {
+        if let Some((bytes, bit)) = self.rotten.take() {
+            self.disk.undo_rot(&bytes, bit);
+        }
+    }
+
     /// Looks at what the replica has, without its noticing.
     pub fn look<T>(&self, look: impl FnOnce(&Store<Disk>) -> T) -> T {
         if let Some(process) = &self.process {
@@ -164,13 +207,17 @@ fn open(disk: &Disk) -> Store<Disk> {
     opened.unwrap_or_else(|error| panic!("a directory can't be opened after a crash: {error}"))
 }
 
-/// What `view` shows of a block; `None` if it can't be told now.
+/// What `view` shows of a block; `None` if it can't be told now, or not at all.
 pub fn shown(store: &Store<Disk>, view: View, block: u64) -> Option<Block> {
+    look_at(store, view, block)?.ok()
+}
+
+/// The same with the reason why the block is bad.
+pub fn look_at(store: &Store<Disk>, view: View, block: u64) -> Option<Result<Block, String>> {
     let range = BlockRange::new(BlockIndex(block), 1);
     let buffer = Buffer::zeroed(BLOCK_BYTES as usize);
     let (read, buffer) = at_once(store.read(view, range, buffer))?;
-    read.ok()?;
-    Some(numbers(&buffer))
+    Some(read.map(|_| numbers(&buffer)).map_err(|error| error.to_string()))
 }
 
 /// The numbers with which the sectors of one block are filled.

@@ -81,8 +81,12 @@ pub struct World {
     schedule: Rc<Schedule<World>>,
     /// Numbers events: the time of the history, without ties.
     tick: u64,
+    /// Counts what engines do: two things of one event have different numbers.
+    steps: u64,
     pub trace: u64,
     pub verbose: bool,
+    /// Looks at everything after every event: slow, but finds the moment.
+    pub pedantic: bool,
     pub tally: Tally,
     machines: Vec<Machine<World>>,
     /// What replicas have answered and the network hasn't taken yet.
@@ -147,8 +151,10 @@ impl World {
             base: Instant::now(),
             schedule,
             tick: 0,
+            steps: 0,
             trace: seed,
             verbose: false,
+            pedantic: false,
             tally: Tally::default(),
             next_incarnation: machines.len() as u128,
             wanted: (0..machines.len()).collect(),
@@ -208,6 +214,9 @@ impl World {
             }
         }
         self.run_machines();
+        if self.pedantic {
+            self.check_snapshots();
+        }
     }
 
     fn note(&mut self, what: &str, with: u64) {
@@ -231,10 +240,12 @@ impl World {
         self.make_peace();
         let heard = self.now_us() + 1000 * MS; // by then the newest faults have been noticed
         while self.now_us() < heard {
+            self.replace_failed();
             self.step();
         }
         let limit = self.now_us() + 60_000 * MS;
         while !self.is_whole() {
+            self.replace_failed();
             let newest = &self.engines[&self.newest];
             assert!(self.now_us() < limit, "never whole again: {:?}", newest.core);
             self.step();
@@ -248,6 +259,8 @@ impl World {
         for machine in &mut self.machines {
             machine.trouble(|trouble| *trouble = Default::default());
             machine.disk.heal();
+            machine.undo_rot();
+            machine.doomed &= machine.has_failed();
             machine.hung_until = 0;
             machine.be_slow_until(0);
             machine.start(self.tick);

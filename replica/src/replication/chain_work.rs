@@ -18,6 +18,7 @@ use super::peer::{FlushFor, Purpose};
 use super::slots::{Slot, Slots};
 use crate::chain::{ChainChange, ChainInfo, ChainOp};
 use crate::message::{Refusal, Reply, Request};
+use crate::mutation::{self, Mutation};
 use crate::types::{ChainOpId, LayerId};
 
 #[derive(Debug, Default)]
@@ -96,8 +97,10 @@ impl Core {
         let reverts = matches!(current.job, Job::Revert { .. });
         let is_read = |io: &Io| !io.answered && !io.is_write() && io.is_admitted();
         let is_drained = self.writes_in_flight == 0 && !(reverts && self.ios.values().any(is_read));
+        let is_drained = is_drained || mutation::is_on(Mutation::SnapshotUndrained);
+        let is_settled = self.settle.is_done() || mutation::is_on(Mutation::SnapshotUnsettled);
         match &current.stage {
-            Stage::Settling if self.settle.is_done() && self.promoting.is_none() => {
+            Stage::Settling if is_settled && self.promoting.is_none() => {
                 current.stage = Stage::Draining;
             }
             Stage::Draining if steady && is_drained && self.rebuilds.is_at_rest() => {
@@ -348,7 +351,7 @@ impl Core {
             }
             Closing::Flushing(waiting) if waiting.is_empty() => {
                 // With unsettled regions left the marks must stay, for the next engine.
-                if !self.settle.is_done() {
+                if !self.settle.is_done() && !mutation::is_on(Mutation::ClearUnsettled) {
                     return self.end(End::Detached);
                 }
                 let waiting = self.live();

@@ -193,22 +193,25 @@ impl Disk {
         }
     }
 
-    /// Flips a bit of a sector that was written, in every version that there is. `false`: there is
-    /// no such sector.
-    pub fn rot(&self, name: &str, sector: u64, bit: usize) -> bool {
+    /// Flips a bit of a sector, in every version that there is, and returns what it became. `None`:
+    /// it was never written.
+    pub fn rot(&self, name: &str, sector: u64, bit: usize) -> Option<[u8; SECTOR]> {
         let state = self.state.borrow();
-        let Some(file) = state.names.get(name) else { return false };
-        let flip = |bytes: &mut Sector| Rc::make_mut(bytes)[bit / 8] ^= 1 << (bit % 8);
-        let mut sectors = file.sectors.borrow_mut();
-        let Some(shown) = sectors.get_mut(&sector) else { return false };
-        flip(shown);
-        if let Some(durable) = file.durable.borrow_mut().get_mut(&sector) {
-            flip(durable);
+        let file = state.names.get(name)?;
+        let shown = **file.sectors.borrow().get(&sector)?;
+        let mut rotten = shown;
+        rotten[bit / 8] ^= 1 << (bit % 8);
+        file.replace(&shown, &rotten, Some(sector));
+        Some(rotten)
+    }
+
+    /// Wherever a sector is still what [`rot`](Self::rot) made of it, it is as before.
+    pub fn undo_rot(&self, rotten: &[u8; SECTOR], bit: usize) {
+        let mut sound = *rotten;
+        sound[bit / 8] ^= 1 << (bit % 8);
+        for file in self.state.borrow().names.values() {
+            file.replace(rotten, &sound, None);
         }
-        for (_, version) in file.unsynced.borrow_mut().get_mut(&sector).into_iter().flatten() {
-            flip(version);
-        }
-        true
     }
 
     /// All sectors can be read again.
@@ -496,6 +499,21 @@ impl File {
             let bytes = sector.map_or(&ZEROES, |sector| &**sector);
             into[at..at + length].copy_from_slice(&bytes[within..within + length]);
             at += length;
+        }
+    }
+
+    /// In all versions that are `old`, of one sector or of all.
+    fn replace(&self, old: &[u8; SECTOR], new: &[u8; SECTOR], only: Option<u64>) {
+        let new = Rc::new(*new);
+        let put = |number: u64, sector: &mut Sector| {
+            if **sector == *old && only.is_none_or(|only| only == number) {
+                *sector = new.clone();
+            }
+        };
+        self.sectors.borrow_mut().iter_mut().for_each(|(number, sector)| put(*number, sector));
+        self.durable.borrow_mut().iter_mut().for_each(|(number, sector)| put(*number, sector));
+        for (number, versions) in self.unsynced.borrow_mut().iter_mut() {
+            versions.iter_mut().for_each(|(_, sector)| put(*number, sector));
         }
     }
 

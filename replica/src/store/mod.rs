@@ -39,8 +39,10 @@ mod verify;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::rc::Rc;
 
+use ankole_blockdev::disk::Buffer;
 pub use error::{BadBlock, BlockProblem, ReadError, StoreError};
 pub use io::ReadReport;
 pub use join::JoinProgress;
@@ -52,6 +54,7 @@ pub use verify::VerifyReport;
 
 pub use crate::chain::index::{BlockSum, Blocks, ZERO_BLOCK_SUM};
 use crate::chain::{Chain, ChainError, ChainInfo};
+use crate::mutation::{self, Mutation};
 use crate::types::{Fence, Generation, LayerId, Region};
 use intent::{Intent, IntentError};
 use meta::{ReplicaMeta, Witness};
@@ -128,6 +131,20 @@ struct DataFile<F> {
     unsynced: Cell<bool>,
 }
 
+impl<F: StorageFile> DataFile<F> {
+    /// A sync that begins while this runs promises nothing about it: it is unsynced at the end.
+    async fn write(
+        &self,
+        offset_bytes: u64,
+        from: Rc<Buffer>,
+        part: Range<usize>,
+    ) -> std::io::Result<()> {
+        let done = self.file.write(offset_bytes, from, part).await;
+        self.unsynced.set(true);
+        done
+    }
+}
+
 impl<S: Storage> Store<S> {
     pub fn identity(&self) -> Identity {
         self.meta.get().identity.clone()
@@ -158,7 +175,7 @@ impl<S: Storage> Store<S> {
     /// Nothing that was acknowledged can have been lost: the machine has run without a break
     /// since this replica became a member, or nothing was unflushed.
     pub fn continuous(&self) -> bool {
-        self.continuous.get()
+        self.continuous.get() || mutation::is_on(Mutation::SuspectIsContinuous)
     }
 
     /// Why the store failed for good, if it did.
@@ -280,6 +297,19 @@ impl<S: Storage> Store<S> {
         match done {
             Ok(value) => Ok(value),
             Err(error) => Err(self.fail(format!("{doing}: {error}")).await),
+        }
+    }
+
+    /// For the index of layers that aren't the head: its space isn't reserved, and a write for
+    /// which there was no room has changed nothing.
+    async fn or_fail_unless_full<T>(
+        &self,
+        doing: &'static str,
+        done: std::io::Result<T>,
+    ) -> Result<T, StoreError> {
+        match done {
+            Err(error) if error::is_no_space(&error) => Err(self.io_error(doing, error)),
+            other => self.or_fail(doing, other).await,
         }
     }
 

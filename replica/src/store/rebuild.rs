@@ -241,13 +241,12 @@ impl<S: Storage> Store<S> {
         for (slot, sum) in blocks.slots().zip(sums) {
             with_data.put(slot, matches!(sum, BlockSum::Data { .. }));
         }
-        layer.data.unsynced.set(true);
         let mut packed = 0;
         let writes = with_data.runs().map(|run| {
             let part = packed..packed + run.len() * BLOCK;
             packed = part.end;
             let at = block_at(region, run.start).offset_bytes();
-            layer.data.file.write(at, data.clone(), part)
+            layer.data.write(at, data.clone(), part)
         });
         for done in futures_util::future::join_all(writes).await {
             done.map_err(|error| self.io_error("copy blocks", error))?;
@@ -262,7 +261,9 @@ impl<S: Storage> Store<S> {
             Some(BlockSum::Zero) => page.set_zero(slot),
             Some(BlockSum::Data { crc, verified }) => page.set_data(slot, crc, verified),
         };
-        let recorded = if is_head {
+        // A snapshot may have sealed the layer meanwhile: no flush would ever look at it again.
+        let _no_change_of_chain = self.chain_gate.lock().await;
+        let recorded = if layer.id == self.head().id {
             self.record(&layer, region.range(), put)
         } else {
             self.record_filling(&layer, region.range(), put)
@@ -296,9 +297,8 @@ impl<S: Storage> Store<S> {
             }
         }
         self.mark(|| range.regions(), generation, false).await?;
-        layer.data.unsynced.set(true);
         let at = block.offset_bytes();
-        let done = StorageFile::write(&layer.data.file, at, data, 0..BLOCK).await;
+        let done = layer.data.write(at, data, 0..BLOCK).await;
         done.map_err(|error| self.io_error("repair a block", error))?;
         let changed = self.pages.change(layer.file, region, |page| {
             let _same_presence = page.set_data(slot, crc, true);

@@ -3,7 +3,7 @@
 use ankole_replica::store::View;
 
 use super::*;
-use crate::machine::shown;
+use crate::machine::{look_at, shown};
 
 impl World {
     /// Every member that hasn't lost power since has what is acknowledged (I1).
@@ -20,6 +20,7 @@ impl World {
                 self.machines[*at].look(|store| store.membership().synced_gen) >= Some(*generation)
             };
             if survivors.iter().all(durable) {
+                self.check_remembered(*out, &content);
                 continue;
             }
             self.machines[*out].look(|store| {
@@ -48,6 +49,88 @@ impl World {
                     }
                 }
             });
+        }
+    }
+
+    /// I7: what an absent replica lacks is in what a rebuild would bring it.
+    fn check_remembered(&self, out: usize, content: &[(u64, Block)]) {
+        let (synced, own) = self.machines[out].look(|store| {
+            let marked = store.marked_regions().unwrap_or_default();
+            (store.membership().synced_gen, marked.into_iter().map(|it| it.0).collect::<Vec<_>>())
+        });
+        let lacks = |(block, expected): &&(u64, Block)| {
+            let held = |store: &_| shown(store, View::Top, *block);
+            self.machines[out].look(held).is_some_and(|held| held != *expected)
+        };
+        for (block, _) in content.iter().filter(lacks) {
+            let region = BlockIndex(*block).region();
+            let stamped = |at: usize| {
+                let stamped = self.machines[at].look(|store| store.regions_since(synced));
+                stamped.is_ok_and(|regions| regions.iter().any(|it| it.0 == region))
+            };
+            assert!(
+                own.contains(&region) || self.members().into_iter().any(stamped),
+                "nobody remembers that {out} lacks block {block} (I7)"
+            );
+        }
+    }
+
+    /// Now and then: what holds at any time.
+    pub(super) fn inspect(&mut self) {
+        if self.pending.is_some() || self.wants_revert || !self.undecided.is_empty() {
+            return;
+        }
+        let engine = &self.engines[&self.newest];
+        if !engine.alive || !engine.opened {
+            return;
+        }
+        let members = self.members();
+        for at in members.iter().copied() {
+            let seed = self.rng.number();
+            self.check_flushed(at, seed);
+        }
+        self.check_unmarked(&members);
+    }
+
+    /// I2: whatever a power cut takes from a member, what was flushed is left.
+    fn check_flushed(&self, at: usize, seed: u64) {
+        let machine = &self.machines[at];
+        if machine.rotten.is_some() || machine.has_failed() {
+            return;
+        }
+        machine.look_after_power_cut(seed, |store| {
+            for block in TOUCHED {
+                let Some(Ok(left)) = look_at(store, View::Top, block) else { continue };
+                for (sector, number) in (block * SECTORS as u64..).zip(left) {
+                    assert!(
+                        self.history.may_be_left(sector, number),
+                        "a power cut of {at} leaves {number} in sector {sector}, \
+                         and a flush was answered since (I2)"
+                    );
+                }
+            }
+        });
+    }
+
+    /// I3: where nothing is marked, all members are alike, and all sums are right.
+    fn check_unmarked(&self, members: &[usize]) {
+        let marked: BTreeSet<_> = members
+            .iter()
+            .flat_map(|at| self.machines[*at].look(|store| store.marked_regions()))
+            .flatten()
+            .map(|(region, _)| region)
+            .collect();
+        for block in TOUCHED.into_iter().filter(|it| !marked.contains(&BlockIndex(*it).region())) {
+            let mut seen: Option<(usize, Block)> = None;
+            for at in members.iter().copied().filter(|at| self.machines[*at].rotten.is_none()) {
+                let looked = self.machines[at].look(|store| look_at(store, View::Top, block));
+                let Some(held) = looked else { continue };
+                let held = held.unwrap_or_else(|why| panic!("member {at}: {why} (I3)"));
+                if let Some((other, before)) = seen {
+                    assert_eq!(held, before, "{at} and {other} differ in block {block} (I3)");
+                }
+                seen = Some((at, held));
+            }
         }
     }
 

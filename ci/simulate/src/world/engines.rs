@@ -16,6 +16,9 @@ pub(super) struct Engine {
     pub(super) asking: u64,
     pub(super) asks_for_change: bool,
     pub(super) arbiter_cut_until: u64,
+    /// When it lost a replica last, and when it had sent what a replica has answered, in steps.
+    lost: BTreeMap<usize, u64>,
+    pub(super) heard: BTreeMap<usize, u64>,
     timer: Option<u64>,
 }
 
@@ -51,6 +54,8 @@ impl World {
             asking: 0,
             asks_for_change: false,
             arbiter_cut_until: 0,
+            lost: BTreeMap::new(),
+            heard: BTreeMap::new(),
             timer: None,
         };
         self.engines.insert(id, engine);
@@ -116,6 +121,7 @@ impl World {
     }
 
     fn carry_out(&mut self, id: u64, action: Action) {
+        self.steps += 1;
         match action {
             Action::Connect { slot, link } => self.connect(id, slot, link),
             Action::Disconnect { slot, link } => {
@@ -124,6 +130,9 @@ impl World {
                     let reason = &peers[usize::from(slot.0)].reason;
                     format!("engine {id} disconnects {slot:?}: {reason:?}")
                 });
+                let replica = self.engines[&id].slots[usize::from(slot.0)];
+                let steps = self.steps;
+                self.engine(id).lost.insert(replica, steps);
                 self.close(id, slot, link);
             }
             Action::Send { slot, link, seq, request, into } => {
@@ -133,6 +142,9 @@ impl World {
                 if result.is_ok() {
                     self.check_acknowledged(id, io);
                 }
+                let told_off = result == Err(replication::Failure::Shutdown);
+                let engine = &self.engines[&id];
+                assert!(engine.detaching || !told_off, "an engine that was fenced answers (rule 7)");
                 self.engine(id).ops.get_mut(&io).expect("submitted").answered = true;
                 let wait = 5 + self.rng.below(400);
                 self.after(wait, "answer", move |world| world.answer(id, io, result.is_ok()));
@@ -146,7 +158,10 @@ impl World {
                 self.engine(id).transfers.remove(&transfer);
             }
             Action::ReadRecord => self.ask(id, None),
-            Action::Change { expected, change } => self.ask(id, Some((expected, change))),
+            Action::Change { expected, change } => {
+                self.check_survivors(id, &change);
+                self.ask(id, Some((expected, change)));
+            }
             Action::Opened { .. } => self.opened(id),
             Action::JobDone { job, result } => {
                 if self.pending.as_ref().is_some_and(|it| it.id == Some(job) && it.engine == id) {
@@ -161,6 +176,24 @@ impl World {
                 let recover = end != End::Detached && self.rng.percent(80);
                 self.engine_gone(id, recover);
             }
+        }
+    }
+
+    /// I9: whoever stays has answered after the failure of those who leave.
+    fn check_survivors(&self, id: u64, change: &Change) {
+        let engine = &self.engines[&id];
+        let Change::Members { in_sync, .. } = change else { return };
+        let stays = |at: &usize| in_sync.iter().any(|it| it.replica == self.machines[*at].id);
+        if !engine.opened || id != self.newest {
+            return;
+        }
+        let (staying, leaving): (Vec<_>, Vec<_>) = self.members().into_iter().partition(stays);
+        let lost = leaving.iter().filter_map(|at| engine.lost.get(at)).max();
+        for at in staying.iter().filter(|_| !leaving.is_empty()) {
+            assert!(
+                engine.heard.get(at) >= lost,
+                "{leaving:?} are removed, and {at} was not asked since (rule 5, I9)"
+            );
         }
     }
 

@@ -3,6 +3,7 @@
 
 use ankole_replica::server::Conversation;
 use ankole_replica::store::crash::Disk;
+use ankole_replica::types::Fence;
 
 use super::footprint::Footprint;
 use super::*;
@@ -18,6 +19,8 @@ pub(super) struct Link {
     pub(super) broken: bool,
     last_arrival: u64,
     in_flight: BTreeMap<u64, Footprint>,
+    /// When each request was sent, in the world's steps.
+    sent: BTreeMap<u64, u64>,
     conversation: Option<Rc<Conversation<Disk>>>,
 }
 
@@ -25,10 +28,31 @@ pub(super) struct Link {
 pub(super) struct Answered {
     key: u64,
     seq: u64,
-    /// Whether it was asked for everything to be durable and to become fit to be added.
-    is_ready: bool,
+    asked: Asked,
     into: Option<Destination>,
     reply: Reply<Rc<Payload>>,
+}
+
+/// Requests whose answer is a promise that the world remembers.
+#[derive(Clone, Copy)]
+enum Asked {
+    Hello(Fence),
+    Advance(Generation),
+    Ready,
+    Other,
+}
+
+impl Asked {
+    fn by<P>(request: &Request<P>) -> Self {
+        match request {
+            Request::Hello(hello) => {
+                hello.claim.as_ref().map_or(Self::Other, |claim| Self::Hello(claim.fence))
+            }
+            Request::Advance(advance) => Self::Advance(advance.generation),
+            Request::Ready { .. } => Self::Ready,
+            _ => Self::Other,
+        }
+    }
 }
 
 impl World {
@@ -45,6 +69,7 @@ impl World {
             broken: false,
             last_arrival: 0,
             in_flight: BTreeMap::new(),
+            sent: BTreeMap::new(),
             conversation: None,
         };
         self.links.insert(key, new);
@@ -119,8 +144,10 @@ impl World {
         let wait = self.delay(replica);
         let now_us = self.now_us();
         let at = self.links[&key].last_arrival.max(now_us + wait - 1) + 1;
+        let steps = self.steps;
         let link = self.link(key);
         link.last_arrival = at;
+        link.sent.insert(seq, steps);
         if let Some(footprint) = Footprint::of(&request, head) {
             let clash = link.in_flight.values().find(|other| footprint.conflicts_with(**other));
             assert!(clash.is_none(), "{request:?} overlaps {clash:?} at r{replica}");
@@ -159,10 +186,10 @@ impl World {
         };
         let conversation = link.conversation.clone().expect("it was connected");
         let outbox = self.outbox.clone();
-        let is_ready = matches!(request, Request::Ready { .. });
+        let asked = Asked::by(&request);
         process.tasks.spawn(async move {
             let reply = conversation.handle(request).await;
-            outbox.borrow_mut().push(Answered { key, seq, is_ready, into, reply });
+            outbox.borrow_mut().push(Answered { key, seq, asked, into, reply });
         });
     }
 
@@ -185,16 +212,21 @@ impl World {
     }
 
     fn answered(&mut self, answer: Answered) {
-        let Answered { key, seq, is_ready, into, reply } = answer;
+        let Answered { key, seq, asked, into, reply } = answer;
         let replica = self.links[&key].replica;
         let machine = &mut self.machines[replica];
-        match &reply {
-            Reply::Welcome(welcome) => {
+        match (&reply, asked) {
+            (Reply::Welcome(welcome), Asked::Hello(fence)) => {
                 machine.lossy |= !welcome.continuous;
                 machine.greeted_lossy = machine.lossy;
+                let before = machine.welcomed.replace(fence);
+                assert!(before < Some(fence), "r{replica} welcomes an older session (I4)");
+            }
+            (Reply::Done, Asked::Advance(generation)) => {
+                machine.synced = machine.synced.max(Some(generation));
             }
             // It holds what is acknowledged now, whatever it had lost before.
-            Reply::Done if is_ready => (machine.lossy, machine.greeted_lossy) = (false, false),
+            (Reply::Done, Asked::Ready) => (machine.lossy, machine.greeted_lossy) = (false, false),
             _ => {}
         }
         self.note(kind_of(&reply), key ^ seq << 32);
@@ -212,11 +244,14 @@ impl World {
     ) {
         let link = self.link(key);
         link.in_flight.remove(&seq);
-        let (id, slot, number) = (link.engine, link.slot, link.number);
+        let sent = link.sent.remove(&seq).unwrap_or(0);
+        let (id, slot, number, replica) = (link.engine, link.slot, link.number, link.replica);
         if link.closed || link.broken || !self.engine(id).alive {
             return;
         }
         let reply = self.take_data(id, into, reply);
+        let heard = self.engine(id).heard.entry(replica).or_default();
+        *heard = sent.max(*heard);
         self.tell(id, |core, now| core.answered(now, slot, number, seq, reply));
     }
 
@@ -262,16 +297,21 @@ impl World {
         self.log(|| format!("replica {at} stops, power {power}"));
         let seed = self.rng.number();
         self.machines[at].stop(power.then_some(seed));
+        self.cut_off(at);
+        self.after(away_us, "restart", move |world| {
+            let tick = world.tick;
+            world.machines[at].start(tick);
+        });
+    }
+
+    /// The process at the other end of all its connections is gone.
+    pub(super) fn cut_off(&mut self, at: usize) {
         let keys: Vec<_> =
             self.links.iter().filter(|(_, it)| it.replica == at).map(|(key, _)| *key).collect();
         for key in keys {
             self.break_link(key);
             self.link(key).conversation = None;
         }
-        self.after(away_us, "restart", move |world| {
-            let tick = world.tick;
-            world.machines[at].start(tick);
-        });
     }
 }
 

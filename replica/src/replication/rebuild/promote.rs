@@ -26,10 +26,8 @@ impl Core {
             return;
         }
         rebuild.stage = Stage::CatchingUp;
-        if !mutation::is_on(Mutation::PromoteWithoutNeeding) {
-            self.promoting = Some(target);
-            self.need_also(target);
-        }
+        self.promoting = Some(target);
+        self.need_also(target);
         self.rebuild_makes_ready(now, target);
     }
 
@@ -37,12 +35,12 @@ impl Core {
     /// miss them.
     pub(super) fn rebuild_makes_ready(&mut self, now: Instant, target: Slot) {
         let lacks = |io: &super::super::io::Io| io.answered && io.unconfirmed.contains(target);
-        if self.ios.values().any(lacks) && !mutation::is_on(Mutation::PromoteWithoutNeeding) {
+        if self.ios.values().any(lacks) {
             return;
         }
         let generation = self.generation().expect("the volume was opened");
         let Some(rebuild) = self.rebuilds.by_target.get_mut(&target) else { return };
-        if mutation::is_on(Mutation::PromoteWithoutFlush) {
+        if mutation::is_on(Mutation::PromotionUnflushed) {
             rebuild.stage = Stage::Adding { asked: false };
             return;
         }
@@ -65,7 +63,6 @@ impl Core {
         }
         let Some(rebuild) = self.rebuilds.by_target.get_mut(&target) else { return };
         rebuild.stage = Stage::Adding { asked: true };
-        self.promoting = Some(target);
         let members = self.next_set();
         self.swap(members);
     }
