@@ -36,7 +36,12 @@ impl<S: Storage> Store<S> {
             return Err(self.io_error("give up layers", source));
         }
         let head_is_empty = self.holds_nothing(self.head().id).await?;
-        let adoption = self.chain.get().adoption(info, head_is_empty);
+        let mut adoption = self.chain.get().adoption(info, head_is_empty);
+        for (layer, difference) in &mut adoption.differences {
+            if *difference != Difference::Nowhere && self.empty_damaged(*layer).await? {
+                *difference = Difference::Anywhere;
+            }
+        }
         if let Some(Ok(prepared)) = adoption.prepared.map(Chain::checked) {
             self.take_over(prepared).await?;
             for layer in adoption.joins {
@@ -71,6 +76,26 @@ impl<S: Storage> Store<S> {
             }
         }
         Ok(true)
+    }
+
+    /// A page that a power cut has torn says nothing of its region: that counts as empty, and is
+    /// marked first, so that it is looked at whatever becomes of this rebuild.
+    async fn empty_damaged(&self, layer: LayerId) -> Result<bool, StoreError> {
+        let layer = self.layer(layer)?;
+        let generation = self.fence().map_or(Generation::FIRST, |fence| fence.generation);
+        let mut found = false;
+        for region in (0..layer.size_bytes / REGION_BYTES).map(Region) {
+            if let Err(PageFault::Bad(_)) = self.pages.look(layer.file, region, |_| ()) {
+                self.mark(|| std::iter::once(region), generation, false).await?;
+                let emptied = self.pages.replace(layer.file, region, Page::EMPTY);
+                self.or_fail_unless_full("write the index", emptied).await?;
+                found = true;
+            }
+            if region.0.is_multiple_of(SCAN_BATCH) {
+                tokio::task::yield_now().await;
+            }
+        }
+        Ok(found)
     }
 
     /// Makes `next` the chain, whatever the present one is.
