@@ -173,6 +173,7 @@ fn status(
         mode: if answers(address) { ReplicaMode::ReadWrite } else { ReplicaMode::Error },
         reason: None,
         rebuild: None,
+        last_rebuild: None,
     });
     EngineStatus {
         volume: volume.into(),

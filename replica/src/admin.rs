@@ -106,6 +106,9 @@ pub struct ReplicaStatus {
     /// Why it isn't in sync, in words.
     pub reason: Option<String>,
     pub rebuild: Option<Progress>,
+    /// The last one that ended since the engine started, complete or not.
+    #[serde(default)]
+    pub last_rebuild: Option<Progress>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -120,12 +123,43 @@ pub enum ReplicaMode {
     Error,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+/// How far a rebuild is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Progress {
+    /// Compared, and found or made equal; in whole regions of 1 MiB.
     pub done_bytes: u64,
+    /// Of those that may differ; 0 until that is known.
     pub total_bytes: u64,
+    /// Of `done_bytes`, in the last seconds.
     pub bytes_per_second: u64,
+    /// Data that differed and was moved.
+    #[serde(default)]
+    pub moved_bytes: u64,
+    /// At the present rate; none while nothing moves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub eta_s: Option<u64>,
+    /// The replica was last in sync then, and only what was written since is looked at. None:
+    /// everything is, since it never was in sync.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<Generation>,
+    #[serde(default)]
+    pub stage: RebuildStage,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum RebuildStage {
+    /// It takes over the chain, and layers that the others have joined are joined.
+    #[default]
+    Beginning,
+    /// Which regions may differ is found out.
+    Gathering,
+    Copying,
+    /// All is equal, and made durable.
+    Syncing,
+    /// The arbiter is asked to record it.
+    Adding,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

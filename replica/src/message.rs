@@ -79,8 +79,17 @@ pub enum Request<P> {
     Join {
         layer: LayerId,
     },
-    /// Drop everything and take these layers, empty, to be filled by `Copy`.
+    /// To one that is rebuilt: take these layers. What it has of them it keeps, the others are
+    /// empty and filled by `Copy`; layers that aren't named go.
     AdoptChain(Box<ChainInfo>),
+    /// Regions written in a generation after this one, marked or not; without it, ever.
+    Stamps {
+        after: Option<Generation>,
+    },
+    /// To one that is rebuilt: mark these regions with the session's generation.
+    Mark {
+        regions: Vec<Region>,
+    },
     /// Sync everything and become fit to be added.
     Ready {
         generation: Generation,
@@ -145,6 +154,7 @@ pub enum Reply<P> {
     /// To `Copy`: over what the layer now holds of the region, see [`RegionSums::digest`].
     Digest(u32),
     Chain(Box<ChainInfo>),
+    Adopted(Box<Adopted>),
     /// `next` is where to ask on, if there may be more.
     Changed {
         regions: Vec<(Region, Blocks)>,
@@ -166,6 +176,17 @@ pub struct Welcome {
     pub chain: ChainInfo,
     /// How long the read lease lasts from here on, in milliseconds; every answer renews it.
     pub lease_ms: u32,
+}
+
+/// Where the layers of a replica that adopted a chain may differ from those of the members. One
+/// that isn't named is equal.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Adopted {
+    /// Only in regions that were written since the replica was last in sync.
+    pub in_the_set: Vec<LayerId>,
+    /// In any region.
+    pub anywhere: Vec<LayerId>,
 }
 
 /// Why a replica didn't do what it was asked.
@@ -271,6 +292,8 @@ impl<P> Request<P> {
             Self::Changed { after, upto, from } => Request::Changed { after, upto, from },
             Self::Join { layer } => Request::Join { layer },
             Self::AdoptChain(chain) => Request::AdoptChain(chain),
+            Self::Stamps { after } => Request::Stamps { after },
+            Self::Mark { regions } => Request::Mark { regions },
             Self::Ready { generation } => Request::Ready { generation },
             Self::Ping => Request::Ping,
             Self::Bye => Request::Bye,
@@ -289,6 +312,7 @@ impl<P> Reply<P> {
             Self::Occupied(regions) => Reply::Occupied(regions),
             Self::Digest(digest) => Reply::Digest(digest),
             Self::Chain(chain) => Reply::Chain(chain),
+            Self::Adopted(adopted) => Reply::Adopted(adopted),
             Self::Changed { regions, next } => Reply::Changed { regions, next },
             Self::Refused(refusal) => Reply::Refused(refusal),
         })

@@ -85,6 +85,14 @@ mutations! {
     SnapshotUndrained: "snapshot",
     /// acknowledgements don't need the replica that is being added
     PromotionNotNeeded: "promote 2",
+    /// a replica is recorded before what it has is durable
+    PromotionUnflushed: "promote 3",
+    /// what only the target of a rebuild wrote isn't looked at
+    RebuildIgnoresTargetsMarks: "rebuild",
+    /// a rebuild looks at what was written in this generation, not since the target left
+    DeltaFromWrongBase: "rebuild",
+    /// the head is copied while it is written
+    RebuildWithoutLock: "rebuild",
     /// marked regions keep the stamp of the generation in which they were written
     NoRestamping: "remove",
     /// bytes are served whose sum is wrong

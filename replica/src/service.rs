@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use ankole_blockdev::disk::{BLOCK_BYTES, Buffer};
+use ankole_blockdev::disk::Buffer;
 
 use crate::chain::ChainChange;
 use crate::chain::index::{BlockSum, Blocks};
@@ -11,12 +11,10 @@ use crate::mutation::{self, Mutation};
 use crate::payload::{BlockData, Patch, Payload, Run};
 use crate::server::{Replica, refusal};
 use crate::store::{Membership, ReadError, ReplicaState, Storage, StoreError, View};
-use crate::types::{BLOCKS_PER_REGION, BlockIndex, BlockRange, LayerId, Region};
+use crate::types::{BlockRange, LayerId, Region};
 use crate::wire::CHANGED_REGIONS_MAX;
 
 type Outcome = Result<Reply<Rc<Payload>>, Refusal>;
-
-const BLOCK: usize = BLOCK_BYTES as usize;
 
 pub(crate) async fn carry_out<S: Storage>(
     replica: &Rc<Replica<S>>,
@@ -78,8 +76,14 @@ pub(crate) async fn carry_out<S: Storage>(
         Request::AdoptChain(chain) => {
             replica.adopts();
             done(store.set_membership(membership(replica, ReplicaState::Rebuilding)).await)?;
-            done(store.adopt_chain(&chain).await)
+            let adopted = store.adopt_chain(&chain).await.map_err(|error| refusal(&error))?;
+            Ok(Reply::Adopted(Box::new(adopted)))
         }
+        Request::Stamps { after } => {
+            let stamped = store.regions_since(after).map_err(|error| refusal(&error))?;
+            Ok(Reply::Occupied(stamped.into_iter().map(|(region, _)| region).collect()))
+        }
+        Request::Mark { regions } => done(store.mark_regions(&regions, generation).await),
         Request::Ready { generation: _ } => {
             done(store.flush().await)?;
             done(store.set_membership(membership(replica, ReplicaState::Ready)).await)
@@ -174,17 +178,8 @@ async fn fetch<S: Storage>(
     for slot in blocks.slots() {
         wanted_data.put(slot, matches!(sums.0[slot], BlockSum::Data { .. }));
     }
-    let mut data = Buffer::zeroed(wanted_data.count() as usize * BLOCK);
-    let mut filled = 0;
-    for run in wanted_data.runs() {
-        let first = BlockIndex(region.0 * BLOCKS_PER_REGION + run.start as u64);
-        let range = BlockRange::new(first, run.len() as u64);
-        let into = Buffer::zeroed(run.len() * BLOCK);
-        let (result, read) = replica.store.read(View::Own(layer), range, into).await;
-        result.map_err(|error| read_refusal(&error))?;
-        data[filled..filled + read.len()].copy_from_slice(&read);
-        filled += read.len();
-    }
+    let data = replica.store.read_packed(layer, region, wanted_data).await;
+    let data = data.map_err(|error| read_refusal(&error))?;
     let sums = blocks.slots().map(|slot| sums.0[slot]).collect();
     Ok(Reply::Data(Rc::new(Payload::Patch(Patch { blocks, sums, data: Rc::new(data), digest }))))
 }
@@ -198,38 +193,10 @@ async fn copy<S: Storage>(
 ) -> Outcome {
     let Payload::Patch(patch) = payload else { return Err(wrong_payload()) };
     let generation = replica.generation.get();
-    let slots: Vec<usize> = patch.blocks.slots().collect();
-    let mut offset_bytes = 0;
-    // The store takes runs of neighbouring blocks whose data lies together.
-    for run in patch.blocks.runs() {
-        let at = slots.partition_point(|&slot| slot < run.start);
-        let sums = &patch.sums[at..at + run.len()];
-        let first = BlockIndex(region.0 * BLOCKS_PER_REGION + run.start as u64);
-        for (part, packed) in split_at_data(sums) {
-            let range = BlockRange::new(BlockIndex(first.0 + part.start as u64), part.len() as u64);
-            let blocks = &sums[part.clone()];
-            let copied = replica
-                .store
-                .copy(layer, range, blocks, patch.data.clone(), offset_bytes, generation)
-                .await;
-            copied.map_err(|error| refusal(&error))?;
-            offset_bytes += packed * BLOCK;
-        }
-    }
+    let data = patch.data.clone();
+    let copied = replica.store.copy(layer, region, patch.blocks, &patch.sums, data, generation);
+    copied.await.map_err(|error| refusal(&error))?;
     Ok(Reply::Digest(own_sums(replica, layer, region).await?.digest()))
-}
-
-/// Runs that are all data or all without; how many data blocks each has.
-fn split_at_data(sums: &[BlockSum]) -> Vec<(std::ops::Range<usize>, usize)> {
-    let is_data = |sum: &BlockSum| matches!(sum, BlockSum::Data { .. });
-    let mut parts = Vec::new();
-    let mut start = 0;
-    for chunk in sums.chunk_by(|a, b| is_data(a) == is_data(b)) {
-        let packed = if is_data(&chunk[0]) { chunk.len() } else { 0 };
-        parts.push((start..start + chunk.len(), packed));
-        start += chunk.len();
-    }
-    parts
 }
 
 fn wrong_payload() -> Refusal {

@@ -171,6 +171,8 @@ mod kind {
     pub(super) const PING: u8 = 19;
     pub(super) const BYE: u8 = 20;
     pub(super) const MAP: u8 = 21;
+    pub(super) const STAMPS: u8 = 22;
+    pub(super) const MARK: u8 = 23;
 
     pub(super) const DONE: u8 = 128;
     pub(super) const WELCOME: u8 = 129;
@@ -183,6 +185,7 @@ mod kind {
     pub(super) const CHANGED_ARE: u8 = 136;
     pub(super) const REFUSED: u8 = 137;
     pub(super) const MAP_IS: u8 = 138;
+    pub(super) const ADOPTED: u8 = 139;
 }
 
 // ---- requests --------------------------------------------------------------------------------
@@ -238,6 +241,11 @@ pub fn encode_request(seq: u64, request: &Request<Rc<Payload>>) -> Frame {
         Request::Ready { generation } => {
             bare(Header { subject: generation.0.get(), ..header(kind::READY) })
         }
+        Request::Stamps { after } => {
+            let subject = after.map_or(0, |generation| generation.0.get());
+            bare(Header { subject, ..header(kind::STAMPS) })
+        }
+        Request::Mark { regions } => Frame::new(header(kind::MARK), &pack_regions(regions), None),
         Request::Ping => bare(header(kind::PING)),
         Request::Bye => bare(header(kind::BYE)),
     }
@@ -293,6 +301,8 @@ pub fn decode_request(
             let generation = header.subject.try_into().map_err(|_| body.wrong("generation 0"))?;
             Request::Ready { generation: Generation(generation) }
         }
+        kind::STAMPS => Request::Stamps { after: header.subject.try_into().ok().map(Generation) },
+        kind::MARK => Request::Mark { regions: unpack_regions(body.meta) },
         kind::PING => Request::Ping,
         kind::BYE => Request::Bye,
         unknown => return Err(WireError::Kind(unknown)),
@@ -308,6 +318,7 @@ pub fn encode_reply(seq: u64, reply: &Reply<Rc<Payload>>) -> Frame {
         Reply::Done => Frame::new(header(kind::DONE), &[], None),
         Reply::Welcome(welcome) => json(kind::WELCOME, to_json(welcome)),
         Reply::Chain(chain) => json(kind::CHAIN_IS, to_json(chain)),
+        Reply::Adopted(adopted) => json(kind::ADOPTED, to_json(adopted)),
         Reply::Refused(refusal) => json(kind::REFUSED, to_json(refusal)),
         Reply::Data(payload) => {
             let kind = match **payload {
@@ -346,6 +357,7 @@ pub fn decode_reply(
         kind::DONE => Reply::Done,
         kind::WELCOME => Reply::Welcome(body.json()?),
         kind::CHAIN_IS => Reply::Chain(body.json()?),
+        kind::ADOPTED => Reply::Adopted(body.json()?),
         kind::REFUSED => Reply::Refused(body.json()?),
         kind::BLOCKS => Reply::Data(Rc::new(Payload::Blocks(body.blocks()?))),
         kind::PATCH => Reply::Data(Rc::new(Payload::Patch(body.patch()?))),

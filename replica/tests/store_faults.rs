@@ -6,7 +6,7 @@ use ankole_blockdev::disk::Buffer;
 use ankole_replica::chain::{ChainChange, ChainOp, Seal};
 use ankole_replica::store::crash::{Disk, Faults, Random};
 use ankole_replica::store::{
-    BlockSum, Membership, ReadError, ReplicaState, Store, StoreError, StoreOptions, View,
+    BlockSum, Blocks, Membership, ReadError, ReplicaState, Store, StoreError, StoreOptions, View,
 };
 use ankole_replica::types::{
     BlockIndex, BlockRange, ChainOpId, Fence, Generation, LayerId, Region, Session,
@@ -447,9 +447,9 @@ fn a_rebuilt_replica_shows_what_its_peer_shows_in_every_view() {
             let membership = Membership { state: ready, ..member() };
             store.set_membership(membership).await.expect("a sound disk");
             let data = std::rc::Rc::new(Buffer::zeroed(1 << 20));
-            let range = Region(0).range();
             let absent = vec![BlockSum::Absent; 256];
-            let late = store.copy(head, range, &absent, data, 0, GENERATION).await;
+            let all = Blocks::ALL;
+            let late = store.copy(head, Region(0), all, &absent, data, GENERATION).await;
             assert!(late.is_err(), "what is ready is sealed");
             drop(store);
             let store = open(&disk.after_power_cut(seed)).await.expect("it opens");
@@ -460,11 +460,14 @@ fn a_rebuilt_replica_shows_what_its_peer_shows_in_every_view() {
 
 async fn copy_layer(from: &Store<Disk>, to: &Store<Disk>, layer: LayerId, size_bytes: u64) {
     for region in 0..size_bytes >> 20 {
-        let range = Region(region).range();
-        let blocks = from.own_sums(layer, range).await.expect("a sound disk");
-        let (report, data) = from.read(View::Own(layer), range, Buffer::zeroed(1 << 20)).await;
-        report.expect("a sound disk");
+        let region = Region(region);
+        let sums = from.own_sums(layer, region.range()).await.expect("a sound disk");
+        let mut with_data = Blocks::NONE;
+        for (slot, sum) in sums.iter().enumerate() {
+            with_data.put(slot, matches!(sum, BlockSum::Data { .. }));
+        }
+        let data = from.read_packed(layer, region, with_data).await.expect("a sound disk");
         let data = std::rc::Rc::new(data);
-        to.copy(layer, range, &blocks, data, 0, GENERATION).await.expect("a sound disk");
+        to.copy(layer, region, Blocks::ALL, &sums, data, GENERATION).await.expect("a sound disk");
     }
 }

@@ -63,6 +63,8 @@ struct Shared {
     local: LocalReplicas,
     /// Wakes the timer: something may be due earlier than it thinks.
     sooner: Notify,
+    /// When the timer looks again.
+    awake_at: Cell<Instant>,
     size_bytes: watch::Sender<u64>,
     end: watch::Sender<Option<End>>,
     endpoint: RefCell<Option<String>>,
@@ -122,6 +124,7 @@ impl Engine {
             arbiter,
             local: LocalReplicas::default(),
             sooner: Notify::new(),
+            awake_at: Cell::new(Instant::now()),
             size_bytes: watch::Sender::new(0),
             end: watch::Sender::new(None),
             endpoint: RefCell::new(None),
@@ -227,7 +230,8 @@ impl Engine {
         while let Some(action) = state.core.poll_action() {
             self.perform(&mut state, action);
         }
-        if state.core.take_sooner() {
+        let next_step = state.core.next_rebuild_step();
+        if state.core.take_sooner() || next_step.is_some_and(|due| due < self.0.awake_at.get()) {
             self.0.sooner.notify_one();
         }
         result
@@ -289,6 +293,7 @@ impl Engine {
             let due = self.0.state.borrow().core.poll_timeout();
             let latest = Instant::now() + TICK;
             let at = due.map_or(latest, |due| due.min(latest));
+            self.0.awake_at.set(at);
             tokio::select! {
                 () = tokio::time::sleep_until(at.into()) => {}
                 () = self.0.sooner.notified() => continue,

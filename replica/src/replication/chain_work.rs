@@ -84,8 +84,14 @@ impl ChainWork {
         current.into_iter().chain(queued).collect()
     }
 
-    pub(super) fn is_idle(&self) -> bool {
-        self.current.is_none() && self.queue.is_empty() && self.joining.is_empty()
+    /// From here on until it is reported, nothing else may touch the layers.
+    pub(super) fn is_cutting(&self) -> bool {
+        self.current.as_ref().is_some_and(|current| current.stage != Stage::Settling)
+    }
+
+    /// Nothing runs; something may wait.
+    pub(super) fn is_at_rest(&self) -> bool {
+        self.current.is_none() && self.joining.is_empty()
     }
 }
 
@@ -111,8 +117,10 @@ impl Core {
         let is_drained = is_drained || mutation::is_on(Mutation::SnapshotUndrained);
         let is_settled = self.settle.is_done() || mutation::is_on(Mutation::SnapshotUnsettled);
         match &current.stage {
-            Stage::Settling if is_settled => current.stage = Stage::Draining,
-            Stage::Draining if steady && is_drained => {
+            Stage::Settling if is_settled && self.promoting.is_none() => {
+                current.stage = Stage::Draining;
+            }
+            Stage::Draining if steady && is_drained && self.rebuilds.is_at_rest() => {
                 let waiting = self.writable();
                 self.set_stage_of_chain(Stage::Flushing { waiting });
                 for slot in waiting.iter() {
@@ -142,15 +150,6 @@ impl Core {
         if let Some(current) = &mut self.chain_work.current {
             current.stage = stage;
         }
-    }
-
-    /// A target that has got the chain but not yet begun to take changes would miss one.
-    fn is_mid_adoption(&self) -> bool {
-        self.promoting.is_some()
-            || self
-                .rebuild
-                .as_ref()
-                .is_some_and(|rebuild| !self.peer(rebuild.target).is_write_only())
     }
 
     pub(super) fn chain_flushed(&mut self, now: Instant, slot: Slot, reply: Reply<()>) {
@@ -249,6 +248,7 @@ impl Core {
         let described = |current: &mut Current| current.stage == asked;
         let Some(current) = self.chain_work.current.take_if(described) else { return };
         self.take_chain(*chain);
+        self.rebuilds_follow_chain();
         self.act(Action::JobDone { job: current.id, result: current.result });
         self.schedule_joins();
         self.start_waiting_ios(now);
@@ -309,7 +309,8 @@ impl Core {
     }
 
     fn drive_joins(&mut self, now: Instant) {
-        if self.rebuild.is_some() || !self.is_steady() || !matches!(self.phase, Phase::Serving) {
+        let rebuilds = !self.rebuilds.is_idle() || self.wants_rebuild();
+        if rebuilds || !self.is_steady() || !matches!(self.phase, Phase::Serving) {
             return;
         }
         for slot in self.live().iter() {

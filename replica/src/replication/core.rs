@@ -17,14 +17,14 @@ use super::locks::{LockId, RangeLocks};
 use super::membership::Changing;
 use super::opening::Opening;
 use super::peer::{Absence, Asked, Peer, PeerState, Purpose};
-use super::rebuild::{LateFetch, Rebuild};
+use super::rebuild::{Rebuilds, StepId};
 use super::settle::Settle;
 use super::slots::{SLOTS_MAX, Slot, Slots};
 use crate::arbiter::{InstanceId, Record, Refused};
 use crate::chain::ChainInfo;
 use crate::message::{Refusal, Reply, Request};
 use crate::mutation::{self, Mutation};
-use crate::types::{Fence, Generation, LayerId, Region, ReplicaId, Session};
+use crate::types::{Fence, Generation, ReplicaId, Session};
 
 /// What one engine process is told at its start.
 #[derive(Clone, Debug)]
@@ -51,6 +51,8 @@ pub struct Config {
     pub local: Vec<ReplicaId>,
     /// This process, so that replicas on the same machine learn of its death from the kernel.
     pub process: Option<u32>,
+    /// What rebuilds may move, all of them together. `None`: what the frontend leaves them.
+    pub rebuild_bytes_per_second: Option<u64>,
 }
 
 impl Config {
@@ -68,6 +70,7 @@ impl Config {
             slow_patience: Duration::from_secs(3),
             local: Vec::new(),
             process: None,
+            rebuild_bytes_per_second: None,
         }
     }
 }
@@ -92,7 +95,7 @@ pub(super) enum Closing {
 #[derive(Clone, Copy, Debug)]
 pub(super) enum LockOwner {
     Io(IoId),
-    Rebuild(LayerId, Region),
+    Rebuild(StepId),
 }
 
 #[derive(Debug)]
@@ -117,8 +120,7 @@ pub struct Core {
     /// Writes wait here while the chain changes.
     pub(super) parked: VecDeque<IoId>,
     pub(super) settle: Settle,
-    pub(super) rebuild: Option<Rebuild>,
-    pub(super) late_fetches: BTreeMap<TransferId, LateFetch>,
+    pub(super) rebuilds: Rebuilds,
     pub(super) chain_work: ChainWork,
     pub(super) chain: ChainInfo,
     actions: VecDeque<Action>,
@@ -127,7 +129,6 @@ pub struct Core {
     next_link: u64,
     next_transfer: u64,
     next_session: u64,
-    pub(super) rebuilds: u64,
     /// Since when there is a live member, after there was none.
     pub(super) live_since: Instant,
     /// Reads whose data is there, and that can't be told before all leases hold.
@@ -146,6 +147,7 @@ impl Core {
         let slots = (0..).map(Slot);
         let peers = config.replicas.iter().cloned().zip(slots);
         let peers = peers.map(|(id, slot)| Peer::new(id, slot, now)).collect();
+        let rebuilds = Rebuilds::new(now, config.rebuild_bytes_per_second);
         let mut core = Self {
             phase: Phase::Opening(Opening::new(now, &config)),
             config,
@@ -162,8 +164,7 @@ impl Core {
             flushes: Flushes::default(),
             parked: VecDeque::new(),
             settle: Settle::default(),
-            rebuild: None,
-            late_fetches: BTreeMap::new(),
+            rebuilds,
             chain_work: ChainWork::default(),
             chain: ChainInfo::empty(),
             actions: VecDeque::new(),
@@ -172,7 +173,6 @@ impl Core {
             next_link: 0,
             next_transfer: 0,
             next_session: 0,
-            rebuilds: 0,
             live_since: now,
             lease_waiters: Vec::new(),
             hedges: Hedges::default(),
@@ -193,6 +193,7 @@ impl Core {
     pub fn submit(&mut self, now: Instant, operation: Operation) -> IoId {
         let id = IoId(self.next_io);
         self.next_io += 1;
+        self.rebuilds.notice_foreground(now);
         self.ios.insert(id, Io::new(operation));
         match self.phase {
             Phase::Opening(_) | Phase::Serving => self.admit(now, id),
@@ -298,6 +299,7 @@ impl Core {
         peers
             .chain(opening)
             .chain(self.next_disk_retry())
+            .chain(self.next_rebuild_step())
             .chain(self.settle.retry_at())
             .chain(self.hedges.due())
             .chain(self.next_grace())
@@ -385,12 +387,9 @@ impl Core {
             Purpose::RebuildOccupied(number, layer) => {
                 self.rebuild_occupied(now, slot, number, layer, reply);
             }
-            Purpose::RebuildFetch(layer, region, transfer) => {
-                self.rebuild_fetched(now, slot, (layer, region), transfer, reply);
-            }
-            Purpose::RebuildCopy(layer, region) => {
-                self.rebuild_copied(now, slot, (layer, region), reply);
-            }
+            Purpose::RebuildStamps(number) => self.rebuild_stamps(now, slot, number, reply),
+            Purpose::RebuildMark => self.rebuild_marked(now, slot, reply),
+            Purpose::RebuildStep(step) => self.rebuild_step_answered(now, slot, step, reply),
             Purpose::Ready => self.rebuild_ready(now, slot, reply),
             Purpose::Equalize(_) => self.equalized(now, slot, reply),
             Purpose::Chain => self.chain_applied(now, slot, reply),

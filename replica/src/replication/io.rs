@@ -167,9 +167,7 @@ impl Core {
         for granted in self.locks.release(lock) {
             match self.lock_owners.remove(&granted) {
                 Some(LockOwner::Io(id)) => self.locked(now, id),
-                Some(LockOwner::Rebuild(layer, region)) => {
-                    self.rebuild_locked(now, layer, region);
-                }
+                Some(LockOwner::Rebuild(step)) => self.rebuild_locked(now, step),
                 None => unreachable!("a waiting lock has an owner"),
             }
         }

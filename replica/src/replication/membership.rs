@@ -328,7 +328,7 @@ impl Core {
         if made && self.promotion_recorded() {
             self.promoting = None;
         } else if !made {
-            self.promotion_refused();
+            self.promotion_refused(now);
         }
         if self.is_open() {
             for slot in self.live().iter() {

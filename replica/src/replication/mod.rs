@@ -42,5 +42,6 @@ pub use action::{
     Action, Destination, End, Failure, IoId, Job, JobId, LinkId, Operation, Payload, TransferId,
 };
 pub use core::{Config, Core};
+pub use rebuild::RebuildStatus;
 pub use slots::{SLOTS_MAX, Slot};
-pub use status::{CoreStatus, PeerStatus, RebuildStatus};
+pub use status::{CoreStatus, PeerStatus};

@@ -6,7 +6,7 @@
 //! Down ──time──▶ Connecting ──▶ Greeting ──Welcome──▶ Welcomed ──Advance──▶ Live (RW) ──┤
 //!                                                        │                     ▲        │
 //!                                                        └──AdoptChain──▶ WriteOnly ────┘
-//!                                                             copied, verified, added
+//!                                                          compared, made equal, added
 //! ```
 //! Whether it is *in the set* is another matter: that is what the arbiter's record says. A member
 //! that isn't live holds up every acknowledgement until it is removed or back.
@@ -19,6 +19,7 @@ use crate::message::Welcome;
 use crate::replication::action::{IoId, LinkId, TransferId};
 use crate::replication::lease::Lease;
 use crate::replication::pace::Pace;
+use crate::replication::rebuild::StepId;
 use crate::replication::slots::Slot;
 use crate::types::{BlockIndex, Generation, Incarnation, LayerId, Region, ReplicaId};
 
@@ -101,8 +102,9 @@ pub(super) enum Purpose {
     RebuildDescribe(u64),
     RebuildAdopt,
     RebuildOccupied(u64, LayerId),
-    RebuildFetch(LayerId, Region, TransferId),
-    RebuildCopy(LayerId, Region),
+    RebuildStamps(u64),
+    RebuildMark,
+    RebuildStep(StepId),
     Ready,
     Equalize(Box<ChainOp>),
     Chain,
@@ -129,7 +131,7 @@ pub(super) enum FlushFor {
 impl Purpose {
     /// Whether the answer may take longer than a disk does.
     fn is_long(&self) -> bool {
-        matches!(self, Self::Join(_) | Self::RebuildAdopt | Self::Bye)
+        matches!(self, Self::Join(_) | Self::RebuildAdopt | Self::RebuildMark | Self::Bye)
     }
 }
 

@@ -67,6 +67,10 @@ impl Settle {
         self.unsettled.is_empty()
     }
 
+    pub(super) fn is_unsettled(&self, region: Region) -> bool {
+        self.unsettled.contains(&region)
+    }
+
     pub(super) fn unsettled_bytes(&self) -> u64 {
         self.unsettled.len() as u64 * REGION_BYTES
     }

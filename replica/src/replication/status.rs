@@ -1,9 +1,8 @@
 //! The core's state for people.
 
-use std::time::Instant;
-
 use super::core::{Core, Phase};
 use super::peer::{Peer, PeerState};
+use super::rebuild::RebuildStatus;
 use crate::admin::ReplicaMode;
 use crate::chain::ChainInfo;
 use crate::types::{Generation, ReplicaId};
@@ -25,13 +24,8 @@ pub struct PeerStatus {
     pub mode: ReplicaMode,
     pub reason: Option<String>,
     pub rebuild: Option<RebuildStatus>,
-}
-
-#[derive(Clone, Copy, Debug)]
-pub struct RebuildStatus {
-    pub done_bytes: u64,
-    pub total_bytes: u64,
-    pub started: Instant,
+    /// The last one that ended, complete or not.
+    pub last_rebuild: Option<RebuildStatus>,
 }
 
 impl Core {
@@ -47,17 +41,13 @@ impl Core {
                 PeerState::WriteOnly | PeerState::Live { .. } => ReplicaMode::WriteOnly,
                 _ => ReplicaMode::Error,
             };
-            let rebuild = self.rebuild.as_ref().filter(|rebuild| rebuild.target == peer.slot);
             PeerStatus {
                 replica: peer.id.clone(),
                 wanted: peer.wanted,
                 mode,
                 reason: reason(peer).filter(|_| mode != ReplicaMode::ReadWrite),
-                rebuild: rebuild.map(|rebuild| RebuildStatus {
-                    done_bytes: rebuild.done_bytes,
-                    total_bytes: rebuild.total_bytes,
-                    started: rebuild.started,
-                }),
+                rebuild: self.rebuilds.status(peer.slot),
+                last_rebuild: self.rebuilds.last_status(peer.slot),
             }
         });
         CoreStatus {

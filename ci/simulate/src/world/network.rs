@@ -335,6 +335,7 @@ fn kind_of<P>(reply: &Reply<P>) -> &'static str {
         Reply::Occupied(_) => "occupied",
         Reply::Digest(_) => "digest",
         Reply::Chain(_) => "chain",
+        Reply::Adopted(_) => "adopted",
         Reply::Changed { .. } => "changed",
         Reply::Refused(Refusal::StaleGeneration { .. }) => "stale",
         Reply::Refused(Refusal::NoSpace) => "no space",
