@@ -8,10 +8,36 @@
 pub enum Mutation {
     /// Rule 5: a write is acknowledged before the arbiter has removed who lacks it.
     AcknowledgeBeforeRemoval,
+    /// Rule 13: no region is ever marked. Also shows what marking costs.
+    NoMarks,
+    /// Rule 13: a region is marked once its data is written.
+    MarkAfterWrite,
+    /// Rule 14: marks end without a sync of the data.
+    ClearWithoutFlush,
+    /// Rule 14: marks end while writes run that not all members have.
+    ClearWithoutLock,
+    /// Rule 14: marks end before the index is durable.
+    ClearBeforeIndex,
+    /// Rule 19: a block is repaired while it may be written.
+    RepairWithoutLock,
+    /// Rule 20: a checksum made from what the disk had counts as much as a client's.
+    UnverifiedWins,
+    /// Settling: a range is read before the members were compared.
+    ReadBeforeSettled,
 }
 
 impl Mutation {
-    pub const ALL: &[Self] = &[Self::AcknowledgeBeforeRemoval];
+    pub const ALL: &[Self] = &[
+        Self::AcknowledgeBeforeRemoval,
+        Self::NoMarks,
+        Self::MarkAfterWrite,
+        Self::ClearWithoutFlush,
+        Self::ClearWithoutLock,
+        Self::ClearBeforeIndex,
+        Self::RepairWithoutLock,
+        Self::UnverifiedWins,
+        Self::ReadBeforeSettled,
+    ];
 }
 
 #[cfg(feature = "mutations")]

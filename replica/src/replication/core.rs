@@ -10,6 +10,7 @@ use super::action::{
     Action, Destination, End, IoId, JobId, LinkId, Operation, Payload, TransferId,
 };
 use super::chain_work::ChainWork;
+use super::clear::Clearing;
 use super::flush::Flushes;
 use super::io::Io;
 use super::locks::{LockId, RangeLocks};
@@ -17,6 +18,7 @@ use super::membership::Changing;
 use super::opening::Opening;
 use super::peer::{Peer, PeerState, Purpose};
 use super::rebuild::{LateFetch, Rebuild};
+use super::repair::Repairs;
 use super::settle::Settle;
 use super::slots::{SLOTS_MAX, Slot, Slots};
 use crate::arbiter::{InstanceId, Record, Refused};
@@ -38,6 +40,10 @@ pub struct Config {
     pub replica_timeout: Duration,
     /// Pause before a lost connection is tried again.
     pub reconnect_after: Duration,
+    /// A region that wasn't written for so long loses its mark.
+    pub clear_after: Duration,
+    /// Beyond so many marked regions, the least recently written lose theirs sooner.
+    pub marked_regions: usize,
 }
 
 impl Config {
@@ -50,6 +56,8 @@ impl Config {
             open_timeout: Duration::from_secs(10),
             replica_timeout: Duration::from_secs(8),
             reconnect_after: Duration::from_millis(200),
+            clear_after: Duration::from_secs(10),
+            marked_regions: 1024,
         }
     }
 }
@@ -75,6 +83,7 @@ pub(super) enum Closing {
 pub(super) enum LockOwner {
     Io(IoId),
     Rebuild(LayerId, Region),
+    Repair,
 }
 
 #[derive(Debug)]
@@ -99,6 +108,8 @@ pub struct Core {
     /// Writes wait here while the chain changes.
     pub(super) parked: VecDeque<IoId>,
     pub(super) settle: Settle,
+    pub(super) clearing: Clearing,
+    pub(super) repairs: Repairs,
     pub(super) rebuild: Option<Rebuild>,
     pub(super) late_fetches: BTreeMap<TransferId, LateFetch>,
     pub(super) chain_work: ChainWork,
@@ -136,6 +147,8 @@ impl Core {
             flushes: Flushes::default(),
             parked: VecDeque::new(),
             settle: Settle::default(),
+            clearing: Clearing::default(),
+            repairs: Repairs::default(),
             rebuild: None,
             late_fetches: BTreeMap::new(),
             chain_work: ChainWork::default(),
@@ -258,7 +271,7 @@ impl Core {
             Phase::Opening(opening) => opening.deadline(),
             _ => None,
         };
-        peers.chain(opening).chain(self.next_disk_retry()).min()
+        peers.chain(opening).chain(self.next_disk_retry()).chain(self.next_clear()).min()
     }
 
     /// Asks for a clean end: what is in flight is finished, then all is flushed.
@@ -309,6 +322,8 @@ impl Core {
         self.drive_opening(now);
         self.drive_membership(now);
         self.drive_settle(now);
+        self.drive_repair(now);
+        self.drive_clear(now);
         self.drive_rebuild(now);
         self.drive_chain_work(now);
         self.drive_flushes(now);
@@ -349,6 +364,11 @@ impl Core {
             Purpose::Verified => {
                 self.expect_done(now, slot, reply);
             }
+            Purpose::Clear(number) => self.clear_answered(now, slot, number, reply),
+            Purpose::Marked => self.marked_answered(now, slot, reply),
+            Purpose::RepairSums => self.repair_compared(now, slot, reply),
+            Purpose::RepairFetch => self.repair_fetched(now, slot, reply),
+            Purpose::Repair => self.repaired(now, slot, reply),
             Purpose::Bye => self.said_goodbye(slot),
         }
     }

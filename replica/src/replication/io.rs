@@ -14,6 +14,7 @@ use super::action::{Action, Failure, IoId, Operation};
 use super::core::{Core, LockOwner};
 use super::locks::{LockId, LockMode};
 use super::slots::{Slot, Slots};
+use crate::mutation::{self, Mutation};
 use crate::types::{BlockIndex, BlockRange};
 
 #[derive(Debug)]
@@ -31,6 +32,8 @@ pub(super) struct Io {
     pub(super) full: Option<(Slots, Instant)>,
     pub(super) answered: bool,
     pub(super) released: bool,
+    /// A read that waited once for blocks to be repaired.
+    pub(super) retried: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,6 +67,7 @@ impl Io {
             full: None,
             answered: false,
             released: false,
+            retried: false,
         }
     }
 
@@ -116,7 +120,8 @@ impl Core {
 
     pub(super) fn settle_then_lock(&mut self, now: Instant, id: IoId) {
         let range = self.io(id).range().expect("flushes take no lock");
-        if self.settle.waits(range, id) {
+        let early = mutation::is_on(Mutation::ReadBeforeSettled) && !self.io(id).is_write();
+        if !early && self.settle.waits(range, id) {
             self.io(id).stage = Stage::Settling;
             return;
         }
@@ -156,6 +161,7 @@ impl Core {
                 Some(LockOwner::Rebuild(layer, region)) => {
                     self.rebuild_locked(now, layer, region);
                 }
+                Some(LockOwner::Repair) => self.repair_locked(now),
                 None => unreachable!("a waiting lock has an owner"),
             }
         }
@@ -254,6 +260,7 @@ impl Core {
         }
         let lock = io.lock;
         self.ios.remove(&id);
+        self.repairs.forget_io(id);
         self.act(Action::Retire { io: id });
         if let Some(lock) = lock {
             self.unlock(now, lock);

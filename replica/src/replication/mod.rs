@@ -20,6 +20,7 @@
 
 mod action;
 mod chain_work;
+mod clear;
 mod core;
 mod flush;
 mod io;
@@ -29,6 +30,7 @@ mod opening;
 mod peer;
 mod read;
 mod rebuild;
+mod repair;
 mod settle;
 mod slots;
 mod status;

@@ -83,6 +83,12 @@ pub(super) enum Purpose {
     /// Numbered: only one that was sent after the failure tells anything.
     Ping(u64),
     Bye,
+    /// Numbered by batch.
+    Clear(u64),
+    Marked,
+    RepairSums,
+    RepairFetch,
+    Repair,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,6 +97,7 @@ pub(super) enum FlushFor {
     Round(u64),
     Chain,
     Closing,
+    Clear(u64),
 }
 
 impl Purpose {

@@ -17,10 +17,11 @@ impl Core {
         else {
             return;
         };
-        let readers = self.live().without(failed);
+        let (readers, unverified) = self.readers(id, range, failed);
         if readers.is_empty() {
             self.io(id).stage = Stage::Reading { from: None, failed };
-            if !failed.is_empty() && self.set().without(failed).is_empty() {
+            let nobody = !failed.is_empty() && self.set().without(failed).is_empty();
+            if nobody && !self.waits_for_repair(now, id) {
                 self.complete(id, Err(Failure::Io));
             }
             return; // else a member that is away may have it
@@ -30,6 +31,7 @@ impl Core {
         let into = Some(Destination::Read(id));
         let request = match self.io(id).operation {
             Operation::Map { .. } => Request::Map { range },
+            _ if unverified => Request::ReadUnverified { range },
             _ => Request::Read { range },
         };
         self.send(now, from, Purpose::Read(id), request, into);
@@ -42,7 +44,9 @@ impl Core {
         match (reply, self.io(id).stage) {
             (Reply::Data(()), _) => self.complete(id, Ok(())),
             (reply, Stage::Reading { mut failed, .. }) if is_unreadable(&reply) => {
-                failed.insert(slot);
+                if self.note_unreadable(slot, id, &reply) {
+                    failed.insert(slot);
+                }
                 self.io(id).stage = Stage::Reading { from: None, failed };
                 self.send_read(now, id);
             }
@@ -56,7 +60,8 @@ impl Core {
         if missing == [None; 2] {
             return self.send_write(now, id);
         }
-        let readers = self.live().without(failed);
+        let Some(range) = self.io(id).range() else { return };
+        let (readers, unverified) = self.readers(id, range, failed);
         if readers.is_empty() {
             let idle = missing.iter().flatten().all(|(_, from)| from.is_none());
             if idle && !failed.is_empty() && self.set().without(failed).is_empty() {
@@ -71,7 +76,11 @@ impl Core {
                 let range = BlockRange::new(*block, 1);
                 let into = Some(Destination::Edge(id, *block));
                 let purpose = Purpose::Edge(id, *block);
-                self.send(now, reader, purpose, Request::Read { range }, into);
+                let request = match unverified {
+                    true => Request::ReadUnverified { range },
+                    false => Request::Read { range },
+                };
+                self.send(now, reader, purpose, request, into);
             }
         }
         self.io(id).stage = Stage::Filling { missing, failed };
@@ -98,7 +107,7 @@ impl Core {
                 *edge = unreadable.then_some((block, None));
             }
         }
-        if unreadable {
+        if unreadable && self.note_unreadable(slot, id, &reply) {
             failed.insert(slot);
         }
         self.io(id).stage = Stage::Filling { missing, failed };
@@ -108,5 +117,8 @@ impl Core {
 
 /// Another replica may still have the block.
 fn is_unreadable(reply: &Reply<()>) -> bool {
-    matches!(reply, Reply::Refused(Refusal::BadBlocks { .. } | Refusal::Io { .. }))
+    matches!(
+        reply,
+        Reply::Refused(Refusal::BadBlocks { .. } | Refusal::Io { .. } | Refusal::Unverified)
+    )
 }

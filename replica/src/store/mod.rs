@@ -31,6 +31,7 @@ mod pages;
 mod query;
 mod rebuild;
 mod recover;
+mod repair;
 mod rounds;
 mod slots;
 pub mod storage;
@@ -46,6 +47,7 @@ pub use io::ReadReport;
 pub use join::JoinProgress;
 pub use meta::{Identity, Membership, ReplicaState};
 pub use open::StoreOptions;
+pub use repair::Replacement;
 pub use storage::{Storage, StorageFile};
 use tokio::sync::Mutex;
 pub use verify::VerifyReport;
@@ -101,6 +103,9 @@ struct HeadState {
     flushing: RefCell<HashMap<Region, Blocks>>,
     /// Writes that run, per region.
     writing: RefCell<HashMap<Region, u32>>,
+    /// Regions whose marks are about to go, by the number of the clearing: a write takes them out.
+    clearing: RefCell<HashMap<Region, u64>>,
+    clears: Cell<u64>,
 }
 
 struct Layers<F> {

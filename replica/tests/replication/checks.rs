@@ -30,6 +30,19 @@ impl World {
         }
     }
 
+    /// What isn't marked is the same on all members, for good.
+    pub(super) fn check_cleared(&self, regions: &[Region]) {
+        let sound = |at: &usize| self.replicas[*at].is_continuous();
+        let members: Vec<_> = self.members().into_iter().filter(sound).collect();
+        for block in self.history.sectors().iter().map(|it| it.0) {
+            let cleared = regions.iter().any(|region| region.blocks().contains(&block));
+            for pair in members.windows(2).filter(|_| cleared) {
+                let [one, other] = [pair[0], pair[1]].map(|at| self.replicas[at].head_shows(block));
+                assert_eq!(one, other, "cleared, and members {pair:?} differ in block {block}");
+            }
+        }
+    }
+
     /// A new member differs from the others in nothing but writes that are under way.
     pub(super) fn check_added(&self, at: usize) {
         let engine = &self.engines[&self.newest];

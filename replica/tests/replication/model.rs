@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ankole_replica::chain::index::{BlockSum, Blocks};
 use ankole_replica::chain::{ChainChange, ChainInfo, ChainOp, LayerInfo, Seal};
-use ankole_replica::message::{Refusal, RegionSums, Reply, Request, Welcome};
+use ankole_replica::message::{BadRegion, Refusal, RegionSums, Reply, Request, Welcome};
 use ankole_replica::replication::Payload;
 use ankole_replica::types::{
     BLOCKS_PER_REGION, BlockRange, ChainOpId, Fence, Generation, Incarnation, LayerId, Region,
@@ -27,8 +27,11 @@ impl Footprint {
     pub fn of(request: &Request<Payload>, head: LayerId) -> Option<Self> {
         let (layer, range, exclusive) = match *request {
             Request::Write { range, .. } | Request::Zero { range, .. } => (head, range, true),
-            Request::Read { range } | Request::Map { range } => (head, range, false),
+            Request::Read { range }
+            | Request::ReadUnverified { range }
+            | Request::Map { range } => (head, range, false),
             Request::Copy { layer, region, .. } => (layer, region.range(), true),
+            Request::Repair { layer, region, .. } => (layer, region.range(), true),
             Request::Sums { layer, region } | Request::Fetch { layer, region, .. } => {
                 (layer, region.range(), false)
             }
@@ -128,6 +131,8 @@ impl Replica {
         self.up = false;
         self.end_sessions(&mut keep);
         self.owner = None;
+        // Checksums of marked regions were in memory: they are made from the disk again.
+        self.unverified = self.marks.keys().flat_map(|region| region.blocks()).collect();
     }
 
     /// `keep` says for each sector that wasn't flushed whether it reached the disk.
@@ -147,7 +152,6 @@ impl Replica {
         }
         self.witness = false;
         self.lost_writes |= !self.is_continuous();
-        self.unverified = self.marks.keys().flat_map(|region| region.blocks()).collect();
     }
 
     /// I/O of older sessions ends before a newer one begins.
@@ -189,7 +193,10 @@ impl Replica {
                 let zeroes = range.blocks().map(|block| (block.0, Some([0; 2]))).collect();
                 self.put(head, &zeroes, *forced)
             }
-            Request::Read { range } | Request::Map { range } => return self.read(*range),
+            Request::Read { range } => return self.read(*range, false),
+            Request::ReadUnverified { range } | Request::Map { range } => {
+                return self.read(*range, true);
+            }
             Request::Flush => {
                 self.unflushed.clear();
                 Reply::Done
@@ -226,6 +233,38 @@ impl Replica {
                     refused => refused,
                 }
             }
+            Request::Repair { layer, region, .. } => {
+                if !self.layers.contains_key(layer) {
+                    return (no_layer(), Data::new());
+                }
+                for (block, new) in data {
+                    let own = self.layers[layer].get(block).copied();
+                    let sure = !(*layer == head && self.unverified.contains(block));
+                    if sure && own != *new {
+                        let message = "it has something else".into();
+                        return (Reply::Refused(Refusal::Invalid { message }), Data::new());
+                    }
+                }
+                let _ = region;
+                self.put(*layer, data, false)
+            }
+            Request::Clear { regions } => {
+                for region in regions {
+                    let here = |block: u64| region.blocks().contains(&block);
+                    let unsynced =
+                        self.unflushed.keys().find(|(layer, block)| *layer == head && here(*block));
+                    assert!(unsynced.is_none(), "cleared before it is synced: {unsynced:?}");
+                    let range = region.range();
+                    let writes =
+                        self.taken.values().filter_map(|it| Footprint::of(&it.request, head));
+                    let clash = writes.filter(|it| it.exclusive && it.layer == head);
+                    let clash = clash.map(|it| it.range).find(|it| it.overlaps(range));
+                    assert!(clash.is_none(), "cleared beside a write of {clash:?}");
+                    self.marks.remove(region);
+                }
+                Reply::Done
+            }
+            Request::Marked => Reply::Occupied(self.marks.keys().copied().collect()),
             Request::Verified { region, .. } => {
                 region.blocks().for_each(|block| {
                     self.unverified.remove(&block);
@@ -291,10 +330,16 @@ impl Replica {
         Reply::Done
     }
 
-    fn read(&self, range: BlockRange) -> (Reply<()>, Data) {
+    fn read(&self, range: BlockRange, any: bool) -> (Reply<()>, Data) {
         let head = self.chain.head;
-        if range.blocks().any(|block| self.bad.contains(&(head, block.0))) {
-            return (Reply::Refused(Refusal::BadBlocks { message: range.to_string() }), vec![]);
+        let bad = self.bad_of(head, range.blocks().map(|block| block.0));
+        if !bad.is_empty() {
+            return (bad_blocks(bad), vec![]);
+        }
+        let held = &self.layers[&head];
+        let doubtful = |block: u64| self.unverified.contains(&block) && held.contains_key(&block);
+        if !any && range.blocks().any(|block| doubtful(block.0)) {
+            return (Reply::Refused(Refusal::Unverified), vec![]);
         }
         let shown = range.blocks().map(|block| (block.0, Some(self.head_shows(block.0))));
         (Reply::Data(()), shown.collect())
@@ -305,10 +350,28 @@ impl Replica {
         let first = region.blocks().start;
         let wanted = blocks.slots().map(|slot| first + slot as u64);
         let data: Data = wanted.map(|block| (block, held.get(&block).copied())).collect();
-        if data.iter().any(|(block, _)| self.bad.contains(&(layer, *block))) {
-            return (Reply::Refused(Refusal::BadBlocks { message: "some".into() }), vec![]);
+        let bad = self.bad_of(layer, data.iter().map(|(block, _)| *block));
+        if !bad.is_empty() {
+            return (bad_blocks(bad), vec![]);
         }
         (Reply::Digest(self.sums(layer, region).digest()), data)
+    }
+
+    fn bad_of(&self, layer: LayerId, blocks: impl Iterator<Item = u64>) -> Vec<BadRegion> {
+        let mut bad: Vec<BadRegion> = Vec::new();
+        for block in blocks.filter(|block| self.bad.contains(&(layer, *block))) {
+            let region = Region(block / BLOCKS_PER_REGION);
+            if bad.last().is_none_or(|last| last.region != region) {
+                bad.push(BadRegion { layer, region, blocks: Blocks::NONE, index: false });
+            }
+            let last = bad.last_mut().expect("pushed above");
+            last.blocks.put((block % BLOCKS_PER_REGION) as usize, true);
+        }
+        bad
+    }
+
+    pub fn is_marked(&self) -> bool {
+        !self.marks.is_empty()
     }
 
     fn sums(&self, layer: LayerId, region: Region) -> RegionSums {
@@ -386,6 +449,9 @@ impl Replica {
     }
 
     fn take_chain(&mut self, chain: ChainInfo) {
+        if chain.head != self.chain.head {
+            self.unverified.clear();
+        }
         self.layers.retain(|id, _| chain.layer(*id).is_some());
         for layer in &chain.layers {
             self.layers.entry(layer.id).or_default();
@@ -405,6 +471,10 @@ fn layer(id: LayerId, parent: Option<LayerId>, size_bytes: u64) -> LayerInfo {
 
 fn seal_of(chain: &mut ChainInfo, id: LayerId) -> &mut LayerInfo {
     chain.layers.iter_mut().find(|layer| layer.id == id).expect("looked up before")
+}
+
+fn bad_blocks(regions: Vec<BadRegion>) -> Reply<()> {
+    Reply::Refused(Refusal::BadBlocks { message: "some".into(), regions })
 }
 
 fn no_layer() -> Reply<()> {

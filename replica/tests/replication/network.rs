@@ -100,7 +100,8 @@ impl World {
                 let cells = engine.ops[io].cells.iter();
                 cells.map(|(block, sectors)| (*block, whole(*sectors))).collect()
             }
-            Request::Copy { payload: Payload::Transfer(transfer), .. } => {
+            Request::Copy { payload: Payload::Transfer(transfer), .. }
+            | Request::Repair { payload: Payload::Transfer(transfer), .. } => {
                 engine.transfers.get(transfer).expect("fetched before").clone()
             }
             _ => Data::new(),
@@ -176,6 +177,9 @@ impl World {
             panic!("replica {at} changes its chain before its head is flushed");
         }
         let (reply, data) = replica.execute(&taken.request, &taken.data);
+        if let Request::Clear { regions } = &taken.request {
+            self.check_cleared(regions);
+        }
         self.reply(taken.link, seq, reply, data, into);
     }
 

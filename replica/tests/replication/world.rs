@@ -14,7 +14,7 @@ use ankole_replica::replication::{
     TransferId,
 };
 use ankole_replica::types::{
-    BLOCK_BYTES, BlockIndex, BlockRange, Generation, LayerId, ReplicaId, VOLUME_UNIT_BYTES,
+    BLOCK_BYTES, BlockIndex, BlockRange, Generation, LayerId, Region, ReplicaId, VOLUME_UNIT_BYTES,
 };
 
 use super::history::{History, Sector};
@@ -259,6 +259,7 @@ impl World {
             && status.waiting.is_empty()
             && self.record.in_sync.len() == self.replicas.len()
             && status.peers.iter().all(|peer| peer.reason.is_none())
+            && self.replicas.iter().all(|replica| !replica.is_marked())
     }
 
     // ---- engines ---------------------------------------------------------------------------
@@ -278,6 +279,8 @@ impl World {
         config.open_timeout = Duration::from_millis(300);
         config.replica_timeout = Duration::from_millis(200);
         config.reconnect_after = Duration::from_millis(5);
+        config.clear_after = Duration::from_millis(20);
+        config.marked_regions = 1;
         let core = Core::new(self.now(), config);
         self.log(|| format!("engine {id} starts, recover {recover}"));
         let engine = Engine {
