@@ -77,13 +77,14 @@ impl Core {
                 next.map(|(id, job)| Current { id, job, stage: Stage::Settling, result: Ok(()) });
         }
         let steady = self.is_steady();
+        let quiet = self.writes_in_flight == 0 && !self.clears_or_repairs();
         let live = self.live();
         let Some(current) = &mut self.chain_work.current else {
             return self.drive_joins(now);
         };
         match &current.stage {
             Stage::Settling if self.settle.is_done() => current.stage = Stage::Draining,
-            Stage::Draining if steady && self.writes_in_flight == 0 => {
+            Stage::Draining if steady && quiet => {
                 let waiting = self.writable();
                 self.set_stage_of_chain(Stage::Flushing { waiting });
                 for slot in waiting.iter() {
@@ -338,7 +339,7 @@ impl Core {
             }
             Closing::Flushing(waiting) if waiting.is_empty() => {
                 // With unsettled regions left the marks must stay, for the next engine.
-                if !self.settle.is_done() {
+                if !self.settle.is_done() || self.repairs.has_undecided() {
                     return self.end(End::Detached);
                 }
                 let waiting = self.live();

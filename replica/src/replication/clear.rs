@@ -191,6 +191,11 @@ impl Core {
             && !self.live().is_empty()
     }
 
+    /// Whether something runs in the background that a change of the chain must not overtake.
+    pub(super) fn clears_or_repairs(&self) -> bool {
+        self.clearing.batch.is_some() || self.repairs.is_running()
+    }
+
     fn start_batch(&mut self, now: Instant) {
         let due = self.clearing.take_due(now, self.patience());
         let (mut regions, mut locks) = (Vec::new(), Vec::new());
@@ -199,8 +204,9 @@ impl Core {
                 regions.push(region);
                 continue;
             }
+            let undecided = self.repairs.is_undecided(region.range());
             let (lock, free) = self.locks.acquire(region.range(), LockMode::Shared);
-            if free {
+            if free && !undecided {
                 regions.push(region);
                 locks.push(lock);
             } else {
@@ -308,6 +314,9 @@ impl Core {
         let is_new = self.clearing.members != members;
         let has_time = self.clearing.is_unsure && self.clearing.written.is_empty();
         if self.clearing.asking.is_none() && (is_new || has_time) {
+            if is_new {
+                self.clearing.stubborn.clear(); // who came has marks of its own
+            }
             self.clearing.members = members;
             self.clearing.asking = Some(Asking { waiting: members, found: BTreeSet::new() });
             for slot in members.iter() {

@@ -17,6 +17,9 @@ impl Core {
         else {
             return;
         };
+        if self.repairs.is_undecided(range) {
+            return self.complete(id, Err(Failure::Io));
+        }
         let (readers, unverified) = self.readers(id, range, failed);
         if readers.is_empty() {
             self.io(id).stage = Stage::Reading { from: None, failed };
@@ -61,6 +64,13 @@ impl Core {
             return self.send_write(now, id);
         }
         let Some(range) = self.io(id).range() else { return };
+        let mut edges = missing.iter().flatten().map(|(block, _)| BlockRange::new(*block, 1));
+        if edges.any(|edge| self.repairs.is_undecided(edge)) {
+            if missing.iter().flatten().all(|(_, from)| from.is_none()) {
+                self.fail_write(now, id);
+            }
+            return;
+        }
         let (readers, unverified) = self.readers(id, range, failed);
         if readers.is_empty() {
             let idle = missing.iter().flatten().all(|(_, from)| from.is_none());

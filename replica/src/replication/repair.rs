@@ -41,6 +41,8 @@ pub(super) struct Repairs {
     repaired_blocks: u64,
     /// No member can read them.
     lost: BTreeMap<(LayerId, Region), Blocks>,
+    /// Members differ in them and none can read its own: shown to nobody, and the marks stay.
+    undecided: BTreeMap<Region, Blocks>,
     /// Who has the blocks of a read, but with checksums that were never compared.
     doubts: BTreeMap<IoId, Slots>,
     /// Regions that had only one member when they were settled: nobody's checksums are better.
@@ -103,6 +105,21 @@ impl Repairs {
         }
     }
 
+    pub(super) fn note_undecided(&mut self, head: LayerId, region: Region, blocks: Blocks) {
+        self.undecided.insert(region, blocks);
+        let lost = self.lost.entry((head, region)).or_insert(Blocks::NONE);
+        *lost = *lost | blocks;
+    }
+
+    pub(super) fn is_undecided(&self, range: BlockRange) -> bool {
+        touches(&self.undecided, range)
+    }
+
+    /// Regions whose marks must stay.
+    pub(super) fn has_undecided(&self) -> bool {
+        !self.undecided.is_empty()
+    }
+
     pub(super) fn forget_io(&mut self, id: IoId) {
         if !self.doubts.is_empty() {
             self.doubts.remove(&id);
@@ -110,18 +127,24 @@ impl Repairs {
     }
 
     fn is_known_unverified(&self, range: BlockRange) -> bool {
-        !self.unverified.is_empty()
-            && range.regions().any(|region| {
-                let known = self.unverified.get(&region);
-                known.is_some_and(|blocks| {
-                    !(*blocks & Blocks::span(slots_of(range.clipped_to(region)))).is_empty()
-                })
-            })
+        touches(&self.unverified, range)
+    }
+
+    pub(super) fn is_running(&self) -> bool {
+        self.running.is_some()
     }
 
     fn is_busy(&self) -> bool {
-        self.running.is_some() || !self.queue.is_empty()
+        self.is_running() || !self.queue.is_empty()
     }
+}
+
+fn touches(all: &BTreeMap<Region, Blocks>, range: BlockRange) -> bool {
+    let touched = |region: Region| {
+        let here = Blocks::span(slots_of(range.clipped_to(region)));
+        all.get(&region).is_some_and(|blocks| !(*blocks & here).is_empty())
+    };
+    !all.is_empty() && range.regions().any(touched)
 }
 
 fn slots_of(part: BlockRange) -> std::ops::Range<usize> {
@@ -210,6 +233,7 @@ impl Core {
             let written = Blocks::span(slots_of(range.clipped_to(region)));
             forget_blocks(&mut self.repairs.lost, (self.chain.head, region), written);
             forget_blocks(&mut self.repairs.unverified, region, written);
+            forget_blocks(&mut self.repairs.undecided, region, written);
         }
     }
 
@@ -261,7 +285,7 @@ impl Core {
                 }
                 return;
             }
-            if !self.is_steady() || !self.settle.is_done() {
+            if !self.is_steady() || !self.settle.is_done() || self.chain_work.parks_writes() {
                 return;
             }
             let job = self.repairs.queue.pop_front().expect("seen above");

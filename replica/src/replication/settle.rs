@@ -285,6 +285,10 @@ impl Core {
         if let [sums] = &step.sums.values().collect::<Vec<_>>()[..] {
             self.repairs.note_unverified(region, unverified(sums));
         }
+        let differing = differing(&step.sums);
+        if !differing.is_empty() {
+            self.repairs.note_undecided(self.chain.head, region, differing);
+        }
         // With a peer's agreement a checksum that was rebuilt from data may be trusted again.
         if step.sums.len() > 1 {
             let layer = self.chain.head;
@@ -366,6 +370,20 @@ fn repairs(
     }
     let repair = |(from, blocks)| Repair { from, blocks, remakes: None };
     by_winner.into_iter().map(repair).collect()
+}
+
+/// What isn't alike on all: only blocks that nobody can read are left so.
+fn differing(sums: &BTreeMap<Slot, RegionSums>) -> Blocks {
+    let mut blocks = Blocks::NONE;
+    let mut all = sums.values();
+    if let Some(first) = all.next() {
+        for other in all {
+            for (block, (one, other)) in first.0.iter().zip(&other.0).enumerate() {
+                blocks.put(block, blocks.has(block) || !one.is_like(*other));
+            }
+        }
+    }
+    blocks
 }
 
 /// A member that still has something else than the winner of the first repair.

@@ -8,7 +8,8 @@ use ankole_replica::chain::{ChainChange, ChainInfo, ChainOp, LayerInfo, Seal};
 use ankole_replica::message::{BadRegion, Refusal, RegionSums, Reply, Request, Welcome};
 use ankole_replica::replication::Payload;
 use ankole_replica::types::{
-    BLOCKS_PER_REGION, BlockRange, ChainOpId, Fence, Generation, Incarnation, LayerId, Region,
+    BLOCKS_PER_REGION, BlockIndex, BlockRange, ChainOpId, Fence, Generation, Incarnation, LayerId,
+    Region,
 };
 
 pub type Block = [u64; 2];
@@ -31,13 +32,20 @@ impl Footprint {
             | Request::ReadUnverified { range }
             | Request::Map { range } => (head, range, false),
             Request::Copy { layer, region, .. } => (layer, region.range(), true),
-            Request::Repair { layer, region, .. } => (layer, region.range(), true),
-            Request::Sums { layer, region } | Request::Fetch { layer, region, .. } => {
-                (layer, region.range(), false)
+            Request::Sums { layer, region } => (layer, region.range(), false),
+            Request::Fetch { layer, region, blocks } => {
+                let first = region.blocks().start;
+                (layer, spanning(blocks.slots().map(|slot| first + slot as u64))?, false)
             }
             _ => return None,
         };
         Some(Self { layer, range, exclusive })
+    }
+
+    /// A repair touches the blocks that it brings.
+    pub fn of_repair(layer: LayerId, data: &Data) -> Option<Self> {
+        let range = spanning(data.iter().map(|(block, _)| *block))?;
+        Some(Self { layer, range, exclusive: true })
     }
 
     pub fn conflicts_with(self, other: Self) -> bool {
@@ -245,7 +253,14 @@ impl Replica {
                         return (Reply::Refused(Refusal::Invalid { message }), Data::new());
                     }
                 }
-                let _ = region;
+                self.marks.insert(*region, self.fence.expect("greeted").generation);
+                let same = |held: &BTreeMap<u64, Block>| {
+                    data.iter().all(|(block, new)| held.get(block).copied() == *new)
+                };
+                if same(&self.layers[layer]) {
+                    data.iter().for_each(|(block, _)| drop(self.bad.remove(&(*layer, *block))));
+                    return (Reply::Done, Data::new());
+                }
                 self.put(*layer, data, false)
             }
             Request::Clear { regions } => {
@@ -471,6 +486,12 @@ fn layer(id: LayerId, parent: Option<LayerId>, size_bytes: u64) -> LayerInfo {
 
 fn seal_of(chain: &mut ChainInfo, id: LayerId) -> &mut LayerInfo {
     chain.layers.iter_mut().find(|layer| layer.id == id).expect("looked up before")
+}
+
+fn spanning(mut blocks: impl Iterator<Item = u64>) -> Option<BlockRange> {
+    let first = blocks.next()?;
+    let last = blocks.last().unwrap_or(first);
+    Some(BlockRange::new(BlockIndex(first), last - first + 1))
 }
 
 fn bad_blocks(regions: Vec<BadRegion>) -> Reply<()> {

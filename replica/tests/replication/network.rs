@@ -81,7 +81,11 @@ impl World {
         let at = self.links[&key].last_arrival.max(self.now_us + wait - 1) + 1;
         let link = self.links.get_mut(&key).expect("links are kept");
         link.last_arrival = at;
-        if let Some(footprint) = Footprint::of(&request, head) {
+        let footprint = match &request {
+            Request::Repair { layer, .. } => Footprint::of_repair(*layer, &data),
+            request => Footprint::of(request, head),
+        };
+        if let Some(footprint) = footprint {
             let clash = link.in_flight.values().find(|other| footprint.conflicts_with(**other));
             assert!(clash.is_none(), "{request:?} overlaps {clash:?} at {slot:?}");
             link.in_flight.insert(seq, footprint);
