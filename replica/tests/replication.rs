@@ -14,6 +14,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use world::World;
 
 fn run(seed: u64) -> u64 {
+    break_a_rule();
     let mut world = World::new(seed);
     world.verbose = std::env::var("ANKOLE_SEED").is_ok();
     if let Err(panic) = catch_unwind(AssertUnwindSafe(|| world.run())) {
@@ -21,6 +22,16 @@ fn run(seed: u64) -> u64 {
         std::panic::resume_unwind(panic);
     }
     world.trace
+}
+
+/// In a build with the feature `mutations`, `ANKOLE_MUTATION=Name` says which rule is broken.
+fn break_a_rule() {
+    #[cfg(feature = "mutations")]
+    if let Ok(name) = std::env::var("ANKOLE_MUTATION") {
+        use ankole_replica::mutation::{Mutation, set};
+        let named = |mutation: &&Mutation| format!("{mutation:?}") == name;
+        set(Some(*Mutation::ALL.iter().find(named).expect("a mutation of this name")));
+    }
 }
 
 fn number(variable: &str) -> Option<u64> {

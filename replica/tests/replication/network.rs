@@ -181,7 +181,12 @@ impl World {
             panic!("replica {at} changes its chain before its head is flushed");
         }
         let (reply, data) = replica.execute(&taken.request, &taken.data);
-        if let Request::Clear { regions } = &taken.request {
+        // One that was lost meanwhile clears what is flushed there; what it misses is marked anew.
+        let link = &self.links[&key];
+        let counts = !link.closed && !link.broken && self.engines[&link.engine].alive;
+        if let Request::Clear { regions } = &taken.request
+            && counts
+        {
             self.check_cleared(regions);
         }
         self.reply(taken.link, seq, reply, data, into);
