@@ -7,6 +7,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::mutation::{self, Mutation};
 use crate::types::{Generation, Incarnation, ReplicaId};
 
 /// The arbiter's record of one volume.
@@ -93,7 +94,9 @@ impl Record {
             {
                 refused(|record| Refused::NotTheEngine { record })
             }
-            Change::Members { in_sync, .. } if in_sync.is_empty() => {
+            Change::Members { in_sync, .. }
+                if in_sync.is_empty() && !mutation::is_on(Mutation::LastMemberRemoved) =>
+            {
                 refused(|record| Refused::LastMember { record })
             }
             Change::Members { in_sync, .. } => Ok(Self { generation, in_sync, ..self.clone() }),

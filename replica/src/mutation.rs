@@ -3,41 +3,96 @@
 //! Only a build with the feature `mutations` has them; in any other [`is_on`] is `false` at compile
 //! time and leaves nothing behind. The numbers are those of `docs/replication-rules.md`.
 
-/// A rule that is broken on purpose.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mutation {
-    /// Rule 5: a write is acknowledged before the arbiter has removed who lacks it.
-    AcknowledgeBeforeRemoval,
-    /// Rule 13: no region is ever marked. Also shows what marking costs.
-    NoMarks,
-    /// Rule 13: a region is marked once its data is written.
-    MarkAfterWrite,
-    /// Rule 14: marks end without a sync of the data.
-    ClearWithoutFlush,
-    /// Rule 14: marks end while writes run that not all members have.
-    ClearWithoutLock,
-    /// Rule 14: marks end before the index is durable.
-    ClearBeforeIndex,
-    /// Rule 19: a block is repaired while it may be written.
-    RepairWithoutLock,
-    /// Rule 20: a checksum made from what the disk had counts as much as a client's.
-    UnverifiedWins,
-    /// Settling: a range is read before the members were compared.
-    ReadBeforeSettled,
+/// Makes the enum, the list of all and the text for each from one table.
+macro_rules! mutations {
+    ($($(#[doc = $what:literal])+ $name:ident: $rule:literal,)+) => {
+        /// A rule that is broken on purpose.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Mutation {
+            $($(#[doc = $what])+ $name,)+
+        }
+
+        impl Mutation {
+            pub const ALL: &[Self] = &[$(Self::$name),+];
+
+            /// The rule's number, or what it is called there.
+            pub const fn rule(self) -> &'static str {
+                match self {
+                    $(Self::$name => $rule,)+
+                }
+            }
+
+            /// What goes wrong, in words.
+            pub const fn what(self) -> &'static str {
+                match self {
+                    $(Self::$name => concat!($($what),+).trim_ascii(),)+
+                }
+            }
+        }
+    };
 }
 
-impl Mutation {
-    pub const ALL: &[Self] = &[
-        Self::AcknowledgeBeforeRemoval,
-        Self::NoMarks,
-        Self::MarkAfterWrite,
-        Self::ClearWithoutFlush,
-        Self::ClearWithoutLock,
-        Self::ClearBeforeIndex,
-        Self::RepairWithoutLock,
-        Self::UnverifiedWins,
-        Self::ReadBeforeSettled,
-    ];
+mutations! {
+    /// a write is acknowledged before the arbiter has removed who lacks it
+    AcknowledgeBeforeRemoval: "5",
+    /// a write is acknowledged before the survivors know that a member is out
+    AcknowledgeBeforeSurvivorsKnow: "5",
+    /// members are removed without asking the others whether they still answer
+    NoPing: "5",
+    /// a change of the record whose answer was lost is taken for refused
+    AmbiguousIsRefused: "6",
+    /// a fenced engine answers its clients, with errors
+    FencedEngineAnswers: "7",
+    /// the set becomes empty when nobody answers
+    LastMemberRemoved: "10",
+    /// a replica says that it can't have lost writes, whatever happened
+    SuspectIsContinuous: "10a",
+    /// a fence is believed before it is durable
+    FenceNotDurable: "2",
+    /// an engine is welcomed while requests of the older one still run
+    OldIoNotAwaited: "2",
+    /// an older session is welcomed after a newer one
+    OldSessionAccepted: "3",
+    /// a directory that was made anew counts as the copy that was there
+    WrongIncarnationAccepted: "4",
+    /// reads don't wait for writes to the same blocks
+    ReadOutsideLock: "11",
+    /// a replica confirms a write that it has yet to do
+    ConfirmedTooEarly: "12",
+    /// no region is ever marked; also shows what marking costs
+    NoMarks: "13",
+    /// a region is marked once its data is written
+    MarkAfterWrite: "13",
+    /// a region is written before its mark is durable
+    MarkNotSynced: "13",
+    /// marks go although regions were never compared
+    ClearUnsettled: "14",
+    /// a mark goes before the sums of its region are durable
+    ClearBeforeIndex: "14",
+    /// marks go without a sync of the data
+    ClearWithoutFlush: "14",
+    /// marks go while writes run that not all members have
+    ClearWithoutLock: "14",
+    /// a block is repaired while it may be written
+    RepairWithoutLock: "19",
+    /// a checksum made from what the disk had wins over a client's
+    UnverifiedWins: "20",
+    /// a flush doesn't wait until it is durable which blocks are there
+    FlushWithoutIndex: "16",
+    /// a flush joins a round that is on its way
+    FlushJoinsRunning: "17",
+    /// a region is read before it is the same on all members
+    ReadBeforeSettled: "settle",
+    /// a snapshot seals regions that differ
+    SnapshotUnsettled: "snapshot",
+    /// a snapshot is taken while writes are on their way
+    SnapshotUndrained: "snapshot",
+    /// acknowledgements don't need the replica that is being added
+    PromotionNotNeeded: "promote 2",
+    /// marked regions keep the stamp of the generation in which they were written
+    NoRestamping: "remove",
+    /// bytes are served whose sum is wrong
+    SumsUnchecked: "P5",
 }
 
 #[cfg(feature = "mutations")]

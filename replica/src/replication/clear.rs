@@ -187,7 +187,7 @@ impl Core {
             && self.is_steady()
             && self.settle.is_done()
             && self.promoting.is_none()
-            && !self.chain_work.parks_writes()
+            && !self.chain_work.is_changing()
             && !self.live().is_empty()
     }
 

@@ -281,11 +281,11 @@ impl Core {
         while self.repairs.running.is_none() && self.is_open() {
             if self.repairs.queue.is_empty() {
                 for id in std::mem::take(&mut self.repairs.waiting) {
-                    self.settle_then_lock(now, id);
+                    self.admit(now, id);
                 }
                 return;
             }
-            if !self.is_steady() || !self.settle.is_done() || self.chain_work.parks_writes() {
+            if !self.is_steady() || !self.settle.is_done() || self.chain_work.is_changing() {
                 return;
             }
             let job = self.repairs.queue.pop_front().expect("seen above");

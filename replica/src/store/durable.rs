@@ -47,7 +47,7 @@ impl<S: Storage> Store<S> {
                 }
             }
         }
-        if !regions.is_empty() {
+        if !regions.is_empty() && !mutation::is_on(Mutation::FlushWithoutIndex) {
             let done = self.pages.sync().await;
             self.or_fail("make the index durable", done).await?;
         }
@@ -97,12 +97,14 @@ impl<S: Storage> Store<S> {
             // What a crash left is looked at before its mark goes: unmarked sums are trusted.
             self.recover_region(*region).await?;
         }
-        let early = mutation::is_on(Mutation::ClearBeforeIndex);
-        if !early {
+        let in_order = !mutation::is_on(Mutation::ClearBeforeIndex);
+        if in_order {
             self.write_back(regions).await?;
-            if !mutation::is_on(Mutation::ClearWithoutFlush) {
-                self.flush().await?;
-            }
+        }
+        if !mutation::is_on(Mutation::ClearWithoutFlush) {
+            self.flush().await?;
+        }
+        if in_order {
             let done = self.pages.sync().await;
             self.or_fail("make the index durable", done).await?;
         }
@@ -110,16 +112,12 @@ impl<S: Storage> Store<S> {
         let quiet = |region: &&Region| {
             self.head_state.clearing.borrow().get(region) == Some(&ticket)
                 && !self.head_state.fresh.borrow().contains(region)
-                && !self.pages.is_dirty(head.file, **region)
+                && !(in_order && self.pages.is_dirty(head.file, **region))
                 && self.intent.is_marked(**region)
         };
-        for region in regions.iter().filter(|region| early || quiet(region)) {
+        for region in regions.iter().filter(quiet) {
             let done = self.intent.clear(*region);
             self.or_fail_intent("clear marks", done).await?;
-        }
-        if early {
-            let done = self.intent.sync().await;
-            self.or_fail("make the marks durable", done).await?;
         }
         Ok(())
     }
@@ -133,7 +131,7 @@ impl<S: Storage> Store<S> {
         for &region in regions {
             for &file in &open {
                 let done = self.pages.write_back(file, region);
-                self.or_fail("write the index", done).await?;
+                self.or_fail_unless_full("write the index", done).await?;
             }
         }
         Ok(())
@@ -142,7 +140,7 @@ impl<S: Storage> Store<S> {
     /// Everything there is, sums too, is durable when it returns.
     pub(super) async fn settle_everything(&self) -> Result<(), StoreError> {
         let done = self.pages.write_back_all();
-        self.or_fail("write the index", done).await?;
+        self.or_fail_unless_full("write the index", done).await?;
         self.flush().await?;
         let done = self.pages.sync().await;
         self.or_fail("make the index durable", done).await

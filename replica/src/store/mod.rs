@@ -39,9 +39,11 @@ mod uring;
 mod verify;
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::rc::Rc;
 
+use ankole_blockdev::disk::Buffer;
 pub use error::{BadBlock, BlockProblem, ReadError, StoreError};
 pub use io::ReadReport;
 pub use join::JoinProgress;
@@ -54,6 +56,7 @@ pub use verify::VerifyReport;
 
 pub use crate::chain::index::{BlockSum, Blocks, ZERO_BLOCK_SUM};
 use crate::chain::{Chain, ChainError, ChainInfo};
+use crate::mutation::{self, Mutation};
 use crate::types::{Fence, Generation, LayerId, Region};
 use intent::{Intent, IntentError};
 use meta::{ReplicaMeta, Witness};
@@ -87,7 +90,7 @@ pub struct Store<S: Storage> {
     /// The machine lost what wasn't synced: fresh blocks must prove that their data arrived.
     lost_power: bool,
     /// Regions that were marked when the store was opened, and whose sums weren't looked at yet.
-    unrecovered: RefCell<HashSet<Region>>,
+    unrecovered: RefCell<BTreeSet<Region>>,
     chain_gate: Mutex<()>,
     recovery_gate: Mutex<()>,
     flushes: Rounds,
@@ -100,16 +103,16 @@ struct HeadState {
     /// Regions with fresh blocks.
     fresh: RefCell<BTreeSet<Region>>,
     /// Fresh blocks that the running flush will make durable, unless they change again.
-    flushing: RefCell<HashMap<Region, Blocks>>,
+    flushing: RefCell<BTreeMap<Region, Blocks>>,
     /// Writes that run, per region.
-    writing: RefCell<HashMap<Region, u32>>,
+    writing: RefCell<BTreeMap<Region, u32>>,
     /// Regions whose marks are about to go, by the number of the clearing: a write takes them out.
-    clearing: RefCell<HashMap<Region, u64>>,
+    clearing: RefCell<BTreeMap<Region, u64>>,
     clears: Cell<u64>,
 }
 
 struct Layers<F> {
-    by_id: HashMap<LayerId, Rc<OpenLayer<F>>>,
+    by_id: BTreeMap<LayerId, Rc<OpenLayer<F>>>,
     /// What decides the content of the volume, head first.
     top: Path<F>,
 }
@@ -131,6 +134,20 @@ struct DataFile<F> {
     file: F,
     /// Written since the last sync that began, or by an earlier process.
     unsynced: Cell<bool>,
+}
+
+impl<F: StorageFile> DataFile<F> {
+    /// A sync that begins while this runs promises nothing about it: it is unsynced at the end.
+    async fn write(
+        &self,
+        offset_bytes: u64,
+        from: Rc<Buffer>,
+        part: Range<usize>,
+    ) -> std::io::Result<()> {
+        let done = self.file.write(offset_bytes, from, part).await;
+        self.unsynced.set(true);
+        done
+    }
 }
 
 impl<S: Storage> Store<S> {
@@ -163,7 +180,7 @@ impl<S: Storage> Store<S> {
     /// Nothing that was acknowledged can have been lost: the machine has run without a break
     /// since this replica became a member, or nothing was unflushed.
     pub fn continuous(&self) -> bool {
-        self.continuous.get()
+        self.continuous.get() || mutation::is_on(Mutation::SuspectIsContinuous)
     }
 
     /// Why the store failed for good, if it did.
@@ -285,6 +302,19 @@ impl<S: Storage> Store<S> {
         match done {
             Ok(value) => Ok(value),
             Err(error) => Err(self.fail(format!("{doing}: {error}")).await),
+        }
+    }
+
+    /// For the index of layers that aren't the head: its space isn't reserved, and a write for
+    /// which there was no room has changed nothing.
+    async fn or_fail_unless_full<T>(
+        &self,
+        doing: &'static str,
+        done: std::io::Result<T>,
+    ) -> Result<T, StoreError> {
+        match done {
+            Err(error) if error::is_no_space(&error) => Err(self.io_error(doing, error)),
+            other => self.or_fail(doing, other).await,
         }
     }
 

@@ -88,9 +88,7 @@ impl<S: Storage> Store<S> {
             if end > index {
                 let at = BlockIndex(range.first.0 + index as u64).offset_bytes();
                 let part = offset_bytes + index * BLOCK..offset_bytes + end * BLOCK;
-                layer.data.unsynced.set(true);
-                let done =
-                    super::StorageFile::write(&layer.data.file, at, data.clone(), part).await;
+                let done = layer.data.write(at, data.clone(), part).await;
                 done.map_err(|error| self.io_error("copy blocks", error))?;
             }
             index = end + 1;
@@ -100,7 +98,9 @@ impl<S: Storage> Store<S> {
             BlockSum::Zero => page.set_zero(slot),
             BlockSum::Data { crc, verified } => page.set_data(slot, crc, verified),
         };
-        let recorded = if is_head {
+        // A snapshot may have sealed the layer meanwhile: no flush would ever look at it again.
+        let _no_change_of_chain = self.chain_gate.lock().await;
+        let recorded = if layer.id == self.head().id {
             self.record(&layer, range, put)
         } else {
             self.record_filling(&layer, range, put)

@@ -145,11 +145,10 @@ impl<S: Storage> Store<S> {
     ) -> Result<(), StoreError> {
         let mut offset_bytes = 0;
         for run in data_blocks(by).runs() {
-            layer.data.unsynced.set(true);
             let part = offset_bytes..offset_bytes + run.len() * BLOCK;
             offset_bytes = part.end;
             let at = block_at(region, run.start).offset_bytes();
-            let done = layer.data.file.write(at, by.data.clone(), part).await;
+            let done = layer.data.write(at, by.data.clone(), part).await;
             done.map_err(|error| self.io_error("repair blocks", error))?;
         }
         Ok(())
