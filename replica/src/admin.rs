@@ -80,6 +80,15 @@ pub struct EngineStatus {
     pub replicas: Vec<ReplicaStatus>,
     /// After an unclean stop: what must still be made equal before it may be read.
     pub unsettled_bytes: u64,
+    /// Blocks that a replica couldn't read and was given by another one, since the engine started.
+    #[serde(default)]
+    pub repaired_blocks: u64,
+    /// Bytes that were being written in a crash and that no second replica could confirm.
+    #[serde(default)]
+    pub unverified_bytes: u64,
+    /// What no replica can read, in words, if there is such.
+    #[serde(default)]
+    pub lost: Option<String>,
     /// What the volume waits for, in words; empty when it waits for nothing.
     pub waiting: Vec<String>,
     pub clients: u32,

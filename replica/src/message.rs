@@ -30,6 +30,10 @@ pub enum Request<P> {
     Read {
         range: BlockRange,
     },
+    /// The same, where nobody has a block whose checksum was compared: what there is will do.
+    ReadUnverified {
+        range: BlockRange,
+    },
     /// Which blocks of the volume are zero.
     Map {
         range: BlockRange,
@@ -66,6 +70,18 @@ pub enum Request<P> {
         layer: LayerId,
         region: Region,
     },
+    /// Puts a peer's blocks in place of bad ones. Answered when they were read back.
+    Repair {
+        layer: LayerId,
+        region: Region,
+        payload: P,
+    },
+    /// Every write in these regions is on all members, synced, and none runs: end their marks.
+    Clear {
+        regions: Vec<Region>,
+    },
+    /// Which regions are marked; answered by `Occupied`.
+    Marked,
     Chain(Box<ChainOp>),
     DescribeChain,
     /// Blocks present or zero in the layers after one snapshot (or from the oldest layer on) up to
@@ -211,12 +227,33 @@ pub enum Refusal {
     #[error("its disk is full")]
     NoSpace,
     #[error("it can't read {message}")]
-    BadBlocks { message: String },
+    BadBlocks {
+        message: String,
+        /// Which they are; not all, if they are too many.
+        #[serde(default)]
+        regions: Vec<BadRegion>,
+    },
+    #[error("the checksum of some of its blocks was never compared")]
+    Unverified,
     #[error("its disk answered: {message}")]
     Io { message: String },
     #[error("it refused the request: {message}")]
     Invalid { message: String },
 }
+
+/// Blocks of one region that a replica can't give, in the layer that holds them there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BadRegion {
+    pub layer: LayerId,
+    pub region: Region,
+    pub blocks: Blocks,
+    /// The index page is damaged: what the layer has of the region isn't known.
+    pub index: bool,
+}
+
+/// Regions that a refusal names at most.
+pub const BAD_REGIONS_MAX: usize = 256;
 
 /// What one layer itself holds of one region.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -276,6 +313,12 @@ impl<P> Request<P> {
             Self::Copy { layer, region, payload } => {
                 Request::Copy { layer, region, payload: map(payload)? }
             }
+            Self::Repair { layer, region, payload } => {
+                Request::Repair { layer, region, payload: map(payload)? }
+            }
+            Self::ReadUnverified { range } => Request::ReadUnverified { range },
+            Self::Clear { regions } => Request::Clear { regions },
+            Self::Marked => Request::Marked,
             Self::Hello(hello) => Request::Hello(hello),
             Self::Advance(advance) => Request::Advance(advance),
             Self::Zero { range, forced } => Request::Zero { range, forced },

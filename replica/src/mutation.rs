@@ -67,12 +67,24 @@ mutations! {
     ReadOutsideLock: "11",
     /// a replica confirms a write that it has yet to do
     ConfirmedTooEarly: "12",
+    /// no region is ever marked; also shows what marking costs
+    NoMarks: "13",
+    /// a region is marked once its data is written
+    MarkAfterWrite: "13",
     /// a region is written before its mark is durable
     MarkNotSynced: "13",
     /// marks go although regions were never compared
     ClearUnsettled: "14",
     /// a mark goes before the sums of its region are durable
     ClearBeforeIndex: "14",
+    /// marks go without a sync of the data
+    ClearWithoutFlush: "14",
+    /// marks go while writes run that not all members have
+    ClearWithoutLock: "14",
+    /// a block is repaired while it may be written
+    RepairWithoutLock: "19",
+    /// a checksum made from what the disk had wins over a client's
+    UnverifiedWins: "20",
     /// a flush doesn't wait until it is durable which blocks are there
     FlushWithoutIndex: "16",
     /// a flush joins a round that is on its way

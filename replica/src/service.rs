@@ -6,12 +6,15 @@ use ankole_blockdev::disk::Buffer;
 
 use crate::chain::ChainChange;
 use crate::chain::index::{BlockSum, Blocks};
-use crate::message::{Refusal, RegionSums, Reply, Request};
+use crate::message::{BAD_REGIONS_MAX, BadRegion, Refusal, RegionSums, Reply, Request};
 use crate::mutation::{self, Mutation};
 use crate::payload::{BlockData, Patch, Payload, Run};
 use crate::server::{Replica, refusal};
-use crate::store::{Membership, ReadError, ReplicaState, Storage, StoreError, View};
-use crate::types::{BlockRange, LayerId, Region};
+use crate::store::{
+    BadBlock, BlockProblem, Membership, ReadError, Replacement, ReplicaState, Storage, StoreError,
+    View,
+};
+use crate::types::{BLOCKS_PER_REGION, BlockRange, LayerId, Region};
 use crate::wire::CHANGED_REGIONS_MAX;
 
 type Outcome = Result<Reply<Rc<Payload>>, Refusal>;
@@ -46,9 +49,12 @@ pub(crate) async fn carry_out<S: Storage>(
             done(store.zero(range, generation).await)?;
             if forced { done(store.flush().await) } else { Ok(Reply::Done) }
         }
-        Request::Read { range } => read(replica, View::Top, range).await,
+        Request::Read { range } => read(replica, View::Top, range, Trust::Compared).await,
+        Request::ReadUnverified { range } => read(replica, View::Top, range, Trust::Any).await,
         Request::Map { range } => map(replica, range).await,
-        Request::ReadSnapshot { layer, range } => read(replica, View::Layer(layer), range).await,
+        Request::ReadSnapshot { layer, range } => {
+            read(replica, View::Layer(layer), range, Trust::Any).await
+        }
         Request::Flush => done(store.flush().await),
         Request::Sums { layer, region } => {
             Ok(Reply::Sums(Box::new(own_sums(replica, layer, region).await?)))
@@ -63,6 +69,18 @@ pub(crate) async fn carry_out<S: Storage>(
                 Ok(Reply::Done) // sealed meanwhile: its sums stay unverified until a scrub
             }
         }
+        Request::Repair { layer, region, payload } => {
+            let Payload::Patch(patch) = &*payload else { return Err(wrong_payload()) };
+            let by = Replacement { blocks: patch.blocks, sums: &patch.sums, data: &patch.data };
+            match store.repair_region(layer, region, &by, generation).await {
+                Err(error @ StoreError::NotWritten { .. }) => {
+                    Err(Refusal::Invalid { message: error.to_string() })
+                }
+                other => done(other),
+            }
+        }
+        Request::Clear { regions } => done(store.clear(&regions).await),
+        Request::Marked => Ok(Reply::Occupied(marked(replica)?)),
         Request::Chain(op) => {
             done(store.apply(&op).await)?;
             if let ChainChange::Snapshot { new_head, .. } = op.change {
@@ -89,11 +107,7 @@ pub(crate) async fn carry_out<S: Storage>(
             done(store.set_membership(membership(replica, ReplicaState::Ready)).await)
         }
         Request::Ping => Ok(Reply::Done),
-        Request::Bye => {
-            let marked = store.marked_regions().map_err(|error| refusal(&error))?;
-            let regions: Vec<Region> = marked.into_iter().map(|(region, _)| region).collect();
-            done(store.clear(&regions).await)
-        }
+        Request::Bye => done(store.clear(&marked(replica)?).await),
     }
 }
 
@@ -114,11 +128,35 @@ fn membership<S: Storage>(replica: &Replica<S>, state: ReplicaState) -> Membersh
     Membership { state, ..replica.store.membership() }
 }
 
-async fn read<S: Storage>(replica: &Replica<S>, view: View, range: BlockRange) -> Outcome {
+fn marked<S: Storage>(replica: &Replica<S>) -> Result<Vec<Region>, Refusal> {
+    let marked = replica.store.marked_regions().map_err(|error| refusal(&error))?;
+    Ok(marked.into_iter().map(|(region, _)| region).collect())
+}
+
+/// Which blocks may be shown.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Trust {
+    /// Only those whose checksum came from a client or was compared with a peer's (rule 20).
+    Compared,
+    /// Those too whose checksum was made from what the disk had after a crash.
+    Any,
+}
+
+async fn read<S: Storage>(
+    replica: &Replica<S>,
+    view: View,
+    range: BlockRange,
+    trust: Trust,
+) -> Outcome {
     let into = Buffer::zeroed(range.length_bytes() as usize);
     let (result, data) = replica.store.read(view, range, into).await;
-    result.map_err(|error| read_refusal(&error))?;
-    Ok(Reply::Data(Rc::new(Payload::Blocks(BlockData::from_client(data)))))
+    let report = result.map_err(|error| read_refusal(&error))?;
+    if trust == Trust::Compared && !report.unverified.is_empty() {
+        return Err(Refusal::Unverified);
+    }
+    // The store has just checked the bytes against these.
+    let blocks = BlockData { sums: report.sums, data: Rc::new(data) };
+    Ok(Reply::Data(Rc::new(Payload::Blocks(blocks))))
 }
 
 /// As many runs as one answer takes; the asker goes on after the last.
@@ -134,7 +172,9 @@ async fn map<S: Storage>(replica: &Replica<S>, range: BlockRange) -> Outcome {
 
 fn read_refusal(error: &ReadError) -> Refusal {
     match error {
-        ReadError::BadBlocks(_) => Refusal::BadBlocks { message: error.to_string() },
+        ReadError::BadBlocks(bad) => {
+            Refusal::BadBlocks { message: error.to_string(), regions: bad_regions(bad) }
+        }
         ReadError::Store(error) => refusal(error),
     }
 }
@@ -145,7 +185,32 @@ async fn own_sums<S: Storage>(
     region: Region,
 ) -> Result<RegionSums, Refusal> {
     let sums = replica.store.own_sums(layer, region.range()).await;
-    sums.map(RegionSums).map_err(|error| refusal(&error))
+    sums.map(RegionSums).map_err(|error| match error {
+        StoreError::Damaged { .. } => {
+            let bad = BadRegion { layer, region, blocks: Blocks::ALL, index: true };
+            Refusal::BadBlocks { message: error.to_string(), regions: vec![bad] }
+        }
+        error => refusal(&error),
+    })
+}
+
+fn bad_regions(bad: &[BadBlock]) -> Vec<BadRegion> {
+    let mut regions: Vec<BadRegion> = Vec::new();
+    for bad in bad {
+        let (layer, region) = (bad.layer, bad.block.region());
+        let same = |known: &BadRegion| known.layer == layer && known.region == region;
+        let at = match regions.iter().position(same) {
+            Some(at) => at,
+            None if regions.len() < BAD_REGIONS_MAX => {
+                regions.push(BadRegion { layer, region, blocks: Blocks::NONE, index: false });
+                regions.len() - 1
+            }
+            None => continue,
+        };
+        regions[at].blocks.put((bad.block.0 % BLOCKS_PER_REGION) as usize, true);
+        regions[at].index |= matches!(bad.problem, BlockProblem::Index(_));
+    }
+    regions
 }
 
 fn occupied<S: Storage>(replica: &Replica<S>, layer: LayerId) -> Outcome {

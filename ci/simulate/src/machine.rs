@@ -193,6 +193,11 @@ impl<W: 'static> Machine<W> {
         }
     }
 
+    /// Whether it may differ from the others after a crash.
+    pub fn is_marked(&self) -> bool {
+        self.look(|store| store.marked_regions().map_or(true, |marked| !marked.is_empty()))
+    }
+
     /// Looks at what the replica has, without its noticing.
     pub fn look<T>(&self, look: impl FnOnce(&Store<Disk>) -> T) -> T {
         if let Some(process) = &self.process {

@@ -291,6 +291,9 @@ impl World {
             && status.waiting.is_empty()
             && self.members().into_iter().collect::<BTreeSet<_>>() == self.wanted
             && status.peers.iter().all(|peer| !peer.wanted || peer.reason.is_none())
+            // What nobody can read stays marked until it is written anew.
+            && (status.lost.is_some()
+                || self.members().into_iter().all(|at| !self.machines[at].is_marked()))
     }
 
     /// Whose copy the record means.

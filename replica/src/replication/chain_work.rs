@@ -89,6 +89,10 @@ impl ChainWork {
         self.current.as_ref().is_some_and(|current| current.stage != Stage::Settling)
     }
 
+    pub(super) fn is_idle(&self) -> bool {
+        self.is_at_rest() && self.queue.is_empty()
+    }
+
     /// Nothing runs; something may wait.
     pub(super) fn is_at_rest(&self) -> bool {
         self.current.is_none() && self.joining.is_empty()
@@ -108,12 +112,13 @@ impl Core {
         }
         let steady = self.is_steady();
         let live = self.live();
+        let is_quiet = self.writes_in_flight == 0 && !self.clears_or_repairs();
         let Some(current) = &mut self.chain_work.current else {
             return self.drive_joins(now);
         };
         let reverts = matches!(current.job, Job::Revert { .. });
         let is_read = |io: &Io| !io.answered && !io.is_write() && io.is_admitted();
-        let is_drained = self.writes_in_flight == 0 && !(reverts && self.ios.values().any(is_read));
+        let is_drained = is_quiet && !(reverts && self.ios.values().any(is_read));
         let is_drained = is_drained || mutation::is_on(Mutation::SnapshotUndrained);
         let is_settled = self.settle.is_done() || mutation::is_on(Mutation::SnapshotUnsettled);
         match &current.stage {
@@ -368,7 +373,8 @@ impl Core {
             }
             Closing::Flushing(waiting) if waiting.is_empty() => {
                 // With unsettled regions left the marks must stay, for the next engine.
-                if !self.settle.is_done() && !mutation::is_on(Mutation::ClearUnsettled) {
+                let unlike = !self.settle.is_done() || self.repairs.has_undecided();
+                if unlike && !mutation::is_on(Mutation::ClearUnsettled) {
                     return self.end(End::Detached);
                 }
                 let waiting = self.live();

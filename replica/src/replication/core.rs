@@ -10,6 +10,7 @@ use super::action::{
     Action, Destination, End, IoId, JobId, LinkId, Operation, Payload, TransferId,
 };
 use super::chain_work::ChainWork;
+use super::clear::Clearing;
 use super::flush::Flushes;
 use super::hedge::Hedges;
 use super::io::Io;
@@ -18,6 +19,7 @@ use super::membership::Changing;
 use super::opening::Opening;
 use super::peer::{Absence, Asked, Peer, PeerState, Purpose};
 use super::rebuild::{Rebuilds, StepId};
+use super::repair::Repairs;
 use super::settle::Settle;
 use super::slots::{SLOTS_MAX, Slot, Slots};
 use crate::arbiter::{InstanceId, Record, Refused};
@@ -53,6 +55,10 @@ pub struct Config {
     pub process: Option<u32>,
     /// What rebuilds may move, all of them together. `None`: what the frontend leaves them.
     pub rebuild_bytes_per_second: Option<u64>,
+    /// A region that wasn't written for so long loses its mark.
+    pub clear_after: Duration,
+    /// Beyond so many marked regions, the least recently written lose theirs sooner.
+    pub marked_regions: usize,
 }
 
 impl Config {
@@ -71,6 +77,8 @@ impl Config {
             local: Vec::new(),
             process: None,
             rebuild_bytes_per_second: None,
+            clear_after: Duration::from_secs(10),
+            marked_regions: 1024,
         }
     }
 }
@@ -96,6 +104,7 @@ pub(super) enum Closing {
 pub(super) enum LockOwner {
     Io(IoId),
     Rebuild(StepId),
+    Repair,
 }
 
 #[derive(Debug)]
@@ -120,6 +129,8 @@ pub struct Core {
     /// Writes wait here while the chain changes.
     pub(super) parked: VecDeque<IoId>,
     pub(super) settle: Settle,
+    pub(super) clearing: Clearing,
+    pub(super) repairs: Repairs,
     pub(super) rebuilds: Rebuilds,
     pub(super) chain_work: ChainWork,
     pub(super) chain: ChainInfo,
@@ -164,6 +175,8 @@ impl Core {
             flushes: Flushes::default(),
             parked: VecDeque::new(),
             settle: Settle::default(),
+            clearing: Clearing::default(),
+            repairs: Repairs::default(),
             rebuilds,
             chain_work: ChainWork::default(),
             chain: ChainInfo::empty(),
@@ -300,6 +313,7 @@ impl Core {
             .chain(opening)
             .chain(self.next_disk_retry())
             .chain(self.next_rebuild_step())
+            .chain(self.next_clear())
             .chain(self.settle.retry_at())
             .chain(self.hedges.due())
             .chain(self.next_grace())
@@ -361,6 +375,8 @@ impl Core {
         self.drive_opening(now);
         self.drive_membership(now);
         self.drive_settle(now);
+        self.drive_repair(now);
+        self.drive_clear(now);
         self.drive_rebuild(now);
         self.drive_chain_work(now);
         self.drive_flushes(now);
@@ -400,6 +416,11 @@ impl Core {
             Purpose::Verified | Purpose::Lease | Purpose::Alive => {
                 self.expect_done(now, slot, reply);
             }
+            Purpose::Clear(number) => self.clear_answered(now, slot, number, reply),
+            Purpose::Marked => self.marked_answered(now, slot, reply),
+            Purpose::RepairSums => self.repair_compared(now, slot, reply),
+            Purpose::RepairFetch => self.repair_fetched(now, slot, reply),
+            Purpose::Repair => self.repaired(now, slot, reply),
             Purpose::Bye => self.said_goodbye(slot),
         }
     }

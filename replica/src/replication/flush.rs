@@ -98,6 +98,7 @@ impl Core {
                 }
             }
             FlushFor::Chain => self.chain_flushed(now, slot, reply),
+            FlushFor::Clear(number) => self.clear_answered(now, slot, number, reply),
             FlushFor::Closing => self.closing_flushed(now, slot, reply),
         }
     }

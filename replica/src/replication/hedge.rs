@@ -107,13 +107,13 @@ impl Core {
     }
 
     fn hedge(&mut self, now: Instant, id: IoId, from: Slot, failed: Slots) {
-        let io = self.io(id);
-        let Some(range) = io.range() else { return };
-        let others = self.live().without(failed).without(self.io(id).unconfirmed);
+        let Some(range) = self.io(id).range() else { return };
+        let asked = self.io(id).unconfirmed;
+        let (others, unverified) = self.readers(id, range, failed.union(asked));
         if !others.is_empty() && self.hedges.may_hedge() {
             let second = self.pick_reader(now, others);
             self.io(id).stage = Stage::Reading { from: Some(from), failed };
-            self.ask_for(now, id, range, second);
+            self.ask_for(now, id, range, second, unverified);
         }
     }
 

@@ -33,6 +33,8 @@ pub(super) struct Io {
     pub(super) full: Option<(Slots, Instant)>,
     pub(super) answered: bool,
     pub(super) released: bool,
+    /// A read that waited once for blocks to be repaired.
+    pub(super) retried: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +70,7 @@ impl Io {
             full: None,
             answered: false,
             released: false,
+            retried: false,
         }
     }
 
@@ -168,6 +171,7 @@ impl Core {
             match self.lock_owners.remove(&granted) {
                 Some(LockOwner::Io(id)) => self.locked(now, id),
                 Some(LockOwner::Rebuild(step)) => self.rebuild_locked(now, step),
+                Some(LockOwner::Repair) => self.repair_locked(now),
                 None => unreachable!("a waiting lock has an owner"),
             }
         }
@@ -277,6 +281,7 @@ impl Core {
         }
         let lock = io.lock;
         self.ios.remove(&id);
+        self.repairs.forget_io(id);
         self.act(Action::Retire { io: id });
         if let Some(lock) = lock {
             self.unlock(now, lock);

@@ -200,6 +200,8 @@ impl Core {
         self.rebuild_lost(now, slot, reason);
         self.ios_lost(now, slot);
         self.settle_lost(slot);
+        self.clear_lost(slot);
+        self.repair_lost(now, slot);
         self.chain_work_lost(slot);
     }
 

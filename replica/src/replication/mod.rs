@@ -20,6 +20,7 @@
 
 mod action;
 mod chain_work;
+mod clear;
 mod core;
 mod failed;
 mod flush;
@@ -33,6 +34,7 @@ mod pace;
 mod peer;
 mod read;
 mod rebuild;
+mod repair;
 mod settle;
 mod slots;
 mod status;

@@ -118,6 +118,12 @@ pub(super) enum Purpose {
     /// Shows that a replica which works on something long still lives.
     Alive,
     Bye,
+    /// Numbered by batch.
+    Clear(u64),
+    Marked,
+    RepairSums,
+    RepairFetch,
+    Repair,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,6 +132,7 @@ pub(super) enum FlushFor {
     Round(u64),
     Chain,
     Closing,
+    Clear(u64),
 }
 
 impl Purpose {

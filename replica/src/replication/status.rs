@@ -13,7 +13,11 @@ pub struct CoreStatus {
     pub serving: bool,
     pub peers: Vec<PeerStatus>,
     pub unsettled_bytes: u64,
+    pub repaired_blocks: u64,
+    pub unverified_bytes: u64,
     pub waiting: Vec<String>,
+    /// What no replica can read, in words.
+    pub lost: Option<String>,
     pub chain: ChainInfo,
 }
 
@@ -55,7 +59,10 @@ impl Core {
             serving: matches!(self.phase, Phase::Serving),
             peers: peers.collect(),
             unsettled_bytes: self.settle.unsettled_bytes(),
+            repaired_blocks: self.repairs.repaired_blocks(),
+            unverified_bytes: self.repairs.unverified_bytes(),
             waiting: self.waits_for(),
+            lost: self.repair_says(),
             chain: self.chain.clone(),
         }
     }

@@ -18,6 +18,7 @@ impl Core {
         let io = self.io(id);
         io.stage = Stage::Writing;
         io.needs = needs;
+        self.note_written(now, id);
         for slot in targets.iter() {
             self.send_write_to(now, id, slot);
         }

@@ -32,6 +32,7 @@ mod peek;
 mod query;
 mod rebuild;
 mod recover;
+mod repair;
 mod rounds;
 mod slots;
 pub mod storage;
@@ -50,6 +51,7 @@ pub use join::JoinProgress;
 pub use meta::{Identity, Membership, ReplicaState};
 pub use open::StoreOptions;
 pub use peek::{Contents, Glimpse, IndexCount, contents, glimpse};
+pub use repair::Replacement;
 pub use storage::{Storage, StorageFile};
 use tokio::sync::Mutex;
 pub use verify::VerifyReport;
@@ -107,6 +109,9 @@ struct HeadState {
     flushing: RefCell<BTreeMap<Region, Blocks>>,
     /// Writes that run, per region.
     writing: RefCell<BTreeMap<Region, u32>>,
+    /// Regions whose marks are about to go, by the number of the clearing: a write takes them out.
+    clearing: RefCell<BTreeMap<Region, u64>>,
+    clears: Cell<u64>,
 }
 
 struct Layers<F> {

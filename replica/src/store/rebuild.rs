@@ -13,9 +13,7 @@ use super::{OpenLayer, ReadError, ReplicaState, Store, StoreError, View};
 use crate::chain::index::{BlockSum, Blocks, Page};
 use crate::chain::{Chain, ChainInfo, Difference, Layer};
 use crate::message::Adopted;
-use crate::types::{
-    BLOCKS_PER_REGION, BlockIndex, BlockRange, Generation, LayerId, REGION_BYTES, Region,
-};
+use crate::types::{BLOCKS_PER_REGION, BlockRange, Generation, LayerId, REGION_BYTES, Region};
 
 const BLOCK: usize = BLOCK_BYTES as usize;
 /// Pages that are looked at, and marks that are made, between two turns of others.
@@ -294,43 +292,6 @@ impl<S: Storage> Store<S> {
             self.record_filling(&layer, region.range(), put)
         };
         self.or_fail_page(&layer, recorded).await
-    }
-
-    /// Puts a peer's bytes in place of a bad block, in the layer that holds it. They must be what
-    /// this replica's own index says was written; a sum that nobody has verified is replaced.
-    pub async fn repair(
-        &self,
-        layer: LayerId,
-        block: BlockIndex,
-        data: Rc<Buffer>,
-        generation: Generation,
-    ) -> Result<(), StoreError> {
-        self.check_usable()?;
-        let range = BlockRange::new(block, 1);
-        let layer = self.layer(layer)?;
-        self.check_range(&layer, range)?;
-        self.recover_all(range).await?;
-        let crc = crc32c::crc32c(&data[..BLOCK]);
-        let (region, slot) = (block.region(), super::io::slots_of(range).start);
-        let own = self.pages.look(layer.file, region, |page| page.block(slot));
-        let own = own.map_err(|fault| self.page_error(layer.file, region, fault))?;
-        match own {
-            BlockSum::Data { crc: expected, verified } if crc == expected || !verified => {}
-            _ => {
-                let source = std::io::Error::other("the bytes aren't what was written here");
-                return Err(self.io_error("repair a block", source));
-            }
-        }
-        self.mark(|| range.regions(), generation, false).await?;
-        let at = block.offset_bytes();
-        let done = layer.data.write(at, data, 0..BLOCK).await;
-        done.map_err(|error| self.io_error("repair a block", error))?;
-        let changed = self.pages.change(layer.file, region, |page| {
-            let _same_presence = page.set_data(slot, crc, true);
-            ((), WriteBack::Now)
-        });
-        self.or_fail_page(&layer, changed.map_err(|fault| (region, fault))).await?;
-        if Rc::ptr_eq(&layer, &self.head()) { Ok(()) } else { self.settle_everything().await }
     }
 
     /// No flush looks at a layer that is being filled: it counts only once all of it is durable.

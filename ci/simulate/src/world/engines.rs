@@ -44,6 +44,8 @@ impl World {
         config.rejoin_grace = Duration::from_millis(20);
         config.slow_patience = Duration::from_millis(150);
         config.process = Some(id as u32);
+        config.clear_after = Duration::from_millis(20);
+        config.marked_regions = 1;
         let core = Core::new(self.now(), config);
         self.log(|| format!("engine {id} starts, recover {recover}"));
         let engine = Engine {

@@ -155,15 +155,19 @@ impl World {
         let now_us = self.now_us();
         let at = self.links[&key].last_arrival.max(now_us + wait - 1) + 1;
         let steps = self.steps;
+        let what = format!("{request:?}");
+        let footprint = Footprint::of(&request, head);
+        let request = self.with_data(id, request);
+        let footprint = footprint.or_else(|| Footprint::of_repair(request.as_ref()?));
         let link = self.link(key);
         link.last_arrival = at;
         link.sent.insert(seq, steps);
-        if let Some(footprint) = Footprint::of(&request, head) {
+        if let Some(footprint) = footprint {
             let clash = link.in_flight.values().find(|other| footprint.conflicts_with(**other));
-            assert!(clash.is_none(), "{request:?} overlaps {clash:?} at r{replica}");
+            assert!(clash.is_none(), "{what} overlaps {clash:?} at r{replica}");
             link.in_flight.insert(seq, footprint);
         }
-        let Some(request) = self.with_data(id, request) else { return };
+        let Some(request) = request else { return };
         self.after(at - now_us, "arrive", move |world| world.arrive(key, seq, request, into));
     }
 
@@ -340,6 +344,7 @@ fn kind_of<P>(reply: &Reply<P>) -> &'static str {
         Reply::Refused(Refusal::StaleGeneration { .. }) => "stale",
         Reply::Refused(Refusal::NoSpace) => "no space",
         Reply::Refused(Refusal::BadBlocks { .. }) => "bad blocks",
+        Reply::Refused(Refusal::Unverified) => "unverified",
         Reply::Refused(_) => "refused",
     }
 }
