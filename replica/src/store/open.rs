@@ -108,6 +108,7 @@ impl<S: Storage> Store<S> {
             pages,
             layers: RefCell::new(layers),
             head_state: HeadState::default(),
+            index_of_before: Cell::new(true),
             chain_gate: Mutex::new(()),
             recovery_gate: Mutex::new(()),
             flushes: super::Rounds::default(),
