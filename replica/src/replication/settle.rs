@@ -394,7 +394,10 @@ fn repairs(
             |slot: &Slot| unreadable.get(slot).is_some_and(|blocks| blocks.has(block));
         let doubt =
             |sum: BlockSum| sum.is_unverified() != mutation::is_on(Mutation::UnverifiedWins);
-        let rank = |(slot, sum): &(Slot, BlockSum)| (is_unreadable(slot), doubt(*sum), *slot);
+        // Below a block that one member has, a join may have freed what the others still show.
+        let rank = |(slot, sum): &(Slot, BlockSum)| {
+            (*sum == BlockSum::Absent, is_unreadable(slot), doubt(*sum), *slot)
+        };
         let (winner, _) = held().min_by_key(rank).expect("there is a first");
         if !is_unreadable(&winner) {
             by_winner.entry(winner).or_insert(Blocks::NONE).put(block, true);
@@ -456,6 +459,16 @@ mod tests {
         let sums =
             [(Slot(0), region(&[(7, data(1, true))])), (Slot(1), region(&[(7, data(1, false))]))];
         assert!(repairs(&sums.into_iter().collect(), &BTreeMap::new()).is_empty());
+    }
+
+    /// A join frees what lies below a block that the head has. Were such a block made absent again
+    /// since another member has lost it in a power cut, nothing would be left there.
+    #[test]
+    fn a_block_that_one_member_has_is_not_made_absent() {
+        let sums = [(Slot(0), region(&[])), (Slot(1), region(&[(7, data(1, false))]))];
+        let repairs = repairs(&sums.into_iter().collect(), &BTreeMap::new());
+        assert_eq!(repairs.len(), 1);
+        assert_eq!(repairs[0].from, Slot(1));
     }
 
     /// Rot in a marked region gets a fresh checksum at open; it must not win over a good copy.

@@ -47,9 +47,11 @@ impl<S: Storage> Store<S> {
                 }
             }
         }
-        if !regions.is_empty() && !mutation::is_on(Mutation::FlushWithoutIndex) {
+        let changed = !regions.is_empty() || self.index_of_before.get();
+        if changed && !mutation::is_on(Mutation::FlushWithoutIndex) {
             let done = self.pages.sync().await;
             self.or_fail("make the index durable", done).await?;
+            self.index_of_before.set(false);
         }
         Ok(())
     }

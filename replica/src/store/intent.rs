@@ -141,6 +141,14 @@ impl<F: StorageFile> Intent<F> {
 
     /// Every marked region gets the stamp; durable when this returns.
     pub(super) async fn restamp(&self, generation: Generation) -> Result<(), IntentError> {
+        // First of all, so that a write that is on its way doesn't mark with the older one.
+        {
+            let mut state = self.state.borrow_mut();
+            if state.generation.is_none_or(|newest| newest < generation) {
+                state.generation = Some(generation);
+                state.ready.clear();
+            }
+        }
         let marked: Vec<_> = self.state.borrow().marked.members().collect();
         let clears = self.state.borrow().clears;
         for region in &marked {
@@ -150,11 +158,7 @@ impl<F: StorageFile> Intent<F> {
             self.rounds.join(async || self.file.sync().await).await?;
         }
         let mut state = self.state.borrow_mut();
-        if state.generation.is_none_or(|newest| newest <= generation) {
-            if state.generation != Some(generation) {
-                state.ready.clear();
-            }
-            state.generation = Some(generation);
+        if state.generation == Some(generation) {
             let marked = if state.clears == clears { &marked[..] } else { &[] };
             marked.iter().for_each(|region| state.ready.put(*region, true));
         }

@@ -94,6 +94,8 @@ pub struct Store<S: Storage> {
     lost_power: bool,
     /// Regions that were marked when the store was opened, and whose sums weren't looked at yet.
     unrecovered: RefCell<BTreeSet<Region>>,
+    /// Changes of the index that an earlier process left to the kernel: a flush covers them too.
+    index_of_before: Cell<bool>,
     chain_gate: Mutex<()>,
     recovery_gate: Mutex<()>,
     flushes: Rounds,

@@ -158,6 +158,16 @@ impl World {
         (0..self.machines.len()).any(|at| self.machines[at].doomed)
     }
 
+    /// The set changes: who was to fail may be the only one that is left.
+    pub(super) fn call_off_failures(&mut self) {
+        for machine in &mut self.machines {
+            if machine.disk.trouble().failing_syncs > 0 {
+                machine.trouble(|trouble| trouble.failing_syncs = 0);
+                machine.doomed = false;
+            }
+        }
+    }
+
     /// A replica that failed for good gets a new directory once it isn't in the set any more.
     pub(super) fn replace_failed(&mut self) {
         for at in 0..self.machines.len() {

@@ -169,6 +169,7 @@ impl World {
             Action::ReadRecord => self.ask(id, None),
             Action::Change { expected, change } => {
                 self.check_survivors(id, &change);
+                self.call_off_failures();
                 self.ask(id, Some((expected, change)));
             }
             Action::Opened { .. } => self.opened(id),
