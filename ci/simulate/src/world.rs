@@ -142,8 +142,7 @@ impl World {
             incarnation: machine.incarnation,
         });
         let in_sync = members.collect();
-        let record =
-            Record { generation: Generation::FIRST, engine: None, attach_epoch: 0, in_sync };
+        let record = Record::first(in_sync);
         let menu = (0..adversary::FAULTS).filter(|_| rng.percent(40)).collect();
         let jobs = rng.percent(60);
         let mut world = Self {

@@ -1,7 +1,7 @@
 //! The core's state for people.
 
 use super::core::{Core, Phase};
-use super::peer::PeerState;
+use super::peer::{Peer, PeerState};
 use super::rebuild::RebuildStatus;
 use crate::admin::ReplicaMode;
 use crate::chain::ChainInfo;
@@ -45,7 +45,7 @@ impl Core {
                 replica: peer.id.clone(),
                 wanted: peer.wanted,
                 mode,
-                reason: peer.reason.clone().filter(|_| mode != ReplicaMode::ReadWrite),
+                reason: reason(peer).filter(|_| mode != ReplicaMode::ReadWrite),
                 rebuild: self.rebuilds.status(peer.slot),
                 last_rebuild: self.rebuilds.last_status(peer.slot),
             }
@@ -70,5 +70,18 @@ impl Core {
             .into_iter()
             .flatten()
             .collect()
+    }
+}
+
+/// Why a replica isn't live, in words.
+fn reason(peer: &Peer) -> Option<String> {
+    match &peer.state {
+        PeerState::Welcomed(welcome) if welcome.continuous => {
+            Some("it waits for the other replicas".into())
+        }
+        PeerState::Welcomed(_) => {
+            Some("it may have lost acknowledged writes; it waits for the other replicas".into())
+        }
+        _ => peer.reason.clone(),
     }
 }

@@ -240,7 +240,7 @@ fn open_intent<S: Storage>(storage: &S, size_bytes: u64) -> Result<Intent<S::Fil
     Intent::open(file, size_bytes).map_err(|error| intent_error(storage, error))
 }
 
-fn open_slots<S: Storage, T: serde::Serialize + serde::de::DeserializeOwned>(
+pub(super) fn open_slots<S: Storage, T: serde::Serialize + serde::de::DeserializeOwned>(
     storage: &S,
     kind: SlotsKind,
 ) -> Result<Slots<S::File, T>, StoreError> {

@@ -48,6 +48,7 @@ use super::core::{Core, Phase};
 use super::peer::Purpose;
 use super::slots::{Slot, Slots};
 use crate::admin::RebuildStage;
+use crate::arbiter::Record;
 use crate::chain::ChainInfo;
 use crate::message::{Adopted, Request};
 use crate::types::{Generation, Incarnation, LayerId, REGION_BYTES, Region};
@@ -252,14 +253,19 @@ impl Core {
             return;
         }
         for target in self.candidates().iter() {
-            let generation = self.generation();
+            // What it had before a salvage the members may not know.
+            let record = self.record.clone();
+            let is_known = |base: &Generation| {
+                let known = |it: &Record| *base < it.generation && it.remembers(Some(*base));
+                record.as_ref().is_some_and(known)
+            };
             self.rebuilds.started += 1;
             let number = self.rebuilds.started;
             let Some(welcome) = self.peer(target).welcome() else { continue };
             let rebuild = Rebuild {
                 number,
                 incarnation: welcome.incarnation,
-                base: welcome.synced_generation.filter(|base| Some(*base) < generation),
+                base: welcome.synced_generation.filter(is_known),
                 marked: welcome.marked.iter().map(|(region, _)| *region).collect(),
                 sources: Slots::NONE,
                 stage: Stage::Describing { waiting, chains: BTreeMap::new() },
