@@ -78,8 +78,13 @@ impl Cluster {
             let incarnation = format(&path, "v", &replica, size_bytes).await?;
             in_sync.push(Member { replica, incarnation });
         }
-        let record =
-            Record { generation: Generation::FIRST, engine: None, attach_epoch: 0, in_sync };
+        let record = Record {
+            generation: Generation::FIRST,
+            engine: None,
+            attach_epoch: 0,
+            in_sync,
+            salvaged: None,
+        };
         let record = Rc::new(RefCell::new(record));
         Ok(Self { dir: dir.to_owned(), record, served: Vec::new(), engines: 0 })
     }
