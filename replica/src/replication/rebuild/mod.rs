@@ -48,7 +48,6 @@ use super::core::{Core, Phase};
 use super::peer::Purpose;
 use super::slots::{Slot, Slots};
 use crate::admin::RebuildStage;
-use crate::arbiter::Record;
 use crate::chain::ChainInfo;
 use crate::message::{Adopted, Request};
 use crate::types::{Generation, Incarnation, LayerId, REGION_BYTES, Region};
