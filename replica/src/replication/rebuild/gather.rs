@@ -67,6 +67,7 @@ impl Core {
         let chain = chain.clone();
         rebuild.sources =
             chains.iter().filter(|(_, other)| is_alike(other, &chain)).map(|it| *it.0).collect();
+        rebuild.layers = chain.layers.iter().map(|layer| (layer.id, layer.size_bytes)).collect();
         rebuild.stage = Stage::Adopting { chain: chain.clone() };
         let request = Request::AdoptChain(Box::new(chain));
         self.send(now, target, Purpose::RebuildAdopt, request, None);
@@ -168,13 +169,12 @@ impl Core {
     /// All that will be looked at, and all that was ever written, is marked at the target first.
     pub(super) fn rebuild_marks(&mut self, now: Instant, target: Slot) {
         let size_regions = self.chain.size_bytes() / REGION_BYTES;
-        let chain = &self.chain;
         let Some(rebuild) = self.rebuilds.by_target.get_mut(&target) else { return };
         let Stage::Gathering(gathering) = &mut rebuild.stage else { return };
+        let layers = &rebuild.layers;
         let mut regions: BTreeSet<(LayerId, Region)> = BTreeSet::new();
         let within = |layer: LayerId, region: &Region| {
-            let layer = chain.layer(layer);
-            layer.is_some_and(|layer| region.0 < layer.size_bytes / REGION_BYTES)
+            layers.get(&layer).is_some_and(|size_bytes| region.0 < size_bytes / REGION_BYTES)
         };
         let mut add = |layer: LayerId, of: &BTreeSet<Region>| {
             let there = of.iter().copied().filter(|region| within(layer, region));
@@ -208,17 +208,6 @@ impl Core {
         {
             rebuild.stage = Stage::Copying;
             rebuild.rate = super::Rate::new(now);
-        }
-    }
-
-    /// The chain has changed: what it dropped needn't be looked at any more.
-    pub(in super::super) fn rebuilds_follow_chain(&mut self) {
-        let chain = &self.chain;
-        for rebuild in self.rebuilds.by_target.values_mut() {
-            let before = rebuild.regions.len();
-            rebuild.regions.retain(|(layer, _)| chain.layer(*layer).is_some());
-            let gone = (before - rebuild.regions.len()) as u64;
-            rebuild.total_bytes -= gone * REGION_BYTES;
         }
     }
 }
