@@ -20,7 +20,6 @@ use super::peer::Purpose;
 use super::slots::{Slot, Slots};
 use crate::chain::index::{BlockSum, Blocks};
 use crate::message::{RegionSums, Reply, Request};
-use crate::mutation::{self, Mutation};
 use crate::types::{BLOCKS_PER_REGION, BlockRange, REGION_BYTES, Region};
 
 /// Regions that are compared at once.
@@ -95,9 +94,6 @@ impl Settle {
 impl Core {
     pub(super) fn drive_settle(&mut self, now: Instant) {
         if self.settle.is_done() || !self.is_open() || !self.is_steady() {
-            return;
-        }
-        if mutation::is_on(Mutation::SnapshotUnsettled) && !self.chain_work.is_idle() {
             return;
         }
         while self.settle.running.len() < WINDOW {
