@@ -141,7 +141,14 @@ async fn write_new<S: Storage>(storage: &S, identity: Identity, chain: &Chain) -
     Slots::format(&file, CHAIN, chain).await?;
     let membership =
         Membership { state: ReplicaState::New, synced_gen: None, synced_set: Vec::new() };
-    let meta = ReplicaMeta { identity, fence: None, membership, witness: None, failure: None };
+    let meta = ReplicaMeta {
+        identity,
+        fence: None,
+        lessee: None,
+        membership,
+        witness: None,
+        failure: None,
+    };
     let file = storage.create(UNFINISHED_FILE, FileKind::Metadata)?;
     Slots::format(&file, REPLICA, &meta).await?;
     storage.sync_dir().await?;

@@ -82,6 +82,7 @@ impl World {
             }
             18 => self.rot(at),
             19 => self.want_other_replicas(at),
+            20 => self.split_brain(at, for_us),
             _ => {
                 for at in 0..self.machines.len() {
                     let away = self.rng.below(for_us + 1);
@@ -89,6 +90,18 @@ impl World {
                 }
             }
         }
+    }
+
+    /// The volume moves; the old engine keeps one replica, which the new one can't reach.
+    fn split_brain(&mut self, kept: usize, for_us: u64) {
+        let (old, until) = (self.newest, self.now_us() + for_us);
+        let others = (0..self.machines.len()).filter(|it| *it != kept);
+        self.split.extend(others.map(|other| ((old, other), until)));
+        self.split.insert((old + 1, kept), until);
+        self.engine(old).arbiter_cut_until = until;
+        self.lost_ops.clear();
+        self.start_engine(false);
+        self.break_some(|link| link.engine == old && link.replica != kept);
     }
 
     /// Somebody deletes the directory, and the agent makes it anew.
@@ -242,4 +255,4 @@ impl World {
 }
 
 /// Kinds of fault, see `fault_step`.
-pub(super) const FAULTS: u64 = 21;
+pub(super) const FAULTS: u64 = 22;

@@ -40,6 +40,12 @@ impl World {
         config.open_timeout = Duration::from_millis(300);
         config.replica_timeout = Duration::from_millis(200);
         config.reconnect_after = Duration::from_millis(5);
+        config.dead_timeout = Duration::from_millis(50);
+        config.rejoin_grace = Duration::from_millis(20);
+        config.slow_patience = Duration::from_millis(150);
+        config.process = Some(id as u32);
+        config.clear_after = Duration::from_millis(20);
+        config.marked_regions = 1;
         let core = Core::new(self.now(), config);
         self.log(|| format!("engine {id} starts, recover {recover}"));
         let engine = Engine {
@@ -272,6 +278,7 @@ impl World {
             self.machines[*at].lossy = false;
         }
         self.history.cut();
+        self.cut_at = self.tick;
         // What is still under way belongs to the time after the cut.
         let engines = self.engines.values().filter(|engine| engine.alive);
         let open: Vec<_> =
