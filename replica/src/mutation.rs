@@ -73,8 +73,8 @@ mutations! {
     MarkAfterWrite: "13",
     /// a region is written before its mark is durable
     MarkNotSynced: "13",
-    /// marks go although regions were never compared
-    ClearUnsettled: "14",
+    /// marks go while writes are on their way to some members
+    ClearEarly: "14",
     /// a mark goes before the sums of its region are durable
     ClearBeforeIndex: "14",
     /// marks go without a sync of the data

@@ -1,11 +1,15 @@
-//! Seeds that found a bug when it was there.
+//! What it has found, with the seeds of then.
 
-/// The seed and what broke. A seed is a history of the simulator as it is: when the world changes,
+/// The seed and what broke. A seed is a history of the simulator as it was: when the world changes,
 /// it becomes another history, and the story remains.
 pub const FOUND: &[(u64, &str)] = &[
     (3, "a replica could not be rebuilt while a removed layer waited for its join"),
     (66, "a full disk while a layer was filled made its replica fail for good"),
     (205, "a write that ended during a sync was taken for synced by the next flush"),
-    (604, "a join showed the removed layer's blocks in place of those that a rebuild had copied"),
     (751, "a copy that a snapshot overtook left its blocks marked as never flushed"),
+    (790, "looking at sums after a restart undid what a flush had noted meanwhile"),
+    (288, "a flush after a restart left out the index pages of the process before"),
+    (448, "a write that came during an Advance marked its region with the older generation"),
+    (957, "settling made a block absent below which a join had freed the removed layer's"),
+    (22, "a change of the chain that a killed process had left unsynced was taken for done"),
 ];

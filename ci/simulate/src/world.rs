@@ -308,7 +308,6 @@ impl World {
     }
 
     /// Whether the record names it, be it for a directory that is gone.
-
     fn is_member(&self, at: usize) -> bool {
         self.record.in_sync.iter().any(|member| member.replica == self.machines[at].id)
     }

@@ -360,10 +360,18 @@ impl Core {
                 let busy = self.writes_in_flight > 0
                     || self.chain_work.current.is_some()
                     || self.ios.values().any(|io| !io.answered);
-                if busy || !self.is_steady() {
+                let early = mutation::is_on(Mutation::ClearEarly);
+                if (busy && !early) || !self.is_steady() {
                     return;
                 }
                 let waiting = self.live();
+                if early {
+                    self.phase = Phase::Closing(Closing::SayingGoodbye(waiting));
+                    for slot in waiting.iter() {
+                        self.send(now, slot, Purpose::Bye, Request::Bye, None);
+                    }
+                    return;
+                }
                 self.phase = Phase::Closing(Closing::Flushing(waiting));
                 for slot in waiting.iter() {
                     let purpose = Purpose::Flush(FlushFor::Closing);
@@ -372,8 +380,7 @@ impl Core {
             }
             Closing::Flushing(waiting) if waiting.is_empty() => {
                 // With unsettled regions left the marks must stay, for the next engine.
-                let unlike = !self.settle.is_done() || self.repairs.has_undecided();
-                if unlike && !mutation::is_on(Mutation::ClearUnsettled) {
+                if !self.settle.is_done() || self.repairs.has_undecided() {
                     return self.end(End::Detached);
                 }
                 let waiting = self.live();

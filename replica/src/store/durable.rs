@@ -111,10 +111,11 @@ impl<S: Storage> Store<S> {
             self.or_fail("make the index durable", done).await?;
         }
         let head = self.head();
+        let unwritten = |region| in_order && self.pages.is_dirty(head.file, region);
         let quiet = |region: &&Region| {
             self.head_state.clearing.borrow().get(region) == Some(&ticket)
                 && !self.head_state.fresh.borrow().contains(region)
-                && !(in_order && self.pages.is_dirty(head.file, **region))
+                && !unwritten(**region)
                 && self.intent.is_marked(**region)
         };
         for region in regions.iter().filter(quiet) {

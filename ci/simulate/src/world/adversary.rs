@@ -225,9 +225,15 @@ impl World {
         self.tell_wanted(self.newest);
     }
 
-    /// A block that is there can't be read for a while.
+    /// A block that is there can't be read for a while. Not while a replica recovers from a crash:
+    /// the sum of a block that can't be read then is lost.
     fn spoil_block(&mut self, at: usize, for_us: u64) {
+        let engine = &self.engines[&self.newest];
         let machine = &self.machines[at];
+        let settled = engine.opened && engine.core.status().unsettled_bytes == 0;
+        if !settled || !machine.is_up() || !self.is_member(at) {
+            return;
+        }
         let files = machine.look(|store| store.layer_files(store.chain().head));
         let Ok((data, _)) = files else { return };
         let block = self.rng.pick(&TOUCHED) * SECTORS as u64;

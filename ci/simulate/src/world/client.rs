@@ -270,7 +270,7 @@ impl World {
         }
     }
 
-    fn start_job(&mut self, job: Job) {
+    pub(super) fn start_job(&mut self, job: Job) {
         self.log(|| format!("job {job:?}"));
         let (engine, start) = (self.newest, self.tick);
         let before = self.engines[&engine].core.status().chain;

@@ -248,6 +248,20 @@ impl World {
         if self.pending.is_some() {
             self.resolve_job(id, false);
         }
+        self.inspect();
+        self.after(1, "first of all", move |world| world.hurry(id));
+    }
+
+    /// Some can't wait until all members are equal.
+    fn hurry(&mut self, id: u64) {
+        let engine = &self.engines[&id];
+        let idle = engine.alive && !engine.detaching && id == self.newest && self.faults;
+        if idle && self.jobs && self.pending.is_none() && self.rng.percent(15) {
+            self.start_job(Job::Snapshot { seal: Seal::default() });
+        } else if idle && self.menu.contains(&10) && self.rng.percent(20) {
+            self.engine(id).detaching = true;
+            self.tell(id, |core, now| core.detach(now));
+        }
     }
 
     /// If the members have lost what wasn't flushed, all of them have.

@@ -1,6 +1,7 @@
 //! Connections between engines and replicas: what is late, lost, closed and still arrives; and the
 //! replicas' processes.
 
+use ankole_replica::chain::ChainChange;
 use ankole_replica::server::{Conversation, Peer};
 use ankole_replica::store::crash::Disk;
 use ankole_replica::types::Fence;
@@ -150,7 +151,13 @@ impl World {
         let key = key.unwrap_or_else(|| panic!("{request:?} is sent on a closed link"));
         let replica = self.links[&key].replica;
         self.log(|| format!("engine {id} sends r{replica} {request:?}"));
-        let head = self.engines[&id].core.status().chain.head;
+        let status = self.engines[&id].core.status();
+        let head = status.chain.head;
+        let seals = matches!(&request, Request::Chain(op)
+            if matches!(op.change, ChainChange::Snapshot { .. }));
+        // While the volume opens, a change is rolled forward that was decided when all were equal.
+        let unsettled = status.serving && status.unsettled_bytes > 0;
+        assert!(!(seals && unsettled), "a snapshot seals regions that may differ (P6)");
         let wait = self.delay(replica);
         let now_us = self.now_us();
         let at = self.links[&key].last_arrival.max(now_us + wait - 1) + 1;
@@ -310,6 +317,7 @@ impl World {
         }
         self.log(|| format!("replica {at} stops, power {power}"));
         let seed = self.rng.number();
+        self.machines[at].disk.heal();
         self.machines[at].stop(power.then_some(seed));
         self.cut_off(at);
         self.after(away_us, "restart", move |world| {
