@@ -59,7 +59,11 @@ impl World {
                 }
                 (true, false) => {
                     self.removed.values_mut().for_each(|(_, it)| it.retain(|it| *it != at));
-                    self.removed.insert(at, (self.record.generation, members.clone()));
+                    // A directory that was made anew never was in the set.
+                    let here = self.machines[at].incarnation;
+                    if before.in_sync.iter().any(|it| it.incarnation == here) {
+                        self.removed.insert(at, (self.record.generation, members.clone()));
+                    }
                 }
                 _ => {}
             }
