@@ -122,6 +122,8 @@ impl World {
         self.log(|| format!("the directory of {at} is made anew"));
         self.cut_off(at);
         self.removed.remove(&at);
+        // What it knew of the others is gone with it.
+        self.removed.values_mut().for_each(|(_, knowing)| knowing.retain(|it| *it != at));
         self.next_incarnation += 1;
         let (seed, incarnation) = (self.rng.number(), Incarnation(self.next_incarnation));
         let size_bytes = self.engines[&self.newest].core.status().chain.size_bytes();
