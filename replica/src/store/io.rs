@@ -107,9 +107,7 @@ impl<S: Storage> Store<S> {
                 (run.end - run.start) as u64,
             );
             let part = block_at(run.start)..block_at(run.end);
-            head.data.unsynced.set(true);
-            let written =
-                head.data.file.write(blocks.first.offset_bytes(), data.clone(), part).await;
+            let written = head.data.write(blocks.first.offset_bytes(), data.clone(), part).await;
             if let Err(error) = written {
                 return Err(self.after_failed_write(&head, blocks, error).await);
             }
@@ -454,8 +452,7 @@ impl<S: Storage> Store<S> {
         for run in blocks.runs() {
             let start = BlockIndex(region.blocks().start + run.start as u64).offset_bytes();
             let end = start + (run.len() * BLOCK) as u64;
-            layer.data.unsynced.set(true);
-            if let Err(error) = layer.data.file.punch(start..end).await {
+            if let Err(error) = layer.data.punch(start..end).await {
                 tracing::debug!(place = self.place(), %error, "space isn't given back");
             }
         }

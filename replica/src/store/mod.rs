@@ -39,8 +39,10 @@ mod verify;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::ops::Range;
 use std::rc::Rc;
 
+use ankole_blockdev::disk::Buffer;
 pub use error::{BadBlock, BlockProblem, ReadError, StoreError};
 pub use io::ReadReport;
 pub use join::JoinProgress;
@@ -124,8 +126,32 @@ struct OpenLayer<F> {
 
 struct DataFile<F> {
     file: F,
-    /// Written since the last sync that began, or by an earlier process.
+    /// A write has ended since the last sync began, or runs, or was an earlier process's.
     unsynced: Cell<bool>,
+}
+
+impl<F: StorageFile> DataFile<F> {
+    /// Writes `part` of `from`. A sync that begins meanwhile need not cover it, so the next one
+    /// must: the file counts as unsynced once more when the write has ended.
+    async fn write(
+        &self,
+        offset_bytes: u64,
+        from: Rc<Buffer>,
+        part: Range<usize>,
+    ) -> std::io::Result<()> {
+        self.unsynced.set(true);
+        let done = self.file.write(offset_bytes, from, part).await;
+        self.unsynced.set(true);
+        done
+    }
+
+    /// As [`write`](Self::write).
+    async fn punch(&self, range_bytes: Range<u64>) -> std::io::Result<()> {
+        self.unsynced.set(true);
+        let done = self.file.punch(range_bytes).await;
+        self.unsynced.set(true);
+        done
+    }
 }
 
 impl<S: Storage> Store<S> {

@@ -88,9 +88,7 @@ impl<S: Storage> Store<S> {
             if end > index {
                 let at = BlockIndex(range.first.0 + index as u64).offset_bytes();
                 let part = offset_bytes + index * BLOCK..offset_bytes + end * BLOCK;
-                layer.data.unsynced.set(true);
-                let done =
-                    super::StorageFile::write(&layer.data.file, at, data.clone(), part).await;
+                let done = layer.data.write(at, data.clone(), part).await;
                 done.map_err(|error| self.io_error("copy blocks", error))?;
             }
             index = end + 1;
@@ -134,9 +132,8 @@ impl<S: Storage> Store<S> {
             }
         }
         self.mark(|| range.regions(), generation, false).await?;
-        layer.data.unsynced.set(true);
         let at = block.offset_bytes();
-        let done = super::StorageFile::write(&layer.data.file, at, data, 0..BLOCK).await;
+        let done = layer.data.write(at, data, 0..BLOCK).await;
         done.map_err(|error| self.io_error("repair a block", error))?;
         let changed = self.pages.change(layer.file, region, |page| {
             let _same_presence = page.set_data(slot, crc, true);
