@@ -21,6 +21,8 @@ use crate::workload::{self, Request};
 
 /// Requests in flight.
 const WORKERS: u64 = 6;
+/// A request without an answer by then is a finding.
+const PATIENCE: Duration = Duration::from_secs(60);
 const LOOK_AGAIN: Duration = Duration::from_millis(1);
 /// Snapshots that are there at once; more would only make every check slower.
 const SNAPSHOTS_MAX: usize = 4;
@@ -39,12 +41,7 @@ pub struct Client<D> {
 
 impl<D: Disk + 'static> Client<D> {
     /// Who makes `requests` requests; `admin` is the engine's admin socket.
-    pub fn new(
-        disk: D,
-        admin: PathBuf,
-        history: Rc<RefCell<History>>,
-        requests: u64,
-    ) -> Rc<Self> {
+    pub fn new(disk: D, admin: PathBuf, history: Rc<RefCell<History>>, requests: u64) -> Rc<Self> {
         Rc::new(Self {
             disk,
             admin,
@@ -90,19 +87,20 @@ impl<D: Disk + 'static> Client<D> {
         while !self.stopped.get() && self.requests_left.get() > 0 {
             self.requests_left.set(self.requests_left.get() - 1);
             let request = workload::next(random, self.disk.size_bytes());
-            let done = match request {
-                Request::Snapshot { alone: true } => {
-                    let _alone = self.running.write().await;
-                    self.make_snapshot().await
-                }
-                _ => {
-                    let _with_others = self.running.read().await;
-                    self.make(request).await
-                }
-            };
+            let done = tokio::time::timeout(PATIENCE, self.make_in_turn(request)).await;
+            let done = done.unwrap_or_else(|_| bail!("no answer for {PATIENCE:?}"));
             done.with_context(|| format!("{request:?}"))?;
         }
         Ok(())
+    }
+
+    async fn make_in_turn(&self, request: Request) -> anyhow::Result<()> {
+        if request == (Request::Snapshot { alone: true }) {
+            let _alone = self.running.write().await;
+            return self.make_snapshot().await;
+        }
+        let _with_others = self.running.read().await;
+        self.make(request).await
     }
 
     async fn make(&self, request: Request) -> anyhow::Result<()> {
@@ -150,8 +148,7 @@ impl<D: Disk + 'static> Client<D> {
 
     async fn read(&self, at: Extent) -> anyhow::Result<()> {
         let asked = self.history.borrow().now();
-        let (result, buffer) =
-            self.disk.read(at, Buffer::zeroed(at.length_bytes as usize)).await;
+        let (result, buffer) = self.disk.read(at, Buffer::zeroed(at.length_bytes as usize)).await;
         let _hold = result?;
         let wrong = self.history.borrow().check_read(asked, at, &buffer);
         if let Some(first) = wrong.first() {

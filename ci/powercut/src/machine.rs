@@ -67,12 +67,7 @@ impl Machine {
     ) -> anyhow::Result<Self> {
         let before = Files::read(&site.directory)?;
         let log = WriteLog::new(clock.clone());
-        let life = Life {
-            before,
-            log: log.clone(),
-            boot_id: boot.id.clone(),
-            since: clock.now(),
-        };
+        let life = Life { before, log: log.clone(), boot_id: boot.id.clone(), since: clock.now() };
         let (ending, ended) = oneshot::channel();
         let (opened, is_open) = oneshot::channel();
         let (site, files) = (site.clone(), life.before.numbered());

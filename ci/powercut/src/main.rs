@@ -121,8 +121,7 @@ fn recorded_runs(arguments: &RecordedArguments) -> anyhow::Result<bool> {
             let case = recorded.cut(number, &mut random, &folder)?;
             let is_together = number % arguments.together_every == 0;
             let depth = if is_together { Depth::Together } else { Depth::Alone };
-            let problems =
-                recorded::check(&case, &folder, &scratch.path().join("check"), depth)?;
+            let problems = recorded::check(&case, &folder, &scratch.path().join("check"), depth)?;
             tally.together += u64::from(is_together);
             tally.note(&case, &folder, &place, &problems)?;
             if arguments.stop_at_first && tally.failed > 0 {

@@ -234,7 +234,8 @@ impl History {
         };
         let required = versions().filter(|(_, write)| must(write));
         let newest = required.max_by_key(|(_, write)| write.span.asked);
-        let (expected, since) = newest.map_or((WriteId(0), Moment(0)), |(id, write)| (id, write.span.asked));
+        let (expected, since) =
+            newest.map_or((WriteId(0), Moment(0)), |(id, write)| (id, write.span.asked));
         let mut allowed = Allowed { expected, writes: Vec::new(), zeroes: false };
         for (id, write) in versions().filter(|(_, write)| !write.span.was_answered_before(since)) {
             if write.is_zeroes {

@@ -69,7 +69,8 @@ impl Recorded {
             let mut cluster = cluster.await?;
             let engine = cluster.start_engine().await?;
             let began = clock.now();
-            let client = Client::new(engine, cluster.admin_socket(), history.clone(), plan.requests);
+            let client =
+                Client::new(engine, cluster.admin_socket(), history.clone(), plan.requests);
             let mut lives: Vec<Vec<Life>> = REPLICAS.iter().map(|_| Vec::new()).collect();
             let mut random = Random::new(plan.seed);
             let mut for_client = Random::new(random.number());
@@ -110,8 +111,7 @@ impl Recorded {
         let survivor = (random.below(4) == 0).then(|| random.below(REPLICAS.len() as u64));
         let mut machines = Vec::new();
         for (index, name) in REPLICAS.iter().enumerate() {
-            let fate =
-                if survivor == Some(index as u64) { Fate::Killed } else { Fate::PowerLost };
+            let fate = if survivor == Some(index as u64) { Fate::Killed } else { Fate::PowerLost };
             let (files, boot) = self.left_of(index, at, fate, random);
             files.write(&folder.join(name))?;
             machines.push(CaseMachine { replica: (*name).into(), fate, boot });
@@ -204,7 +204,8 @@ pub fn check(
     for member in case.members() {
         fresh_folder(scratch)?;
         let directory = copy(folder, scratch, &member.replica)?;
-        let found = run(async { Ok(inspect_directory(&directory, case.expectation_of(member)).await) })?;
+        let found =
+            run(async { Ok(inspect_directory(&directory, case.expectation_of(member)).await) })?;
         let named = |problem| format!("{} alone: {problem}", member.replica);
         problems.extend(found.problems.into_iter().map(named));
     }
@@ -229,8 +230,7 @@ fn copy(from: &Path, to: &Path, name: &str) -> anyhow::Result<PathBuf> {
 async fn check_together(case: &Case, folder: &Path) -> anyhow::Result<Vec<String>> {
     let boots: Vec<Boot> = case.machines.iter().map(|machine| machine.boot.clone()).collect();
     let (record, clock) = (case.record.clone(), Clock::default());
-    let mut cluster =
-        Cluster::boot(folder, &boots, record, clock, Sabotage::default()).await?;
+    let mut cluster = Cluster::boot(folder, &boots, record, clock, Sabotage::default()).await?;
     let engine = cluster.start_engine().await?;
     let mut found = Inspection::default();
     let bytes = read_all(&engine).await?;

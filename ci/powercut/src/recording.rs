@@ -241,8 +241,7 @@ impl StorageFile for RecordingFile {
 
     async fn punch(&self, range_bytes: Range<u64>) -> io::Result<()> {
         let Range { start, end } = range_bytes;
-        let call =
-            Call::Punch { file: self.file, offset_bytes: start, length_bytes: end - start };
+        let call = Call::Punch { file: self.file, offset_bytes: start, length_bytes: end - start };
         self.record_awaited(call, self.inner.punch(range_bytes)).await
     }
 }

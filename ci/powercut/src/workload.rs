@@ -20,7 +20,9 @@ pub enum Request {
     Read(Extent),
     Flush,
     /// `alone`: while no other request runs, so that it is known to the byte what it shows.
-    Snapshot { alone: bool },
+    Snapshot {
+        alone: bool,
+    },
     RemoveSnapshot,
 }
 

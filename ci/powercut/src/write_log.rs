@@ -33,18 +33,42 @@ pub struct FileId(pub u32);
 
 #[derive(Clone, Debug)]
 pub enum Call {
-    Create { name: String, file: FileId },
-    Rename { from: String, to: String },
-    Remove { name: String },
-    Write { file: FileId, offset_bytes: u64, bytes: Arc<[u8]> },
+    Create {
+        name: String,
+        file: FileId,
+    },
+    Rename {
+        from: String,
+        to: String,
+    },
+    Remove {
+        name: String,
+    },
+    Write {
+        file: FileId,
+        offset_bytes: u64,
+        bytes: Arc<[u8]>,
+    },
     /// The range reads as zeroes afterwards.
-    Punch { file: FileId, offset_bytes: u64, length_bytes: u64 },
+    Punch {
+        file: FileId,
+        offset_bytes: u64,
+        length_bytes: u64,
+    },
     /// Makes it at least so long.
-    Extend { file: FileId, length_bytes: u64 },
-    Sync { file: FileId },
+    Extend {
+        file: FileId,
+        length_bytes: u64,
+    },
+    Sync {
+        file: FileId,
+    },
     SyncDir,
     /// In memory that a power cut clears; done at once.
-    Volatile { name: String, text: Option<String> },
+    Volatile {
+        name: String,
+        text: Option<String>,
+    },
 }
 
 #[derive(Clone, Debug)]
@@ -408,14 +432,13 @@ impl FileVersions {
             0 => Mood::AllLost,
             1 => Mood::AllKept,
             2 => Mood::EveryOther(random.below(2) == 0),
-            3 | 4 if !ends.is_empty() => {
-                Mood::UpTo(ends[random.below(ends.len() as u64) as usize])
-            }
+            3 | 4 if !ends.is_empty() => Mood::UpTo(ends[random.below(ends.len() as u64) as usize]),
             _ => Mood::Mixed,
         };
-        let sectors = self.sectors.iter().map(|(&sector, versions)| {
-            (sector, versions.survivor(mood, sector, random).clone())
-        });
+        let sectors = self
+            .sectors
+            .iter()
+            .map(|(&sector, versions)| (sector, versions.survivor(mood, sector, random).clone()));
         let sectors = sectors.filter(|(_, bytes)| **bytes != [0; SECTOR]).collect();
         FileImage { length_bytes: *self.length_bytes.survivor(mood, 0, random), sectors }
     }
