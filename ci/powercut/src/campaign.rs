@@ -1,9 +1,12 @@
 //! Many runs and many cuts of each: counts them, and keeps what failed.
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::fmt;
+use std::path::Path;
+use std::process::Command;
 
 use crate::case::Case;
+use crate::machine::fresh_folder;
+use crate::process::run_tool;
 
 /// What a campaign has come to so far.
 #[derive(Debug, Default)]
@@ -12,13 +15,19 @@ pub struct Tally {
     /// Of them, those that were also checked with an engine.
     pub together: u64,
     pub failed: u64,
-    /// Runs that ended before their time, in words.
-    pub broken_runs: Vec<String>,
+    /// Runs that ended before their time.
+    pub broken_runs: u64,
 }
 
 impl Tally {
+    /// A run that came to no end of its own.
+    pub fn note_broken(&mut self, seed: u64, error: &anyhow::Error) {
+        println!("FAILED: the run of seed {seed}: {error:#}");
+        self.broken_runs += 1;
+    }
+
     pub fn is_good(&self) -> bool {
-        self.failed == 0 && self.broken_runs.is_empty()
+        self.failed == 0 && self.broken_runs == 0
     }
 
     /// Counts a cut. One with problems is printed, and what lay on its disks is kept.
@@ -36,29 +45,28 @@ impl Tally {
         self.failed += 1;
         println!("FAILED: {}", case.name);
         problems.iter().for_each(|problem| println!("  {problem}"));
-        let kept = keep.join(case.name.replace([' ', ','], "-"));
-        move_folder(folder, &kept)?;
+        let kept = keep.join(format!("powercut-{}", case.name.replace([' ', ','], "-")));
+        fresh_folder(&kept)?;
+        copy_sparse(folder, &kept)?;
         case.save(&kept)?;
         println!("  check it again: powercut check {}", kept.display());
         Ok(())
     }
 }
 
-/// Over the border of file systems, if need be.
-fn move_folder(from: &Path, to: &Path) -> std::io::Result<()> {
-    crate::machine::fresh_folder(to)?;
-    let mut folders = vec![(from.to_owned(), to.to_owned())];
-    while let Some((from, to)) = folders.pop() {
-        fs::create_dir_all(&to)?;
-        for entry in fs::read_dir(&from)? {
-            let entry = entry?;
-            let target: PathBuf = to.join(entry.file_name());
-            if entry.file_type()?.is_dir() {
-                folders.push((entry.path(), target));
-            } else {
-                fs::copy(entry.path(), target)?;
-            }
-        }
+/// Copies what is in a folder; images stay as small as they are.
+pub fn copy_sparse(from: &Path, to: &Path) -> anyhow::Result<()> {
+    let mut copy = Command::new("cp");
+    run_tool(copy.args(["-r", "--sparse=always"]).arg(from.join(".")).arg(to)).map(drop)
+}
+
+impl fmt::Display for Tally {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { cuts, together, failed, broken_runs } = self;
+        write!(
+            f,
+            "{cuts} cuts, {together} of them also with an engine; {failed} failed, {broken_runs} \
+             runs broke off"
+        )
     }
-    fs::remove_dir_all(from)
 }

@@ -11,6 +11,7 @@ use ankole_replica::types::ReplicaId;
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
+use crate::image::Filesystem;
 use crate::oracle::{Expectation, Floor, History, Moment};
 use crate::recording::Boot;
 
@@ -24,10 +25,18 @@ pub enum Fate {
     Killed,
 }
 
+/// What a cut left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Disks {
+    Directories,
+    Images(Filesystem),
+}
+
 #[derive(Clone, Serialize, Deserialize)]
 pub struct Case {
     /// For people: the run and the cut.
     pub name: String,
+    pub disks: Disks,
     /// The arbiter's, at that moment.
     pub record: Record,
     pub machines: Vec<CaseMachine>,
@@ -45,16 +54,17 @@ pub struct CaseMachine {
 }
 
 impl Case {
-    /// The power of `machines` was cut at `at`.
+    /// The power of `machines` was cut at `at`; what was promised until then is in `history`.
     pub fn new(
         name: String,
+        disks: Disks,
         at: Moment,
         record: Record,
         machines: Vec<CaseMachine>,
         history: &History,
     ) -> Self {
         let flushed = history.after_cut(at, Floor::Flushed);
-        let mut case = Self { name, record, machines, flushed, answered: None };
+        let mut case = Self { name, disks, record, machines, flushed, answered: None };
         if case.members().any(|member| member.fate == Fate::Killed) {
             case.answered = Some(history.after_cut(at, Floor::Answered));
         }

@@ -16,7 +16,7 @@ use ankole_replica::types::ReplicaId;
 use anyhow::Context;
 
 use crate::arbiter::{Arbiter, first_record};
-use crate::case::{Case, CaseMachine, Fate};
+use crate::case::{Case, CaseMachine, Disks, Fate};
 use crate::client::{Client, read_all};
 use crate::cluster::{Cluster, REPLICAS, detach, until_healthy};
 use crate::inspect::{Inspection, describe, hash, inspect_directory};
@@ -117,7 +117,7 @@ impl Recorded {
             machines.push(CaseMachine { replica: (*name).into(), fate, boot });
         }
         let name = format!("seed {}, cut {number} at moment {}", self.seed, at.0);
-        Ok(Case::new(name, at, record, machines, &self.history.borrow()))
+        Ok(Case::new(name, Disks::Directories, at, record, machines, &self.history.borrow()))
     }
 
     /// Half of them right after a promise, when it hurts most.
