@@ -123,8 +123,9 @@ async fn serve_connection(connection: UnixStream, store: Arc<dyn Store>) -> io::
 fn answer(store: &dyn Store, request: Request) -> Result<Answer, StoreError> {
     let outcome = match request {
         Request::Read { volume } => read(store, &volume),
-        Request::Change { change: Change::Grant { .. }, .. } => {
-            return Ok(Answer::Error { message: "only the manager grants".into() });
+        Request::Change { change: Change::Grant { .. } | Change::Salvage { .. }, .. } => {
+            let message = "only the manager grants and salvages".into();
+            return Ok(Answer::Error { message });
         }
         Request::Change { volume, expected, change: wanted } => {
             let outcome = change(store, &volume, expected, &wanted);
@@ -168,6 +169,7 @@ mod tests {
                 engine: Some(EngineGrant { node: "n".into(), instance: InstanceId("e1".into()) }),
                 attach_epoch: 1,
                 in_sync: members,
+                salvaged: None,
             };
             let status = VolumeStatus { record: Some(record), ..VolumeStatus::default() };
             let spec = request.validate().unwrap();
@@ -249,15 +251,16 @@ mod tests {
 
     /// An engine that could grant could name itself.
     #[test]
-    fn nobody_grants_through_the_socket() {
+    fn nobody_grants_or_salvages_through_the_socket() {
         let arbiter = Arbiter::of_volume_v1();
         let engine = EngineGrant { node: "n".into(), instance: InstanceId("me".into()) };
-        let answer = arbiter.ask(&Request::Change {
-            volume: "v1".into(),
-            expected: Generation::FIRST,
-            change: Change::Grant { engine, attach_epoch: 2 },
-        });
-        assert!(matches!(answer, Answer::Error { .. }));
+        let grant = Change::Grant { engine, attach_epoch: 2 };
+        let salvage = Change::Salvage { member: member("r3"), above: Generation::FIRST };
+        for change in [grant, salvage] {
+            let expected = Generation::FIRST;
+            let answer = arbiter.ask(&Request::Change { volume: "v1".into(), expected, change });
+            assert!(matches!(answer, Answer::Error { .. }));
+        }
         assert_eq!(read(&*arbiter.store, "v1").unwrap().generation, Generation::FIRST);
     }
 

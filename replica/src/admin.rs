@@ -90,6 +90,13 @@ pub struct EngineStatus {
     pub requests: RequestCounts,
 }
 
+impl EngineStatus {
+    /// Whether any replica can be read: without one every request waits.
+    pub fn has_readable(&self) -> bool {
+        self.replicas.iter().any(|replica| replica.mode == ReplicaMode::ReadWrite)
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ReplicaStatus {

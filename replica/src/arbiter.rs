@@ -7,6 +7,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::mutation::{self, Mutation};
 use crate::types::{Generation, Incarnation, ReplicaId};
 
 /// The arbiter's record of one volume.
@@ -20,8 +21,12 @@ pub struct Record {
     /// Counts attachments: a new one means that no kernel client of an older engine survived.
     /// Written by the manager only.
     pub attach_epoch: u64,
-    /// Written by the engine named above only. Never empty.
+    /// Written by the engine named above only, but for a salvage. Never empty.
     pub in_sync: Vec<Member>,
+    /// Since when the volume is what a person chose. A replica that was last in sync before may
+    /// hold what the chosen one never had, see [`Record::remembers`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub salvaged: Option<Generation>,
 }
 
 /// The one process that may write the volume.
@@ -51,6 +56,10 @@ pub enum Change {
     Grant { engine: EngineGrant, attach_epoch: u64 },
     /// By the engine that the record names.
     Members { by: InstanceId, in_sync: Vec<Member> },
+    /// By the manager, for a person: no member can open, and this copy is what the volume is from
+    /// now on. `above` is the newest generation that any replica was found to have seen; the
+    /// caller has seen that no engine lives.
+    Salvage { member: Member, above: Generation },
 }
 
 /// Why a change was not made. The record is the present one.
@@ -76,6 +85,19 @@ impl Refused {
 }
 
 impl Record {
+    /// Of a volume whose replicas were just formatted.
+    pub fn first(in_sync: Vec<Member>) -> Self {
+        let generation = Generation::FIRST;
+        Self { generation, engine: None, attach_epoch: 0, in_sync, salvaged: None }
+    }
+
+    /// Whether a replica that was last in sync in `synced` differs from the members only in what
+    /// was written since. If not it is rebuilt in full, however much it has: after a salvage it
+    /// may hold writes that the members never saw, and that no stamp of theirs remembers.
+    pub fn remembers(&self, synced: Option<Generation>) -> bool {
+        synced.is_some_and(|synced| self.salvaged.is_none_or(|salvaged| synced >= salvaged))
+    }
+
     /// The record after `change`, if it is still at `expected`. The store that keeps the record
     /// calls this within its transaction.
     pub fn after(&self, expected: Generation, change: Change) -> Result<Self, Refused> {
@@ -93,10 +115,23 @@ impl Record {
             {
                 refused(|record| Refused::NotTheEngine { record })
             }
-            Change::Members { in_sync, .. } if in_sync.is_empty() => {
+            Change::Members { in_sync, .. }
+                if in_sync.is_empty() && !mutation::is_on(Mutation::LastMemberRemoved) =>
+            {
                 refused(|record| Refused::LastMember { record })
             }
             Change::Members { in_sync, .. } => Ok(Self { generation, in_sync, ..self.clone() }),
+            Change::Salvage { member, above } => {
+                let generation = self.generation.max(above).next();
+                let salvaged = Some(generation);
+                Ok(Self {
+                    generation,
+                    engine: None,
+                    attach_epoch: self.attach_epoch,
+                    in_sync: vec![member],
+                    salvaged,
+                })
+            }
         }
     }
 }
@@ -132,6 +167,7 @@ mod tests {
             engine: Some(EngineGrant { node: "a".into(), instance: InstanceId("e1".into()) }),
             attach_epoch: 1,
             in_sync: vec![Member { replica: "r1".into(), incarnation: Incarnation(1) }],
+            salvaged: None,
         }
     }
 
@@ -167,6 +203,31 @@ mod tests {
             first.after(Generation::FIRST, grant("e3")),
             Err(Refused::Conflict { .. })
         ));
+    }
+
+    /// A record that was rolled back is below what replicas have seen: a salvage that only adds one
+    /// would make a volume that every replica refuses.
+    #[test]
+    fn a_salvage_ends_above_every_generation_that_was_seen() {
+        let number = |n: u64| Generation(n.try_into().expect("not zero"));
+        let member = Member { replica: "r2".into(), incarnation: Incarnation(2) };
+        let change = Change::Salvage { member: member.clone(), above: number(9) };
+        let salvaged = record().after(Generation::FIRST, change.clone()).expect("it is its turn");
+        assert_eq!((salvaged.generation, salvaged.engine), (number(10), None));
+        assert_eq!(salvaged.in_sync, [member]);
+        assert!(matches!(record().after(number(2), change), Err(Refused::Conflict { .. })));
+    }
+
+    /// r1 was in sync in g9 and wrote a region that the salvaged r2 never saw written: a delta
+    /// since g9 would leave it as it is, and the two would differ for ever.
+    #[test]
+    fn who_was_in_sync_before_a_salvage_is_not_remembered() {
+        let number = |n: u64| Generation(n.try_into().expect("not zero"));
+        let salvaged = Record { generation: number(12), salvaged: Some(number(10)), ..record() };
+        assert!(!salvaged.remembers(Some(number(9))));
+        assert!(!salvaged.remembers(None));
+        assert!(salvaged.remembers(Some(number(10))));
+        assert!(record().remembers(Some(number(1))));
     }
 
     #[test]

@@ -3,15 +3,84 @@
 //! Only a build with the feature `mutations` has them; in any other [`is_on`] is `false` at compile
 //! time and leaves nothing behind. The numbers are those of `docs/replication-rules.md`.
 
-/// A rule that is broken on purpose.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mutation {
-    /// Rule 5: a write is acknowledged before the arbiter has removed who lacks it.
-    AcknowledgeBeforeRemoval,
+/// Makes the enum, the list of all and the text for each from one table.
+macro_rules! mutations {
+    ($($(#[doc = $what:literal])+ $name:ident: $rule:literal,)+) => {
+        /// A rule that is broken on purpose.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Mutation {
+            $($(#[doc = $what])+ $name,)+
+        }
+
+        impl Mutation {
+            pub const ALL: &[Self] = &[$(Self::$name),+];
+
+            /// The rule's number, or what it is called there.
+            pub const fn rule(self) -> &'static str {
+                match self {
+                    $(Self::$name => $rule,)+
+                }
+            }
+
+            /// What goes wrong, in words.
+            pub const fn what(self) -> &'static str {
+                match self {
+                    $(Self::$name => concat!($($what),+).trim_ascii(),)+
+                }
+            }
+        }
+    };
 }
 
-impl Mutation {
-    pub const ALL: &[Self] = &[Self::AcknowledgeBeforeRemoval];
+mutations! {
+    /// a write is acknowledged before the arbiter has removed who lacks it
+    AcknowledgeBeforeRemoval: "5",
+    /// a write is acknowledged before the survivors know that a member is out
+    AcknowledgeBeforeSurvivorsKnow: "5",
+    /// members are removed without asking the others whether they still answer
+    NoPing: "5",
+    /// a change of the record whose answer was lost is taken for refused
+    AmbiguousIsRefused: "6",
+    /// a fenced engine answers its clients, with errors
+    FencedEngineAnswers: "7",
+    /// the set becomes empty when nobody answers
+    LastMemberRemoved: "10",
+    /// a replica says that it can't have lost writes, whatever happened
+    SuspectIsContinuous: "10a",
+    /// a fence is believed before it is durable
+    FenceNotDurable: "2",
+    /// an engine is welcomed while requests of the older one still run
+    OldIoNotAwaited: "2",
+    /// an older session is welcomed after a newer one
+    OldSessionAccepted: "3",
+    /// a directory that was made anew counts as the copy that was there
+    WrongIncarnationAccepted: "4",
+    /// reads don't wait for writes to the same blocks
+    ReadOutsideLock: "11",
+    /// a replica confirms a write that it has yet to do
+    ConfirmedTooEarly: "12",
+    /// a region is written before its mark is durable
+    MarkNotSynced: "13",
+    /// marks go although regions were never compared
+    ClearUnsettled: "14",
+    /// a mark goes before the sums of its region are durable
+    ClearBeforeIndex: "14",
+    /// a flush doesn't wait until it is durable which blocks are there
+    FlushWithoutIndex: "16",
+    /// a flush joins a round that is on its way
+    FlushJoinsRunning: "17",
+    /// a region is read before it is the same on all members
+    ReadBeforeSettled: "settle",
+    /// a snapshot seals regions that differ
+    SnapshotUnsettled: "snapshot",
+    /// a snapshot is taken while writes are on their way
+    SnapshotUndrained: "snapshot",
+    /// acknowledgements don't need the replica that is being added
+    PromotionNotNeeded: "promote 2",
+    /// marked regions keep the stamp of the generation in which they were written
+    NoRestamping: "remove",
+    /// bytes are served whose sum is wrong
+    SumsUnchecked: "P5",
 }
 
 #[cfg(feature = "mutations")]

@@ -21,6 +21,7 @@ use tracing::{info, warn};
 
 use crate::listen::{Address, Listener};
 use crate::message::{Advance, Claim, Hello, Refusal, Reply, Request, Role, Welcome};
+use crate::mutation::{self, Mutation};
 use crate::payload::Payload;
 use crate::service;
 use crate::store::file::{Directory, DirectoryOptions};
@@ -193,14 +194,17 @@ impl<S: Storage> Replica<S> {
     /// Rule 2: durable, then older ones end, then the answer.
     async fn claim(&self, claim: &Claim, session: &Rc<Session>) -> Result<(), Refusal> {
         let identity = self.store.identity();
-        if claim.incarnation.is_some_and(|incarnation| incarnation != identity.incarnation) {
+        let other = claim.incarnation.is_some_and(|it| it != identity.incarnation);
+        if other && !mutation::is_on(Mutation::WrongIncarnationAccepted) {
             let found = format!("incarnation {}", identity.incarnation);
             let expected = claim.incarnation.map(|expected| format!("incarnation {expected}"));
             return Err(Refusal::WrongIdentity { found, expected: expected.unwrap_or_default() });
         }
         {
             let _one_at_a_time = self.greeting.lock().await;
-            if let Some(seen) = self.store.fence().filter(|seen| claim.fence <= *seen) {
+            let old_is_fine = mutation::is_on(Mutation::OldSessionAccepted);
+            let newer = self.store.fence().filter(|seen| claim.fence <= *seen && !old_is_fine);
+            if let Some(seen) = newer {
                 return Err(Refusal::StaleGeneration { seen });
             }
             self.store.set_fence(claim.fence).await.map_err(|error| refusal(&error))?;
@@ -212,6 +216,9 @@ impl<S: Storage> Replica<S> {
         // Without the lock, since what runs may be an `Advance` that waits for it.
         let ending = self.ending.borrow().clone();
         for older in ending {
+            if mutation::is_on(Mutation::OldIoNotAwaited) {
+                break;
+            }
             older.until_idle().await;
         }
         self.ending.borrow_mut().retain(|older| older.running.get() > 0);
@@ -251,7 +258,9 @@ impl<S: Storage> Replica<S> {
         let store = &self.store;
         let done = async {
             store.set_fence(fence).await?;
-            store.restamp(advance.generation).await?;
+            if !mutation::is_on(Mutation::NoRestamping) {
+                store.restamp(advance.generation).await?;
+            }
             store.set_membership(membership).await
         };
         done.await.map_err(|error| refusal(&error))?;

@@ -7,6 +7,7 @@ use ankole_blockdev::disk::{BLOCK_BYTES, Buffer};
 use crate::chain::ChainChange;
 use crate::chain::index::{BlockSum, Blocks};
 use crate::message::{Refusal, RegionSums, Reply, Request};
+use crate::mutation::{self, Mutation};
 use crate::payload::{BlockData, Patch, Payload, Run};
 use crate::server::{Replica, refusal};
 use crate::store::{Membership, ReadError, ReplicaState, Storage, StoreError, View};
@@ -32,6 +33,13 @@ pub(crate) async fn carry_out<S: Storage>(
         Request::Write { range, forced, payload } => {
             let Payload::Blocks(blocks) = &*payload else { return Err(wrong_payload()) };
             let data = blocks.data.clone();
+            if mutation::is_on(Mutation::ConfirmedTooEarly) {
+                let (replica, sums) = (replica.clone(), blocks.sums.clone());
+                tokio::task::spawn_local(async move {
+                    replica.store.write(range, data, 0, &sums, generation).await
+                });
+                return Ok(Reply::Done);
+            }
             let written = store.write(range, data, 0, &blocks.sums, generation).await;
             done(written)?;
             if forced { done(store.flush().await) } else { Ok(Reply::Done) }
@@ -137,14 +145,7 @@ async fn own_sums<S: Storage>(
 }
 
 fn occupied<S: Storage>(replica: &Replica<S>, layer: LayerId) -> Outcome {
-    let chain = replica.store.chain();
-    let Some(info) = chain.layer(layer) else {
-        return Err(Refusal::Invalid { message: format!("there is no {layer}") });
-    };
-    let regions = 0..info.size_bytes.div_ceil(crate::types::REGION_BYTES);
-    let owned = replica.store.changed(info.parent, layer, regions);
-    let owned = owned.map_err(|error| refusal(&error))?;
-    Ok(Reply::Occupied(owned.into_iter().map(|(region, _)| region).collect()))
+    Ok(Reply::Occupied(replica.store.occupied(layer).map_err(|error| refusal(&error))?))
 }
 
 fn changed<S: Storage>(

@@ -68,8 +68,7 @@ impl Cluster {
             let incarnation = format(&path, "v1", &replica, SIZE_BYTES).await.expect("format");
             in_sync.push(Member { replica, incarnation });
         }
-        let record =
-            Record { generation: Generation::FIRST, engine: None, attach_epoch: 0, in_sync };
+        let record = Record::first(in_sync);
         let cluster = Self {
             dir,
             record: Rc::new(RefCell::new(record)),

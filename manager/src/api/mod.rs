@@ -10,6 +10,7 @@ pub mod backup;
 pub mod error;
 pub mod name;
 pub mod replica;
+pub mod salvage;
 #[cfg(test)]
 mod shapes;
 pub mod size;

@@ -35,6 +35,15 @@ pub struct ReplicaView {
     /// Why it isn't in sync, in words.
     pub reason: Option<String>,
     pub rebuild: Option<Progress>,
+    /// Of the rebuild, if it goes on as fast as it went.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rebuild_seconds_left: Option<u64>,
+}
+
+/// None as long as nothing can be said.
+pub fn seconds_left(rebuild: &Progress) -> Option<u64> {
+    let left = rebuild.total_bytes.checked_sub(rebuild.done_bytes)?;
+    (rebuild.bytes_per_second > 0).then(|| left.div_ceil(rebuild.bytes_per_second))
 }
 
 /// The engine's word while there is one that answers.

@@ -4,17 +4,24 @@ use std::collections::BTreeMap;
 
 use ankole_replica::admin::{Progress, SnapshotStatus};
 use ankole_replica::arbiter::{EngineGrant, InstanceId, Member, Record};
-use ankole_replica::types::{Generation, Incarnation, LayerId};
+use ankole_replica::inspect::{Content, Evidence, Found, Holder, ReplicaEvidence};
+use ankole_replica::salvage::{Exhibit, choose, turn};
+use ankole_replica::store::ReplicaState;
+use ankole_replica::types::{Fence, Generation, Incarnation, LayerId, Session};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::ApiError;
 use super::attachment::{Ticket, TicketKind};
 use super::backup::{BackupState, BackupView, Job, JobProgress, JobState};
-use super::replica::{Mode, ReplicaView};
+use super::replica::{Mode, ReplicaView, seconds_left};
+use super::salvage::SalvageView;
 use super::snapshot::Chain;
 use super::volume::{Condition, Frontend, Reason, Robustness, State, VolumeView};
 use crate::golden::assert_golden;
+
+/// When the golden files are looked at.
+const NOW: u64 = 1_800_000_000;
 
 fn assert_shape<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(
     name: &str,
@@ -37,11 +44,13 @@ pub(super) fn volume() -> VolumeView {
         pid: Some(12),
         reason: None,
         rebuild: None,
+        rebuild_seconds_left: None,
     };
     let mut rebuilt = replica("r2", Mode::WriteOnly, false);
     rebuilt.reason = Some("it was away".into());
     rebuilt.rebuild =
         Some(Progress { done_bytes: 1 << 20, total_bytes: 1 << 30, bytes_per_second: 1 << 20 });
+    rebuilt.rebuild_seconds_left = rebuilt.rebuild.as_ref().and_then(seconds_left);
     VolumeView {
         name: "v1".parse().unwrap(),
         uid: "0123456789abcdef0123456789abcdef".into(),
@@ -57,9 +66,15 @@ pub(super) fn volume() -> VolumeView {
         replicas: vec![replica("r1", Mode::ReadWrite, true), rebuilt],
         unsettled_bytes: 2 << 20,
         waiting: vec!["the arbiter doesn't answer".into()],
+        waiting_since_unix_s: Some(NOW - 42),
         conditions: vec![Condition {
-            reason: Reason::ReplicaEnded,
-            message: "replica r2 ended (exit status: 1); it is started again in 4 s".into(),
+            since_unix_s: Some(NOW - 3 * 3600),
+            ..Condition::new(
+                Reason::ReplicaEnded,
+                "replica r2 ended (exit status: 1); it is started again in 4 s",
+            )
+            .of(&"r2".into())
+            .next("look at its log")
         }],
         record: Some(Record {
             generation: Generation::FIRST,
@@ -69,6 +84,7 @@ pub(super) fn volume() -> VolumeView {
             }),
             attach_epoch: 1,
             in_sync: vec![Member { replica: "r1".into(), incarnation: Incarnation(1) }],
+            salvaged: None,
         }),
     }
 }
@@ -123,7 +139,64 @@ fn an_error() {
     assert_shape("error.json", &error);
 }
 
+/// r1 failed last; r2 left before; r3's disk isn't there.
+fn salvage() -> SalvageView {
+    let number = |number: u64| Generation(number.try_into().unwrap());
+    let one = |replica: &str, incarnation| Member {
+        replica: replica.into(),
+        incarnation: Incarnation(incarnation),
+    };
+    let copy = |replica: &str, incarnation, synced: u64, state| ReplicaEvidence {
+        volume: "v1".into(),
+        replica: replica.into(),
+        incarnation: Incarnation(incarnation),
+        fence: Some(Fence { generation: number(synced), session: Session(1) }),
+        state,
+        failure: (state == ReplicaState::Failed).then(|| "make the data durable: EIO".into()),
+        synced_gen: Some(number(synced)),
+        synced_set: vec![one("r1", 1), one("r3", 3)],
+        content: Some(Content {
+            continuous: state != ReplicaState::Failed,
+            continuity: "the machine lost power".into(),
+            partial: false,
+            marked_regions: 3,
+            unverified_blocks: 4,
+            size_bytes: 1 << 30,
+            data_bytes: 1 << 20,
+            layers: 2,
+            snapshots: vec!["s1".into()],
+        }),
+        problems: vec!["2 pages of its index are damaged".into()],
+    };
+    let exhibit = |replica: &str, held, found| Exhibit {
+        replica: replica.into(),
+        evidence: Evidence {
+            directory: format!("/data/disks/default/replicas/v1-{replica}").into(),
+            held,
+            found,
+        },
+    };
+    let r1 = Found::Replica(Box::new(copy("r1", 1, 9, ReplicaState::Failed)));
+    let r2 = Found::Replica(Box::new(copy("r2", 2, 5, ReplicaState::Member)));
+    let replicas = vec![
+        exhibit("r1", Some(Holder { pid: Some(12) }), r1),
+        exhibit("r2", None, r2),
+        exhibit("r3", None, Found::Missing),
+    ];
+    let record =
+        Record { generation: number(9), ..Record::first(vec![one("r1", 1), one("r3", 3)]) };
+    let choice = choose("v1", &replicas, &record, None);
+    let turn = turn("v1", &replicas, &record, true);
+    let volume = "v1".parse().unwrap();
+    SalvageView { volume, record, replicas, turn, refused: None, choice, done: false }
+}
+
+#[test]
+fn the_evidence_of_a_salvage() {
+    assert_shape("salvage.json", &salvage());
+}
+
 #[test]
 fn what_a_volume_waits_for_is_said_in_sentences() {
-    assert_golden("why.txt", &(super::why::explain(&volume()).join("\n") + "\n"));
+    assert_golden("why.txt", &(super::why::explain(&volume(), NOW).join("\n") + "\n"));
 }

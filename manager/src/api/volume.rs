@@ -4,6 +4,7 @@ use std::fmt;
 
 use ankole_replica::admin::{self, EngineStatus};
 use ankole_replica::arbiter::Record;
+use ankole_replica::types::ReplicaId;
 use serde::{Deserialize, Serialize};
 
 use super::attachment::Ticket;
@@ -196,10 +197,43 @@ impl Robustness {
 #[serde(rename_all = "camelCase")]
 pub struct Condition {
     pub reason: Reason,
+    /// That it is about, if it is about one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replica: Option<ReplicaId>,
     pub message: String,
+    /// Since when it is so, whatever the message said; in seconds of Unix time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since_unix_s: Option<u64>,
+    /// What a person can do about it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+impl Condition {
+    pub fn new(reason: Reason, message: impl Into<String>) -> Self {
+        let message = message.into();
+        Self { reason, replica: None, message, since_unix_s: None, next: None }
+    }
+
+    #[must_use]
+    pub fn of(mut self, replica: &ReplicaId) -> Self {
+        self.replica = Some(replica.clone());
+        self
+    }
+
+    #[must_use]
+    pub fn next(mut self, step: impl Into<String>) -> Self {
+        self.next = Some(step.into());
+        self
+    }
+}
+
+/// The next step when replicas that are needed don't come back.
+pub fn salvage_hint(volume: &Name) -> String {
+    format!("ankole volume salvage {volume} --dry-run shows what each replica holds")
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Reason {
     /// An action of the reconciler failed; it is tried again.
     ActionFailed,
@@ -211,6 +245,10 @@ pub enum Reason {
     ReplicaMissing,
     /// No member of the in-sync set can be served.
     NoReplica,
+    /// A replica has seen a newer generation than the record has: it was brought back from a copy.
+    RecordRolledBack,
+    /// Nothing runs while a person chooses a copy.
+    Salvaging,
     Stopping,
 }
 
@@ -236,6 +274,9 @@ pub struct VolumeView {
     pub unsettled_bytes: u64,
     /// What the engine waits for, in words.
     pub waiting: Vec<String>,
+    /// Since when it waits without a break, in seconds of Unix time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waiting_since_unix_s: Option<u64>,
     pub conditions: Vec<Condition>,
     pub record: Option<Record>,
 }

@@ -1,12 +1,17 @@
-//! What a volume waits for, in words. Pure.
+//! What a volume waits for, since when, and what can be done about it, in words. Pure.
 
-use super::replica::Mode;
+use super::replica::{Mode, ReplicaView};
 use super::size::human;
 use super::volume::{Robustness, State, VolumeView};
 
-/// Sentences, the most important first; never none.
-pub fn explain(volume: &VolumeView) -> Vec<String> {
+/// Sentences, the most important first; never none. `now_unix_s` is what "since" is counted from.
+pub fn explain(volume: &VolumeView, now_unix_s: u64) -> Vec<String> {
     let name = &volume.name;
+    let since = |since: Option<u64>| {
+        since.map_or(String::new(), |since| {
+            format!(" (for {})", lasting(now_unix_s.saturating_sub(since)))
+        })
+    };
     let mut said = vec![match volume.state {
         State::Creating => format!("{name} is being created: its replicas are formatted."),
         State::Detached => format!("{name} is detached: nobody asked for it."),
@@ -15,23 +20,17 @@ pub fn explain(volume: &VolumeView) -> Vec<String> {
         State::Detaching => format!("{name} is being detached: the engine flushes and ends."),
         State::Deleting => format!("{name} is being deleted."),
     }];
-    said.extend(volume.waiting.iter().map(|waiting| format!("The engine waits: {waiting}.")));
-    said.extend(volume.conditions.iter().map(|condition| sentence(&condition.message)));
-    for replica in &volume.replicas {
-        let id = &replica.replica;
-        let reason = replica.reason.as_ref().map(|reason| format!(" ({reason})"));
-        let reason = reason.unwrap_or_default();
-        match (replica.mode, &replica.rebuild) {
-            (Mode::WriteOnly, Some(rebuild)) => said.push(format!(
-                "Replica {id} is rebuilt: {} of {}{reason}.",
-                human(rebuild.done_bytes),
-                human(rebuild.total_bytes)
-            )),
-            (Mode::WriteOnly, None) => said.push(format!("Replica {id} is rebuilt{reason}.")),
-            (Mode::Error, _) => said.push(format!("Replica {id} is out of service{reason}.")),
-            (Mode::ReadWrite | Mode::None, _) => {}
+    let waits = since(volume.waiting_since_unix_s);
+    said.extend(
+        volume.waiting.iter().map(|waiting| format!("The engine waits: {waiting}{waits}.")),
+    );
+    for condition in &volume.conditions {
+        // What the engine waits for was said.
+        if !volume.waiting.iter().any(|waiting| condition.message.contains(waiting)) {
+            said.push(sentence(&condition.message, &since(condition.since_unix_s)));
         }
     }
+    said.extend(volume.replicas.iter().filter_map(of_replica));
     if volume.unsettled_bytes > 0 {
         let bytes = human(volume.unsettled_bytes);
         said.push(format!("{bytes} are compared between the replicas after an unclean stop."));
@@ -39,12 +38,68 @@ pub fn explain(volume: &VolumeView) -> Vec<String> {
     if volume.robustness == Robustness::Faulted {
         said.push("No replica can be read.".into());
     }
+    said.extend(next_steps(volume).into_iter().map(|step| format!("Next: {step}.")));
     said
 }
 
-fn sentence(text: &str) -> String {
+/// Each once, the most important first.
+pub fn next_steps(volume: &VolumeView) -> Vec<&str> {
+    let mut steps = Vec::new();
+    for step in volume.conditions.iter().filter_map(|condition| condition.next.as_deref()) {
+        if !steps.contains(&step) {
+            steps.push(step);
+        }
+    }
+    steps
+}
+
+fn of_replica(replica: &ReplicaView) -> Option<String> {
+    let id = &replica.replica;
+    let reason = replica.reason.as_ref().map(|reason| format!(" ({reason})")).unwrap_or_default();
+    match replica.mode {
+        Mode::WriteOnly => {
+            let progress = progress(replica).map(|progress| format!(": {progress}"));
+            Some(format!("Replica {id} is rebuilt{}{reason}.", progress.unwrap_or_default()))
+        }
+        Mode::Error => Some(format!("Replica {id} is out of service{reason}.")),
+        Mode::ReadWrite | Mode::None => None,
+    }
+}
+
+/// `1 MiB of 1 GiB, 10 MiB/s, 2 min left`
+pub fn progress(replica: &ReplicaView) -> Option<String> {
+    let rebuild = replica.rebuild.as_ref()?;
+    let mut text = format!("{} of {}", human(rebuild.done_bytes), human(rebuild.total_bytes));
+    if let Some(left) = replica.rebuild_seconds_left {
+        text += &format!(", {}/s, {} left", human(rebuild.bytes_per_second), lasting(left));
+    }
+    Some(text)
+}
+
+/// A duration in its largest unit.
+pub fn lasting(seconds: u64) -> String {
+    match seconds {
+        0..120 => format!("{seconds} s"),
+        120..7200 => format!("{} min", seconds / 60),
+        7200..172_800 => format!("{} h", seconds / 3600),
+        _ => format!("{} d", seconds / 86400),
+    }
+}
+
+fn sentence(text: &str, since: &str) -> String {
+    let text = text.strip_suffix('.').unwrap_or(text);
     let mut characters = text.chars();
     let first = characters.next().map(char::to_uppercase).into_iter().flatten();
-    let end = if text.ends_with('.') { "" } else { "." };
-    first.chain(characters).chain(end.chars()).collect()
+    first.chain(characters).chain(since.chars()).chain(['.']).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_duration_is_told_in_its_largest_unit() {
+        let told = [0, 119, 120, 7199, 7200, 172_799, 172_800].map(lasting);
+        assert_eq!(told, ["0 s", "119 s", "2 min", "119 min", "2 h", "47 h", "2 d"]);
+    }
 }

@@ -10,6 +10,7 @@ mod check;
 mod connect;
 mod output;
 mod replica;
+mod salvage;
 mod snapshot;
 mod standalone;
 mod target;
@@ -184,6 +185,12 @@ fn dispatch(session: &Session<'_>, command: Command) -> Result<ExitCode, ApiErro
         Command::Target(command) => target::run(session, command),
         Command::Replica(replica::ReplicaCommand::Ls { volume }) => {
             replica::list(session, volume.as_ref())
+        }
+        Command::Replica(replica::ReplicaCommand::Inspect { directory }) => {
+            replica::inspect(session, &directory)
+        }
+        Command::Replica(replica::ReplicaCommand::Verify { directory }) => {
+            replica::verify(session, &directory)
         }
         Command::Completion { shell } => {
             let mut text = Vec::new();

@@ -1,18 +1,34 @@
 //! `ankole replica …`
 
+use std::path::{Path, PathBuf};
+
+use ankole_replica::inspect::{self, Evidence, Found};
+use ankole_replica::store::{BadBlock, ReadError, StoreError, VerifyReport};
 use clap::Subcommand;
 
-use super::output::{column, wide};
-use super::{Outcome, Session};
-use crate::api::Name;
+use super::output::{Format, column, wide};
+use super::salvage::{found, state, synced, synced_with};
+use super::{Done, Outcome, Session};
+use crate::api::error::chain;
 use crate::api::replica::ReplicaView;
 use crate::api::size::human;
+use crate::api::{ApiError, Name};
 use crate::roles::replica::ReplicaArgs;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum ReplicaCommand {
     /// Replicas of the running system
     Ls { volume: Option<Name> },
+    /// What a directory tells about the copy that it holds; changes nothing in it
+    Inspect {
+        #[arg(value_name = "DIR")]
+        directory: PathBuf,
+    },
+    /// Read all that a directory holds and compare it with its checksums; changes nothing in it
+    Verify {
+        #[arg(value_name = "DIR")]
+        directory: PathBuf,
+    },
     /// Serve one replica; started by the agent, usable by hand
     Serve(ReplicaArgs),
 }
@@ -38,4 +54,104 @@ pub(super) fn list(session: &Session<'_>, volume: Option<&Name>) -> Outcome {
             wide("DIRECTORY", |r| r.directory.display().to_string()),
         ],
     )
+}
+
+pub(super) fn inspect(session: &Session<'_>, directory: &Path) -> Outcome {
+    let evidence = inspect::inspect(directory);
+    if evidence.found == Found::Missing {
+        return Err(ApiError::not_found(format!("there is no directory {}", directory.display()))
+            .next("ankole replica ls -o wide shows where the replicas of a running system lie"));
+    }
+    match session.output.format {
+        Format::Json => session.output.json(&evidence),
+        Format::Name => session.output.line(&found(&evidence)),
+        Format::Table | Format::Wide => session.output.fields(&fields(&evidence)),
+    }
+}
+
+fn fields(evidence: &Evidence) -> Vec<(&'static str, String)> {
+    let mut fields =
+        vec![("directory", evidence.directory.display().to_string()), ("found", found(evidence))];
+    if let Some(held) = evidence.held {
+        let who = held.pid.map_or("a process".into(), |pid| format!("process {pid}"));
+        fields.push(("in use", format!("by {who}; what follows is of this moment")));
+    }
+    match &evidence.found {
+        Found::Foreign { file } => fields.push(("file", file.clone())),
+        Found::Unreadable { why } => fields.push(("why", why.clone())),
+        Found::Missing | Found::Empty | Found::HalfFormatted | Found::Replica(_) => {}
+    }
+    let Some(replica) = evidence.replica() else { return fields };
+    let seen = replica
+        .fence
+        .map_or("-".into(), |fence| format!("{}, session {}", fence.generation, fence.session.0));
+    fields.extend([
+        ("volume", replica.volume.clone()),
+        ("replica", replica.replica.to_string()),
+        ("incarnation", replica.incarnation.to_string()),
+        ("state", state(replica.state).to_owned()),
+        ("in sync", format!("{} with {}", synced(evidence), synced_with(evidence))),
+        ("seen", seen),
+    ]);
+    fields.extend(replica.failure.iter().map(|failure| ("failure", failure.clone())));
+    if let Some(content) = &replica.content {
+        let continuous = if content.continuous { "yes" } else { "no" };
+        fields.extend([
+            ("continuous", format!("{continuous}: {}", content.continuity)),
+            ("size", human(content.size_bytes)),
+            ("data", human(content.data_bytes)),
+            ("layers", content.layers.to_string()),
+            ("snapshots", content.snapshots.join(", ")),
+            ("marked", format!("{} regions of 1 MiB", content.marked_regions)),
+            ("unverified", format!("{} blocks", content.unverified_blocks)),
+        ]);
+        if content.partial {
+            fields.push(("partial", "a rebuild was filling it".into()));
+        }
+    }
+    fields.extend(replica.problems.iter().map(|problem| ("problem", problem.clone())));
+    fields
+}
+
+/// 1 if a block is bad.
+pub(super) fn verify(session: &Session<'_>, directory: &Path) -> Outcome {
+    let report = inspect::verify(directory).map_err(|error| {
+        let message = chain(&error);
+        match error {
+            StoreError::Locked { .. } => ApiError::conflict(message),
+            StoreError::NoReplica { .. } => ApiError::not_found(message),
+            StoreError::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+                ApiError::not_found(message)
+            }
+            _ => ApiError::failed(message),
+        }
+    })?;
+    let VerifyReport { blocks_checked, blocks_unverified, blocks_bad, bad } = &report;
+    match session.output.format {
+        Format::Json => session.output.json(&serde_json::json!({
+            "blocksChecked": blocks_checked,
+            "blocksUnverified": blocks_unverified,
+            "blocksBad": blocks_bad,
+            "bad": bad.iter().map(problem).collect::<Vec<_>>(),
+        }))?,
+        Format::Name => session.output.line(if *blocks_bad == 0 { "ok" } else { "bad" })?,
+        Format::Table | Format::Wide => {
+            let mut fields = vec![
+                ("checked", format!("{blocks_checked} blocks")),
+                ("unverified", format!("{blocks_unverified} blocks: their sums were rebuilt")),
+                ("bad", format!("{blocks_bad} blocks")),
+            ];
+            fields.extend(bad.iter().map(|bad| ("problem", problem(bad))));
+            session.output.fields(&fields)?
+        }
+    };
+    if *blocks_bad == 0 {
+        return Ok(Done::Well);
+    }
+    Err(ApiError::failed(format!("{}: {blocks_bad} blocks are bad", directory.display()))
+        .next("the engine reads them from another replica; rebuild this one"))
+}
+
+fn problem(bad: &BadBlock) -> String {
+    ReadError::BadBlocks(vec![bad.clone()]).to_string()
 }

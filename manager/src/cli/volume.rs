@@ -1,15 +1,16 @@
 //! `ankole volume …`
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::Subcommand;
 
 use super::output::{Format, column, remark, wide};
+use super::salvage::{self, SalvageArgs};
 use super::{Done, Outcome, Session, confirm, is_not_found, poll, seconds};
 use crate::api::attachment::AttachRequest;
 use crate::api::size::{VolumeSize, human};
 use crate::api::volume::{Frontend, Robustness, State, Transport, VolumeRequest, VolumeView};
-use crate::api::why::explain;
+use crate::api::why::{explain, lasting, next_steps, progress};
 use crate::api::{ApiError, Name};
 use crate::client::Client;
 
@@ -31,6 +32,8 @@ pub(super) enum VolumeCommand {
         #[arg(long, value_parser = VolumeSize::parse)]
         size: VolumeSize,
     },
+    /// Choose the copy to trust when no replica that is in sync can be opened
+    Salvage(SalvageArgs),
     /// What it waits for, in words
     Why { name: Name },
     /// Remove it with all its data
@@ -111,12 +114,13 @@ pub(super) fn run(session: &Session<'_>, command: VolumeCommand) -> Outcome {
             Ok(Done::Well)
         }
         VolumeCommand::Why { name } => {
-            let said = explain(&client.volume(&name)?);
+            let said = explain(&client.volume(&name)?, now_unix_s());
             match session.output.format {
                 Format::Json => session.output.json(&said),
                 _ => session.output.line(&said.join("\n")),
             }
         }
+        VolumeCommand::Salvage(args) => salvage::run(session, &client, &args),
         VolumeCommand::Rm(args) => remove(&client, &args),
     }
 }
@@ -197,9 +201,8 @@ fn show(session: &Session<'_>, volume: &VolumeView) -> Outcome {
     for replica in &volume.replicas {
         let mut text = format!("{} {}", replica.replica, replica.mode);
         text += if replica.in_sync { ", in sync" } else { ", not in sync" };
-        if let Some(rebuild) = replica.rebuild {
-            let (done, total) = (human(rebuild.done_bytes), human(rebuild.total_bytes));
-            text += &format!(", rebuilt {done} of {total}");
+        if let Some(progress) = progress(replica) {
+            text += &format!(", rebuilt {progress}");
         }
         if let Some(reason) = &replica.reason {
             text += &format!(": {reason}");
@@ -210,9 +213,26 @@ fn show(session: &Session<'_>, volume: &VolumeView) -> Outcome {
         let read_only = if ticket.read_only { ", read-only" } else { "" };
         fields.push(("ticket", format!("{}{read_only}", ticket.kind)));
     }
-    fields.extend(volume.waiting.iter().map(|text| ("waiting", text.clone())));
-    fields.extend(volume.conditions.iter().map(|condition| ("note", condition.message.clone())));
+    if volume.unsettled_bytes > 0 {
+        let bytes = human(volume.unsettled_bytes);
+        fields.push(("unsettled", format!("{bytes}, compared between the replicas")));
+    }
+    let now = now_unix_s();
+    let since = |since: Option<u64>| {
+        since.map(|since| format!(" (for {})", lasting(now.saturating_sub(since))))
+    };
+    let waits = since(volume.waiting_since_unix_s).unwrap_or_default();
+    fields.extend(volume.waiting.iter().map(|text| ("waiting", format!("{text}{waits}"))));
+    fields.extend(volume.conditions.iter().map(|condition| {
+        let since = since(condition.since_unix_s).unwrap_or_default();
+        ("note", format!("{}{since}", condition.message))
+    }));
+    fields.extend(next_steps(volume).into_iter().map(|step| ("next", step.to_owned())));
     session.output.fields(&fields)
+}
+
+fn now_unix_s() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
 fn endpoint(volume: &VolumeView) -> Result<&str, ApiError> {
@@ -244,7 +264,8 @@ fn attach(session: &Session<'_>, client: &Client, args: AttachArgs) -> Outcome {
             Ok(done)
         }
         last => {
-            let reasons = last.iter().flat_map(explain).collect::<Vec<_>>().join(" ");
+            let reasons = last.iter().flat_map(|volume| explain(volume, now_unix_s()));
+            let reasons = reasons.collect::<Vec<_>>().join(" ");
             Err(ApiError::timed_out(format!(
                 "volume {name} can't be used after {} s. {reasons}",
                 timeout.as_secs()

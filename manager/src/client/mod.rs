@@ -2,12 +2,14 @@
 
 use std::time::Duration;
 
+use ankole_replica::types::ReplicaId;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::api::attachment::{AttachRequest, USER_TICKET};
 use crate::api::backup::{BackupRequest, Job, RestoreRequest};
 use crate::api::replica::ReplicaView;
+use crate::api::salvage::{SalvageRequest, SalvageView};
 use crate::api::snapshot::{Chain, SnapshotRequest};
 use crate::api::target::{BackupTarget, TargetRequest};
 use crate::api::volume::{ResizeRequest, VolumeRequest, VolumeView};
@@ -64,6 +66,23 @@ impl Client {
     pub fn replicas(&self, volume: Option<&Name>) -> Result<Vec<ReplicaView>, ApiError> {
         let query: Vec<_> = volume.iter().map(|name| ("volume", &***name)).collect();
         self.get("/v1/replicas", &query)
+    }
+
+    /// What the volume's directories tell; changes nothing.
+    pub fn evidence(
+        &self,
+        volume: &Name,
+        replica: Option<&ReplicaId>,
+    ) -> Result<SalvageView, ApiError> {
+        let query: Vec<_> = replica.iter().map(|replica| ("replica", &*replica.0)).collect();
+        self.get(&format!("/v1/volumes/{volume}/salvage"), &query)
+    }
+    pub fn salvage(
+        &self,
+        volume: &Name,
+        request: &SalvageRequest,
+    ) -> Result<SalvageView, ApiError> {
+        self.send("POST", &format!("/v1/volumes/{volume}/salvage"), request)
     }
 
     pub fn snapshots(&self, volume: &Name) -> Result<Chain, ApiError> {

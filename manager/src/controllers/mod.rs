@@ -5,10 +5,10 @@ pub mod backoff;
 pub mod board;
 pub mod volume;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{Notify, broadcast, mpsc};
 
@@ -38,6 +38,7 @@ pub struct Context {
     pub format: Format,
     pub boot_id: String,
     stopping: AtomicBool,
+    held: Mutex<BTreeSet<Name>>,
     look: Notify,
 }
 
@@ -61,6 +62,7 @@ impl Context {
             format,
             boot_id,
             stopping: AtomicBool::new(false),
+            held: Mutex::default(),
             look: Notify::new(),
         }
     }
@@ -89,6 +91,36 @@ impl Context {
 
     pub fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::Acquire)
+    }
+
+    /// Until it is dropped no process of the volume is wanted. None if somebody holds it already.
+    /// Lost with the process, and the volume is then looked after as before.
+    pub fn hold(self: &Arc<Self>, volume: &Name) -> Option<Hold> {
+        let fresh = self.held().insert(volume.clone());
+        self.look.notify_one();
+        fresh.then(|| Hold { context: Arc::clone(self), volume: volume.clone() })
+    }
+
+    pub fn is_held(&self, volume: &Name) -> bool {
+        self.held().contains(volume)
+    }
+
+    /// The set is whole at every step, so a panic elsewhere doesn't matter.
+    fn held(&self) -> std::sync::MutexGuard<'_, BTreeSet<Name>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// While it lives, the processes of one volume are ended and none is started.
+pub struct Hold {
+    context: Arc<Context>,
+    volume: Name,
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.context.held().remove(&self.volume);
+        self.context.look.notify_one();
     }
 }
 

@@ -6,6 +6,7 @@
 //! GET    /v1/volumes/V            DELETE
 //! PUT    /v1/volumes/V/size       {sizeBytes}
 //! PUT    /v1/volumes/V/tickets/ID {readOnly, node}     DELETE ?force=true
+//! GET    /v1/volumes/V/salvage ?replica=R                      POST {replica, acceptStale, expected}
 //! GET    /v1/volumes/V/snapshots  POST {name}
 //! DELETE /v1/volumes/V/snapshots/S
 //! POST   /v1/volumes/V/snapshots/S/revert
@@ -49,6 +50,7 @@ pub fn router(service: Service, token: String) -> Router {
             "/v1/volumes/{volume}/tickets/{ticket}",
             put(volumes::attach).delete(volumes::detach),
         )
+        .route("/v1/volumes/{volume}/salvage", get(volumes::evidence).post(volumes::salvage))
         .route("/v1/volumes/{volume}/snapshots", get(snapshots::list).post(snapshots::create))
         .route("/v1/volumes/{volume}/snapshots/{snapshot}", delete(snapshots::remove))
         .route("/v1/volumes/{volume}/snapshots/{snapshot}/revert", post(snapshots::revert))

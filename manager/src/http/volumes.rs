@@ -1,5 +1,6 @@
 //! Volumes, their tickets and their replicas.
 
+use ankole_replica::types::ReplicaId;
 use axum::Json;
 use axum::extract::{Path, Query, State};
 use serde::Deserialize;
@@ -7,6 +8,7 @@ use serde::Deserialize;
 use super::{Answer, Body, Refusal, blocking, name};
 use crate::api::attachment::{AttachRequest, TicketKind};
 use crate::api::replica::ReplicaView;
+use crate::api::salvage::{SalvageRequest, SalvageView};
 use crate::api::volume::{ResizeRequest, VolumeRequest, VolumeView};
 use crate::service::Service;
 
@@ -67,6 +69,31 @@ pub(super) async fn detach(
     Query(query): Query<Detach>,
 ) -> Answer<VolumeView> {
     blocking(move || service.detach(&name(&volume)?, &ticket, query.force)).await
+}
+
+#[derive(Deserialize)]
+pub(super) struct OfReplica {
+    replica: Option<String>,
+}
+
+pub(super) async fn evidence(
+    State(service): State<Service>,
+    Path(volume): Path<String>,
+    Query(query): Query<OfReplica>,
+) -> Answer<SalvageView> {
+    blocking(move || {
+        let replica = query.replica.as_deref().map(ReplicaId::from);
+        service.salvage_view(&name(&volume)?, replica.as_ref())
+    })
+    .await
+}
+
+pub(super) async fn salvage(
+    State(service): State<Service>,
+    Path(volume): Path<String>,
+    Body(request): Body<SalvageRequest>,
+) -> Answer<SalvageView> {
+    blocking(move || service.salvage(&name(&volume)?, &request)).await
 }
 
 #[derive(Deserialize)]

@@ -11,7 +11,7 @@ use super::Service;
 use crate::agent::layout::random_hex;
 use crate::agent::{Layout, Part, probe};
 use crate::api::attachment::{AttachRequest, Ticket, TicketKind};
-use crate::api::replica::{Mode, Place, ReplicaView};
+use crate::api::replica::{Mode, Place, ReplicaView, seconds_left};
 use crate::api::size::{VolumeSize, human};
 use crate::api::volume::{
     Frontend, Robustness, State, Transport, Volume, VolumeRequest, VolumeSpec, VolumeStatus,
@@ -279,6 +279,7 @@ impl Service {
                 pid: process.map(|process| process.pid),
                 reason: seen.and_then(|seen| seen.reason.clone()),
                 rebuild: seen.and_then(|seen| seen.rebuild),
+                rebuild_seconds_left: seen.and_then(|seen| seconds_left(seen.rebuild.as_ref()?)),
             }
         });
         let replicas = replicas.collect();
@@ -308,6 +309,10 @@ impl Service {
             engine_pid: engine_process.map(|process| process.pid),
             clients: engine.as_ref().map_or(0, |engine| engine.clients),
             unsettled_bytes: engine.as_ref().map_or(0, |engine| engine.unsettled_bytes),
+            waiting_since_unix_s: engine
+                .as_ref()
+                .filter(|engine| !engine.waiting.is_empty())
+                .and_then(|_| observed.as_ref()?.waiting_since_unix_s),
             waiting: engine.map_or_else(Vec::new, |engine| engine.waiting),
             conditions: observed.map_or_else(Vec::new, |observed| observed.conditions),
             tickets: volume.spec.tickets,
@@ -322,7 +327,7 @@ impl Service {
         self.context.is_stopping()
     }
 
-    fn refuse_while_stopping(&self) -> Result<(), ApiError> {
+    pub(super) fn refuse_while_stopping(&self) -> Result<(), ApiError> {
         if self.context.is_stopping() {
             return Err(ApiError::conflict("this standalone is ending"));
         }
@@ -377,7 +382,7 @@ fn is_being_restored(volume: &Volume) -> bool {
     volume.spec.tickets.iter().any(|ticket| ticket.kind == TicketKind::Restore)
 }
 
-fn refuse_deleting(volume: &Volume) -> Result<(), ApiError> {
+pub(super) fn refuse_deleting(volume: &Volume) -> Result<(), ApiError> {
     if volume.spec.deleting {
         return Err(ApiError::conflict(format!("volume {} is being deleted", volume.name)));
     }

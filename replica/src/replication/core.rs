@@ -22,6 +22,7 @@ use super::slots::{SLOTS_MAX, Slot, Slots};
 use crate::arbiter::{InstanceId, Record, Refused};
 use crate::chain::ChainInfo;
 use crate::message::{Refusal, Reply, Request};
+use crate::mutation::{self, Mutation};
 use crate::types::{Fence, Generation, LayerId, Region, ReplicaId, Session};
 
 /// What one engine process is told at its start.
@@ -366,6 +367,11 @@ impl Core {
     pub(super) fn end(&mut self, end: End) {
         if !matches!(self.phase, Phase::Ended) {
             self.actions.clear();
+            if mutation::is_on(Mutation::FencedEngineAnswers) {
+                let open = self.ios.iter().filter(|(_, io)| !io.answered);
+                let open: Vec<_> = open.map(|(id, _)| *id).collect();
+                open.into_iter().for_each(|id| self.complete(id, Err(super::Failure::Shutdown)));
+            }
             self.act(Action::End(end));
             self.phase = Phase::Ended;
         }
@@ -436,6 +442,9 @@ impl Core {
 
     /// Whose confirmation an acknowledgement needs.
     pub(super) fn needed(&self) -> Slots {
+        if mutation::is_on(Mutation::PromotionNotNeeded) {
+            return self.set().union(self.departing);
+        }
         self.next_set().union(self.departing)
     }
 

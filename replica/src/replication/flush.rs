@@ -8,6 +8,7 @@ use super::core::Core;
 use super::peer::{FlushFor, Purpose};
 use super::slots::{Slot, Slots};
 use crate::message::{Reply, Request};
+use crate::mutation::{self, Mutation};
 
 /// The frontend's flushes.
 #[derive(Debug, Default)]
@@ -24,6 +25,15 @@ struct Round {
     ios: Vec<IoId>,
     needs: Slots,
     failed: bool,
+}
+
+impl Flushes {
+    pub(super) fn add(&mut self, io: IoId) {
+        match &mut self.running {
+            Some(round) if mutation::is_on(Mutation::FlushJoinsRunning) => round.ios.push(io),
+            _ => self.next.push(io),
+        }
+    }
 }
 
 impl Core {

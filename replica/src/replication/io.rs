@@ -14,6 +14,7 @@ use super::action::{Action, Failure, IoId, Operation};
 use super::core::{Core, LockOwner};
 use super::locks::{LockId, LockMode};
 use super::slots::{Slot, Slots};
+use crate::mutation::{self, Mutation};
 use crate::types::{BlockIndex, BlockRange};
 
 #[derive(Debug)]
@@ -77,6 +78,11 @@ impl Io {
         }
     }
 
+    /// Whether it is on its way through the range lock.
+    pub(super) fn is_admitted(&self) -> bool {
+        !matches!(self.stage, Stage::Parked | Stage::Flushing)
+    }
+
     pub(super) fn is_write(&self) -> bool {
         matches!(self.operation, Operation::Write { .. } | Operation::Zero { .. })
     }
@@ -91,12 +97,12 @@ impl Core {
 
     pub(super) fn admit(&mut self, now: Instant, id: IoId) {
         let serving = self.is_open();
-        let parks = self.chain_work.parks_writes();
+        let parks = self.chain_work.parks(&self.ios[&id]);
         let io = self.io(id);
         if io.operation == Operation::Flush {
             io.stage = Stage::Flushing;
-            self.flushes.next.push(id);
-        } else if !serving || (parks && io.is_write()) {
+            self.flushes.add(id);
+        } else if !serving || parks {
             io.stage = Stage::Parked;
             self.parked.push_back(id);
         } else {
@@ -116,9 +122,14 @@ impl Core {
 
     pub(super) fn settle_then_lock(&mut self, now: Instant, id: IoId) {
         let range = self.io(id).range().expect("flushes take no lock");
-        if self.settle.waits(range, id) {
+        let reads = !self.io(id).is_write();
+        let skips = reads && mutation::is_on(Mutation::ReadBeforeSettled);
+        if !skips && self.settle.waits(range, id) {
             self.io(id).stage = Stage::Settling;
             return;
+        }
+        if reads && mutation::is_on(Mutation::ReadOutsideLock) {
+            return self.locked(now, id);
         }
         let mode = if self.io(id).is_write() { LockMode::Exclusive } else { LockMode::Shared };
         let (lock, free) = self.locks.acquire(range, mode);
@@ -209,6 +220,11 @@ impl Core {
                 }
                 Stage::Writing | Stage::Answered if io.unconfirmed.contains(slot) => {
                     io.unconfirmed.remove(slot);
+                    if mutation::is_on(Mutation::AcknowledgeBeforeRemoval) {
+                        io.needs.remove(slot);
+                        self.check_write(now, id);
+                        continue;
+                    }
                     if io.answered && io.unconfirmed.is_empty() {
                         self.writes_in_flight -= 1;
                         self.retire_if_done(now, id);

@@ -16,6 +16,7 @@ use super::peer::{Peer, PeerState, Purpose};
 use super::slots::{Slot, Slots};
 use crate::arbiter::{Change, Member, Record, Refused};
 use crate::message::{Advance, Claim, Hello, Reply, Request, Role};
+use crate::mutation::{self, Mutation};
 use crate::types::Generation;
 
 /// A change of the record that is under way. One at a time.
@@ -81,7 +82,8 @@ impl Core {
             other => return self.lose_for(now, slot, &other),
         };
         let peer = self.peer_mut(slot);
-        if peer.in_set.is_some_and(|incarnation| incarnation != welcome.incarnation) {
+        let other = peer.in_set.is_some_and(|incarnation| incarnation != welcome.incarnation);
+        if other && !mutation::is_on(Mutation::WrongIncarnationAccepted) {
             return self.lose(now, slot, "its directory was made anew: it isn't the copy it was");
         }
         let continuous = welcome.continuous;
@@ -129,10 +131,13 @@ impl Core {
         match &self.changing {
             None => {
                 let live = self.live();
-                if live.is_empty() {
+                if live.is_empty() && !mutation::is_on(Mutation::LastMemberRemoved) {
                     return; // nobody is removed; I/O waits for a member to come back
                 }
                 if !self.set().without(live).is_empty() {
+                    if mutation::is_on(Mutation::NoPing) {
+                        return self.swap(live);
+                    }
                     self.pings += 1;
                     let round = self.pings;
                     self.changing = Some(Changing::Pinging { round, waiting: live });
@@ -182,7 +187,13 @@ impl Core {
         };
         // An earlier attempt whose reply was lost may have been made: then the record names this
         // engine and is ours, whatever the refusal says.
-        let record = answer.unwrap_or_else(Refused::into_record);
+        let record = match answer {
+            Err(_) if mutation::is_on(Mutation::AmbiguousIsRefused) => match &self.record {
+                Some(record) => record.clone(),
+                None => return,
+            },
+            answer => answer.unwrap_or_else(Refused::into_record),
+        };
         let made = record.in_sync == target;
         if !self.adopt_record(now, record) {
             return;
@@ -195,6 +206,9 @@ impl Core {
         if self.is_open() {
             for slot in self.live().iter() {
                 self.advance(now, slot);
+            }
+            if mutation::is_on(Mutation::AcknowledgeBeforeSurvivorsKnow) {
+                self.forget_the_removed(now);
             }
         }
     }

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::core::{Core, Phase};
-use super::peer::PeerState;
+use super::peer::{Peer, PeerState};
 use crate::admin::ReplicaMode;
 use crate::chain::ChainInfo;
 use crate::types::{Generation, ReplicaId};
@@ -52,7 +52,7 @@ impl Core {
                 replica: peer.id.clone(),
                 wanted: peer.wanted,
                 mode,
-                reason: peer.reason.clone().filter(|_| mode != ReplicaMode::ReadWrite),
+                reason: reason(peer).filter(|_| mode != ReplicaMode::ReadWrite),
                 rebuild: rebuild.map(|rebuild| RebuildStatus {
                     done_bytes: rebuild.done_bytes,
                     total_bytes: rebuild.total_bytes,
@@ -80,5 +80,18 @@ impl Core {
             .into_iter()
             .flatten()
             .collect()
+    }
+}
+
+/// Why a replica isn't live, in words.
+fn reason(peer: &Peer) -> Option<String> {
+    match &peer.state {
+        PeerState::Welcomed(welcome) if welcome.continuous => {
+            Some("it waits for the other replicas".into())
+        }
+        PeerState::Welcomed(_) => {
+            Some("it may have lost acknowledged writes; it waits for the other replicas".into())
+        }
+        _ => peer.reason.clone(),
     }
 }

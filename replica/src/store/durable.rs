@@ -5,6 +5,7 @@ use super::pages::{PageFault, WriteBack};
 use super::storage::{Storage, StorageFile};
 use super::{ReplicaState, Store, StoreError};
 use crate::chain::index::Page;
+use crate::mutation::{self, Mutation};
 use crate::types::Region;
 
 impl<S: Storage> Store<S> {
@@ -46,7 +47,7 @@ impl<S: Storage> Store<S> {
                 }
             }
         }
-        if !regions.is_empty() {
+        if !regions.is_empty() && !mutation::is_on(Mutation::FlushWithoutIndex) {
             let done = self.pages.sync().await;
             self.or_fail("make the index durable", done).await?;
         }
@@ -78,15 +79,20 @@ impl<S: Storage> Store<S> {
             // What a crash left is looked at before its mark goes: unmarked sums are trusted.
             self.recover_region(*region).await?;
         }
-        self.write_back(regions).await?;
+        let in_order = !mutation::is_on(Mutation::ClearBeforeIndex);
+        if in_order {
+            self.write_back(regions).await?;
+        }
         self.flush().await?;
-        let done = self.pages.sync().await;
-        self.or_fail("make the index durable", done).await?;
+        if in_order {
+            let done = self.pages.sync().await;
+            self.or_fail("make the index durable", done).await?;
+        }
         let head = self.head();
         let quiet = |region: &&Region| {
             !self.head_state.writing.borrow().contains_key(region)
                 && !self.head_state.fresh.borrow().contains(region)
-                && !self.pages.is_dirty(head.file, **region)
+                && !(in_order && self.pages.is_dirty(head.file, **region))
                 && self.intent.is_marked(**region)
         };
         for region in regions.iter().filter(quiet) {
@@ -105,7 +111,7 @@ impl<S: Storage> Store<S> {
         for &region in regions {
             for &file in &open {
                 let done = self.pages.write_back(file, region);
-                self.or_fail("write the index", done).await?;
+                self.or_fail_unless_full("write the index", done).await?;
             }
         }
         Ok(())
@@ -114,7 +120,7 @@ impl<S: Storage> Store<S> {
     /// Everything there is, sums too, is durable when it returns.
     pub(super) async fn settle_everything(&self) -> Result<(), StoreError> {
         let done = self.pages.write_back_all();
-        self.or_fail("write the index", done).await?;
+        self.or_fail_unless_full("write the index", done).await?;
         self.flush().await?;
         let done = self.pages.sync().await;
         self.or_fail("make the index durable", done).await

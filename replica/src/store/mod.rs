@@ -28,6 +28,7 @@ mod join;
 mod meta;
 mod open;
 mod pages;
+mod peek;
 mod query;
 mod rebuild;
 mod recover;
@@ -38,7 +39,7 @@ mod uring;
 mod verify;
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::rc::Rc;
 
@@ -48,12 +49,14 @@ pub use io::ReadReport;
 pub use join::JoinProgress;
 pub use meta::{Identity, Membership, ReplicaState};
 pub use open::StoreOptions;
+pub use peek::{Contents, Glimpse, IndexCount, contents, glimpse};
 pub use storage::{Storage, StorageFile};
 use tokio::sync::Mutex;
 pub use verify::VerifyReport;
 
 pub use crate::chain::index::{BlockSum, Blocks, ZERO_BLOCK_SUM};
 use crate::chain::{Chain, ChainError, ChainInfo};
+use crate::mutation::{self, Mutation};
 use crate::types::{Fence, Generation, LayerId, Region};
 use intent::{Intent, IntentError};
 use meta::{ReplicaMeta, Witness};
@@ -87,7 +90,7 @@ pub struct Store<S: Storage> {
     /// The machine lost what wasn't synced: fresh blocks must prove that their data arrived.
     lost_power: bool,
     /// Regions that were marked when the store was opened, and whose sums weren't looked at yet.
-    unrecovered: RefCell<HashSet<Region>>,
+    unrecovered: RefCell<BTreeSet<Region>>,
     chain_gate: Mutex<()>,
     recovery_gate: Mutex<()>,
     flushes: Rounds,
@@ -100,13 +103,13 @@ struct HeadState {
     /// Regions with fresh blocks.
     fresh: RefCell<BTreeSet<Region>>,
     /// Fresh blocks that the running flush will make durable, unless they change again.
-    flushing: RefCell<HashMap<Region, Blocks>>,
+    flushing: RefCell<BTreeMap<Region, Blocks>>,
     /// Writes that run, per region.
-    writing: RefCell<HashMap<Region, u32>>,
+    writing: RefCell<BTreeMap<Region, u32>>,
 }
 
 struct Layers<F> {
-    by_id: HashMap<LayerId, Rc<OpenLayer<F>>>,
+    by_id: BTreeMap<LayerId, Rc<OpenLayer<F>>>,
     /// What decides the content of the volume, head first.
     top: Path<F>,
 }
@@ -126,29 +129,19 @@ struct OpenLayer<F> {
 
 struct DataFile<F> {
     file: F,
-    /// A write has ended since the last sync began, or runs, or was an earlier process's.
+    /// Written since the last sync that began, or by an earlier process.
     unsynced: Cell<bool>,
 }
 
 impl<F: StorageFile> DataFile<F> {
-    /// Writes `part` of `from`. A sync that begins meanwhile need not cover it, so the next one
-    /// must: the file counts as unsynced once more when the write has ended.
+    /// A sync that begins while this runs promises nothing about it: it is unsynced at the end.
     async fn write(
         &self,
         offset_bytes: u64,
         from: Rc<Buffer>,
         part: Range<usize>,
     ) -> std::io::Result<()> {
-        self.unsynced.set(true);
         let done = self.file.write(offset_bytes, from, part).await;
-        self.unsynced.set(true);
-        done
-    }
-
-    /// As [`write`](Self::write).
-    async fn punch(&self, range_bytes: Range<u64>) -> std::io::Result<()> {
-        self.unsynced.set(true);
-        let done = self.file.punch(range_bytes).await;
         self.unsynced.set(true);
         done
     }
@@ -184,7 +177,7 @@ impl<S: Storage> Store<S> {
     /// Nothing that was acknowledged can have been lost: the machine has run without a break
     /// since this replica became a member, or nothing was unflushed.
     pub fn continuous(&self) -> bool {
-        self.continuous.get()
+        self.continuous.get() || mutation::is_on(Mutation::SuspectIsContinuous)
     }
 
     /// Why the store failed for good, if it did.
@@ -306,6 +299,19 @@ impl<S: Storage> Store<S> {
         match done {
             Ok(value) => Ok(value),
             Err(error) => Err(self.fail(format!("{doing}: {error}")).await),
+        }
+    }
+
+    /// For the index of layers that aren't the head: its space isn't reserved, and a write for
+    /// which there was no room has changed nothing.
+    async fn or_fail_unless_full<T>(
+        &self,
+        doing: &'static str,
+        done: std::io::Result<T>,
+    ) -> Result<T, StoreError> {
+        match done {
+            Err(error) if error::is_no_space(&error) => Err(self.io_error(doing, error)),
+            other => self.or_fail(doing, other).await,
         }
     }
 

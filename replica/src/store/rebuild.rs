@@ -98,7 +98,9 @@ impl<S: Storage> Store<S> {
             BlockSum::Zero => page.set_zero(slot),
             BlockSum::Data { crc, verified } => page.set_data(slot, crc, verified),
         };
-        let recorded = if is_head {
+        // A snapshot may have sealed the layer meanwhile: no flush would ever look at it again.
+        let _no_change_of_chain = self.chain_gate.lock().await;
+        let recorded = if layer.id == self.head().id {
             self.record(&layer, range, put)
         } else {
             self.record_filling(&layer, range, put)

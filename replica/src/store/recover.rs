@@ -116,7 +116,7 @@ impl<S: Storage> Store<S> {
         if page != before || !lost.is_empty() {
             // With the kernel before anyone sees it: the next process must decide the same.
             let done = self.pages.replace(layer.file, region, page);
-            self.or_fail("write the index", done).await?;
+            self.or_fail_unless_full("write the index", done).await?;
         }
         Ok(())
     }

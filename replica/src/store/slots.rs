@@ -21,6 +21,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::Mutex;
 
 use super::storage::StorageFile;
+use crate::mutation::{self, Mutation};
 
 const MAGIC: [u8; 8] = *b"ANKSLOTS";
 pub(super) const VERSION: u32 = 1;
@@ -112,7 +113,9 @@ impl<F: StorageFile, T: Serialize + DeserializeOwned> Slots<F, T> {
         }
         let slot = self.next.get();
         self.file.write_at(slot * self.kind.slot_bytes, &bytes)?;
-        self.file.sync().await?;
+        if !mutation::is_on(Mutation::FenceNotDurable) {
+            self.file.sync().await?;
+        }
         self.sequence.set(sequence);
         self.next.set(1 - slot);
         *self.value.borrow_mut() = Rc::new(value);

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use ankole_replica::admin::Request;
 use ankole_replica::arbiter::{Change, EngineGrant, InstanceId, Member, Record};
-use ankole_replica::types::{Generation, ReplicaId};
+use ankole_replica::types::ReplicaId;
 
 use super::Memory;
 use super::plan::{Action, DETACH_PATIENCE, EngineStart, Plan};
@@ -136,8 +136,7 @@ impl Hands<'_> {
             remove_directory(&place.directory)?;
             in_sync.push(self.format(place)?);
         }
-        let record =
-            Record { generation: Generation::FIRST, engine: None, attach_epoch: 0, in_sync };
+        let record = Record::first(in_sync);
         self.change_volume(|volume| {
             volume.status.record.get_or_insert_with(|| record.clone());
         })

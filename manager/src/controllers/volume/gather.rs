@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use ankole_replica::admin::{Answer, EngineStatus, Request};
 use ankole_replica::arbiter::InstanceId;
+use ankole_replica::inspect;
 
 use super::Memory;
 use super::plan::{EngineSeen, ReplicaProcess, ReplicaSeen, Seen, UblkSeen};
@@ -46,6 +47,7 @@ pub fn gather(
         instance: InstanceId(label(process, INSTANCE_LABEL)),
         asked_to_end: memory.asked_to_end(&Part::Engine),
         status: engine_status(context, name).map(Box::new),
+        waits: memory.engine_waits(),
     });
     let replicas = volume.status.places.iter().map(|place| {
         let part = Part::Replica(place.replica.clone());
@@ -59,7 +61,16 @@ pub fn gather(
             place: place.clone(),
         }
     });
+    // What an engine would be refused for. While one lives, it says so itself.
+    let newest_seen = volume.status.places.iter().filter(|_| engine.is_none());
+    let newest_seen = newest_seen
+        .filter_map(|place| {
+            let (directory, replica) = (&place.directory, &place.replica);
+            Some((inspect::newest_generation(directory, name, replica)?, replica.clone()))
+        })
+        .max();
     Ok(Some(Seen {
+        newest_seen,
         boot_id: context.boot_id.clone(),
         engine,
         engine_history: memory.history(&Part::Engine),

@@ -10,16 +10,19 @@ pub mod validate;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use ankole_replica::types::ReplicaId;
 use tokio::sync::mpsc;
 
-use self::plan::History;
+use self::plan::{EngineSeen, History};
+use self::validate::Wanted;
 use super::Context;
 use super::backoff::Backoff;
 use crate::agent::Part;
 use crate::agent::supervisor::Ended;
 use crate::api::Name;
+use crate::api::volume::{Condition, Reason};
 
 #[derive(Debug)]
 pub enum Event {
@@ -36,6 +39,9 @@ pub struct Memory {
     failing: Backoff,
     engine_killed: bool,
     engine_left: bool,
+    /// When each condition of the last pass began, in seconds of Unix time.
+    conditions: BTreeMap<(Reason, Option<ReplicaId>), u64>,
+    engine_waits: Option<(Instant, u64)>,
 }
 
 #[derive(Debug, Default)]
@@ -55,6 +61,38 @@ impl Memory {
         let Some(memory) = self.parts.get(part) else { return History::default() };
         let hold_off = memory.backoff.hold_off(Instant::now());
         History { hold_off, last_end: memory.last_end.clone() }
+    }
+
+    /// How long the engine has been waiting for something without a break.
+    fn engine_waits(&self) -> Option<Duration> {
+        self.engine_waits.map(|(since, _)| since.elapsed())
+    }
+
+    fn note_waiting(&mut self, engine: Option<&EngineSeen>) {
+        let waits = match engine.map(|engine| &engine.status) {
+            Some(Some(status)) => !status.waiting.is_empty(),
+            Some(None) => return, // too busy to answer: it goes on with what it did
+            None => false,
+        };
+        let since = self.engine_waits.unwrap_or_else(|| (Instant::now(), now_unix_s()));
+        self.engine_waits = waits.then_some(since);
+    }
+
+    /// Gives each condition the time at which the first of its kind was seen in a row of passes.
+    fn date(&mut self, conditions: &mut [Condition]) {
+        let now = now_unix_s();
+        let before = std::mem::take(&mut self.conditions);
+        for condition in conditions {
+            let key = (condition.reason, condition.replica.clone());
+            let since = before.get(&key).copied().unwrap_or(now);
+            condition.since_unix_s = Some(since);
+            self.conditions.insert(key, since);
+        }
+    }
+
+    /// What failed before was set right by a person: it is tried again at once.
+    fn forgive(&mut self) {
+        self.parts.values_mut().for_each(|part| part.backoff = Backoff::default());
     }
 
     fn failures(&self) -> u32 {
@@ -127,6 +165,10 @@ impl Memory {
     }
 }
 
+fn now_unix_s() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
 /// When to look again at the latest; None when the volume is gone.
 fn pass(context: &Arc<Context>, name: &Name, memory: &mut Memory) -> Option<Duration> {
     let seen = match gather::gather(context, name, memory) {
@@ -137,8 +179,15 @@ fn pass(context: &Arc<Context>, name: &Name, memory: &mut Memory) -> Option<Dura
             return Some(memory.failing.failed_now());
         }
     };
-    let wanted = validate::validate(&seen.volume, context.is_stopping());
-    let plan = plan::plan(wanted, &seen);
+    memory.note_waiting(seen.engine.as_ref());
+    let wanted = if context.is_held(name) {
+        memory.forgive();
+        Wanted::Still
+    } else {
+        validate::validate(&seen.volume, context.is_stopping())
+    };
+    let mut plan = plan::plan(wanted, &seen);
+    memory.date(&mut plan.conditions);
     let look_again = plan.look_again;
     let applied = apply::apply(context, &seen.volume, plan, memory);
     let next = if applied.failed.is_some() {

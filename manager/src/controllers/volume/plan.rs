@@ -4,26 +4,31 @@
 //! attach   lost replica formatted ─▶ replicas started ─▶ grant ─▶ engine started ─▶ wait for its endpoint
 //! engine died                                            grant (same attach epoch) ─▶ started with --recover
 //! detach   engine asked ─▶ gone ─▶ replicas ended ─▶ attachment cleared     (asked in vain: killed)
+//! held     engine killed ─▶ replicas ended          (while a person chooses a copy)
 //! gone     as detach, then the directories, then the object
 //! ```
-//! What may never happen: an engine is granted while one of this volume lives (rule 1); a replica
-//! of the in-sync set is formatted; a directory is removed while a process may use it.
+//! What may never happen: an engine is granted while one of this volume lives (rule 1), or by a
+//! record that was rolled back (rule 8); a replica of the in-sync set is formatted; a directory is
+//! removed while a process may use it.
 
 use std::fmt;
 use std::time::Duration;
 
 use ankole_replica::admin::EngineStatus;
 use ankole_replica::arbiter::{InstanceId, Record};
-use ankole_replica::types::ReplicaId;
+use ankole_replica::types::{Generation, ReplicaId};
 
 use super::validate::Wanted;
 use crate::api::replica::Place;
-use crate::api::volume::{Attachment, Condition, Frontend, Reason, State, Volume};
+use crate::api::volume::{Attachment, Condition, Frontend, Reason, State, Volume, salvage_hint};
 
 /// An engine drains and flushes within this, or the disks are in trouble.
 pub const DETACH_PATIENCE: Duration = Duration::from_secs(60);
 /// A replica without an engine has nothing left to do.
 pub const REPLICA_PATIENCE: Duration = Duration::from_secs(10);
+
+/// An engine that opens gives silent members some 10 s; what it waits for longer may never come.
+const OPEN_PATIENCE: Duration = Duration::from_secs(12);
 
 const WHILE_STARTING: Duration = Duration::from_millis(100);
 const WHILE_ATTACHED: Duration = Duration::from_secs(2);
@@ -41,6 +46,8 @@ pub struct Seen {
     /// One for each place, in their order.
     pub replicas: Vec<ReplicaSeen>,
     pub ublk: UblkSeen,
+    /// The newest generation that a replica has seen, while no engine lives.
+    pub newest_seen: Option<(Generation, ReplicaId)>,
     /// Never used before; for an engine that may have to be granted.
     pub fresh_instance: InstanceId,
 }
@@ -52,6 +59,8 @@ pub struct EngineSeen {
     pub asked_to_end: Option<Duration>,
     /// None while it doesn't answer.
     pub status: Option<Box<EngineStatus>>,
+    /// How long it has been waiting for something.
+    pub waits: Option<Duration>,
 }
 
 #[derive(Clone, Debug)]
@@ -143,6 +152,7 @@ pub fn plan(wanted: Wanted, seen: &Seen) -> Plan {
                 plan.state = State::Creating;
             }
         }
+        (Wanted::Still, _) => plan.stand_still(seen),
         (Wanted::Gone, _) => {
             if plan.detach(seen) && plan.actions.is_empty() {
                 plan.actions.extend([Action::RemoveDirectories, Action::Forget]);
@@ -156,6 +166,11 @@ pub fn plan(wanted: Wanted, seen: &Seen) -> Plan {
 impl Plan {
     fn attach(&mut self, seen: &Seen, record: &Record, read_only: bool) {
         self.state = State::Attaching;
+        if let Some((newest, replica)) = &seen.newest_seen
+            && *newest > record.generation
+        {
+            return self.refuse_rolled_back(seen, record, *newest, replica);
+        }
         let servable = self.start_replicas(seen, record);
         match &seen.engine {
             Some(engine) if !is_granted(record, engine) => {
@@ -167,14 +182,32 @@ impl Plan {
             }
             Some(engine) => self.follow(seen, engine),
             None if !servable => {
-                let message = "no replica of the in-sync set can be served".into();
-                self.wait(Reason::NoReplica, message);
+                let message = "no replica of the in-sync set can be served";
+                let hint = salvage_hint(&seen.volume.name);
+                self.note(Condition::new(Reason::NoReplica, message).next(hint));
             }
             None if seen.engine_history.hold_off.is_some() => {
-                self.hold_off(Reason::EngineEnded, "the engine", &seen.engine_history);
+                self.hold_off(Reason::EngineEnded, None, "the engine", &seen.engine_history);
             }
             None => self.start_engine(seen, record, read_only),
         }
+    }
+
+    /// Each grant would raise the record, until it is above what the replicas have seen: then they
+    /// would take it for new, and with it a set that lacks acknowledged writes.
+    fn refuse_rolled_back(
+        &mut self,
+        seen: &Seen,
+        record: &Record,
+        newest: Generation,
+        replica: &ReplicaId,
+    ) {
+        let message = format!(
+            "the record of who is in sync is at {}, but replica {replica} has seen {newest}: it was brought back from an older copy, and no engine may trust it",
+            record.generation
+        );
+        let hint = salvage_hint(&seen.volume.name);
+        self.note(Condition::new(Reason::RecordRolledBack, message).of(replica).next(hint));
     }
 
     /// Whether a member of the in-sync set is served, or about to be.
@@ -190,7 +223,7 @@ impl Plan {
             match &seen_replica.process {
                 Some(process) if process.asked_to_end.is_some() => {
                     let message = format!("replica {replica}, pid {}, is ending", process.pid);
-                    self.wait(Reason::Stopping, message);
+                    self.note(Condition::new(Reason::Stopping, message).of(replica));
                 }
                 Some(_) => servable |= in_sync,
                 None if !seen_replica.directory_exists && in_sync => {
@@ -198,11 +231,14 @@ impl Plan {
                     let message = format!(
                         "the directory of replica {replica} is gone: {directory}; it is made anew once the engine has taken the replica out of the in-sync set"
                     );
-                    self.wait(Reason::ReplicaMissing, message);
+                    let next = "if its disk isn't mounted, mount it";
+                    let missing = Condition::new(Reason::ReplicaMissing, message);
+                    self.note(missing.of(replica).next(next));
                 }
                 None if seen_replica.history.hold_off.is_some() => {
                     let name = format!("replica {replica}");
-                    self.hold_off(Reason::ReplicaEnded, &name, &seen_replica.history);
+                    let part = Some(replica);
+                    self.hold_off(Reason::ReplicaEnded, part, &name, &seen_replica.history);
                 }
                 None => {
                     if !seen_replica.directory_exists {
@@ -242,12 +278,21 @@ impl Plan {
             if message.is_empty() {
                 message = format!("the engine, pid {}, starts", engine.pid);
             }
-            self.wait(Reason::EngineStarting, message);
+            let mut starting = Condition::new(Reason::EngineStarting, message);
+            if engine.waits.is_some_and(|waits| waits > OPEN_PATIENCE) {
+                starting = starting.next(salvage_hint(&seen.volume.name));
+            }
+            self.note(starting);
             self.look_again = WHILE_STARTING;
             return;
         };
         self.state = State::Attached;
         self.look_again = WHILE_ATTACHED;
+        if engine.waits.is_some_and(|waits| waits > OPEN_PATIENCE) && !status.has_readable() {
+            let message = "no replica can be read; requests wait";
+            let hint = salvage_hint(&seen.volume.name);
+            self.note(Condition::new(Reason::NoReplica, message).next(hint));
+        }
         let size_bytes = seen.volume.spec.size_bytes;
         if status.size_bytes < size_bytes {
             self.act(Action::Expand { size_bytes });
@@ -280,23 +325,7 @@ impl Plan {
             self.state = State::Detaching;
             return false;
         }
-        let mut left = false;
-        for replica in &seen.replicas {
-            let Some(process) = &replica.process else { continue };
-            left = true;
-            match process.asked_to_end {
-                None => self.act(Action::EndReplica(replica.place.replica.clone())),
-                Some(since) if since > REPLICA_PATIENCE => {
-                    self.act(Action::KillReplica(replica.place.replica.clone()));
-                }
-                Some(since) => {
-                    let message = format!("replica {} is ending", replica.place.replica);
-                    self.wait(Reason::Stopping, message);
-                    self.look_within(REPLICA_PATIENCE.saturating_sub(since));
-                }
-            }
-        }
-        if left {
+        if self.end_replicas(seen) {
             return false;
         }
         self.state = State::Detached;
@@ -304,6 +333,42 @@ impl Plan {
             self.act(Action::ClearAttachment);
         }
         true
+    }
+
+    /// Nothing of the volume runs, and nothing else changes: an engine that waits for replicas has
+    /// nothing to flush.
+    fn stand_still(&mut self, seen: &Seen) {
+        let idle = seen.volume.spec.tickets.is_empty() && seen.volume.status.attachment.is_none();
+        self.state = if idle { State::Detached } else { State::Attaching };
+        let message = "nothing runs while a copy to trust is chosen";
+        self.note(Condition::new(Reason::Salvaging, message));
+        if seen.engine.is_some() {
+            self.act(Action::KillEngine);
+        } else {
+            self.end_replicas(seen);
+        }
+    }
+
+    /// Whether any is left.
+    fn end_replicas(&mut self, seen: &Seen) -> bool {
+        let mut left = false;
+        for replica in &seen.replicas {
+            let Some(process) = &replica.process else { continue };
+            let id = &replica.place.replica;
+            left = true;
+            match process.asked_to_end {
+                None => self.act(Action::EndReplica(id.clone())),
+                Some(since) if since > REPLICA_PATIENCE => {
+                    self.act(Action::KillReplica(id.clone()));
+                }
+                Some(since) => {
+                    let message = format!("replica {id} is ending");
+                    self.note(Condition::new(Reason::Stopping, message).of(id));
+                    self.look_within(REPLICA_PATIENCE.saturating_sub(since));
+                }
+            }
+        }
+        left
     }
 
     fn give_up_waiting(&mut self, engine: &EngineSeen) {
@@ -319,14 +384,26 @@ impl Plan {
     }
 
     fn wait(&mut self, reason: Reason, message: String) {
-        self.conditions.push(Condition { reason, message });
+        self.note(Condition::new(reason, message));
     }
 
-    fn hold_off(&mut self, reason: Reason, what: &str, history: &History) {
+    fn note(&mut self, condition: Condition) {
+        self.conditions.push(condition);
+    }
+
+    fn hold_off(
+        &mut self,
+        reason: Reason,
+        part: Option<&ReplicaId>,
+        what: &str,
+        history: &History,
+    ) {
         let left = history.hold_off.unwrap_or_default();
         let how = history.last_end.as_deref().unwrap_or("for an unknown reason");
         let seconds = left.as_secs_f64().ceil();
-        self.wait(reason, format!("{what} ended ({how}); it is started again in {seconds} s"));
+        let message = format!("{what} ended ({how}); it is started again in {seconds} s");
+        let replica = part.cloned();
+        self.note(Condition { replica, ..Condition::new(reason, message) });
         self.look_within(left);
     }
 
@@ -387,8 +464,9 @@ impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "state: {}", self.state)?;
         self.actions.iter().try_for_each(|action| writeln!(f, "do: {action}"))?;
-        for Condition { reason, message } in &self.conditions {
+        for Condition { reason, message, next, .. } in &self.conditions {
             writeln!(f, "{reason:?}: {message}")?;
+            next.iter().try_for_each(|next| writeln!(f, "  next: {next}"))?;
         }
         writeln!(f, "look again: {:?}", self.look_again)
     }

@@ -14,7 +14,7 @@ pub(super) fn report(context: &Context, seen: &Seen, applied: &Applied, memory: 
     if let Some((action, error)) = &applied.failed {
         let message = chain(error);
         tracing::warn!(volume = %seen.volume.name, %action, error = %message, "will be tried again");
-        conditions.push(Condition { reason: Reason::ActionFailed, message });
+        conditions.push(Condition::new(Reason::ActionFailed, message));
     }
     let engine = seen.engine.as_ref();
     context.board.put(
@@ -24,6 +24,7 @@ pub(super) fn report(context: &Context, seen: &Seen, applied: &Applied, memory: 
             engine_pid: engine.map(|engine| engine.pid),
             engine: engine.and_then(|engine| engine.status.as_deref().cloned()),
             failures: memory.failures(),
+            waiting_since_unix_s: memory.engine_waits.map(|(_, since)| since),
             conditions,
         },
     );

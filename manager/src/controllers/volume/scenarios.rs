@@ -10,7 +10,7 @@ use super::plan::{
     Action, DETACH_PATIENCE, EngineSeen, History, REPLICA_PATIENCE, ReplicaProcess, ReplicaSeen,
     Seen, UblkSeen, plan,
 };
-use super::validate::validate;
+use super::validate::{Wanted, validate};
 use crate::api::attachment::{Ticket, TicketKind};
 use crate::api::replica::Place;
 use crate::api::volume::{Attachment, Frontend, Volume, VolumeRequest, VolumeStatus};
@@ -41,6 +41,7 @@ fn detached() -> Seen {
         engine: Some(EngineGrant { node: "n".into(), instance: InstanceId("old".into()) }),
         attach_epoch: 7,
         in_sync: replicas.iter().map(member).collect(),
+        salvaged: None,
     };
     let spec = request.validate().unwrap();
     let places = replicas.iter().map(|seen| seen.place.clone()).collect();
@@ -52,6 +53,7 @@ fn detached() -> Seen {
         engine_history: History::default(),
         engine_left: false,
         replicas,
+        newest_seen: None,
         ublk: UblkSeen { usable: false, device_left: false, free_id: 4 },
         fresh_instance: InstanceId("fresh".into()),
     }
@@ -90,6 +92,7 @@ fn attached() -> Seen {
         instance: InstanceId("old".into()),
         asked_to_end: None,
         status: Some(Box::new(status)),
+        waits: None,
     });
     seen
 }
@@ -145,6 +148,32 @@ fn scenarios() -> Vec<(&'static str, Seen)> {
                 status.endpoint = None;
                 status.waiting.push("replica r2 of the in-sync set doesn't answer".into());
             }),
+        ),
+        (
+            "the engine has waited for long",
+            with(attached(), |s| {
+                engine(s).waits = Some(Duration::from_secs(13));
+                let status = engine(s).status.as_mut().unwrap();
+                status.endpoint = None;
+                status.waiting.push("replica r2 of the in-sync set doesn't answer".into());
+            }),
+        ),
+        (
+            "no replica of an attached volume has answered for long",
+            with(attached(), |s| {
+                engine(s).waits = Some(Duration::from_secs(13));
+            }),
+        ),
+        (
+            "the record was rolled back",
+            with(wanted(), |s| {
+                let seen = Generation(9.try_into().unwrap());
+                s.newest_seen = Some((seen, "r2".into()));
+            }),
+        ),
+        (
+            "the record is as new as what the replicas have seen",
+            with(wanted(), |s| s.newest_seen = Some((Generation::FIRST, "r2".into()))),
         ),
         ("the volume shall be larger", with(attached(), |s| s.volume.spec.size_bytes = 4 << 20)),
         ("the engine died", with(attached(), |s| s.engine = None)),
@@ -298,6 +327,37 @@ fn each_situation_has_the_plan_that_was_agreed_on() {
         text.push_str(&format!("# {title}\n{plan}\n"));
     }
     assert_golden("plans.txt", &text);
+}
+
+/// What a person looks at must not change meanwhile, and nothing else of the volume either.
+#[test]
+fn a_volume_that_is_held_is_stopped_and_not_touched_otherwise() {
+    for (title, seen) in scenarios() {
+        let plan = plan(Wanted::Still, &seen);
+        for action in &plan.actions {
+            let ends = matches!(
+                action,
+                Action::KillEngine | Action::EndReplica(_) | Action::KillReplica(_)
+            );
+            assert!(ends, "{title}: {plan}");
+        }
+        let runs = seen.engine.is_some();
+        assert!(!runs || plan.actions == [Action::KillEngine], "{title}: {plan}");
+    }
+}
+
+/// Each grant raises the record by one: after some it would be above what the replicas have seen,
+/// and one that had left the set would be read as a member.
+#[test]
+fn nothing_is_granted_or_formatted_by_a_record_that_was_rolled_back() {
+    for (title, mut seen) in scenarios() {
+        seen.newest_seen = Some((Generation(1000.try_into().unwrap()), "r1".into()));
+        let plan = plan(validate(&seen.volume, false), &seen);
+        let harmless =
+            |action: &Action| !matches!(action, Action::Grant { .. } | Action::FormatReplica(_));
+        let looked = seen.engine.is_none();
+        assert!(!looked || plan.actions.iter().all(harmless), "{title}: {plan}");
+    }
 }
 
 /// Rule 1, in every situation: while an engine lives, none is granted.

@@ -10,6 +10,8 @@ pub enum Wanted {
         read_only: bool,
     },
     Detached,
+    /// No process of it; nothing else changes while a person chooses a copy.
+    Still,
     /// Nothing is left of it.
     Gone,
 }

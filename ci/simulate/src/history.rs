@@ -8,8 +8,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-/// A sector: block and half of it.
-pub type Sector = (u64, usize);
+/// A sector of 512 bytes, counted from the start of the volume.
+pub type Sector = u64;
 
 #[derive(Clone, Debug)]
 struct Write {
@@ -68,26 +68,21 @@ impl History {
         self.flushed = self.flushed.max(start);
     }
 
-    pub fn sectors(&self) -> Vec<Sector> {
-        self.registers.keys().copied().collect()
-    }
-
     /// All members lost their caches: each sector holds what some flush covers, or anything newer.
     pub fn cut(&mut self) {
         self.check();
         let flushed = self.flushed;
         for register in self.registers.values_mut() {
-            let writes = std::mem::take(&mut register.writes);
-            let safe = |write: &&Write| write.end.is_some_and(|end| end < flushed || write.forced);
-            let newest_safe = writes.iter().filter(safe).map(|write| write.start).max();
-            let possible = |write: &&Write| {
-                let end = write.end.or(write.decided).unwrap_or(u64::MAX);
-                newest_safe.is_none_or(|newest| newest <= end)
-            };
-            register.initial.retain(|_| newest_safe.is_none());
-            let values = writes.iter().filter(possible);
-            register.initial.extend(values.map(|write| write.value));
-            register.reads.clear();
+            let possible = register.after_power_cut(flushed).collect();
+            *register = Register { initial: possible, ..Register::default() };
+        }
+    }
+
+    /// Whether a copy that loses its power now may hold `value` there (I2).
+    pub fn may_be_left(&self, sector: Sector, value: u64) -> bool {
+        match self.registers.get(&sector) {
+            Some(register) => register.after_power_cut(self.flushed).any(|left| left == value),
+            None => value == 0,
         }
     }
 
@@ -131,6 +126,18 @@ impl History {
 }
 
 impl Register {
+    /// What it may hold if everything is lost that no flush, begun at `flushed`, covers.
+    fn after_power_cut(&self, flushed: u64) -> impl Iterator<Item = u64> {
+        let safe = |write: &&Write| write.end.is_some_and(|end| end < flushed || write.forced);
+        let newest_safe = self.writes.iter().filter(safe).map(|write| write.start).max();
+        let possible = move |write: &&Write| {
+            let end = write.end.or(write.decided).unwrap_or(u64::MAX);
+            newest_safe.is_none_or(|newest| newest <= end)
+        };
+        let values = self.writes.iter().filter(possible).map(|write| write.value);
+        self.initial.iter().filter(move |_| newest_safe.is_none()).copied().chain(values)
+    }
+
     fn check(&self) -> Result<(), String> {
         let mut began_as: Option<u64> = None;
         let mut zones: BTreeMap<u64, (u64, u64)> = BTreeMap::new();

@@ -1,0 +1,228 @@
+//! What goes wrong, and for how long.
+
+use ankole_replica::admin::ReplicaMode;
+
+use super::*;
+
+impl World {
+    pub(super) fn fault_step(&mut self) {
+        let wait = 2 * MS + self.rng.below(150 * MS);
+        self.after(wait, "fault", Self::fault_step);
+        if !self.faults || self.menu.is_empty() {
+            return;
+        }
+        let at = self.rng.below(self.machines.len() as u64) as usize;
+        let for_us =
+            if self.rng.percent(70) { self.rng.below(30 * MS) } else { self.rng.below(600 * MS) };
+        let (now, id) = (self.now_us(), self.newest);
+        self.replace_failed();
+        self.inspect();
+        let kind = self.rng.pick(&self.menu.clone());
+        if self.is_anything_doomed() && matches!(kind, 2 | 3 | 6 | 12) {
+            return; // two failures at once may take what was acknowledged
+        }
+        self.tally.faults += 1;
+        self.log(|| format!("fault {kind} at {at} for {for_us} us"));
+        match kind {
+            0 => self.break_some(|link| link.replica == at),
+            1 => self.stop_replica(at, false, for_us),
+            2 => self.stop_replica(at, true, for_us),
+            3 => {
+                for at in 0..self.machines.len() {
+                    let away = self.rng.below(for_us + 1);
+                    self.stop_replica(at, true, away);
+                }
+                if self.rng.percent(50) {
+                    self.engine_gone(id, false);
+                }
+            }
+            4 => {
+                self.machines[at].hung_until = now + for_us;
+                self.after(for_us, "goes on", |_| ()); // all machines are run after it
+            }
+            5 => {
+                self.machines[at].trouble(|trouble| trouble.full = true);
+                self.after(for_us, "room", move |world| {
+                    world.machines[at].trouble(|trouble| trouble.full = false);
+                });
+            }
+            6 => self.spoil_block(at, for_us),
+            7 => {
+                let recover = self.rng.percent(80);
+                self.engine_gone(id, recover);
+            }
+            8 => {
+                // The volume moves; the old engine lives on where nobody reaches it.
+                let cut = self.rng.percent(70);
+                self.engine(id).arbiter_cut_until = if cut { now + for_us } else { 0 };
+                self.lost_ops.clear();
+                self.start_engine(false);
+            }
+            9 => self.engine(id).arbiter_cut_until = now + for_us,
+            10 => {
+                self.engine(id).detaching = true;
+                self.tell(id, |core, now| core.detach(now));
+            }
+            11 => {
+                self.slow.insert(at, now + for_us);
+            }
+            12 => self.machines[at].trouble(|trouble| trouble.failing_writes = 1),
+            13 => {
+                self.unreachable.insert(at, now + for_us);
+                self.break_some(|link| link.replica == at);
+            }
+            14 => self.machines[at].be_slow_until(now + for_us),
+            15 => self.break_some(|_| true),
+            16 => self.make_anew(at),
+            17 => {
+                if self.can_do_without(at) {
+                    self.machines[at].doomed = true;
+                    self.machines[at].trouble(|trouble| trouble.failing_syncs = 1);
+                }
+            }
+            18 => self.rot(at),
+            19 => self.want_other_replicas(at),
+            _ => {
+                for at in 0..self.machines.len() {
+                    let away = self.rng.below(for_us + 1);
+                    self.stop_replica(at, false, away);
+                }
+            }
+        }
+    }
+
+    /// Somebody deletes the directory, and the agent makes it anew.
+    fn make_anew(&mut self, at: usize) {
+        if !self.can_do_without(at) {
+            return;
+        }
+        // What an error on a disk does to the others would be the second failure.
+        for machine in &mut self.machines {
+            machine.trouble(|trouble| trouble.failing_writes = 0);
+            machine.disk.heal();
+        }
+        self.format(at);
+        self.machines[at].doomed = true;
+    }
+
+    fn format(&mut self, at: usize) {
+        self.log(|| format!("the directory of {at} is made anew"));
+        self.cut_off(at);
+        self.removed.remove(&at);
+        self.next_incarnation += 1;
+        let (seed, incarnation) = (self.rng.number(), Incarnation(self.next_incarnation));
+        let size_bytes = self.engines[&self.newest].core.status().chain.size_bytes();
+        let size_bytes = size_bytes.max(VOLUME_UNIT_BYTES);
+        self.machines[at].format(seed, incarnation, size_bytes);
+        self.machines[at].start(self.tick);
+    }
+
+    /// What this replica holds may be lost for good without breaking any promise: another member
+    /// has everything, is in use, and stays.
+    fn can_do_without(&self, at: usize) -> bool {
+        let engine = &self.engines[&self.newest];
+        if !engine.alive || !engine.opened || engine.detaching || engine.asks_for_change {
+            return false;
+        }
+        let status = engine.core.status();
+        let sound = |other: usize| {
+            let machine = &self.machines[other];
+            let mode = status.peers.iter().find(|peer| peer.replica == machine.id);
+            other != at
+                && machine.is_up()
+                && machine.hung_until <= self.now_us()
+                && machine.rotten.is_none()
+                && !machine.lossy
+                && mode.is_some_and(|peer| peer.mode == ReplicaMode::ReadWrite)
+                && machine.look(|store| store.continuous())
+        };
+        !self.is_anything_doomed() && self.members().into_iter().any(sound)
+    }
+
+    /// A member is gone for good, or soon will be: the others must not lose anything.
+    fn is_anything_doomed(&self) -> bool {
+        (0..self.machines.len()).any(|at| self.machines[at].doomed)
+    }
+
+    /// A replica that failed for good gets a new directory once it isn't in the set any more.
+    pub(super) fn replace_failed(&mut self) {
+        for at in 0..self.machines.len() {
+            let machine = &self.machines[at];
+            if !machine.doomed || machine.disk.trouble().failing_syncs > 0 {
+                continue;
+            }
+            let is_new = |member: &Member| member.incarnation == machine.incarnation;
+            if machine.has_failed() {
+                if !self.is_member(at) {
+                    self.format(at);
+                }
+            } else if !self.is_member(at) || self.record.in_sync.iter().any(is_new) {
+                self.machines[at].doomed = false;
+            }
+        }
+    }
+
+    /// A bit flips in what nobody is writing: a sealed layer.
+    fn rot(&mut self, at: usize) {
+        let alone = self.members().len() < 2;
+        if alone || self.machines.iter().any(|machine| machine.rotten.is_some()) {
+            return;
+        }
+        let sealed: Vec<_> = self.machines[at].look(|store| {
+            let chain = store.chain();
+            let sealed = chain.layers.iter().filter(|layer| layer.id != chain.head);
+            sealed.filter_map(|layer| store.layer_files(layer.id).ok()).collect()
+        });
+        let (nth, bit) = (self.rng.number(), self.rng.below(8 * 512) as usize);
+        if let Some((data, _)) = sealed.get(nth as usize % sealed.len().max(1)) {
+            self.machines[at].rot(data, nth, bit);
+        }
+    }
+
+    /// The volume gets another replica, or loses one.
+    fn want_other_replicas(&mut self, at: usize) {
+        if self.is_anything_doomed() {
+            return;
+        }
+        if self.wanted.len() > 1 && self.rng.percent(50) {
+            self.wanted.remove(&at);
+        } else if self.machines.len() < 5 && self.rng.percent(50) {
+            let at = self.machines.len();
+            self.next_incarnation += 1;
+            let incarnation = Incarnation(self.next_incarnation);
+            let (seed, id) = (self.rng.number(), replica_id(at));
+            let new = Machine::new(&self.schedule, seed, id, incarnation, VOLUME_UNIT_BYTES);
+            self.machines.push(new);
+            self.wanted.insert(at);
+        } else {
+            self.wanted.insert(at);
+        }
+        self.log(|| format!("wanted are {:?}", self.wanted));
+        self.tell_wanted(self.newest);
+    }
+
+    /// A block that is there can't be read for a while.
+    fn spoil_block(&mut self, at: usize, for_us: u64) {
+        let machine = &self.machines[at];
+        let files = machine.look(|store| store.layer_files(store.chain().head));
+        let Ok((data, _)) = files else { return };
+        let block = self.rng.pick(&TOUCHED) * SECTORS as u64;
+        machine.disk.spoil(&data, block..block + SECTORS as u64);
+        self.after(for_us, "good", move |world| world.machines[at].disk.heal());
+    }
+
+    pub(super) fn break_some(&mut self, which: impl Fn(&Link) -> bool) {
+        let keys: Vec<_> = self
+            .links
+            .iter()
+            .filter(|(_, link)| !link.closed && which(link))
+            .map(|it| *it.0)
+            .collect();
+        for key in keys {
+            self.break_link(key);
+        }
+    }
+}
+
+/// Kinds of fault, see `fault_step`.
+pub(super) const FAULTS: u64 = 21;

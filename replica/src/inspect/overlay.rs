@@ -1,0 +1,158 @@
+//! A directory that is only looked at: what the store would write stays in memory.
+//!
+//! The store's own code opens it, so what is told about a directory is what a replica would find.
+//! Promises that no file of the directory is made, changed, renamed or removed, and that the lock
+//! and the witness are left alone.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::PathBuf;
+use std::rc::Rc;
+
+use ankole_blockdev::disk::Buffer;
+
+use crate::store::storage::{FileKind, LockError};
+use crate::store::{Storage, StorageFile};
+
+/// What is written at once: a page of the index, a sector of the intent map.
+const PIECE_BYTES_MAX: usize = 64 << 10;
+
+pub(super) struct Overlay {
+    pub(super) path: PathBuf,
+    /// Where the witness of an unbroken run lies.
+    pub(super) runtime_dir: PathBuf,
+}
+
+pub(super) struct OverlayFile {
+    file: File,
+    /// By their offset. Whole pages and sectors: none overlaps another in part.
+    pieces: RefCell<BTreeMap<u64, Vec<u8>>>,
+}
+
+fn read_only() -> io::Error {
+    io::Error::new(io::ErrorKind::ReadOnlyFilesystem, "it is only looked at")
+}
+
+impl Storage for Overlay {
+    type File = OverlayFile;
+    /// Who inspects has looked for a holder already.
+    type Lock = ();
+
+    fn place(&self) -> String {
+        self.path.display().to_string()
+    }
+
+    fn lock(&self) -> Result<(), LockError> {
+        Ok(())
+    }
+
+    fn list(&self) -> io::Result<Vec<String>> {
+        let names = std::fs::read_dir(&self.path)?;
+        names.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
+    }
+
+    fn create(&self, _name: &str, _kind: FileKind) -> io::Result<OverlayFile> {
+        Err(read_only())
+    }
+
+    fn open(&self, name: &str, _kind: FileKind) -> io::Result<OverlayFile> {
+        let file = File::open(self.path.join(name))?;
+        Ok(OverlayFile { file, pieces: RefCell::default() })
+    }
+
+    fn rename(&self, _from: &str, _to: &str) -> io::Result<()> {
+        Err(read_only())
+    }
+
+    /// A replica would tidy up when it opens.
+    fn remove(&self, _name: &str) -> io::Result<()> {
+        Ok(())
+    }
+
+    async fn sync_dir(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn boot_id(&self) -> io::Result<String> {
+        Ok(std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
+    }
+
+    fn read_volatile(&self, name: &str) -> io::Result<String> {
+        std::fs::read_to_string(self.runtime_dir.join(name))
+    }
+
+    fn write_volatile(&self, _name: &str, _text: &str) -> io::Result<()> {
+        Err(read_only())
+    }
+
+    fn remove_volatile(&self, _name: &str) -> io::Result<()> {
+        Err(read_only())
+    }
+}
+
+impl StorageFile for OverlayFile {
+    fn length_bytes(&self) -> io::Result<u64> {
+        Ok(self.file.metadata()?.len())
+    }
+
+    fn allocated_bytes(&self) -> io::Result<u64> {
+        Ok(self.file.metadata()?.blocks() * 512)
+    }
+
+    fn extend(&self, _length_bytes: u64) -> io::Result<()> {
+        Err(read_only())
+    }
+
+    fn preallocate(&self, _length_bytes: u64) -> io::Result<()> {
+        Err(read_only())
+    }
+
+    fn read_at(&self, offset_bytes: u64, into: &mut [u8]) -> io::Result<()> {
+        self.file.read_exact_at(into, offset_bytes)?;
+        let end = offset_bytes + into.len() as u64;
+        let pieces = self.pieces.borrow();
+        let near = offset_bytes.saturating_sub(PIECE_BYTES_MAX as u64)..end;
+        for (&at, piece) in pieces.range(near) {
+            let (from, to) = (at.max(offset_bytes), (at + piece.len() as u64).min(end));
+            if from < to {
+                let part = &piece[(from - at) as usize..(to - at) as usize];
+                into[(from - offset_bytes) as usize..(to - offset_bytes) as usize]
+                    .copy_from_slice(part);
+            }
+        }
+        Ok(())
+    }
+
+    fn write_at(&self, offset_bytes: u64, from: &[u8]) -> io::Result<()> {
+        if from.len() > PIECE_BYTES_MAX {
+            return Err(read_only());
+        }
+        self.pieces.borrow_mut().insert(offset_bytes, from.to_vec());
+        Ok(())
+    }
+
+    async fn read(&self, offset_bytes: u64, into: Buffer) -> (io::Result<()>, Buffer) {
+        let mut into = into;
+        (self.file.read_exact_at(&mut into, offset_bytes), into)
+    }
+
+    async fn write(&self, _: u64, _: Rc<Buffer>, _: Range<usize>) -> io::Result<()> {
+        Err(read_only())
+    }
+
+    async fn sync(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    async fn release_unwritten(&self) -> io::Result<()> {
+        Err(read_only())
+    }
+
+    async fn punch(&self, _range_bytes: Range<u64>) -> io::Result<()> {
+        Err(read_only())
+    }
+}

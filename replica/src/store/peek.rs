@@ -1,0 +1,111 @@
+//! For those who judge a replica instead of using it: what the metadata alone says, and the one
+//! change that a person may make of it.
+
+use super::meta::{CHAIN, REPLICA, ReplicaMeta, UNFINISHED_FILE, is_ours};
+use super::open::open_slots;
+use super::pages::PageFault;
+use super::storage::Storage;
+use super::{Identity, Membership, ReplicaState, Store, StoreError};
+use crate::types::{Fence, REGION_BYTES, Region};
+
+/// What `replica.meta` says, whether the rest can be opened or not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Glimpse {
+    pub identity: Identity,
+    pub fence: Option<Fence>,
+    pub membership: Membership,
+    pub failure: Option<String>,
+}
+
+/// What the names of the files in a directory tell.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Contents {
+    Empty,
+    /// Formatting was broken off: it never was a replica.
+    HalfFormatted,
+    /// Something else; one of its files.
+    Foreign(String),
+    Replica,
+}
+
+pub fn contents(names: &[String]) -> Contents {
+    let has = |file: &str| names.iter().any(|name| name == file);
+    if has(REPLICA.file) {
+        return Contents::Replica;
+    }
+    let mut others = names.iter().filter(|name| *name != "lost+found").peekable();
+    if others.peek().is_none() {
+        return Contents::Empty;
+    }
+    match others.find(|name| !is_ours(name)) {
+        Some(name) => Contents::Foreign(name.clone()),
+        None if has(UNFINISHED_FILE) || !has(CHAIN.file) => Contents::HalfFormatted,
+        None => Contents::Replica, // which has lost its `replica.meta`: reading it says so
+    }
+}
+
+/// Reads `replica.meta` and nothing else. Needs no lock: of its two slots one is always whole.
+pub fn glimpse<S: Storage>(storage: &S) -> Result<Glimpse, StoreError> {
+    let meta = open_slots::<S, ReplicaMeta>(storage, REPLICA)?;
+    let ReplicaMeta { identity, fence, membership, failure, .. } = (*meta.get()).clone();
+    Ok(Glimpse { identity, fence, membership, failure })
+}
+
+/// Blocks whose sums nobody has compared, as far as the index knows without reading data.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct IndexCount {
+    pub unverified_blocks: u64,
+    /// Index pages that can't be believed.
+    pub damaged_pages: u64,
+}
+
+impl<S: Storage> Store<S> {
+    /// The witness of this boot is there: the machine has run without a break since this replica
+    /// became a member.
+    pub fn is_witnessed(&self) -> bool {
+        self.witnessed.get()
+    }
+
+    /// A rebuild was filling it: parts of it hold nothing, or what is older than the rest.
+    pub fn is_partial(&self) -> bool {
+        self.state() == ReplicaState::Rebuilding
+            || self.chain.get().layers().iter().any(|layer| layer.filling)
+    }
+
+    /// Looks at the index of every region that was ever written.
+    pub fn count_index(&self) -> Result<IndexCount, StoreError> {
+        let mut count = IndexCount::default();
+        let regions: Vec<Region> =
+            self.regions_since(None)?.into_iter().map(|(region, _)| region).collect();
+        for layer in self.layers.borrow().by_id.values() {
+            let own = regions.iter().filter(|region| region.0 < layer.size_bytes / REGION_BYTES);
+            for region in own {
+                match self.pages.load_damaged(layer.file, *region) {
+                    Ok((page, lost)) => {
+                        let unverified = page.unverified() & page.present();
+                        count.unverified_blocks += (unverified | lost).count();
+                    }
+                    Err(PageFault::Gone) => {}
+                    Err(PageFault::Bad(_)) => count.damaged_pages += 1,
+                    Err(fault) => return Err(self.page_error(layer.file, *region, fault)),
+                }
+            }
+        }
+        Ok(count)
+    }
+
+    /// A person has decided to trust what this replica has, although it failed: takes that word
+    /// back, durably. It is suspect from then on, as after a power cut.
+    pub async fn pardon(&self) -> Result<(), StoreError> {
+        self.forget_witness();
+        let change = |meta: &ReplicaMeta| {
+            let mut meta = ReplicaMeta { witness: None, failure: None, ..meta.clone() };
+            meta.membership.state = ReplicaState::Member;
+            meta
+        };
+        let done = self.meta.update(change).await;
+        done.map_err(|error| self.io_error("make the pardon durable", error))?;
+        *self.failure.borrow_mut() = None;
+        Ok(())
+    }
+}
