@@ -84,8 +84,3 @@ impl Arbiter {
         instance
     }
 }
-
-/// Of a volume that nobody has used.
-pub fn first_record(in_sync: Vec<Member>) -> Record {
-    Record { generation: Generation::FIRST, engine: None, attach_epoch: 0, in_sync }
-}

@@ -19,7 +19,7 @@ use anyhow::{Context, bail};
 use nix::sys::signal::Signal;
 
 use crate::admin;
-use crate::arbiter::{Arbiter, first_record};
+use crate::arbiter::Arbiter;
 use crate::case::{Case, CaseMachine, Disks, Fate};
 use crate::client::{Client, read_all};
 use crate::cluster::{REPLICAS, until_healthy};
@@ -230,7 +230,7 @@ pub fn make(
         let clock = Clock::default();
         let history = History::new(plan.seed, plan.size_bytes, clock.clone());
         let history = Rc::new(RefCell::new(history));
-        let record = first_record(in_sync);
+        let record = Record::first(in_sync);
         let mut cluster = Cluster::new(folder, plan.filesystem, record, clock, programs)?;
         for (index, name) in REPLICAS.iter().enumerate() {
             cluster.boot(index, &format!("{name}-boot-1")).await?;

@@ -8,14 +8,14 @@ use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use ankole_replica::arbiter::Member;
+use ankole_replica::arbiter::{Member, Record};
 use ankole_replica::engine::Engine;
 use ankole_replica::server::format;
 use ankole_replica::store::crash::Random;
 use ankole_replica::types::ReplicaId;
 use anyhow::Context;
 
-use crate::arbiter::{Arbiter, first_record};
+use crate::arbiter::Arbiter;
 use crate::case::{Case, CaseMachine, Disks, Fate};
 use crate::client::{Client, read_all};
 use crate::cluster::{Cluster, REPLICAS, detach, until_healthy};
@@ -64,7 +64,7 @@ impl Recorded {
             let history = History::new(plan.seed, plan.size_bytes, clock.clone());
             let history = Rc::new(RefCell::new(history));
             let boots: Vec<Boot> = (0..REPLICAS.len()).map(|index| first_boot(index, 1)).collect();
-            let record = first_record(in_sync);
+            let record = Record::first(in_sync);
             let cluster = Cluster::boot(folder, &boots, record, clock.clone(), plan.sabotage);
             let mut cluster = cluster.await?;
             let engine = cluster.start_engine().await?;
