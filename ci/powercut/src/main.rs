@@ -70,7 +70,7 @@ struct RecordedArguments {
     /// Of each run
     #[arg(long, default_value_t = 100)]
     cuts: u64,
-    /// Every so manieth cut is also opened by an engine with all replicas
+    /// Every so manieth cut is also opened by an engine with all replicas; 0: none
     #[arg(long, default_value_t = 5)]
     together_every: u64,
     /// The client's, in each run
@@ -191,7 +191,8 @@ fn cut_run(
     let (folder, for_check) = (scratch.join("cut"), scratch.join("check"));
     for number in 0..arguments.cuts {
         let case = recorded.cut(number, &mut random, &folder)?;
-        let is_together = number % arguments.together_every.max(1) == 0;
+        let every = arguments.together_every;
+        let is_together = every > 0 && number % every == 0;
         let depth = if is_together { Depth::Together } else { Depth::Alone };
         let problems = recorded::check(&case, &folder, &for_check, depth)?;
         tally.together += u64::from(is_together);

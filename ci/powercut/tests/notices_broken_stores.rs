@@ -22,14 +22,25 @@ fn has_found(output: &Output, what: &str) -> bool {
 /// What a store without `fdatasync` promises is lost at the first cut that drops a sector.
 #[test]
 fn a_store_without_fdatasync_is_caught_within_a_few_cuts() {
-    let output = powercut(&["--seed", "1", "--cuts", "10", "--without-sync"]);
+    let output =
+        powercut(&["--seed", "1", "--cuts", "10", "--together-every", "0", "--without-sync"]);
     assert!(has_found(&output, "alone: "), "nothing was found");
 }
 
 /// The files of a new layer are there, but a power cut takes their names.
 #[test]
 fn a_store_without_fsync_of_its_directory_is_caught() {
-    let arguments = ["--seed", "1", "--runs", "4", "--cuts", "40", "--without-dir-sync"];
+    let arguments = [
+        "--seed",
+        "1",
+        "--runs",
+        "4",
+        "--cuts",
+        "40",
+        "--together-every",
+        "0",
+        "--without-dir-sync",
+    ];
     let output = powercut(&arguments);
     assert!(has_found(&output, "it is missing"), "nothing was found");
 }
