@@ -10,7 +10,9 @@ use ankole_replica::store::{Storage, Store, StoreOptions, View as StoreView};
 use ankole_replica::types::{BlockIndex, BlockRange, REGION_BYTES, Region};
 use serde::{Deserialize, Serialize};
 
-use crate::oracle::{Expectation, View, Wrong};
+use crate::oracle::{Clock, Expectation, View, Wrong};
+use crate::recording::{Boot, Recording, Sabotage};
+use crate::write_log::{Files, WriteLog};
 
 /// Findings that a report names; more are only counted.
 const NAMED_MAX: usize = 5;
@@ -46,6 +48,19 @@ pub async fn inspect_directory(directory: &Path, expectation: &Expectation) -> I
     let options =
         DirectoryOptions { runtime_dir: empty.path().to_owned(), ..DirectoryOptions::default() };
     match Directory::open(directory, &options) {
+        Ok(storage) => inspect(storage, expectation).await,
+        Err(error) => Inspection::of_problem(format!("the directory can't be opened: {error}")),
+    }
+}
+
+/// The same on a machine whose boot is `boot`: its replica may know that no power was lost.
+pub async fn inspect_on(directory: &Path, boot: Boot, expectation: &Expectation) -> Inspection {
+    let opened = Files::read(directory).and_then(|files| {
+        let directory = Directory::open(directory, &DirectoryOptions::default())?;
+        let log = WriteLog::new(Clock::default());
+        Ok(Recording::new(directory, files.numbered(), log, boot, Sabotage::default()))
+    });
+    match opened {
         Ok(storage) => inspect(storage, expectation).await,
         Err(error) => Inspection::of_problem(format!("the directory can't be opened: {error}")),
     }

@@ -19,7 +19,7 @@ use crate::arbiter::Arbiter;
 use crate::case::{Case, CaseMachine, Disks, Fate};
 use crate::client::{Client, read_all};
 use crate::cluster::{Cluster, REPLICAS, detach, until_healthy};
-use crate::inspect::{Inspection, describe, hash, inspect_directory};
+use crate::inspect::{Inspection, describe, hash, inspect_directory, inspect_on};
 use crate::machine::{Life, VOLUME, fresh_folder, run};
 use crate::oracle::{Clock, History, Moment, View};
 use crate::recording::{Boot, Sabotage};
@@ -204,8 +204,8 @@ pub fn check(
     for member in case.members() {
         fresh_folder(scratch)?;
         let directory = copy(folder, scratch, &member.replica)?;
-        let found =
-            run(async { Ok(inspect_directory(&directory, case.expectation_of(member)).await) })?;
+        let (boot, expectation) = (member.boot.clone(), case.expectation_of(member));
+        let found = run(async { Ok(inspect_on(&directory, boot, expectation).await) })?;
         let named = |problem| format!("{} alone: {problem}", member.replica);
         problems.extend(found.problems.into_iter().map(named));
     }
