@@ -19,7 +19,7 @@ use crate::sector::Number;
 use crate::world::{TICK, World};
 
 /// Everything that heals has done so by then; if it hasn't, it is said what is waited for.
-pub const PATIENCE: Duration = Duration::from_secs(90);
+pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A run's parts.
 pub struct Torture {
@@ -261,11 +261,11 @@ impl Torture {
         while !self.load.is_idle() || !self.operator.is_idle() {
             self.tick()?;
             if Instant::now() > deadline {
+                let load = self.load.waiting();
+                let operator = if self.operator.is_idle() { "" } else { "; the operator waits too" };
                 bail!(
-                    "{} requests have no answer {} s after all trouble ended{}",
-                    self.load.waiting(),
+                    "requests have no answer {} s after all trouble ended{operator}: {load}",
                     PATIENCE.as_secs(),
-                    if self.operator.is_idle() { "" } else { "; the operator waits too" }
                 );
             }
             tokio::time::sleep(TICK).await;

@@ -8,6 +8,7 @@
 pub mod request;
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -17,7 +18,7 @@ use anyhow::{anyhow, ensure};
 use tokio::sync::watch;
 
 use self::request::{Request, sectors};
-use crate::oracle::{EngineNumber, Oracle};
+use crate::oracle::{EngineNumber, Moment, Oracle};
 use crate::random::Random;
 use crate::sector::{Nonsense, Number, SECTOR, decode_all, encode};
 use crate::world::{Route, VOLUME};
@@ -60,6 +61,8 @@ struct Shared {
     older: RefCell<Option<Rc<Connection>>>,
     pace: watch::Sender<Pace>,
     busy: Cell<usize>,
+    /// Requests without an answer, by their moment.
+    under_way: RefCell<BTreeMap<Moment, (EngineNumber, Request)>>,
     next_number: Cell<u64>,
     done: Cell<Done>,
     failure: RefCell<Option<anyhow::Error>>,
@@ -94,6 +97,7 @@ impl Load {
             older: RefCell::default(),
             pace: watch::Sender::new(Pace::Resting),
             busy: Cell::new(0),
+            under_way: RefCell::default(),
             next_number: Cell::new(1),
             done: Cell::default(),
             failure: RefCell::default(),
@@ -114,8 +118,19 @@ impl Load {
         self.0.busy.get() == 0
     }
 
-    pub fn waiting(&self) -> usize {
-        self.0.busy.get()
+    /// What waits for an answer, in words.
+    pub fn waiting(&self) -> String {
+        let under_way = self.0.under_way.borrow();
+        let lines: Vec<_> = under_way
+            .iter()
+            .map(|(began, (engine, request))| format!("  at {}: engine {engine}: {request:?}", began.0))
+            .collect();
+        let connected = self.connection().map_or(0, |connection| connection.engine);
+        format!(
+            "{} of the client's tasks wait; it is connected to engine {connected}; under way:\n{}",
+            self.0.busy.get(),
+            lines.join("\n")
+        )
     }
 
     pub fn take_done(&self) -> Done {
@@ -328,6 +343,7 @@ impl Load {
         let Connection { engine, client, .. } = connection;
         let oracle = &self.0.oracle;
         let began = oracle.borrow_mut().now();
+        self.0.under_way.borrow_mut().insert(began, (*engine, request));
         let number = match request {
             Request::Write(..) => self.new_number(),
             _ => Number::ZEROES,
@@ -352,6 +368,7 @@ impl Load {
                 seen.extend(zeroes.map(|(run, _)| (run, None)));
             }),
         };
+        self.0.under_way.borrow_mut().remove(&began);
         match done {
             Ok(()) => {}
             Err(error) if error.raw_os_error() == Some(libc::ESHUTDOWN) => {
