@@ -10,6 +10,7 @@ pub mod chain;
 pub mod engine;
 pub mod listen;
 pub mod message;
+pub mod mutation;
 pub mod payload;
 pub mod reader;
 pub mod replication;

@@ -13,6 +13,7 @@ use std::cell::{Cell, RefCell};
 use std::io;
 use std::path::Path;
 use std::rc::Rc;
+use std::time::Instant;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Mutex, Notify, mpsc};
@@ -23,7 +24,7 @@ use crate::message::{Advance, Claim, Hello, Refusal, Reply, Request, Role, Welco
 use crate::payload::Payload;
 use crate::service;
 use crate::store::file::{Directory, DirectoryOptions};
-use crate::store::{Identity, Membership, ReplicaState, Store, StoreError, StoreOptions};
+use crate::store::{Identity, Membership, ReplicaState, Storage, Store, StoreError, StoreOptions};
 use crate::stream::{FrameReader, write_frames};
 use crate::types::{Generation, Incarnation, LayerId, ReplicaId};
 use crate::wire::{self, Frame};
@@ -31,9 +32,13 @@ use crate::wire::{self, Frame};
 /// Requests of one connection that run at once; more wait in the socket.
 const IN_FLIGHT_MAX: usize = 1024;
 
+/// What time it is. Asked for, so that a simulation can say it.
+pub type Clock = Rc<dyn Fn() -> Instant>;
+
 /// One replica, open.
-pub struct Replica {
-    pub(crate) store: Store<Directory>,
+pub struct Replica<S: Storage = Directory> {
+    pub(crate) store: Store<S>,
+    pub(crate) clock: Clock,
     /// Whose requests are carried out.
     engine: RefCell<Option<Rc<Session>>>,
     /// Older ones of which something may still run.
@@ -94,15 +99,27 @@ impl Replica {
         let identity = store.identity();
         info!(volume = identity.volume, replica = %identity.replica, dir = %dir.display(),
             io_uring = path.uring, direct = path.direct, "replica opened");
+        Ok(Self::new(store, Rc::new(Instant::now)))
+    }
+}
+
+impl<S: Storage> Replica<S> {
+    /// A replica over a store that is open.
+    pub fn new(store: Store<S>, clock: Clock) -> Rc<Self> {
         let generation = store.fence().map_or(Generation::FIRST, |fence| fence.generation);
-        Ok(Rc::new(Self {
+        Rc::new(Self {
             store,
+            clock,
             engine: RefCell::new(None),
             ending: RefCell::default(),
             generation: Cell::new(generation),
             greeting: Mutex::new(()),
             adoptions: Cell::new(0),
-        }))
+        })
+    }
+
+    pub fn store(&self) -> &Store<S> {
+        &self.store
     }
 
     /// Whether this directory is the copy that the caller means.
@@ -244,13 +261,13 @@ impl Replica {
 }
 
 /// One connection's view of a replica.
-pub struct Conversation {
-    replica: Rc<Replica>,
+pub struct Conversation<S: Storage = Directory> {
+    replica: Rc<Replica<S>>,
     session: RefCell<Option<Rc<Session>>>,
 }
 
-impl Conversation {
-    pub fn new(replica: Rc<Replica>) -> Rc<Self> {
+impl<S: Storage> Conversation<S> {
+    pub fn new(replica: Rc<Replica<S>>) -> Rc<Self> {
         Rc::new(Self { replica, session: RefCell::new(None) })
     }
 
@@ -316,8 +333,8 @@ pub(crate) fn refusal(error: &StoreError) -> Refusal {
 
 /// Serves a replica until `stop` resolves. Connections are independent; one that sends garbage is
 /// closed and said so.
-pub async fn serve(
-    replica: Rc<Replica>,
+pub async fn serve<S: Storage>(
+    replica: Rc<Replica<S>>,
     address: &Address,
     stop: impl Future<Output = ()>,
 ) -> io::Result<()> {
@@ -340,8 +357,8 @@ pub async fn serve(
     }
 }
 
-async fn converse(
-    conversation: Rc<Conversation>,
+async fn converse<S: Storage>(
+    conversation: Rc<Conversation<S>>,
     reader: impl AsyncRead + Unpin,
     writer: impl AsyncWrite + Unpin + 'static,
 ) -> io::Result<()> {

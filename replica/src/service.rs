@@ -9,7 +9,7 @@ use crate::chain::index::{BlockSum, Blocks};
 use crate::message::{Refusal, RegionSums, Reply, Request};
 use crate::payload::{BlockData, Patch, Payload, Run};
 use crate::server::{Replica, refusal};
-use crate::store::{Membership, ReadError, ReplicaState, StoreError, View};
+use crate::store::{Membership, ReadError, ReplicaState, Storage, StoreError, View};
 use crate::types::{BLOCKS_PER_REGION, BlockIndex, BlockRange, LayerId, Region};
 use crate::wire::CHANGED_REGIONS_MAX;
 
@@ -17,7 +17,10 @@ type Outcome = Result<Reply<Rc<Payload>>, Refusal>;
 
 const BLOCK: usize = BLOCK_BYTES as usize;
 
-pub(crate) async fn carry_out(replica: &Rc<Replica>, request: Request<Rc<Payload>>) -> Outcome {
+pub(crate) async fn carry_out<S: Storage>(
+    replica: &Rc<Replica<S>>,
+    request: Request<Rc<Payload>>,
+) -> Outcome {
     let store = &replica.store;
     let generation = replica.generation.get();
     let done = |result: Result<(), StoreError>| match result {
@@ -83,7 +86,7 @@ pub(crate) async fn carry_out(replica: &Rc<Replica>, request: Request<Rc<Payload
 }
 
 /// In the background: gives back what a layer had reserved while it was the head.
-fn tidy_below(replica: &Rc<Replica>, head: LayerId) {
+fn tidy_below<S: Storage>(replica: &Rc<Replica<S>>, head: LayerId) {
     let chain = replica.store.chain();
     let Some(sealed) = chain.layer(head).and_then(|head| head.parent) else { return };
     let replica = replica.clone();
@@ -95,11 +98,11 @@ fn tidy_below(replica: &Rc<Replica>, head: LayerId) {
 }
 
 /// The replica's membership with another state.
-fn membership(replica: &Replica, state: ReplicaState) -> Membership {
+fn membership<S: Storage>(replica: &Replica<S>, state: ReplicaState) -> Membership {
     Membership { state, ..replica.store.membership() }
 }
 
-async fn read(replica: &Replica, view: View, range: BlockRange) -> Outcome {
+async fn read<S: Storage>(replica: &Replica<S>, view: View, range: BlockRange) -> Outcome {
     let into = Buffer::zeroed(range.length_bytes() as usize);
     let (result, data) = replica.store.read(view, range, into).await;
     result.map_err(|error| read_refusal(&error))?;
@@ -109,7 +112,7 @@ async fn read(replica: &Replica, view: View, range: BlockRange) -> Outcome {
 /// As many runs as one answer takes; the asker goes on after the last.
 const RUNS_MAX: usize = 64 << 10;
 
-async fn map(replica: &Replica, range: BlockRange) -> Outcome {
+async fn map<S: Storage>(replica: &Replica<S>, range: BlockRange) -> Outcome {
     let extents = replica.store.extents(View::Top, range).await;
     let extents = extents.map_err(|error| read_refusal(&error))?;
     let runs = extents.into_iter().take(RUNS_MAX);
@@ -124,8 +127,8 @@ fn read_refusal(error: &ReadError) -> Refusal {
     }
 }
 
-async fn own_sums(
-    replica: &Replica,
+async fn own_sums<S: Storage>(
+    replica: &Replica<S>,
     layer: LayerId,
     region: Region,
 ) -> Result<RegionSums, Refusal> {
@@ -133,7 +136,7 @@ async fn own_sums(
     sums.map(RegionSums).map_err(|error| refusal(&error))
 }
 
-fn occupied(replica: &Replica, layer: LayerId) -> Outcome {
+fn occupied<S: Storage>(replica: &Replica<S>, layer: LayerId) -> Outcome {
     let chain = replica.store.chain();
     let Some(info) = chain.layer(layer) else {
         return Err(Refusal::Invalid { message: format!("there is no {layer}") });
@@ -144,7 +147,12 @@ fn occupied(replica: &Replica, layer: LayerId) -> Outcome {
     Ok(Reply::Occupied(owned.into_iter().map(|(region, _)| region).collect()))
 }
 
-fn changed(replica: &Replica, after: Option<LayerId>, upto: LayerId, from: Region) -> Outcome {
+fn changed<S: Storage>(
+    replica: &Replica<S>,
+    after: Option<LayerId>,
+    upto: LayerId,
+    from: Region,
+) -> Outcome {
     let end = replica.store.size_bytes().div_ceil(crate::types::REGION_BYTES);
     let stop = end.min(from.0 + CHANGED_REGIONS_MAX as u64);
     let regions = replica.store.changed(after, upto, from.0.min(stop)..stop);
@@ -153,7 +161,12 @@ fn changed(replica: &Replica, after: Option<LayerId>, upto: LayerId, from: Regio
 }
 
 /// What one layer itself holds; its data blocks are packed in ascending order.
-async fn fetch(replica: &Replica, layer: LayerId, region: Region, blocks: Blocks) -> Outcome {
+async fn fetch<S: Storage>(
+    replica: &Replica<S>,
+    layer: LayerId,
+    region: Region,
+    blocks: Blocks,
+) -> Outcome {
     let sums = own_sums(replica, layer, region).await?;
     let digest = sums.digest();
     let mut wanted_data = Blocks::NONE;
@@ -176,7 +189,12 @@ async fn fetch(replica: &Replica, layer: LayerId, region: Region, blocks: Blocks
 }
 
 /// Makes the layer's blocks what the patch says, and tells what the region is now.
-async fn copy(replica: &Replica, layer: LayerId, region: Region, payload: &Payload) -> Outcome {
+async fn copy<S: Storage>(
+    replica: &Replica<S>,
+    layer: LayerId,
+    region: Region,
+    payload: &Payload,
+) -> Outcome {
     let Payload::Patch(patch) = payload else { return Err(wrong_payload()) };
     let generation = replica.generation.get();
     let slots: Vec<usize> = patch.blocks.slots().collect();

@@ -13,6 +13,7 @@ use std::time::Instant;
 
 use super::action::{Action, End, Job, JobId};
 use super::core::{Closing, Core, Phase};
+use super::io::Io;
 use super::peer::{FlushFor, Purpose};
 use super::slots::{Slot, Slots};
 use crate::chain::{ChainChange, ChainInfo, ChainOp};
@@ -56,8 +57,13 @@ enum Stage {
 }
 
 impl ChainWork {
-    pub(super) fn parks_writes(&self) -> bool {
-        self.current.as_ref().is_some_and(|current| current.stage != Stage::Settling)
+    /// Whether a request has to wait for the change. A revert changes what is read, and not on all
+    /// members at once.
+    pub(super) fn parks(&self, io: &Io) -> bool {
+        self.current.as_ref().is_some_and(|current| {
+            let reverts = matches!(current.job, Job::Revert { .. });
+            current.stage != Stage::Settling && (io.is_write() || reverts)
+        })
     }
 
     pub(super) fn is_idle(&self) -> bool {
@@ -81,9 +87,12 @@ impl Core {
         let Some(current) = &mut self.chain_work.current else {
             return self.drive_joins(now);
         };
+        let reverts = matches!(current.job, Job::Revert { .. });
+        let is_read = |io: &Io| !io.answered && !io.is_write() && io.is_admitted();
+        let is_drained = self.writes_in_flight == 0 && !(reverts && self.ios.values().any(is_read));
         match &current.stage {
             Stage::Settling if self.settle.is_done() => current.stage = Stage::Draining,
-            Stage::Draining if steady && self.writes_in_flight == 0 => {
+            Stage::Draining if steady && is_drained => {
                 let waiting = self.writable();
                 self.set_stage_of_chain(Stage::Flushing { waiting });
                 for slot in waiting.iter() {

@@ -10,7 +10,8 @@ use super::action::{
     Action, Destination, End, IoId, JobId, LinkId, Operation, Payload, TransferId,
 };
 use super::chain_work::ChainWork;
-use super::io::{Flushes, Io};
+use super::flush::Flushes;
+use super::io::Io;
 use super::locks::{LockId, RangeLocks};
 use super::membership::Changing;
 use super::opening::Opening;

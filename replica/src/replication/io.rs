@@ -8,32 +8,27 @@
 //! Flushing: one round at a time; a flush joins only a round that has not been sent.
 //! ```
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use super::action::{Action, Destination, Failure, IoId, Operation, Payload};
+use super::action::{Action, Failure, IoId, Operation};
 use super::core::{Core, LockOwner};
 use super::locks::{LockId, LockMode};
-use super::peer::{FlushFor, Purpose};
 use super::slots::{Slot, Slots};
-use crate::message::{Refusal, Reply, Request};
 use crate::types::{BlockIndex, BlockRange};
-
-/// Pause before a replica whose disk is full is asked again.
-const FULL_DISK_RETRY: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
 pub(super) struct Io {
     pub(super) operation: Operation,
     pub(super) stage: Stage,
-    lock: Option<LockId>,
+    pub(super) lock: Option<LockId>,
     /// Who must confirm before the answer.
-    needs: Slots,
+    pub(super) needs: Slots,
     /// Sent to, not yet answered: the range stays locked for these too, since a replica that is
     /// being rebuilt must not see two overlapping writes at once either.
     pub(super) unconfirmed: Slots,
-    confirmed: Slots,
+    pub(super) confirmed: Slots,
     /// Replicas whose disk is full, and when they are asked again.
-    full: Option<(Slots, Instant)>,
+    pub(super) full: Option<(Slots, Instant)>,
     pub(super) answered: bool,
     pub(super) released: bool,
 }
@@ -72,7 +67,7 @@ impl Io {
         }
     }
 
-    fn range(&self) -> Option<BlockRange> {
+    pub(super) fn range(&self) -> Option<BlockRange> {
         match self.operation {
             Operation::Read { range }
             | Operation::Map { range }
@@ -82,13 +77,18 @@ impl Io {
         }
     }
 
-    fn is_write(&self) -> bool {
+    /// Whether it is on its way through the range lock.
+    pub(super) fn is_admitted(&self) -> bool {
+        !matches!(self.stage, Stage::Parked | Stage::Flushing)
+    }
+
+    pub(super) fn is_write(&self) -> bool {
         matches!(self.operation, Operation::Write { .. } | Operation::Zero { .. })
     }
 }
 
 impl Core {
-    fn io(&mut self, id: IoId) -> &mut Io {
+    pub(super) fn io(&mut self, id: IoId) -> &mut Io {
         self.ios.get_mut(&id).expect("ids are kept until the request is retired")
     }
 
@@ -96,12 +96,12 @@ impl Core {
 
     pub(super) fn admit(&mut self, now: Instant, id: IoId) {
         let serving = self.is_open();
-        let parks = self.chain_work.parks_writes();
+        let parks = self.chain_work.parks(&self.ios[&id]);
         let io = self.io(id);
         if io.operation == Operation::Flush {
             io.stage = Stage::Flushing;
             self.flushes.next.push(id);
-        } else if !serving || (parks && io.is_write()) {
+        } else if !serving || parks {
             io.stage = Stage::Parked;
             self.parked.push_back(id);
         } else {
@@ -163,205 +163,6 @@ impl Core {
                 }
                 None => unreachable!("a waiting lock has an owner"),
             }
-        }
-    }
-
-    // ---- reads -----------------------------------------------------------------------------
-
-    fn send_read(&mut self, now: Instant, id: IoId) {
-        let (Stage::Reading { failed, .. }, Some(range)) = (self.io(id).stage, self.io(id).range())
-        else {
-            return;
-        };
-        let readers = self.live().without(failed);
-        if readers.is_empty() {
-            self.io(id).stage = Stage::Reading { from: None, failed };
-            if !failed.is_empty() && self.set().without(failed).is_empty() {
-                self.complete(id, Err(Failure::Io));
-            }
-            return; // else a member that is away may have it
-        }
-        let from = self.next_reader(readers);
-        self.io(id).stage = Stage::Reading { from: Some(from), failed };
-        let into = Some(Destination::Read(id));
-        let request = match self.io(id).operation {
-            Operation::Map { .. } => Request::Map { range },
-            _ => Request::Read { range },
-        };
-        self.send(now, from, Purpose::Read(id), request, into);
-    }
-
-    pub(super) fn read_answered(&mut self, now: Instant, slot: Slot, id: IoId, reply: Reply<()>) {
-        if !self.ios.contains_key(&id) {
-            return;
-        }
-        match (reply, self.io(id).stage) {
-            (Reply::Data(()), _) => self.complete(id, Ok(())),
-            (reply, Stage::Reading { mut failed, .. }) if is_unreadable(&reply) => {
-                failed.insert(slot);
-                self.io(id).stage = Stage::Reading { from: None, failed };
-                self.send_read(now, id);
-            }
-            (reply, _) => self.lose_for(now, slot, &reply),
-        }
-    }
-
-    /// Asks for every edge that is on its way from nobody; with all there, the write goes out.
-    fn send_edges(&mut self, now: Instant, id: IoId) {
-        let Stage::Filling { mut missing, failed } = self.io(id).stage else { return };
-        if missing == [None; 2] {
-            return self.send_write(now, id);
-        }
-        let readers = self.live().without(failed);
-        if readers.is_empty() {
-            let idle = missing.iter().flatten().all(|(_, from)| from.is_none());
-            if idle && !failed.is_empty() && self.set().without(failed).is_empty() {
-                self.fail_write(now, id);
-            }
-            return; // else the other edge's answer or `resend` goes on
-        }
-        for (block, from) in missing.iter_mut().flatten() {
-            if from.is_none() {
-                let reader = self.next_reader(readers);
-                *from = Some(reader);
-                let range = BlockRange::new(*block, 1);
-                let into = Some(Destination::Edge(id, *block));
-                let purpose = Purpose::Edge(id, *block);
-                self.send(now, reader, purpose, Request::Read { range }, into);
-            }
-        }
-        self.io(id).stage = Stage::Filling { missing, failed };
-    }
-
-    pub(super) fn edge_answered(
-        &mut self,
-        now: Instant,
-        slot: Slot,
-        id: IoId,
-        block: BlockIndex,
-        reply: Reply<()>,
-    ) {
-        let Some(Stage::Filling { mut missing, mut failed }) = self.ios.get(&id).map(|io| io.stage)
-        else {
-            return;
-        };
-        let unreadable = is_unreadable(&reply);
-        if reply != Reply::Data(()) && !unreadable {
-            return self.lose_for(now, slot, &reply);
-        }
-        for edge in &mut missing {
-            if *edge == Some((block, Some(slot))) {
-                *edge = unreadable.then_some((block, None));
-            }
-        }
-        if unreadable {
-            failed.insert(slot);
-        }
-        self.io(id).stage = Stage::Filling { missing, failed };
-        self.send_edges(now, id);
-    }
-
-    // ---- writes ----------------------------------------------------------------------------
-
-    fn send_write(&mut self, now: Instant, id: IoId) {
-        let (needs, targets) = (self.needed(), self.writable());
-        let io = self.io(id);
-        io.stage = Stage::Writing;
-        io.needs = needs;
-        for slot in targets.iter() {
-            self.send_write_to(now, id, slot);
-        }
-    }
-
-    fn send_write_to(&mut self, now: Instant, id: IoId, slot: Slot) {
-        let io = self.io(id);
-        io.unconfirmed.insert(slot);
-        let request = match io.operation {
-            Operation::Write { range, forced, .. } => {
-                Request::Write { range, forced, payload: Payload::Of(id) }
-            }
-            Operation::Zero { range, forced } => Request::Zero { range, forced },
-            Operation::Read { .. } | Operation::Map { .. } | Operation::Flush => {
-                unreachable!("only writes are in Writing")
-            }
-        };
-        self.send(now, slot, Purpose::Write(id), request, None);
-    }
-
-    pub(super) fn write_answered(&mut self, now: Instant, slot: Slot, id: IoId, reply: Reply<()>) {
-        let Some(io) = self.ios.get_mut(&id) else { return };
-        match reply {
-            Reply::Done => {
-                io.unconfirmed.remove(slot);
-                io.confirmed.insert(slot);
-                self.check_write(now, id);
-            }
-            Reply::Refused(Refusal::NoSpace) => self.disk_is_full(now, slot, id),
-            Reply::Refused(Refusal::Io { .. } | Refusal::Failed { .. })
-                if self.is_only_member(slot) =>
-            {
-                self.fail_write(now, id); // the last copy: the client must know
-            }
-            other => self.lose_for(now, slot, &other),
-        }
-    }
-
-    /// Rule 21: while two members remain the full one leaves; else the write waits for room.
-    fn disk_is_full(&mut self, now: Instant, slot: Slot, id: IoId) {
-        let io = self.io(id);
-        let (mut full, _) = io.full.unwrap_or((Slots::NONE, now));
-        full.insert(slot);
-        io.full = Some((full, now + FULL_DISK_RETRY));
-        let others = self.live().without(full);
-        if others.len() >= 2 || !self.live().contains(slot) {
-            self.lose(now, slot, "its disk is full");
-        }
-    }
-
-    pub(super) fn retry_full_disks(&mut self, now: Instant) {
-        let due = self.ios.iter().filter_map(|(id, io)| {
-            let (full, at) = io.full?;
-            (at <= now).then_some((*id, full))
-        });
-        for (id, full) in due.collect::<Vec<_>>() {
-            self.io(id).full = None;
-            for slot in full.intersection(self.writable()).iter() {
-                self.send_write_to(now, id, slot);
-            }
-        }
-    }
-
-    pub(super) fn next_disk_retry(&self) -> Option<Instant> {
-        self.ios.values().filter_map(|io| io.full.map(|(_, at)| at)).min()
-    }
-
-    pub(super) fn full_disks(&self) -> Slots {
-        let full = self.ios.values().filter_map(|io| io.full.map(|(full, _)| full));
-        full.fold(Slots::NONE, Slots::union)
-    }
-
-    /// Whoever is being rebuilt may have the write that its only source lacks: it begins anew.
-    fn fail_write(&mut self, now: Instant, id: IoId) {
-        let others = self.io(id).unconfirmed.union(self.io(id).confirmed).without(self.live());
-        self.io(id).unconfirmed = Slots::NONE;
-        self.writes_in_flight -= 1;
-        self.complete(id, Err(Failure::Io));
-        for slot in others.intersection(self.writable()).iter() {
-            self.lose(now, slot, "its source failed to write what it may have written");
-        }
-    }
-
-    /// Answers the write if all who are needed have it, and ends it if all who got it have it.
-    fn check_write(&mut self, now: Instant, id: IoId) {
-        let io = self.io(id);
-        if io.stage == Stage::Writing && io.needs.without(io.confirmed).is_empty() {
-            io.stage = Stage::Answered;
-            self.complete(id, Ok(()));
-        }
-        let io = self.io(id);
-        if io.answered && io.unconfirmed.is_empty() {
-            self.writes_in_flight -= 1;
-            self.retire_if_done(now, id);
         }
     }
 
@@ -461,105 +262,6 @@ impl Core {
         self.act(Action::Retire { io: id });
         if let Some(lock) = lock {
             self.unlock(now, lock);
-        }
-    }
-}
-
-/// Another replica may still have the block.
-fn is_unreadable(reply: &Reply<()>) -> bool {
-    matches!(reply, Reply::Refused(Refusal::BadBlocks { .. } | Refusal::Io { .. }))
-}
-
-/// The frontend's flushes.
-#[derive(Debug, Default)]
-pub(super) struct Flushes {
-    /// Not sent to anybody yet: one that comes now joins these.
-    pub(super) next: Vec<IoId>,
-    running: Option<Round>,
-    rounds: u64,
-}
-
-#[derive(Debug)]
-struct Round {
-    number: u64,
-    ios: Vec<IoId>,
-    needs: Slots,
-    failed: bool,
-}
-
-impl Core {
-    /// Rule 17: covers what was acknowledged before it came; joins no round that was sent.
-    pub(super) fn drive_flushes(&mut self, now: Instant) {
-        let serving = self.is_open();
-        if let Some(round) = &self.flushes.running {
-            if !round.needs.is_empty() {
-                return;
-            }
-            let round = self.flushes.running.take().expect("seen above");
-            for id in round.ios {
-                self.complete(id, if round.failed { Err(Failure::Io) } else { Ok(()) });
-                self.retire_if_done(now, id);
-            }
-        }
-        if !serving || self.flushes.next.is_empty() {
-            return;
-        }
-        self.flushes.rounds += 1;
-        let number = self.flushes.rounds;
-        let round = Round {
-            number,
-            ios: std::mem::take(&mut self.flushes.next),
-            needs: self.needed(),
-            failed: false,
-        };
-        let targets = round.needs.intersection(self.writable());
-        self.flushes.running = Some(round);
-        for slot in targets.iter() {
-            self.send(now, slot, Purpose::Flush(FlushFor::Round(number)), Request::Flush, None);
-        }
-    }
-
-    pub(super) fn flush_answered(
-        &mut self,
-        now: Instant,
-        slot: Slot,
-        whose: FlushFor,
-        reply: Reply<()>,
-    ) {
-        match whose {
-            FlushFor::Round(number) => {
-                let only = self.is_only_member(slot);
-                let Some(round) = &mut self.flushes.running else { return };
-                if round.number != number {
-                    return;
-                }
-                if reply == Reply::Done {
-                    round.needs.remove(slot);
-                } else if only {
-                    // Rule 10: the last member is never removed; the client must know.
-                    round.needs.remove(slot);
-                    round.failed = true;
-                } else {
-                    self.lose_for(now, slot, &reply);
-                }
-            }
-            FlushFor::Chain => self.chain_flushed(now, slot, reply),
-            FlushFor::Closing => self.closing_flushed(now, slot, reply),
-        }
-    }
-
-    fn resend_flush(&mut self, now: Instant, slot: Slot) {
-        if let Some(round) = &self.flushes.running
-            && round.needs.contains(slot)
-        {
-            let purpose = Purpose::Flush(FlushFor::Round(round.number));
-            self.send(now, slot, purpose, Request::Flush, None);
-        }
-    }
-
-    pub(super) fn flushes_need_only(&mut self, needed: Slots) {
-        if let Some(round) = &mut self.flushes.running {
-            round.needs = round.needs.intersection(needed);
         }
     }
 }

@@ -21,15 +21,18 @@
 mod action;
 mod chain_work;
 mod core;
+mod flush;
 mod io;
 mod locks;
 mod membership;
 mod opening;
 mod peer;
+mod read;
 mod rebuild;
 mod settle;
 mod slots;
 mod status;
+mod write;
 
 pub use action::{
     Action, Destination, End, Failure, IoId, Job, JobId, LinkId, Operation, Payload, TransferId,

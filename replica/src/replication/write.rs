@@ -1,0 +1,117 @@
+//! Writes, from the moment at which they hold their range and are whole blocks.
+
+use std::time::{Duration, Instant};
+
+use super::action::{Failure, IoId, Operation, Payload};
+use super::core::Core;
+use super::io::Stage;
+use super::peer::Purpose;
+use super::slots::{Slot, Slots};
+use crate::message::{Refusal, Reply, Request};
+
+/// Pause before a replica whose disk is full is asked again.
+const FULL_DISK_RETRY: Duration = Duration::from_secs(1);
+
+impl Core {
+    pub(super) fn send_write(&mut self, now: Instant, id: IoId) {
+        let (needs, targets) = (self.needed(), self.writable());
+        let io = self.io(id);
+        io.stage = Stage::Writing;
+        io.needs = needs;
+        for slot in targets.iter() {
+            self.send_write_to(now, id, slot);
+        }
+    }
+
+    pub(super) fn send_write_to(&mut self, now: Instant, id: IoId, slot: Slot) {
+        let io = self.io(id);
+        io.unconfirmed.insert(slot);
+        let request = match io.operation {
+            Operation::Write { range, forced, .. } => {
+                Request::Write { range, forced, payload: Payload::Of(id) }
+            }
+            Operation::Zero { range, forced } => Request::Zero { range, forced },
+            Operation::Read { .. } | Operation::Map { .. } | Operation::Flush => {
+                unreachable!("only writes are in Writing")
+            }
+        };
+        self.send(now, slot, Purpose::Write(id), request, None);
+    }
+
+    pub(super) fn write_answered(&mut self, now: Instant, slot: Slot, id: IoId, reply: Reply<()>) {
+        let Some(io) = self.ios.get_mut(&id) else { return };
+        match reply {
+            Reply::Done => {
+                io.unconfirmed.remove(slot);
+                io.confirmed.insert(slot);
+                self.check_write(now, id);
+            }
+            Reply::Refused(Refusal::NoSpace) => self.disk_is_full(now, slot, id),
+            Reply::Refused(Refusal::Io { .. } | Refusal::Failed { .. })
+                if self.is_only_member(slot) =>
+            {
+                self.fail_write(now, id); // the last copy: the client must know
+            }
+            other => self.lose_for(now, slot, &other),
+        }
+    }
+
+    /// Rule 21: while two members remain the full one leaves; else the write waits for room.
+    fn disk_is_full(&mut self, now: Instant, slot: Slot, id: IoId) {
+        let io = self.io(id);
+        let (mut full, _) = io.full.unwrap_or((Slots::NONE, now));
+        full.insert(slot);
+        io.full = Some((full, now + FULL_DISK_RETRY));
+        let others = self.live().without(full);
+        if others.len() >= 2 || !self.live().contains(slot) {
+            self.lose(now, slot, "its disk is full");
+        }
+    }
+
+    pub(super) fn retry_full_disks(&mut self, now: Instant) {
+        let due = self.ios.iter().filter_map(|(id, io)| {
+            let (full, at) = io.full?;
+            (at <= now).then_some((*id, full))
+        });
+        for (id, full) in due.collect::<Vec<_>>() {
+            self.io(id).full = None;
+            for slot in full.intersection(self.writable()).iter() {
+                self.send_write_to(now, id, slot);
+            }
+        }
+    }
+
+    pub(super) fn next_disk_retry(&self) -> Option<Instant> {
+        self.ios.values().filter_map(|io| io.full.map(|(_, at)| at)).min()
+    }
+
+    pub(super) fn full_disks(&self) -> Slots {
+        let full = self.ios.values().filter_map(|io| io.full.map(|(full, _)| full));
+        full.fold(Slots::NONE, Slots::union)
+    }
+
+    /// Whoever is being rebuilt may have the write that its only source lacks: it begins anew.
+    pub(super) fn fail_write(&mut self, now: Instant, id: IoId) {
+        let others = self.io(id).unconfirmed.union(self.io(id).confirmed).without(self.live());
+        self.io(id).unconfirmed = Slots::NONE;
+        self.writes_in_flight -= 1;
+        self.complete(id, Err(Failure::Io));
+        for slot in others.intersection(self.writable()).iter() {
+            self.lose(now, slot, "its source failed to write what it may have written");
+        }
+    }
+
+    /// Answers the write if all who are needed have it, and ends it if all who got it have it.
+    pub(super) fn check_write(&mut self, now: Instant, id: IoId) {
+        let io = self.io(id);
+        if io.stage == Stage::Writing && io.needs.without(io.confirmed).is_empty() {
+            io.stage = Stage::Answered;
+            self.complete(id, Ok(()));
+        }
+        let io = self.io(id);
+        if io.answered && io.unconfirmed.is_empty() {
+            self.writes_in_flight -= 1;
+            self.retire_if_done(now, id);
+        }
+    }
+}
