@@ -210,6 +210,31 @@ fn what_is_written_is_read_whole_blocks_sectors_and_zeroes() {
     }
 }
 
+/// Zeroes that begin or end within a block were three requests, of which the first kept its range
+/// while the others waited behind a write that waited for that range: all of them hung for ever.
+#[test]
+fn zeroes_within_blocks_and_writes_over_their_edges_all_end() {
+    run(async {
+        let cluster = Cluster::new(2, false).await;
+        let engine = cluster.start_engine(false).await;
+        let zeroes = Extent { offset_bytes: 512, length_bytes: 16 << 10 };
+        let over = |offset_bytes| Extent { offset_bytes, length_bytes: 8 << 10 };
+        for _ in 0..50 {
+            let zero = engine.write_zeroes(zeroes, Durability::Volatile);
+            let write =
+                |at: Extent| engine.write(at, Buffer::zeroed(8 << 10), Durability::Volatile);
+            let (first, last) = (write(over(0)), write(over(12 << 10)));
+            let zero_and_release = async { zero.await.map(drop) };
+            let first_and_release = async { first.await.map(drop) };
+            let last_and_release = async { last.await.map(drop) };
+            let all =
+                async { tokio::try_join!(zero_and_release, first_and_release, last_and_release) };
+            let done = tokio::time::timeout(PATIENCE, all).await;
+            done.expect("none waits for another for ever").expect("all are done");
+        }
+    });
+}
+
 /// The old engine is gone without a word: its successor finds the same bytes on all members.
 #[test]
 fn a_new_engine_reads_what_the_one_before_it_was_told_is_written() {
