@@ -40,7 +40,8 @@ pub struct Arbiter {
 
 impl Arbiter {
     pub fn new(in_sync: Vec<Member>, oracle: Rc<RefCell<Oracle>>) -> Rc<Self> {
-        let record = Record { generation: Generation::FIRST, engine: None, attach_epoch: 1, in_sync };
+        let record =
+            Record { generation: Generation::FIRST, engine: None, attach_epoch: 1, in_sync };
         Rc::new(Self { record: RefCell::new(record), mood: Cell::default(), oracle })
     }
 

@@ -94,7 +94,10 @@ pub fn agree(volume: u64, copies: Vec<Copy>) -> anyhow::Result<Vec<(Option<Strin
     let first = copies.next().context("there are no replicas")?;
     for other in copies {
         let shape = |copy: &Copy| {
-            copy.layers.iter().map(|layer| (layer.id, layer.seal.clone(), layer.size_bytes)).collect::<Vec<_>>()
+            copy.layers
+                .iter()
+                .map(|layer| (layer.id, layer.seal.clone(), layer.size_bytes))
+                .collect::<Vec<_>>()
         };
         ensure!(
             shape(&first) == shape(&other),
@@ -106,8 +109,10 @@ pub fn agree(volume: u64, copies: Vec<Copy>) -> anyhow::Result<Vec<(Option<Strin
         );
         for ((name, content), (_, others)) in first.views.iter().zip(&other.views) {
             if content != others {
-                let place = name.as_deref().map_or("heads".into(), |name| format!("snapshot {name}"));
-                let differences = differences(volume, (&first.replica, content), (&other.replica, others));
+                let place =
+                    name.as_deref().map_or("heads".into(), |name| format!("snapshot {name}"));
+                let differences =
+                    differences(volume, (&first.replica, content), (&other.replica, others));
                 bail!("replicas differ in their {place}:\n{differences}");
             }
         }
@@ -133,7 +138,13 @@ fn differences(volume: u64, one: (&ReplicaId, &[u8]), other: (&ReplicaId, &[u8])
         .iter()
         .take(NAMED_MAX)
         .map(|((a, b), sector)| {
-            format!("  sector {sector}: {} has {}, {} has {}", one.0, show(*sector, a), other.0, show(*sector, b))
+            format!(
+                "  sector {sector}: {} has {}, {} has {}",
+                one.0,
+                show(*sector, a),
+                other.0,
+                show(*sector, b)
+            )
         })
         .collect();
     if differ.len() > NAMED_MAX {

@@ -49,10 +49,6 @@ impl ReplicaDisk {
         self.root.join("replica")
     }
 
-    pub fn can_be_filled(&self) -> bool {
-        self.is_mounted
-    }
-
     /// Takes all room but `left_bytes`.
     pub fn fill(&self, left_bytes: u64) -> anyhow::Result<()> {
         if !self.is_mounted {

@@ -37,6 +37,8 @@ use crate::world::{Setup, World};
 
 const SIZE_BYTES: u64 = 16 << 20;
 const SIZE_BYTES_MAX: u64 = 24 << 20;
+/// Short, so that a round in which it passes is short too.
+const REPLICA_TIMEOUT: Duration = Duration::from_secs(2);
 /// A unix socket's path has no more, with what is added to the folder's.
 const FOLDER_BYTES_MAX: usize = 80;
 
@@ -97,6 +99,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
         replicas: usize::from(arguments.replicas),
         size_bytes: SIZE_BYTES,
         images,
+        replica_timeout: REPLICA_TIMEOUT,
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let run = Run { seed, rounds: arguments.rounds, verbose: arguments.verbose };
@@ -157,7 +160,7 @@ impl Run {
         let means = Means {
             replicas: setup.replicas,
             can_fill: setup.images,
-            replica_timeout: Duration::from_secs(8),
+            replica_timeout: setup.replica_timeout,
         };
         let volume = self.seed;
         let oracle = Rc::new(RefCell::new(Oracle::new(setup.size_bytes / SECTOR_BYTES)));

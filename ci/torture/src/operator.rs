@@ -181,8 +181,7 @@ impl Operator {
                 Existence::SurelyNot => ensure!(!is_shown, "snapshot {name} is there again"),
                 Existence::Perhaps | Existence::PerhapsNot => {}
             }
-            snapshot.existence =
-                if is_shown { Existence::Surely } else { Existence::SurelyNot };
+            snapshot.existence = if is_shown { Existence::Surely } else { Existence::SurelyNot };
         }
         for name in shown {
             ensure!(snapshots.contains_key(name), "nobody asked for a snapshot {name}");

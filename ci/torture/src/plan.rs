@@ -37,17 +37,45 @@ pub enum Trouble {
 /// Replicas are counted from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    KillReplica { replica: usize, down: Duration },
-    KillEngine { down: Duration },
-    StopReplica { replica: usize, time: Duration },
-    StopEngine { time: Duration },
-    Link { replica: usize, trouble: Trouble, time: Duration },
-    ArbiterLink { trouble: Trouble, time: Duration },
-    Arbiter { mood: Mood, time: Duration },
-    FillDisk { replica: usize, left_bytes: u64, time: Duration },
-    ReplaceDisk { replica: usize },
+    KillReplica {
+        replica: usize,
+        down: Duration,
+    },
+    KillEngine {
+        down: Duration,
+    },
+    StopReplica {
+        replica: usize,
+        time: Duration,
+    },
+    StopEngine {
+        time: Duration,
+    },
+    Link {
+        replica: usize,
+        trouble: Trouble,
+        time: Duration,
+    },
+    ArbiterLink {
+        trouble: Trouble,
+        time: Duration,
+    },
+    Arbiter {
+        mood: Mood,
+        time: Duration,
+    },
+    FillDisk {
+        replica: usize,
+        left_bytes: u64,
+        time: Duration,
+    },
+    ReplaceDisk {
+        replica: usize,
+    },
     /// The engine is stopped and succeeded, and goes on later.
-    Race { stopped: Duration },
+    Race {
+        stopped: Duration,
+    },
     Snapshot,
     RemoveSnapshot,
     Expand,
@@ -237,8 +265,7 @@ mod tests {
 
     #[test]
     fn the_same_seed_is_the_same_plan_and_every_fault_comes_up() {
-        let means =
-            Means { replicas: 3, can_fill: true, replica_timeout: Duration::from_secs(1) };
+        let means = Means { replicas: 3, can_fill: true, replica_timeout: Duration::from_secs(1) };
         let plans = |seed| {
             let mut random = Random::new(seed);
             let plans = (0..300).map(|_| Plan::random(&mut random, means));

@@ -87,12 +87,8 @@ async fn connect(client: UnixStream, target: PathBuf, mut weather: watch::Receiv
     let (client_reader, client_writer) = client.into_split();
     let (server_reader, server_writer) = server.into_split();
     let cut = Rc::new(CutSwitch::default());
-    let pump = |direction| Pump {
-        direction,
-        weather: weather.clone(),
-        cut: cut.clone(),
-        passed_bytes: 0,
-    };
+    let pump =
+        |direction| Pump { direction, weather: weather.clone(), cut: cut.clone(), passed_bytes: 0 };
     tokio::join!(
         pump(Direction::Requests).run(client_reader, server_writer),
         pump(Direction::Answers).run(server_reader, client_writer),

@@ -35,9 +35,4 @@ impl Random {
     pub fn percent(&mut self, chance: u64) -> bool {
         self.below(100) < chance
     }
-
-    /// One of `choices`, which isn't empty.
-    pub fn pick<T: Copy>(&mut self, choices: &[T]) -> T {
-        choices[self.below(choices.len() as u64) as usize]
-    }
 }

@@ -7,11 +7,11 @@ use anyhow::{Context, bail, ensure};
 use tokio::sync::watch;
 
 use crate::admin;
+use crate::arbiter::Mood;
 use crate::compare;
 use crate::load::{Done, Load, Pace};
-use crate::oracle::{Checked, Oracle};
 use crate::operator::Operator;
-use crate::arbiter::Mood;
+use crate::oracle::{Checked, Oracle};
 use crate::plan::{Fault, Plan, Trouble};
 use crate::proxy::Weather;
 use crate::random::Random;
@@ -100,11 +100,7 @@ impl Torture {
             tokio::time::sleep(TICK).await;
         }
         // What is to last longer than the round does so.
-        while let Some(last) = self.ends.iter().map(|end| end.0).max().filter(|_| !self.ends.is_empty()) {
-            if last <= Instant::now() {
-                self.tick()?;
-                break;
-            }
+        while !self.ends.is_empty() {
             self.tick()?;
             tokio::time::sleep(TICK).await;
         }
@@ -262,7 +258,8 @@ impl Torture {
             self.tick()?;
             if Instant::now() > deadline {
                 let load = self.load.waiting();
-                let operator = if self.operator.is_idle() { "" } else { "; the operator waits too" };
+                let operator =
+                    if self.operator.is_idle() { "" } else { "; the operator waits too" };
                 bail!(
                     "requests have no answer {} s after all trouble ended{operator}: {load}",
                     PATIENCE.as_secs(),
@@ -277,7 +274,10 @@ impl Torture {
         let load = self.load.clone();
         let status = self.status().await?;
         self.operator.look(&status)?;
-        self.world.oracle.borrow_mut().grow(status.size_bytes / ankole_blockdev::disk::SECTOR_BYTES);
+        self.world
+            .oracle
+            .borrow_mut()
+            .grow(status.size_bytes / ankole_blockdev::disk::SECTOR_BYTES);
         let reading = load.read_all(4);
         let read = tokio::time::timeout(PATIENCE, reading).await;
         read.context("reading the whole volume doesn't end")?
@@ -312,7 +312,8 @@ impl Torture {
     async fn compare_served(&mut self) -> anyhow::Result<usize> {
         let admin = self.world.engine.running.as_ref().context("the engine is gone")?.admin.clone();
         let name = "probe".to_owned();
-        self.command(&admin, Request::Snapshot { name: name.clone(), labels: Default::default() }).await?;
+        self.command(&admin, Request::Snapshot { name: name.clone(), labels: Default::default() })
+            .await?;
         let reading: Vec<_> = (0..self.world.replicas.len())
             .map(|index| {
                 let socket = self.world.replica_socket(index).to_owned();
@@ -360,7 +361,9 @@ impl Torture {
             snapshots += 1;
             if let Some(fresh) = self.operator.shows(&name, &numbers)? {
                 let oracle: &mut Oracle = &mut self.world.oracle.borrow_mut();
-                oracle.snapshot(fresh.began, fresh.ended, &numbers).with_context(|| format!("snapshot {name}"))?;
+                oracle
+                    .snapshot(fresh.began, fresh.ended, &numbers)
+                    .with_context(|| format!("snapshot {name}"))?;
             }
         }
         Ok(snapshots)

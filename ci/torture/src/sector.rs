@@ -89,9 +89,7 @@ pub fn decode(volume: u64, sector: u64, bytes: &[u8]) -> Result<Number, Nonsense
 pub fn decode_all(volume: u64, first: u64, bytes: &[u8]) -> Result<Vec<Number>, (u64, Nonsense)> {
     (first..)
         .zip(bytes.chunks_exact(SECTOR))
-        .map(|(sector, bytes)| {
-            decode(volume, sector, bytes).map_err(|nonsense| (sector, nonsense))
-        })
+        .map(|(sector, bytes)| decode(volume, sector, bytes).map_err(|nonsense| (sector, nonsense)))
         .collect()
 }
 

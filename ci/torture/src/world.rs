@@ -40,10 +40,13 @@ pub struct Setup {
     pub size_bytes: u64,
     /// Each replica on a file system of its own.
     pub images: bool,
+    /// A replica that is silent for so long is given up by the engine.
+    pub replica_timeout: Duration,
 }
 
 pub struct World {
     binary: PathBuf,
+    replica_timeout: Duration,
     pub dir: PathBuf,
     pub oracle: Rc<RefCell<Oracle>>,
     pub arbiter: Rc<Arbiter>,
@@ -90,7 +93,6 @@ pub struct Running {
     pub number: EngineNumber,
     pub process: Process,
     pub admin: PathBuf,
-    pub route: Route,
     _proxies: Vec<Proxy>,
 }
 
@@ -106,11 +108,8 @@ impl World {
             let name = format!("r{number}");
             let id = ReplicaId::from(name.as_str());
             let root = dir.join(&name);
-            let disk = if setup.images {
-                ReplicaDisk::image(&root)?
-            } else {
-                ReplicaDisk::folder(&root)?
-            };
+            let disk =
+                if setup.images { ReplicaDisk::image(&root)? } else { ReplicaDisk::folder(&root)? };
             let incarnation = format(&disk.replica(), &id, setup.size_bytes).await?;
             in_sync.push(Member { replica: id.clone(), incarnation });
             replicas.push(ReplicaHost {
@@ -128,6 +127,7 @@ impl World {
         arbiter.serve(&dir.join("run/arbiter")).context("serve the arbiter")?;
         Ok(Self {
             binary,
+            replica_timeout: setup.replica_timeout,
             dir,
             oracle,
             arbiter,
@@ -195,16 +195,6 @@ impl World {
         Ok(())
     }
 
-    /// Lets time pass, seeing to the processes.
-    pub async fn pass(&mut self, time: Duration) -> anyhow::Result<()> {
-        let until = Instant::now() + time;
-        while Instant::now() < until {
-            self.tick()?;
-            tokio::time::sleep(TICK.min(until.saturating_duration_since(Instant::now()))).await;
-        }
-        Ok(())
-    }
-
     fn start_replica(&mut self, index: usize) -> anyhow::Result<()> {
         let host = &mut self.replicas[index];
         let arguments: [OsString; 10] = [
@@ -246,6 +236,10 @@ impl World {
         {
             arguments.extend([option.into(), path.clone().into()]);
         }
+        for option in ["--replica-timeout-ms", "--open-timeout-ms"] {
+            let time_ms = self.replica_timeout.as_millis().to_string();
+            arguments.extend([option.into(), time_ms.into()]);
+        }
         for host in &self.replicas {
             let at = place(&host.id.to_string());
             proxies.push(Proxy::start(&at, &host.socket, host.weather.subscribe())?);
@@ -258,9 +252,9 @@ impl World {
         let process = Process::start(&self.binary, arguments, &self.dir.join("engine.log"))?;
         let admin = place("admin");
         self.note(format!("engine {number} starts"));
-        self.route.send_replace(route.clone());
+        self.route.send_replace(route);
         self.engine.is_detached = false;
-        self.engine.running = Some(Running { number, process, admin, route, _proxies: proxies });
+        self.engine.running = Some(Running { number, process, admin, _proxies: proxies });
         Ok(())
     }
 

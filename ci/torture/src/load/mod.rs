@@ -123,7 +123,9 @@ impl Load {
         let under_way = self.0.under_way.borrow();
         let lines: Vec<_> = under_way
             .iter()
-            .map(|(began, (engine, request))| format!("  at {}: engine {engine}: {request:?}", began.0))
+            .map(|(began, (engine, request))| {
+                format!("  at {}: engine {engine}: {request:?}", began.0)
+            })
             .collect();
         let connected = self.connection().map_or(0, |connection| connection.engine);
         format!(
@@ -167,7 +169,9 @@ impl Load {
                     let at = Extent { offset_bytes, length_bytes };
                     match load.ask(&connection, Request::Read(at)).await? {
                         Answer::Fine => {}
-                        Answer::None => return Err(anyhow!("the engine went away while it was read")),
+                        Answer::None => {
+                            return Err(anyhow!("the engine went away while it was read"));
+                        }
                     }
                 }
                 Ok(())
@@ -206,7 +210,9 @@ impl Load {
                 // Unknown to the oracle: it never is.
                 let content = load.content(at, load.new_number());
                 if older.client.write(at, content, Durability::Volatile).await.is_ok() {
-                    load.fail(anyhow!("engine {engine} acknowledged a write after it had a successor"));
+                    load.fail(anyhow!(
+                        "engine {engine} acknowledged a write after it had a successor"
+                    ));
                 }
             });
         }
@@ -220,7 +226,8 @@ impl Load {
         loop {
             let wanted = route.borrow_and_update().clone();
             let present = self.connection();
-            let is_there = present.is_some_and(|it| it.engine == wanted.engine && !it.is_lost.get());
+            let is_there =
+                present.is_some_and(|it| it.engine == wanted.engine && !it.is_lost.get());
             if !is_there && wanted.engine > 0 {
                 match Client::connect_unix(&wanted.socket, VOLUME).await {
                     Ok(client) => self.connected(wanted.engine, client).await,

@@ -63,11 +63,11 @@ fn whole_blocks(at: Extent) -> Range<u64> {
 fn random_extent(random: &mut Random, size_bytes: u64) -> Extent {
     let sectors = size_bytes / SECTOR_BYTES;
     let length = match random.below(100) {
-        0..35 => random.between(1, 8),                             // within or over a block
-        35..70 => SECTORS_PER_BLOCK * random.between(1, 5),        // a few blocks
-        70..90 => random.between(8, 129),                          // up to 64 KiB, odd
-        90..98 => SECTORS_PER_BLOCK * random.between(16, 65),      // up to 256 KiB
-        _ => SECTORS_PER_BLOCK * random.between(200, 600),         // over regions
+        0..35 => random.between(1, 8), // within or over a block
+        35..70 => SECTORS_PER_BLOCK * random.between(1, 5), // a few blocks
+        70..90 => random.between(8, 129), // up to 64 KiB, odd
+        90..98 => SECTORS_PER_BLOCK * random.between(16, 65), // up to 256 KiB
+        _ => SECTORS_PER_BLOCK * random.between(200, 600), // over regions
     };
     let is_hot = random.percent(60);
     let first = match is_hot {
@@ -103,7 +103,9 @@ mod tests {
             };
             kinds[kind] += 1;
             if let Some(at) = at {
-                assert!(at.is_within(2 << 20) && at.is_aligned_to(SECTOR_BYTES) && at.length_bytes > 0);
+                assert!(
+                    at.is_within(2 << 20) && at.is_aligned_to(SECTOR_BYTES) && at.length_bytes > 0
+                );
             }
         }
         assert!(kinds.iter().all(|&count| count > 0), "{kinds:?}");

@@ -95,11 +95,6 @@ impl Oracle {
         self.initial.len() as u64
     }
 
-    /// What the sectors held when the round began.
-    pub fn initial(&self) -> &[Number] {
-        &self.initial
-    }
-
     pub fn now(&mut self) -> Moment {
         self.now += 1;
         Moment(self.now)
@@ -182,7 +177,8 @@ impl Oracle {
         let mut lacks = (Moment(u64::MAX), 0);
         for (sector, number) in numbers.iter().enumerate() {
             let writes = || {
-                let writes = self.touched[sector].iter().map(|touch| (touch.1, &self.operations[touch.0]));
+                let writes =
+                    self.touched[sector].iter().map(|touch| (touch.1, &self.operations[touch.0]));
                 writes.filter(|(_, operation)| operation.is_write)
             };
             let is_shown = |(written, _): &(Number, &Operation)| written == number;

@@ -57,8 +57,7 @@ enum Event {
 
 /// What the register may hold at the end, when it held `initial` at the beginning.
 pub fn explain(initial: Number, accesses: &[Access]) -> Result<BTreeSet<Number>, Impossible> {
-    let mut walk =
-        Walk { accesses, seats: Vec::new(), states: States::from([(initial, 0)]) };
+    let mut walk = Walk { accesses, seats: Vec::new(), states: States::from([(initial, 0)]) };
     for (event, access) in events(accesses) {
         match event {
             Event::Begins => walk.begins(access),
@@ -225,7 +224,10 @@ mod tests {
     #[test]
     fn a_decided_write_does_not_land_on_a_newer_one() {
         assert_eq!(held(&[lost(1, 1, 5), write(2, 6, 7), read(1, 8, 9)]), Err(2));
-        assert_eq!(held(&[lost(1, 1, 5), read(1, 6, 7), write(2, 8, 9), read(2, 10, 11)]), Ok(vec![2]));
+        assert_eq!(
+            held(&[lost(1, 1, 5), read(1, 6, 7), write(2, 8, 9), read(2, 10, 11)]),
+            Ok(vec![2])
+        );
     }
 
     #[test]
