@@ -137,14 +137,7 @@ async fn own_sums<S: Storage>(
 }
 
 fn occupied<S: Storage>(replica: &Replica<S>, layer: LayerId) -> Outcome {
-    let chain = replica.store.chain();
-    let Some(info) = chain.layer(layer) else {
-        return Err(Refusal::Invalid { message: format!("there is no {layer}") });
-    };
-    let regions = 0..info.size_bytes.div_ceil(crate::types::REGION_BYTES);
-    let owned = replica.store.changed(info.parent, layer, regions);
-    let owned = owned.map_err(|error| refusal(&error))?;
-    Ok(Reply::Occupied(owned.into_iter().map(|(region, _)| region).collect()))
+    Ok(Reply::Occupied(replica.store.occupied(layer).map_err(|error| refusal(&error))?))
 }
 
 fn changed<S: Storage>(

@@ -10,6 +10,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::ops::Range;
+use std::pin::Pin;
 use std::rc::Rc;
 
 use ankole_blockdev::disk::Buffer;
@@ -35,6 +36,31 @@ pub struct Faults {
     pub end_at_sync: Option<u64>,
 }
 
+/// What is asked of a disk that may take its time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Call {
+    Read,
+    Write,
+    Sync,
+    Punch,
+}
+
+/// How long operations take, in a world that has its own time.
+pub trait Pace {
+    fn wait(&self, call: Call) -> Pin<Box<dyn Future<Output = ()>>>;
+}
+
+/// What stays wrong until it is said to be over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Trouble {
+    /// Whatever needs new space fails with `ENOSPC`.
+    pub full: bool,
+    /// So many of the next block writes do a part and fail with `EIO`.
+    pub failing_writes: u32,
+    /// So many of the next syncs fail with `EIO`.
+    pub failing_syncs: u32,
+}
+
 /// One directory on a disk that can lose power. Clones are the same disk.
 #[derive(Clone)]
 pub struct Disk {
@@ -53,6 +79,20 @@ struct State {
     locked: bool,
     /// Futures wait a few turns first, so that operations overlap.
     is_slow: bool,
+    pace: Option<Rc<dyn Pace>>,
+    trouble: Trouble,
+    /// Somebody looks who isn't there: nothing takes time or goes wrong.
+    observed: bool,
+    /// Block writes that the kernel has and has not done.
+    in_flight: BTreeMap<u64, InFlight>,
+    next_in_flight: u64,
+}
+
+struct InFlight {
+    file: Rc<File>,
+    offset_bytes: u64,
+    from: Rc<Buffer>,
+    part: Range<usize>,
 }
 
 #[derive(Default)]
@@ -60,8 +100,11 @@ struct File {
     /// What the kernel shows.
     sectors: RefCell<BTreeMap<u64, Sector>>,
     durable: RefCell<BTreeMap<u64, Sector>>,
-    /// Versions since the last sync, oldest first.
-    unsynced: RefCell<BTreeMap<u64, Vec<Sector>>>,
+    /// Versions since the last sync, oldest first, numbered.
+    unsynced: RefCell<BTreeMap<u64, Vec<(u64, Sector)>>>,
+    written: Cell<u64>,
+    /// Sectors that can't be read.
+    bad: RefCell<BTreeSet<u64>>,
     length: Cell<u64>,
     durable_length: Cell<u64>,
     reserved: Cell<u64>,
@@ -103,6 +146,11 @@ impl Disk {
             syncs: 0,
             locked: false,
             is_slow: false,
+            pace: None,
+            trouble: Trouble::default(),
+            observed: false,
+            in_flight: BTreeMap::new(),
+            next_in_flight: 0,
         };
         Self { state: Rc::new(RefCell::new(state)) }
     }
@@ -117,6 +165,66 @@ impl Disk {
         self.state.borrow_mut().is_slow = is_slow;
     }
 
+    /// From here on operations take the time that `pace` says. A disk after a crash has it too.
+    pub fn set_pace(&self, pace: Rc<dyn Pace>) {
+        self.state.borrow_mut().pace = Some(pace);
+    }
+
+    pub fn trouble(&self) -> Trouble {
+        self.state.borrow().trouble
+    }
+
+    pub fn set_trouble(&self, trouble: Trouble) {
+        self.state.borrow_mut().trouble = trouble;
+    }
+
+    /// Lets `look` use the disk as if from outside: nothing takes time, fails, or is counted.
+    pub fn observe<T>(&self, look: impl FnOnce() -> T) -> T {
+        let before = std::mem::replace(&mut self.state.borrow_mut().observed, true);
+        let seen = look();
+        self.state.borrow_mut().observed = before;
+        seen
+    }
+
+    /// Reads of these sectors fail until they are written, or until [`heal`](Self::heal).
+    pub fn spoil(&self, name: &str, sectors: Range<u64>) {
+        if let Some(file) = self.state.borrow().names.get(name) {
+            file.bad.borrow_mut().extend(sectors);
+        }
+    }
+
+    /// Flips a bit of a sector that was written, in every version that there is. `false`: there is
+    /// no such sector.
+    pub fn rot(&self, name: &str, sector: u64, bit: usize) -> bool {
+        let state = self.state.borrow();
+        let Some(file) = state.names.get(name) else { return false };
+        let flip = |bytes: &mut Sector| Rc::make_mut(bytes)[bit / 8] ^= 1 << (bit % 8);
+        let mut sectors = file.sectors.borrow_mut();
+        let Some(shown) = sectors.get_mut(&sector) else { return false };
+        flip(shown);
+        if let Some(durable) = file.durable.borrow_mut().get_mut(&sector) {
+            flip(durable);
+        }
+        for (_, version) in file.unsynced.borrow_mut().get_mut(&sector).into_iter().flatten() {
+            flip(version);
+        }
+        true
+    }
+
+    /// All sectors can be read again.
+    pub fn heal(&self) {
+        for file in self.state.borrow().names.values() {
+            file.bad.borrow_mut().clear();
+        }
+    }
+
+    /// The numbers of a file's sectors that were ever written.
+    pub fn sectors_of(&self, name: &str) -> Vec<u64> {
+        let state = self.state.borrow();
+        let file = state.names.get(name);
+        file.map_or(Vec::new(), |file| file.sectors.borrow().keys().copied().collect())
+    }
+
     pub fn calls(&self) -> u64 {
         self.state.borrow().calls
     }
@@ -125,11 +233,16 @@ impl Disk {
         self.state.borrow().syncs
     }
 
-    /// The process was killed: the kernel keeps everything that it was given.
+    /// The process was killed: the kernel keeps everything that it was given. What it was doing
+    /// is done, done in part, or not.
     pub fn after_kill(&self) -> Self {
         let state = self.state.borrow();
-        let names = state.names.iter().map(|(name, file)| (name.clone(), file.copy())).collect();
-        let mut disk = Self::new(state.random.0);
+        let mut random = state.random.clone();
+        let mut names = BTreeMap::new();
+        for (name, file) in &state.names {
+            names.insert(name.clone(), state.end_writes(file, &mut random));
+        }
+        let mut disk = Self::new(random.0);
         disk.take_over(&state, names);
         disk
     }
@@ -144,6 +257,7 @@ impl Disk {
             let keep_old = random.below(2) == 0;
             let side = if keep_old { &state.durable_names } else { &state.names };
             if let Some(file) = side.get(name) {
+                let file = state.end_writes(file, &mut random);
                 names.insert(name.clone(), Rc::new(file.survivors(&mut random)));
             }
         }
@@ -162,6 +276,9 @@ impl Disk {
         state.names = names;
         state.volatile = from.volatile.clone();
         state.boot = from.boot;
+        state.pace = from.pace.clone();
+        state.trouble = from.trouble;
+        state.observed = from.observed;
     }
 
     /// Overwrites bytes of a file behind the store's back, durably: rot, or a bad hand.
@@ -202,6 +319,9 @@ impl Disk {
     /// Counts a call and says whether it happens.
     fn call(&self, is_sync: bool, needs_space: bool) -> io::Result<()> {
         let mut state = self.state.borrow_mut();
+        if state.observed {
+            return Ok(());
+        }
         state.calls += 1;
         state.syncs += u64::from(is_sync);
         let faults = state.faults;
@@ -209,14 +329,44 @@ impl Disk {
             let errno = if faults.no_space { libc::ENOSPC } else { libc::EIO };
             return Err(io::Error::from_raw_os_error(errno));
         }
+        if state.trouble.full && needs_space {
+            return Err(io::Error::from_raw_os_error(libc::ENOSPC));
+        }
+        if state.trouble.failing_syncs > 0 && is_sync {
+            state.trouble.failing_syncs -= 1;
+            return Err(io::Error::from_raw_os_error(libc::EIO));
+        }
         if state.has_ended() { Err(io::Error::from_raw_os_error(libc::EIO)) } else { Ok(()) }
     }
 
-    async fn pause(&self) {
-        let turns = {
+    fn begin_write(&self, flight: InFlight) -> u64 {
+        let mut state = self.state.borrow_mut();
+        state.next_in_flight += 1;
+        let number = state.next_in_flight;
+        state.in_flight.insert(number, flight);
+        number
+    }
+
+    /// Like `call`, for blocks of a file.
+    fn call_to_write(&self, file: &File, offset_bytes: u64, length: usize) -> io::Result<()> {
+        let trouble = self.trouble();
+        if trouble.failing_writes > 0 && !self.state.borrow().observed {
+            let failing_writes = trouble.failing_writes - 1;
+            self.set_trouble(Trouble { failing_writes, ..trouble });
+            return Err(io::Error::from_raw_os_error(libc::EIO));
+        }
+        self.call(false, !trouble.full || file.needs_space(offset_bytes, length))
+    }
+
+    async fn pause(&self, call: Call) {
+        let (turns, pace) = {
             let mut state = self.state.borrow_mut();
-            if state.is_slow { state.random.below(4) } else { 0 }
+            let pace = state.pace.clone().filter(|_| !state.observed);
+            (if state.is_slow && !state.observed { state.random.below(4) } else { 0 }, pace)
         };
+        if let Some(pace) = pace {
+            pace.wait(call).await;
+        }
         for _ in 0..turns {
             tokio::task::yield_now().await;
         }
@@ -224,6 +374,24 @@ impl Disk {
 }
 
 impl State {
+    /// A copy of the file, in which the writes that were on their way have ended.
+    fn end_writes(&self, file: &Rc<File>, random: &mut Random) -> Rc<File> {
+        let copy = file.copy();
+        for write in self.in_flight.values().filter(|write| Rc::ptr_eq(&write.file, file)) {
+            let sectors = write.part.len() / SECTOR;
+            let done = match random.below(3) {
+                0 => 0,
+                1 => sectors,
+                _ => random.below(sectors as u64 + 1) as usize,
+            };
+            let part = write.part.start..write.part.start + done * SECTOR;
+            if !part.is_empty() {
+                copy.write(write.offset_bytes, &write.from[part]);
+            }
+        }
+        copy
+    }
+
     fn has_ended(&self) -> bool {
         self.faults.end_at_call.is_some_and(|at| self.calls >= at)
             || self.faults.end_at_sync.is_some_and(|at| self.syncs >= at)
@@ -238,6 +406,9 @@ impl File {
         copy.unsynced.replace(self.unsynced.borrow().clone());
         copy.length.set(self.length.get());
         copy.durable_length.set(self.durable_length.get());
+        copy.reserved.set(self.reserved.get());
+        copy.written.set(self.written.get());
+        copy.bad.replace(self.bad.borrow().clone());
         Rc::new(copy)
     }
 
@@ -254,21 +425,43 @@ impl File {
                 _ => random.below(versions.len() as u64 + 1) as usize,
             };
             if kept > 0 {
-                sectors.insert(sector, versions[kept - 1].clone());
+                sectors.insert(sector, versions[kept - 1].1.clone());
             }
         }
         let length = if random.below(2) == 0 { &self.length } else { &self.durable_length };
         let survivor = Self::default();
         survivor.length.set(length.get());
         survivor.durable_length.set(length.get());
+        survivor.reserved.set(self.reserved.get());
+        survivor.bad.replace(self.bad.borrow().clone());
         survivor.durable.replace(sectors.clone());
         survivor.sectors.replace(sectors);
         survivor
     }
 
     fn put(&self, sector: u64, bytes: Sector) {
-        self.unsynced.borrow_mut().entry(sector).or_default().push(bytes.clone());
+        let number = self.written.get() + 1;
+        self.written.set(number);
+        self.unsynced.borrow_mut().entry(sector).or_default().push((number, bytes.clone()));
         self.sectors.borrow_mut().insert(sector, bytes);
+    }
+
+    /// Whether writing there takes space that the file doesn't have.
+    fn needs_space(&self, offset_bytes: u64, length: usize) -> bool {
+        let end_bytes = offset_bytes + length as u64;
+        let sectors = self.sectors.borrow();
+        end_bytes > self.reserved.get()
+            && (offset_bytes / SECTOR as u64..end_bytes.div_ceil(SECTOR as u64))
+                .any(|sector| !sectors.contains_key(&sector))
+    }
+
+    fn check_readable(&self, offset_bytes: u64, length: usize) -> io::Result<()> {
+        let end_bytes = offset_bytes + length as u64;
+        let touched = offset_bytes / SECTOR as u64..end_bytes.div_ceil(SECTOR as u64);
+        if self.bad.borrow().range(touched).next().is_some() {
+            return Err(io::Error::from_raw_os_error(libc::EIO));
+        }
+        Ok(())
     }
 
     fn write(&self, offset_bytes: u64, from: &[u8]) {
@@ -283,6 +476,11 @@ impl File {
             bytes[within..within + length].copy_from_slice(&from[at..at + length]);
             self.put(sector, Rc::new(bytes));
             at += length;
+        }
+        if !self.bad.borrow().is_empty() {
+            let end = (offset_bytes + from.len() as u64) / SECTOR as u64;
+            let whole = offset_bytes.div_ceil(SECTOR as u64)..end;
+            self.bad.borrow_mut().retain(|sector| !whole.contains(sector));
         }
         self.length.set(self.length.get().max(offset_bytes + from.len() as u64));
     }
@@ -302,11 +500,19 @@ impl File {
     }
 
     fn sync(&self) {
-        let unsynced = std::mem::take(&mut *self.unsynced.borrow_mut());
+        self.sync_until(self.written.get());
+    }
+
+    /// Of what is written while a sync runs, it promises nothing.
+    fn sync_until(&self, number: u64) {
         let mut durable = self.durable.borrow_mut();
-        for (sector, versions) in unsynced {
-            durable.insert(sector, versions.last().expect("a version was pushed").clone());
-        }
+        self.unsynced.borrow_mut().retain(|sector, versions| {
+            let covered = versions.partition_point(|(written, _)| *written <= number);
+            if let Some((_, newest)) = versions.drain(..covered).next_back() {
+                durable.insert(*sector, newest);
+            }
+            !versions.is_empty()
+        });
         self.durable_length.set(self.length.get());
     }
 }
@@ -365,7 +571,7 @@ impl Storage for Disk {
     }
 
     async fn sync_dir(&self) -> io::Result<()> {
-        self.pause().await;
+        self.pause(Call::Sync).await;
         self.call(true, false)?;
         let mut state = self.state.borrow_mut();
         state.durable_names = state.names.clone();
@@ -439,6 +645,9 @@ impl StorageFile for DiskFile {
         if offset_bytes + into.len() as u64 > self.file.length.get() {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
+        if !self.disk.state.borrow().observed {
+            self.file.check_readable(offset_bytes, into.len())?;
+        }
         self.file.read(offset_bytes, into);
         Ok(())
     }
@@ -451,10 +660,9 @@ impl StorageFile for DiskFile {
     }
 
     async fn read(&self, offset_bytes: u64, into: Buffer) -> (io::Result<()>, Buffer) {
-        self.disk.pause().await;
+        self.disk.pause(Call::Read).await;
         let mut into = into;
-        let done = self.disk.call(false, false).map(|()| self.file.read(offset_bytes, &mut into));
-        (done, into)
+        (self.read_at(offset_bytes, &mut into), into)
     }
 
     async fn write(
@@ -463,22 +671,27 @@ impl StorageFile for DiskFile {
         from: Rc<Buffer>,
         part: Range<usize>,
     ) -> io::Result<()> {
-        self.disk.pause().await;
-        let done = self.disk.call(false, true);
+        let flight = InFlight { file: self.file.clone(), offset_bytes, from: from.clone(), part };
+        let part = flight.part.clone();
+        let number = self.disk.begin_write(flight);
+        self.disk.pause(Call::Write).await;
+        self.disk.state.borrow_mut().in_flight.remove(&number);
+        let done = self.disk.call_to_write(&self.file, offset_bytes, part.len());
         match done {
             Ok(()) => self.file.write(offset_bytes, &from[part]),
             // A write that fails may have done a part.
             Err(_) => self.file.write(offset_bytes, &from[part.start..part.start + SECTOR]),
         }
-        self.disk.pause().await;
+        self.disk.pause(Call::Write).await;
         done
     }
 
     async fn sync(&self) -> io::Result<()> {
-        self.disk.pause().await;
+        let begun = self.file.written.get();
+        self.disk.pause(Call::Sync).await;
         match self.disk.call(true, false) {
             Ok(()) => {
-                self.file.sync();
+                self.file.sync_until(begun);
                 Ok(())
             }
             Err(error) => {
@@ -492,14 +705,14 @@ impl StorageFile for DiskFile {
     }
 
     async fn release_unwritten(&self) -> io::Result<()> {
-        self.disk.pause().await;
+        self.disk.pause(Call::Punch).await;
         self.disk.call(false, false)?;
         self.file.reserved.set(0);
         Ok(())
     }
 
     async fn punch(&self, range_bytes: Range<u64>) -> io::Result<()> {
-        self.disk.pause().await;
+        self.disk.pause(Call::Punch).await;
         self.disk.call(false, false)?;
         let sectors = range_bytes.start / SECTOR as u64..range_bytes.end / SECTOR as u64;
         for sector in sectors {

@@ -38,7 +38,7 @@ mod uring;
 mod verify;
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 pub use error::{BadBlock, BlockProblem, ReadError, StoreError};
@@ -85,7 +85,7 @@ pub struct Store<S: Storage> {
     /// The machine lost what wasn't synced: fresh blocks must prove that their data arrived.
     lost_power: bool,
     /// Regions that were marked when the store was opened, and whose sums weren't looked at yet.
-    unrecovered: RefCell<HashSet<Region>>,
+    unrecovered: RefCell<BTreeSet<Region>>,
     chain_gate: Mutex<()>,
     recovery_gate: Mutex<()>,
     flushes: Rounds,
@@ -98,13 +98,13 @@ struct HeadState {
     /// Regions with fresh blocks.
     fresh: RefCell<BTreeSet<Region>>,
     /// Fresh blocks that the running flush will make durable, unless they change again.
-    flushing: RefCell<HashMap<Region, Blocks>>,
+    flushing: RefCell<BTreeMap<Region, Blocks>>,
     /// Writes that run, per region.
-    writing: RefCell<HashMap<Region, u32>>,
+    writing: RefCell<BTreeMap<Region, u32>>,
 }
 
 struct Layers<F> {
-    by_id: HashMap<LayerId, Rc<OpenLayer<F>>>,
+    by_id: BTreeMap<LayerId, Rc<OpenLayer<F>>>,
     /// What decides the content of the volume, head first.
     top: Path<F>,
 }

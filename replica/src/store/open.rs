@@ -1,7 +1,7 @@
 //! Making a directory a replica's, and opening it again.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::rc::Rc;
@@ -94,7 +94,7 @@ impl<S: Storage> Store<S> {
             boot_id.as_ref() == Some(&witness.boot_id) && nonce.as_ref() == Some(&witness.nonce)
         });
         let marked = intent.marked().map_err(|error| intent_error(&storage, error))?;
-        let unrecovered: HashSet<_> = marked.into_iter().map(|(region, _)| region).collect();
+        let unrecovered: BTreeSet<_> = marked.into_iter().map(|(region, _)| region).collect();
         let store = Self {
             failure: RefCell::new(meta.get().failure.clone()),
             continuous: Cell::new(witnessed || unrecovered.is_empty()),
@@ -168,11 +168,11 @@ pub(super) fn open_layers<S: Storage>(
     pages: &Pages<S::File>,
     before: Option<&Layers<S::File>>,
 ) -> Result<Layers<S::File>, StoreError> {
-    let mut open: HashMap<u32, Rc<DataFile<S::File>>> = HashMap::new();
+    let mut open: BTreeMap<u32, Rc<DataFile<S::File>>> = BTreeMap::new();
     for layer in before.iter().flat_map(|before| before.by_id.values()) {
         open.insert(layer.file, layer.data.clone());
     }
-    let mut by_id = HashMap::new();
+    let mut by_id = BTreeMap::new();
     for layer in chain.layers() {
         let data = match open.get(&layer.file) {
             Some(data) => data.clone(),
@@ -204,7 +204,7 @@ pub(super) fn open_layers<S: Storage>(
 
 /// Files of layers that a join or a removal has left, or that a snapshot made and never used.
 pub(super) fn remove_unused<S: Storage>(storage: &S, chain: &Chain, names: &[String]) {
-    let used: HashSet<u32> = chain.layers().iter().map(|layer| layer.file).collect();
+    let used: BTreeSet<u32> = chain.layers().iter().map(|layer| layer.file).collect();
     for name in names {
         if layer_file(name).is_some_and(|file| !used.contains(&file))
             && let Err(error) = storage.remove(name)

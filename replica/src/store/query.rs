@@ -33,6 +33,21 @@ impl<S: Storage> Store<S> {
         Ok(sums)
     }
 
+    /// Regions of which one layer itself has anything; removed layers count too, until a join has
+    /// freed them.
+    pub fn occupied(&self, layer: LayerId) -> Result<Vec<Region>, StoreError> {
+        let layer = self.layer(layer)?;
+        let mut found = Vec::new();
+        for region in (0..layer.size_bytes / REGION_BYTES).map(Region) {
+            let owned = self.pages.look(layer.file, region, Page::owned);
+            let owned = owned.map_err(|fault| self.page_error(layer.file, region, fault))?;
+            if !owned.is_empty() {
+                found.push(region);
+            }
+        }
+        Ok(found)
+    }
+
     /// The head's blocks of `range` were compared with a peer's and are equal.
     pub async fn mark_verified(&self, range: BlockRange) -> Result<(), StoreError> {
         self.check_usable()?;

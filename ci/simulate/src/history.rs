@@ -8,8 +8,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-/// A sector: block and half of it.
-pub type Sector = (u64, usize);
+/// A sector of 512 bytes, counted from the start of the volume.
+pub type Sector = u64;
 
 #[derive(Clone, Debug)]
 struct Write {

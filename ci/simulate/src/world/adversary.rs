@@ -9,18 +9,19 @@ impl World {
         if !self.faults || self.menu.is_empty() {
             return;
         }
-        let at = self.rng.below(self.replicas.len() as u64) as usize;
+        let at = self.rng.below(self.machines.len() as u64) as usize;
         let for_us =
             if self.rng.percent(70) { self.rng.below(30 * MS) } else { self.rng.below(600 * MS) };
-        let (now, id) = (self.now_us, self.newest);
+        let (now, id) = (self.now_us(), self.newest);
         let kind = self.rng.pick(&self.menu.clone());
+        self.tally.faults += 1;
         self.log(|| format!("fault {kind} at {at} for {for_us} us"));
         match kind {
             0 => self.break_some(|link| link.replica == at),
             1 => self.stop_replica(at, false, for_us),
             2 => self.stop_replica(at, true, for_us),
             3 => {
-                for at in 0..self.replicas.len() {
+                for at in 0..self.machines.len() {
                     let away = self.rng.below(for_us + 1);
                     self.stop_replica(at, true, away);
                 }
@@ -28,16 +29,17 @@ impl World {
                     self.engine_gone(id, false);
                 }
             }
-            4 => self.replicas[at].hung_until = now + for_us,
+            4 => {
+                self.machines[at].hung_until = now + for_us;
+                self.after(for_us, "goes on", |_| ()); // all machines are run after it
+            }
             5 => {
-                self.replicas[at].full = true;
-                self.after(for_us, "room", move |world| world.replicas[at].full = false);
+                self.machines[at].trouble(|trouble| trouble.full = true);
+                self.after(for_us, "room", move |world| {
+                    world.machines[at].trouble(|trouble| trouble.full = false);
+                });
             }
-            6 => {
-                let (head, block) = (self.replicas[at].chain.head, self.rng.pick(&HOT));
-                self.replicas[at].bad.insert((head, block));
-                self.after(for_us, "good", move |world| world.replicas[at].bad.clear());
-            }
+            6 => self.spoil_block(at, for_us),
             7 => {
                 let recover = self.rng.percent(80);
                 self.engine_gone(id, recover);
@@ -57,13 +59,24 @@ impl World {
             11 => {
                 self.slow.insert(at, now + for_us);
             }
-            12 => self.replicas[at].fail_writes = 1,
+            12 => self.machines[at].trouble(|trouble| trouble.failing_writes = 1),
             13 => {
                 self.unreachable.insert(at, now + for_us);
                 self.break_some(|link| link.replica == at);
             }
+            14 => self.machines[at].be_slow_until(now + for_us),
             _ => self.break_some(|_| true),
         }
+    }
+
+    /// A block that is there can't be read for a while.
+    fn spoil_block(&mut self, at: usize, for_us: u64) {
+        let machine = &self.machines[at];
+        let files = machine.look(|store| store.layer_files(store.chain().head));
+        let Ok((data, _)) = files else { return };
+        let block = self.rng.pick(&TOUCHED) * SECTORS as u64;
+        machine.disk.spoil(&data, block..block + SECTORS as u64);
+        self.after(for_us, "good", move |world| world.machines[at].disk.heal());
     }
 
     pub(super) fn break_some(&mut self, which: impl Fn(&Link) -> bool) {
@@ -80,4 +93,4 @@ impl World {
 }
 
 /// Kinds of fault, see `fault_step`.
-pub(super) const FAULTS: u64 = 15;
+pub(super) const FAULTS: u64 = 16;

@@ -1,0 +1,288 @@
+//! One history from a seed: engines (the real core), replicas (the real server and store on
+//! simulated disks), the arbiter, a client, an adversary.
+//!
+//! Promises that nothing but the seed decides what happens. Everything that happens is an event of
+//! the schedule, or a task of a replica that an event woke. Safety is asserted while faults run,
+//! liveness after they stop.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use ankole_replica::arbiter::{Change, EngineGrant, InstanceId, Member, Record, Refused};
+use ankole_replica::chain::{ChainInfo, Seal};
+use ankole_replica::message::{Reply, Request};
+use ankole_replica::payload::{BlockData, Payload};
+use ankole_replica::replication::{
+    self, Action, Config, Core, Destination, End, IoId, Job, JobId, LinkId, Operation, Slot,
+    TransferId,
+};
+use ankole_replica::store::crash::Random;
+use ankole_replica::types::{
+    BLOCK_BYTES, BlockIndex, BlockRange, Generation, Incarnation, LayerId, ReplicaId,
+    VOLUME_UNIT_BYTES,
+};
+
+use crate::history::{History, Sector};
+use crate::machine::{Block, Machine, SECTORS};
+use crate::schedule::{Due, Schedule};
+
+mod adversary;
+mod arbiter;
+mod checks;
+mod client;
+mod engines;
+mod footprint;
+mod network;
+
+use client::ClientOp;
+use engines::Engine;
+use network::{Answered, Link};
+
+/// Chance and number, from the seed.
+pub struct Rng(Random);
+
+impl Rng {
+    fn number(&mut self) -> u64 {
+        self.0.number()
+    }
+    fn below(&mut self, end: u64) -> u64 {
+        self.0.below(end)
+    }
+    fn percent(&mut self, chance: u64) -> bool {
+        self.below(100) < chance
+    }
+    fn pick<T: Copy>(&mut self, from: &[T]) -> T {
+        from[self.below(from.len() as u64) as usize]
+    }
+}
+
+struct PendingJob {
+    engine: u64,
+    id: Option<JobId>,
+    job: Job,
+    start: u64,
+    before: ChainInfo,
+}
+
+/// How much happened in a history.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Tally {
+    pub ios: u64,
+    pub faults: u64,
+    pub events: u64,
+    pub checks: u64,
+}
+
+pub struct World {
+    rng: Rng,
+    base: Instant,
+    schedule: Rc<Schedule<World>>,
+    /// Numbers events: the time of the history, without ties.
+    tick: u64,
+    pub trace: u64,
+    pub verbose: bool,
+    pub tally: Tally,
+    machines: Vec<Machine<World>>,
+    /// What replicas have answered and the network hasn't taken yet.
+    outbox: Rc<RefCell<Vec<Answered>>>,
+    /// The replicas that the volume should have.
+    wanted: BTreeSet<usize>,
+    record: Record,
+    engines: BTreeMap<u64, Engine>,
+    newest: u64,
+    links: BTreeMap<u64, Link>,
+    next_link: u64,
+    history: History,
+    faults: bool,
+    /// Which kinds of fault this seed has.
+    menu: Vec<u64>,
+    /// Replicas that are far away for a while.
+    slow: BTreeMap<usize, u64>,
+    unreachable: BTreeMap<usize, u64>,
+    jobs: bool,
+    pending: Option<PendingJob>,
+    wants_revert: bool,
+    snapshots: BTreeMap<LayerId, BTreeMap<u64, Block>>,
+    /// Since which generation, and who has to know before anything is acknowledged without it.
+    removed: BTreeMap<usize, (Generation, Vec<usize>)>,
+    lost_ops: Vec<ClientOp>,
+    undecided: Vec<ClientOp>,
+    next_value: u64,
+    next_incarnation: u128,
+}
+
+const REGION_BLOCKS: u64 = 256;
+/// Where clients write: around the borders of regions.
+const HOT: [u64; 8] = [0, 1, 3, 254, 255, 256, 258, 510];
+/// Blocks that may have been written: what the checks look at.
+const TOUCHED: [u64; 17] = [0, 1, 2, 3, 4, 5, 6, 254, 255, 256, 257, 258, 259, 260, 261, 510, 511];
+const MS: u64 = 1000;
+
+impl World {
+    pub fn new(seed: u64) -> Self {
+        let mut rng = Rng(Random::new(seed));
+        let schedule = Schedule::new();
+        let count = rng.pick(&[1, 2, 2, 3, 3, 3, 4, 5]);
+        let machines: Vec<_> = (0..count)
+            .map(|at| {
+                let incarnation = Incarnation(at as u128 + 1);
+                let seed = rng.number();
+                Machine::new(&schedule, seed, replica_id(at), incarnation, VOLUME_UNIT_BYTES)
+            })
+            .collect();
+        let in_first = 1 + rng.below(count as u64) as usize;
+        let members = machines.iter().take(in_first).map(|machine| Member {
+            replica: machine.id.clone(),
+            incarnation: machine.incarnation,
+        });
+        let in_sync = members.collect();
+        let record =
+            Record { generation: Generation::FIRST, engine: None, attach_epoch: 0, in_sync };
+        let menu = (0..adversary::FAULTS).filter(|_| rng.percent(40)).collect();
+        let jobs = rng.percent(60);
+        let mut world = Self {
+            rng,
+            base: Instant::now(),
+            schedule,
+            tick: 0,
+            trace: seed,
+            verbose: false,
+            tally: Tally::default(),
+            next_incarnation: machines.len() as u128,
+            wanted: (0..machines.len()).collect(),
+            machines,
+            outbox: Rc::default(),
+            record,
+            engines: BTreeMap::new(),
+            newest: 0,
+            links: BTreeMap::new(),
+            next_link: 0,
+            history: History::default(),
+            faults: true,
+            menu,
+            slow: BTreeMap::new(),
+            unreachable: BTreeMap::new(),
+            jobs,
+            pending: None,
+            wants_revert: false,
+            snapshots: BTreeMap::new(),
+            removed: BTreeMap::new(),
+            lost_ops: Vec::new(),
+            undecided: Vec::new(),
+            next_value: 0,
+        };
+        world.start_engine(false);
+        world.client_step();
+        world.fault_step();
+        world
+    }
+
+    // ---- time ------------------------------------------------------------------------------
+
+    fn now_us(&self) -> u64 {
+        self.schedule.now_us()
+    }
+
+    fn now(&self) -> Instant {
+        self.base + Duration::from_micros(self.now_us())
+    }
+
+    fn after(&mut self, us: u64, what: &'static str, event: impl FnOnce(&mut Self) + 'static) {
+        self.schedule.plan(us, Due::Event(what, Box::new(event)));
+    }
+
+    fn step(&mut self) {
+        let Some(due) = self.schedule.next() else { return };
+        self.tick += 1;
+        self.tally.events += 1;
+        match due {
+            Due::Event(what, event) => {
+                self.note(what, self.now_us());
+                event(self);
+            }
+            Due::Wake(waker) => {
+                self.note("wake", self.now_us());
+                waker.wake();
+            }
+        }
+        self.run_machines();
+    }
+
+    fn note(&mut self, what: &str, with: u64) {
+        for byte in what.bytes().chain(with.to_le_bytes()) {
+            self.trace = (self.trace ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+    }
+
+    fn log(&self, text: impl FnOnce() -> String) {
+        if self.verbose {
+            println!("{:>9.3} ms #{}: {}", self.now_us() as f64 / 1000.0, self.tick, text());
+        }
+    }
+
+    /// Faults for a while, then peace until everything is whole again.
+    pub fn run(&mut self) {
+        let until = 500 * MS + self.rng.below(2500) * MS;
+        while self.now_us() < until {
+            self.step();
+        }
+        self.make_peace();
+        let heard = self.now_us() + 1000 * MS; // by then the newest faults have been noticed
+        while self.now_us() < heard {
+            self.step();
+        }
+        let limit = self.now_us() + 60_000 * MS;
+        while !self.is_whole() {
+            let newest = &self.engines[&self.newest];
+            assert!(self.now_us() < limit, "never whole again: {:?}", newest.core);
+            self.step();
+        }
+        self.check_all_equal();
+    }
+
+    fn make_peace(&mut self) {
+        self.faults = false;
+        self.log(|| "peace".into());
+        for machine in &mut self.machines {
+            machine.trouble(|trouble| *trouble = Default::default());
+            machine.disk.heal();
+            machine.hung_until = 0;
+            machine.be_slow_until(0);
+            machine.start(self.tick);
+        }
+        self.slow.clear();
+        self.unreachable.clear();
+    }
+
+    fn is_whole(&self) -> bool {
+        let engine = &self.engines[&self.newest];
+        if !engine.alive || !engine.opened || engine.detaching {
+            return false;
+        }
+        let status = engine.core.status();
+        engine.ops.values().all(|op| op.done)
+            && self.pending.is_none()
+            && !self.wants_revert
+            && status.unsettled_bytes == 0
+            && status.waiting.is_empty()
+            && self.members().into_iter().collect::<BTreeSet<_>>() == self.wanted
+            && status.peers.iter().all(|peer| !peer.wanted || peer.reason.is_none())
+    }
+
+    fn members(&self) -> Vec<usize> {
+        let named = |at: &usize| self.is_member(*at);
+        (0..self.machines.len()).filter(named).collect()
+    }
+
+    fn is_member(&self, at: usize) -> bool {
+        self.record.in_sync.iter().any(|member| member.replica == self.machines[at].id)
+    }
+}
+
+const _: () = assert!(VOLUME_UNIT_BYTES == 2 * REGION_BLOCKS * BLOCK_BYTES);
+
+fn replica_id(at: usize) -> ReplicaId {
+    ReplicaId::from(format!("r{at}").as_str())
+}

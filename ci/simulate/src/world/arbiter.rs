@@ -1,0 +1,69 @@
+//! The arbiter: answers late, twice, or not at all.
+
+use super::*;
+
+impl World {
+    /// The shell asks again and again until there is a definite answer.
+    pub(super) fn ask(&mut self, id: u64, change: Option<(Generation, Change)>) {
+        let engine = self.engine(id);
+        engine.asking += 1;
+        engine.asks_for_change = change.is_some();
+        let number = engine.asking;
+        self.ask_once(id, number, change);
+    }
+
+    fn ask_once(&mut self, id: u64, number: u64, change: Option<(Generation, Change)>) {
+        let wait = 50 + self.rng.below(2 * MS);
+        self.after(wait, "arbiter", move |world| {
+            if !world.engine(id).alive || world.engine(id).asking != number {
+                return;
+            }
+            if world.engine(id).arbiter_cut_until < world.now_us() {
+                let answer = world.arbitrate(change.clone());
+                if !(world.faults && world.rng.percent(10)) {
+                    let wait = 50 + world.rng.below(2 * MS);
+                    return world.after(wait, "arbiter answers", move |world| {
+                        world.engine(id).asks_for_change = false;
+                        world.tell(id, |core, now| match change {
+                            Some(_) => core.change_answered(now, answer),
+                            None => core.record_read(now, answer.expect("reads aren't refused")),
+                        });
+                    });
+                }
+                if world.rng.percent(30) {
+                    let late = change.clone();
+                    let wait = world.rng.below(50 * MS);
+                    world.after(wait, "late duplicate", move |world| {
+                        let _ = world.arbitrate(late);
+                    });
+                }
+            }
+            let wait = MS + world.rng.below(20 * MS);
+            world.after(wait, "ask again", move |world| world.ask_once(id, number, change));
+        });
+    }
+
+    fn arbitrate(&mut self, change: Option<(Generation, Change)>) -> Result<Record, Refused> {
+        let Some((expected, change)) = change else { return Ok(self.record.clone()) };
+        let after = self.record.after(expected, change)?;
+        let before = std::mem::replace(&mut self.record, after);
+        self.log(|| format!("record {:?}", self.members()));
+        self.check_change_of_set(&before);
+        let members = self.members();
+        for at in 0..self.machines.len() {
+            let was = before.in_sync.iter().any(|it| it.replica == self.machines[at].id);
+            match (was, members.contains(&at)) {
+                (false, true) => {
+                    self.removed.remove(&at);
+                    self.check_added(at);
+                }
+                (true, false) => {
+                    self.removed.values_mut().for_each(|(_, it)| it.retain(|it| *it != at));
+                    self.removed.insert(at, (self.record.generation, members.clone()));
+                }
+                _ => {}
+            }
+        }
+        Ok(self.record.clone())
+    }
+}

@@ -1,0 +1,232 @@
+//! Engines: the real core, and what its shell does around it.
+
+use super::*;
+
+pub(super) struct Engine {
+    pub(super) core: Core,
+    pub(super) alive: bool,
+    pub(super) opened: bool,
+    pub(super) detaching: bool,
+    /// Which machine each of its slots is.
+    pub(super) slots: Vec<usize>,
+    pub(super) links: BTreeMap<(Slot, LinkId), u64>,
+    pub(super) ops: BTreeMap<IoId, ClientOp>,
+    pub(super) transfers: BTreeMap<TransferId, Rc<Payload>>,
+    /// The question to the arbiter that waits for an answer.
+    pub(super) asking: u64,
+    pub(super) asks_for_change: bool,
+    pub(super) arbiter_cut_until: u64,
+    timer: Option<u64>,
+}
+
+impl World {
+    pub(super) fn start_engine(&mut self, recover: bool) {
+        self.newest += 1;
+        let id = self.newest;
+        let instance = InstanceId(format!("e{id}"));
+        let engine = EngineGrant { node: format!("n{id}"), instance: instance.clone() };
+        let attach_epoch = self.record.attach_epoch + u64::from(!recover);
+        let grant = Change::Grant { engine, attach_epoch };
+        self.record = self.record.after(self.record.generation, grant).expect("nobody disputes it");
+        let known = |at: &usize| self.wanted.contains(at) || self.is_member(*at);
+        let slots: Vec<_> = (0..self.machines.len()).filter(known).collect();
+        let ids = slots.iter().map(|at| self.machines[*at].id.clone()).collect();
+        let mut config = Config::new("v", instance, ids);
+        // An engine that lives on elsewhere has a client that waits.
+        config.recover = recover || self.engines.values().any(|engine| engine.alive);
+        config.open_timeout = Duration::from_millis(300);
+        config.replica_timeout = Duration::from_millis(200);
+        config.reconnect_after = Duration::from_millis(5);
+        let core = Core::new(self.now(), config);
+        self.log(|| format!("engine {id} starts, recover {recover}"));
+        let engine = Engine {
+            core,
+            alive: true,
+            opened: false,
+            detaching: false,
+            slots,
+            links: BTreeMap::new(),
+            ops: BTreeMap::new(),
+            transfers: BTreeMap::new(),
+            asking: 0,
+            asks_for_change: false,
+            arbiter_cut_until: 0,
+            timer: None,
+        };
+        self.engines.insert(id, engine);
+        self.tell_wanted(id);
+        self.act(id);
+        for op in std::mem::take(&mut self.lost_ops) {
+            if recover {
+                self.submit(id, op.shape()); // with new values: one more write
+            }
+        }
+    }
+
+    /// The replicas that the volume should have, as the manager says them.
+    pub(super) fn tell_wanted(&mut self, id: u64) {
+        let wanted: Vec<_> = self.wanted.iter().copied().collect();
+        let ids: Vec<_> = wanted.iter().map(|at| self.machines[*at].id.clone()).collect();
+        let engine = self.engine(id);
+        let new: Vec<_> = wanted.into_iter().filter(|at| !engine.slots.contains(at)).collect();
+        engine.slots.extend(new);
+        self.tell(id, |core, now| {
+            let told = core.set_replicas(now, &ids);
+            told.expect("few replicas");
+        });
+    }
+
+    pub(super) fn engine(&mut self, id: u64) -> &mut Engine {
+        self.engines.get_mut(&id).expect("engines are never forgotten")
+    }
+
+    /// Tells the core something, then does what it wants.
+    pub(super) fn tell(&mut self, id: u64, event: impl FnOnce(&mut Core, Instant)) {
+        let now = self.now();
+        let engine = self.engine(id);
+        if engine.alive {
+            event(&mut engine.core, now);
+            self.act(id);
+        }
+    }
+
+    pub(super) fn act(&mut self, id: u64) {
+        while self.engine(id).alive
+            && let Some(action) = self.engine(id).core.poll_action()
+        {
+            self.carry_out(id, action);
+        }
+        let base = self.base;
+        let now_us = self.now_us();
+        let engine = self.engine(id);
+        let due = engine.core.poll_timeout().filter(|_| engine.alive);
+        let due = due.map(|at| at.saturating_duration_since(base).as_micros() as u64);
+        if due != engine.timer {
+            engine.timer = due;
+            if let Some(at) = due {
+                let wait = at.saturating_sub(now_us).max(1);
+                self.after(wait, "timer", move |world| {
+                    if world.engine(id).timer == Some(at) {
+                        world.engine(id).timer = None;
+                        world.tell(id, |core, now| core.handle_timeout(now));
+                    }
+                });
+            }
+        }
+    }
+
+    fn carry_out(&mut self, id: u64, action: Action) {
+        match action {
+            Action::Connect { slot, link } => self.connect(id, slot, link),
+            Action::Disconnect { slot, link } => {
+                self.log(|| {
+                    let peers = self.engines[&id].core.status().peers;
+                    let reason = &peers[usize::from(slot.0)].reason;
+                    format!("engine {id} disconnects {slot:?}: {reason:?}")
+                });
+                self.close(id, slot, link);
+            }
+            Action::Send { slot, link, seq, request, into } => {
+                self.send(id, slot, link, seq, request, into);
+            }
+            Action::Complete { io, result } => {
+                if result.is_ok() {
+                    self.check_acknowledged(id, io);
+                }
+                self.engine(id).ops.get_mut(&io).expect("submitted").answered = true;
+                let wait = 5 + self.rng.below(400);
+                self.after(wait, "answer", move |world| world.answer(id, io, result.is_ok()));
+            }
+            Action::Retire { io } => {
+                let op = self.engine(id).ops.get(&io).expect("submitted");
+                assert!(op.done, "a request is retired before its answer was handed over");
+                self.engine(id).ops.remove(&io);
+            }
+            Action::RetireTransfer { transfer } => {
+                self.engine(id).transfers.remove(&transfer);
+            }
+            Action::ReadRecord => self.ask(id, None),
+            Action::Change { expected, change } => self.ask(id, Some((expected, change))),
+            Action::Opened { .. } => self.opened(id),
+            Action::JobDone { job, result } => {
+                if self.pending.as_ref().is_some_and(|it| it.id == Some(job) && it.engine == id) {
+                    self.log(|| format!("job done: {result:?}"));
+                    self.resolve_job(id, result.is_ok());
+                }
+            }
+            Action::End(end) => {
+                self.log(|| format!("engine {id} ends: {end:?}"));
+                let fenced = matches!(end, End::Fenced(_));
+                assert!(!(fenced && id == self.newest), "nobody is newer: {end:?}");
+                let recover = end != End::Detached && self.rng.percent(80);
+                self.engine_gone(id, recover);
+            }
+        }
+    }
+
+    /// The process is gone; if it was the newest, its agent starts another one.
+    pub(super) fn engine_gone(&mut self, id: u64, recover: bool) {
+        let engine = self.engine(id);
+        if !engine.alive {
+            return;
+        }
+        engine.alive = false;
+        let ops = std::mem::take(&mut engine.ops);
+        let links: Vec<_> = engine.links.keys().copied().collect();
+        for (slot, link) in links {
+            self.close(id, slot, link);
+        }
+        let open: Vec<_> = ops.into_values().filter(|op| !op.done).collect();
+        self.undecided.extend(open.iter().cloned());
+        if id == self.newest {
+            self.lost_ops.extend(open.into_iter().filter(|_| recover));
+            let wait = MS + self.rng.below(50 * MS);
+            self.after(wait, "start engine", move |world| {
+                if world.newest == id {
+                    world.start_engine(recover);
+                }
+            });
+        }
+    }
+
+    fn opened(&mut self, id: u64) {
+        if std::mem::replace(&mut self.engine(id).opened, true) {
+            return; // only its size has changed
+        }
+        self.check_cut(id);
+        if id != self.newest {
+            return;
+        }
+        let now = self.tick;
+        let mut old = std::mem::take(&mut self.undecided);
+        let others = self.engines.iter().filter(|(other, _)| **other != id);
+        old.extend(others.flat_map(|(_, it)| it.ops.values().filter(|op| !op.done).cloned()));
+        for op in old {
+            op.written().for_each(|at| self.history.write_ends(at, op.start, now, false));
+        }
+        if self.pending.is_some() {
+            self.resolve_job(id, false);
+        }
+    }
+
+    /// If the members have lost what wasn't flushed, all of them have.
+    fn check_cut(&mut self, id: u64) {
+        let members = self.members();
+        let lost = members.iter().filter(|at| self.machines[**at].greeted_lossy).count();
+        self.log(|| format!("engine {id} serves with {members:?}, {lost} lost power"));
+        assert!(lost == 0 || lost == members.len(), "a suspect member stays beside a sound one");
+        if lost == 0 {
+            return;
+        }
+        for at in &members {
+            self.machines[*at].greeted_lossy = false;
+            self.machines[*at].lossy = false;
+        }
+        self.history.cut();
+        // What is still under way belongs to the time after the cut.
+        let engines = self.engines.values().filter(|engine| engine.alive);
+        let open: Vec<_> =
+            engines.flat_map(|it| it.ops.values().filter(|op| !op.done)).cloned().collect();
+        open.iter().for_each(|op| self.begin_writes(op));
+    }
+}

@@ -1,0 +1,294 @@
+//! Connections between engines and replicas: what is late, lost, closed and still arrives; and the
+//! replicas' processes.
+
+use ankole_replica::server::Conversation;
+use ankole_replica::store::crash::Disk;
+
+use super::footprint::Footprint;
+use super::*;
+
+pub(super) struct Link {
+    pub(super) engine: u64,
+    pub(super) replica: usize,
+    slot: Slot,
+    number: LinkId,
+    /// The engine has closed it: it hears nothing of it any more.
+    pub(super) closed: bool,
+    /// Nothing passes any more.
+    pub(super) broken: bool,
+    last_arrival: u64,
+    in_flight: BTreeMap<u64, Footprint>,
+    conversation: Option<Rc<Conversation<Disk>>>,
+}
+
+/// What a replica says to a request.
+pub(super) struct Answered {
+    key: u64,
+    seq: u64,
+    /// Whether it was asked for everything to be durable and to become fit to be added.
+    is_ready: bool,
+    into: Option<Destination>,
+    reply: Reply<Rc<Payload>>,
+}
+
+impl World {
+    pub(super) fn connect(&mut self, id: u64, slot: Slot, number: LinkId) {
+        self.next_link += 1;
+        let key = self.next_link;
+        let replica = self.engines[&id].slots[usize::from(slot.0)];
+        let new = Link {
+            engine: id,
+            replica,
+            slot,
+            number,
+            closed: false,
+            broken: false,
+            last_arrival: 0,
+            in_flight: BTreeMap::new(),
+            conversation: None,
+        };
+        self.links.insert(key, new);
+        self.engine(id).links.insert((slot, number), key);
+        let wait = self.delay(replica);
+        self.after(wait, "connect", move |world| {
+            let reachable = world.unreachable.get(&replica).is_none_or(|at| *at < world.now_us());
+            match &world.machines[replica].process {
+                Some(process) if reachable => {
+                    let conversation = Some(Conversation::new(process.replica.clone()));
+                    world.link(key).conversation = conversation;
+                    world.hear(key, |core, now| core.connected(now, slot, number));
+                }
+                _ => world.break_link(key),
+            }
+        });
+    }
+
+    fn link(&mut self, key: u64) -> &mut Link {
+        self.links.get_mut(&key).expect("links are kept")
+    }
+
+    fn hear(&mut self, key: u64, event: impl FnOnce(&mut Core, Instant)) {
+        let link = &self.links[&key];
+        if !link.closed {
+            self.tell(link.engine, event);
+        }
+    }
+
+    pub(super) fn break_link(&mut self, key: u64) {
+        let link = self.link(key);
+        if std::mem::replace(&mut link.broken, true) {
+            return;
+        }
+        let (slot, number) = (link.slot, link.number);
+        let wait = 10 + self.rng.below(3 * MS);
+        self.after(wait, "disconnected", move |world| {
+            world.hear(key, |core, now| core.disconnected(now, slot, number, "link lost"));
+        });
+    }
+
+    pub(super) fn close(&mut self, id: u64, slot: Slot, link: LinkId) {
+        let Some(key) = self.engine(id).links.remove(&(slot, link)) else { return };
+        let lost = self.rng.percent(50); // else what was sent may still arrive
+        let link = self.link(key);
+        link.closed = true;
+        link.broken |= lost;
+    }
+
+    fn delay(&mut self, replica: usize) -> u64 {
+        let slow = self.slow.get(&replica).is_some_and(|until| *until > self.now_us());
+        let base = 20 + self.rng.below(300);
+        base + if slow || self.rng.percent(2) { self.rng.below(30 * MS) } else { 0 }
+    }
+
+    // ---- to the replica --------------------------------------------------------------------
+
+    pub(super) fn send(
+        &mut self,
+        id: u64,
+        slot: Slot,
+        link: LinkId,
+        seq: u64,
+        request: Request<replication::Payload>,
+        into: Option<Destination>,
+    ) {
+        let key = self.engine(id).links.get(&(slot, link)).copied();
+        let key = key.unwrap_or_else(|| panic!("{request:?} is sent on a closed link"));
+        let replica = self.links[&key].replica;
+        self.log(|| format!("engine {id} sends r{replica} {request:?}"));
+        let head = self.engines[&id].core.status().chain.head;
+        let wait = self.delay(replica);
+        let now_us = self.now_us();
+        let at = self.links[&key].last_arrival.max(now_us + wait - 1) + 1;
+        let link = self.link(key);
+        link.last_arrival = at;
+        if let Some(footprint) = Footprint::of(&request, head) {
+            let clash = link.in_flight.values().find(|other| footprint.conflicts_with(**other));
+            assert!(clash.is_none(), "{request:?} overlaps {clash:?} at r{replica}");
+            link.in_flight.insert(seq, footprint);
+        }
+        let Some(request) = self.with_data(id, request) else { return };
+        self.after(at - now_us, "arrive", move |world| world.arrive(key, seq, request, into));
+    }
+
+    /// The core's message with the data it refers to.
+    fn with_data(
+        &mut self,
+        id: u64,
+        request: Request<replication::Payload>,
+    ) -> Option<Request<Rc<Payload>>> {
+        let engine = self.engine(id);
+        request.try_map_payload(|payload| match payload {
+            replication::Payload::Of(io) => Some(engine.ops.get_mut(&io)?.seal()),
+            replication::Payload::Transfer(transfer) => engine.transfers.get(&transfer).cloned(),
+        })
+    }
+
+    fn arrive(
+        &mut self,
+        key: u64,
+        seq: u64,
+        request: Request<Rc<Payload>>,
+        into: Option<Destination>,
+    ) {
+        let link = &self.links[&key];
+        if link.broken {
+            return;
+        }
+        let Some(process) = &self.machines[link.replica].process else {
+            return self.break_link(key);
+        };
+        let conversation = link.conversation.clone().expect("it was connected");
+        let outbox = self.outbox.clone();
+        let is_ready = matches!(request, Request::Ready { .. });
+        process.tasks.spawn(async move {
+            let reply = conversation.handle(request).await;
+            outbox.borrow_mut().push(Answered { key, seq, is_ready, into, reply });
+        });
+    }
+
+    // ---- from the replica ------------------------------------------------------------------
+
+    /// Lets all that run go on; what they answer is on its way afterwards.
+    pub(super) fn run_machines(&mut self) {
+        let now_us = self.now_us();
+        for machine in &mut self.machines {
+            if machine.hung_until <= now_us
+                && let Some(process) = &mut machine.process
+            {
+                process.tasks.run();
+            }
+        }
+        let answered = std::mem::take(&mut *self.outbox.borrow_mut());
+        for answer in answered {
+            self.answered(answer);
+        }
+    }
+
+    fn answered(&mut self, answer: Answered) {
+        let Answered { key, seq, is_ready, into, reply } = answer;
+        let replica = self.links[&key].replica;
+        let machine = &mut self.machines[replica];
+        match &reply {
+            Reply::Welcome(welcome) => {
+                machine.lossy |= !welcome.continuous;
+                machine.greeted_lossy = machine.lossy;
+            }
+            // It holds what is acknowledged now, whatever it had lost before.
+            Reply::Done if is_ready => (machine.lossy, machine.greeted_lossy) = (false, false),
+            _ => {}
+        }
+        self.note(kind_of(&reply), key ^ seq << 32);
+        self.log(|| format!("r{replica} answers {seq} with {}", kind_of(&reply)));
+        let wait = self.delay(replica);
+        self.after(wait, "reply", move |world| world.deliver(key, seq, into, reply));
+    }
+
+    fn deliver(
+        &mut self,
+        key: u64,
+        seq: u64,
+        into: Option<Destination>,
+        reply: Reply<Rc<Payload>>,
+    ) {
+        let link = self.link(key);
+        link.in_flight.remove(&seq);
+        let (id, slot, number) = (link.engine, link.slot, link.number);
+        if link.closed || link.broken || !self.engine(id).alive {
+            return;
+        }
+        let reply = self.take_data(id, into, reply);
+        self.tell(id, |core, now| core.answered(now, slot, number, seq, reply));
+    }
+
+    /// Puts an answer's data where it belongs; the core gets the rest.
+    fn take_data(
+        &mut self,
+        id: u64,
+        into: Option<Destination>,
+        reply: Reply<Rc<Payload>>,
+    ) -> Reply<()> {
+        let Reply::Data(payload) = reply else {
+            return reply.without_data().expect("it isn't data");
+        };
+        let engine = self.engine(id);
+        match (into.expect("data goes somewhere"), &*payload) {
+            (Destination::Read(io), Payload::Blocks(_) | Payload::Map(_)) => {
+                if let Some(op) = engine.ops.get_mut(&io) {
+                    op.got = Some(payload);
+                }
+                Reply::Data(())
+            }
+            (Destination::Edge(io, block), Payload::Blocks(_)) => {
+                if let Some(op) = engine.ops.get_mut(&io) {
+                    op.edges.insert(block.0, payload);
+                }
+                Reply::Data(())
+            }
+            (Destination::Transfer(transfer), Payload::Patch(patch)) => {
+                let digest = patch.digest;
+                engine.transfers.insert(transfer, payload);
+                Reply::Digest(digest)
+            }
+            (into, _) => panic!("the wrong kind of data for {into:?}"),
+        }
+    }
+
+    // ---- processes -------------------------------------------------------------------------
+
+    pub(super) fn stop_replica(&mut self, at: usize, power: bool, away_us: u64) {
+        if !self.machines[at].is_up() {
+            return;
+        }
+        self.log(|| format!("replica {at} stops, power {power}"));
+        let seed = self.rng.number();
+        self.machines[at].stop(power.then_some(seed));
+        let keys: Vec<_> =
+            self.links.iter().filter(|(_, it)| it.replica == at).map(|(key, _)| *key).collect();
+        for key in keys {
+            self.break_link(key);
+            self.link(key).conversation = None;
+        }
+        self.after(away_us, "restart", move |world| {
+            let tick = world.tick;
+            world.machines[at].start(tick);
+        });
+    }
+}
+
+fn kind_of<P>(reply: &Reply<P>) -> &'static str {
+    use ankole_replica::message::Refusal;
+    match reply {
+        Reply::Done => "done",
+        Reply::Welcome(_) => "welcome",
+        Reply::Data(_) => "data",
+        Reply::Sums(_) => "sums",
+        Reply::Occupied(_) => "occupied",
+        Reply::Digest(_) => "digest",
+        Reply::Chain(_) => "chain",
+        Reply::Changed { .. } => "changed",
+        Reply::Refused(Refusal::StaleGeneration { .. }) => "stale",
+        Reply::Refused(Refusal::NoSpace) => "no space",
+        Reply::Refused(Refusal::BadBlocks { .. }) => "bad blocks",
+        Reply::Refused(_) => "refused",
+    }
+}
