@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use ankole_replica::arbiter::{Answer, Change, EngineGrant, InstanceId, Member, Record, Request};
-use ankole_replica::types::{Generation, ReplicaId};
+use ankole_replica::types::Generation;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 
@@ -52,10 +52,6 @@ impl Arbiter {
     /// For sabotage only.
     pub fn overwrite(&self, record: Record) {
         self.record.replace(record);
-    }
-
-    pub fn is_in_sync(&self, replica: &ReplicaId) -> bool {
-        self.record.borrow().in_sync.iter().any(|member| member.replica == *replica)
     }
 
     /// Makes `instance` the one that may write; its client is the one that was there before.

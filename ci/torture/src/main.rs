@@ -13,6 +13,7 @@ mod process;
 mod proxy;
 mod random;
 mod round;
+mod sabotage;
 mod sector;
 mod world;
 
@@ -24,7 +25,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use ankole_blockdev::disk::SECTOR_BYTES;
 use anyhow::{Context, ensure};
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use tokio::task::LocalSet;
 
 use crate::load::Load;
@@ -33,6 +34,7 @@ use crate::oracle::Oracle;
 use crate::plan::{Means, Plan};
 use crate::random::Random;
 use crate::round::{Report, Torture};
+use crate::sabotage::{Known, Sabotage};
 use crate::world::{Setup, World};
 
 const SIZE_BYTES: u64 = 16 << 20;
@@ -61,6 +63,12 @@ struct Arguments {
     keep: bool,
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=5))]
     replicas: u8,
+    /// Show that damage is found: each kind is done once, and must be reported
+    #[arg(long)]
+    prove: bool,
+    /// Do this after two rounds; the run must fail then
+    #[arg(long, value_enum)]
+    sabotage: Option<Sabotage>,
     /// Print what is done in each round
     #[arg(long, short)]
     verbose: bool,
@@ -82,9 +90,44 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
         true => disks::enter_private_namespace().is_ok(),
         false => false,
     };
-    if !images {
+    if !images && !arguments.prove {
         println!("SKIPPED: full disks: only root can mount the small file systems for them");
     }
+    if arguments.prove {
+        return prove(&arguments);
+    }
+    torture(&arguments, images, arguments.sabotage)
+}
+
+/// Every kind of damage must end a run with a report of it.
+fn prove(arguments: &Arguments) -> anyhow::Result<()> {
+    let mut missed = Vec::new();
+    for sabotage in Sabotage::value_variants() {
+        println!("{sabotage:?}");
+        match torture(arguments, false, Some(*sabotage)) {
+            Err(error) if error.is::<Found>() => {
+                let report = format!("{:#}", error.root_cause());
+                println!("      found: {}", report.lines().next().unwrap_or_default());
+                ensure!(
+                    report.contains(sabotage.reported_as()),
+                    "that is another problem: {report}"
+                );
+            }
+            Err(error) => return Err(error.context(format!("{sabotage:?}"))),
+            Ok(()) => missed.push(sabotage),
+        }
+    }
+    ensure!(missed.is_empty(), "not found: {missed:?}");
+    println!("all {} kinds of damage were found", Sabotage::value_variants().len());
+    Ok(())
+}
+
+/// After damage was done, a round failed.
+#[derive(Debug, thiserror::Error)]
+#[error("the damage was found")]
+struct Found;
+
+fn torture(arguments: &Arguments, images: bool, sabotage: Option<Sabotage>) -> anyhow::Result<()> {
     let binary = std::fs::canonicalize(&arguments.binary);
     let binary = binary.with_context(|| format!("find {}", arguments.binary.display()))?;
     let seed = arguments.seed.unwrap_or_else(|| {
@@ -92,7 +135,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
         since.as_secs() % 1_000_000_000
     });
     let mut folder = Folder::new(arguments.dir.as_deref())?;
-    println!("seed {seed}, {} rounds in {}", arguments.rounds, folder.path.display());
+    println!("seed {seed}, in {}", folder.path.display());
     let setup = Setup {
         binary,
         dir: folder.path.clone(),
@@ -102,10 +145,11 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
         replica_timeout: REPLICA_TIMEOUT,
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let run = Run { seed, rounds: arguments.rounds, verbose: arguments.verbose };
+    let rounds = if sabotage.is_some() { 2 } else { arguments.rounds };
+    let run = Run { seed, rounds, verbose: arguments.verbose, sabotage };
     let result = LocalSet::new().block_on(&runtime, run.all(setup));
-    folder.keep = arguments.keep || result.is_err();
-    if result.is_err() {
+    folder.keep = arguments.keep || result.is_err() && !arguments.prove;
+    if folder.keep {
         println!("seed {seed}; what is left is in {}", folder.path.display());
     }
     result
@@ -151,6 +195,7 @@ struct Run {
     seed: u64,
     rounds: u64,
     verbose: bool,
+    sabotage: Option<Sabotage>,
 }
 
 impl Run {
@@ -169,6 +214,7 @@ impl Run {
         let load = Load::start(volume, oracle, world.route(), &mut random);
         let mut torture = Torture::new(world, load, operator, volume);
         let mut summary = Summary::default();
+        let mut known = Vec::new();
         for round in 1..=self.rounds {
             let mut random = Random::derived(self.seed, round);
             let plan = Plan::random(&mut random, means);
@@ -185,14 +231,37 @@ impl Run {
                 format!("round {round} of seed {}\n{}", self.seed, steps.concat())
             })?;
             print(round, &report);
+            known.push(torture.world.oracle.borrow().known().to_vec());
+            known.drain(..known.len().saturating_sub(2));
             for refused in torture.operator.take_refused() {
                 println!("      refused: {refused}");
             }
             summary.add(&report);
         }
         summary.print(self.seed, began.elapsed());
-        Ok(())
+        match (self.sabotage, &mut known[..]) {
+            (Some(sabotage), [before, now]) => {
+                let known = Known { before: std::mem::take(before), now: std::mem::take(now) };
+                sabotaged(sabotage, known, &mut torture, &mut random).await
+            }
+            _ => Ok(()),
+        }
     }
+}
+
+/// The damage is done, and the volume looked at.
+async fn sabotaged(
+    sabotage: Sabotage,
+    known: Known,
+    torture: &mut Torture,
+    random: &mut Random,
+) -> anyhow::Result<()> {
+    if sabotage.is_of_directories() {
+        torture.sabotage = Some((sabotage, known));
+    } else {
+        println!("      sabotage: {}", sabotage::lie(torture).await?);
+    }
+    torture.round(&Plan::quiet(), random).await.map(drop).context(Found)
 }
 
 fn print(round: u64, report: &Report) {

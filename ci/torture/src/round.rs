@@ -15,6 +15,7 @@ use crate::oracle::{Checked, Oracle};
 use crate::plan::{Fault, Plan, Trouble};
 use crate::proxy::Weather;
 use crate::random::Random;
+use crate::sabotage::{self, Known, Sabotage};
 use crate::sector::Number;
 use crate::world::{TICK, World};
 
@@ -27,6 +28,8 @@ pub struct Torture {
     pub load: Load,
     pub operator: Operator,
     pub volume: u64,
+    /// Done at the next comparison, to show that it is found.
+    pub sabotage: Option<(Sabotage, Known)>,
     /// Things that end: when, and what.
     ends: Vec<(Instant, Ending)>,
 }
@@ -54,18 +57,19 @@ pub struct Report {
 
 impl Torture {
     pub fn new(world: World, load: Load, operator: Operator, volume: u64) -> Self {
-        Self { world, load, operator, volume, ends: Vec::new() }
+        Self { world, load, operator, volume, sabotage: None, ends: Vec::new() }
     }
 
     pub async fn round(&mut self, plan: &Plan, random: &mut Random) -> anyhow::Result<Report> {
         let began = Instant::now();
-        self.load.set_pace(Pace::Full);
+        let is_quiet = plan.length.is_zero();
+        self.load.set_pace(if is_quiet { Pace::Resting } else { Pace::Full });
         self.trouble(plan, random).await?;
         let healed = Instant::now();
         self.ends.clear();
         self.world.heal()?;
         self.world.note("healed");
-        self.load.set_pace(Pace::Gentle);
+        self.load.set_pace(if is_quiet { Pace::Resting } else { Pace::Gentle });
         self.until_whole().await?;
         let healing = healed.elapsed();
         self.load.set_pace(Pace::Resting);
@@ -74,7 +78,7 @@ impl Torture {
             self.read_all().await?;
         }
         let snapshots = match random.below(3) {
-            0 => self.compare_served().await?,
+            0 if self.sabotage.is_none() => self.compare_served().await?,
             way => self.compare_directories(way == 1).await?,
         };
         let checked = self.world.oracle.borrow_mut().finish_round()?;
@@ -202,7 +206,7 @@ impl Torture {
         }
     }
 
-    fn tick(&mut self) -> anyhow::Result<()> {
+    pub fn tick(&mut self) -> anyhow::Result<()> {
         let now = Instant::now();
         let (due, later) = std::mem::take(&mut self.ends).into_iter().partition(|end| end.0 <= now);
         self.ends = later;
@@ -252,7 +256,7 @@ impl Torture {
         }
     }
 
-    async fn until_idle(&mut self) -> anyhow::Result<()> {
+    pub async fn until_idle(&mut self) -> anyhow::Result<()> {
         let deadline = Instant::now() + PATIENCE;
         while !self.load.is_idle() || !self.operator.is_idle() {
             self.tick()?;
@@ -297,6 +301,12 @@ impl Torture {
             self.world.detach_all(PATIENCE).await?;
         } else {
             self.world.kill_all()?;
+        }
+        if let Some((sabotage, known)) = self.sabotage.take() {
+            let directories: Vec<_> =
+                (0..self.world.replicas.len()).map(|index| self.world.replica_dir(index)).collect();
+            let said = sabotage::damage(sabotage, self.volume, &directories, &known).await?;
+            println!("      sabotage: {said}");
         }
         let mut copies = Vec::new();
         for (index, host) in self.world.replicas.iter().enumerate() {

@@ -95,6 +95,11 @@ impl Oracle {
         self.initial.len() as u64
     }
 
+    /// What each sector holds, as known from the end of the last round.
+    pub fn known(&self) -> &[Number] {
+        &self.initial
+    }
+
     pub fn now(&mut self) -> Moment {
         self.now += 1;
         Moment(self.now)
