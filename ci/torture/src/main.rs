@@ -215,6 +215,7 @@ impl Run {
         let mut torture = Torture::new(world, load, operator, volume);
         let mut summary = Summary::default();
         let mut known = Vec::new();
+        torture.begin().await.context("start everything")?;
         for round in 1..=self.rounds {
             let mut random = Random::derived(self.seed, round);
             let plan = Plan::random(&mut random, means);

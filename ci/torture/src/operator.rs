@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::rc::Rc;
 
-use ankole_replica::admin::{Answer, EngineStatus, Request};
-use anyhow::ensure;
+use ankole_replica::admin::{Answer, EngineStatus, ErrorKind, Request};
+use anyhow::{bail, ensure};
 
 use crate::admin;
 use crate::oracle::{Moment, Oracle};
@@ -52,6 +52,8 @@ struct Shared {
     made: Cell<u32>,
     busy: Cell<usize>,
     refused: RefCell<Vec<String>>,
+    /// The first answer that can't be.
+    wrong: RefCell<Option<String>>,
     /// As last answered, and as asked for since.
     size_bytes: Cell<u64>,
     asked_bytes: Cell<u64>,
@@ -66,6 +68,7 @@ impl Operator {
             made: Cell::new(0),
             busy: Cell::new(0),
             refused: RefCell::default(),
+            wrong: RefCell::default(),
             size_bytes: Cell::new(size_bytes),
             asked_bytes: Cell::new(size_bytes),
             most_bytes,
@@ -78,6 +81,13 @@ impl Operator {
 
     pub fn size_bytes(&self) -> u64 {
         self.0.size_bytes.get()
+    }
+
+    pub fn check(&self) -> anyhow::Result<()> {
+        match self.0.wrong.borrow_mut().take() {
+            Some(message) => bail!("the engine says of a snapshot that exists: {message}"),
+            None => Ok(()),
+        }
     }
 
     /// What the engine refused since the last time it was asked.
@@ -161,6 +171,10 @@ impl Operator {
         tokio::task::spawn_local(async move {
             match admin::ask(&admin, &request).await {
                 Ok(Answer::Ok) => done(),
+                // Only what surely exists is named.
+                Ok(Answer::Error { kind: ErrorKind::NotFound, message }) => {
+                    operator.0.wrong.borrow_mut().get_or_insert(message);
+                }
                 Ok(Answer::Error { message, .. }) => {
                     operator.0.refused.borrow_mut().push(message);
                 }
@@ -202,7 +216,7 @@ impl Operator {
     pub fn shows(&self, name: &str, numbers: &[Number]) -> anyhow::Result<Option<Fresh>> {
         let mut snapshots = self.0.snapshots.borrow_mut();
         let Some(snapshot) = snapshots.get_mut(name) else {
-            anyhow::bail!("a replica has a snapshot {name}, which the engine doesn't show");
+            bail!("a replica has a snapshot {name}, which the engine doesn't show");
         };
         let Some(content) = &snapshot.content else {
             snapshot.content = Some(numbers.into());

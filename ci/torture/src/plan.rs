@@ -32,6 +32,8 @@ pub enum Trouble {
     Brittle(u64),
     /// The connection leads to another replica.
     Misrouted(usize),
+    /// The connection leads to a replica of the same name, of another volume.
+    OtherVolume,
 }
 
 /// Replicas are counted from 0.
@@ -207,13 +209,14 @@ fn any_fault(random: &mut Random, means: Means) -> Fault {
 }
 
 fn trouble(random: &mut Random, means: Means) -> Trouble {
-    match random.below(7) {
+    match random.below(8) {
         0 => Trouble::Cut,
         1 => Trouble::Silent,
         2 => Trouble::NoAnswers,
         3 => Trouble::NoRequests,
         4 => Trouble::Slow(time(random, 1, 60)),
         5 => Trouble::Brittle(random.below(100_000)),
+        6 => Trouble::OtherVolume,
         _ => Trouble::Misrouted(any(random, means)),
     }
 }

@@ -20,7 +20,7 @@ use crate::sector::Number;
 use crate::world::{TICK, World};
 
 /// Everything that heals has done so by then; if it hasn't, it is said what is waited for.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(90);
 
 /// A run's parts.
 pub struct Torture {
@@ -60,6 +60,11 @@ impl Torture {
         Self { world, load, operator, volume, sabotage: None, ends: Vec::new() }
     }
 
+    /// Lets everything start.
+    pub async fn begin(&mut self) -> anyhow::Result<()> {
+        self.until_whole().await
+    }
+
     pub async fn round(&mut self, plan: &Plan, random: &mut Random) -> anyhow::Result<Report> {
         let began = Instant::now();
         let is_quiet = plan.length.is_zero();
@@ -82,8 +87,8 @@ impl Torture {
             way => self.compare_directories(way == 1).await?,
         };
         let checked = self.world.oracle.borrow_mut().finish_round()?;
-        let panics = self.world.panics()?;
-        ensure!(panics.is_empty(), "a process panicked:\n{}", panics.join("\n"));
+        let said = self.world.said_what_may_not_be();
+        ensure!(said.is_empty(), "in the logs:\n{}", said.join("\n"));
         let faults: Vec<_> = plan.steps.iter().map(|(_, fault)| fault.to_string()).collect();
         let what = format!("{:?}: {}", plan.theme, faults.join(", "));
         let done = self.load.take_done();
@@ -203,6 +208,7 @@ impl Torture {
             Trouble::Misrouted(replica) => {
                 Weather::Misrouted(self.world.replica_socket(replica).to_owned())
             }
+            Trouble::OtherVolume => Weather::Misrouted(self.world.decoy.socket.clone()),
         }
     }
 
@@ -215,6 +221,7 @@ impl Torture {
             self.end(ending)?;
         }
         self.world.tick()?;
+        self.operator.check()?;
         self.load.check()
     }
 

@@ -26,6 +26,7 @@ use crate::process::Process;
 use crate::proxy::{Proxy, Weather};
 
 pub const VOLUME: &str = "torture";
+const OTHER_VOLUME: &str = "other";
 /// Exit status of an engine: another one has the volume.
 const FENCED: i32 = 10;
 /// Exit status of an engine: a successor must open the volume anew.
@@ -52,6 +53,7 @@ pub struct World {
     pub arbiter: Rc<Arbiter>,
     pub arbiter_weather: watch::Sender<Weather>,
     pub replicas: Vec<ReplicaHost>,
+    pub decoy: Decoy,
     pub engine: EngineHost,
     /// One that was succeeded while it was stopped.
     pub older: Option<Running>,
@@ -78,6 +80,12 @@ pub struct ReplicaHost {
     pub weather: watch::Sender<Weather>,
     socket: PathBuf,
     log: PathBuf,
+}
+
+/// A replica of another volume, with a name that exists in this one.
+pub struct Decoy {
+    pub socket: PathBuf,
+    _process: Process,
 }
 
 pub struct EngineHost {
@@ -110,7 +118,7 @@ impl World {
             let root = dir.join(&name);
             let disk =
                 if setup.images { ReplicaDisk::image(&root)? } else { ReplicaDisk::folder(&root)? };
-            let incarnation = format(&disk.replica(), &id, setup.size_bytes).await?;
+            let incarnation = format(&disk.replica(), VOLUME, &id, setup.size_bytes).await?;
             in_sync.push(Member { replica: id.clone(), incarnation });
             replicas.push(ReplicaHost {
                 id,
@@ -122,7 +130,9 @@ impl World {
                 log: dir.join(format!("{name}.log")),
             });
         }
-        let incarnations = in_sync.iter().map(|member| member.incarnation).collect();
+        let mut incarnations: Vec<_> = in_sync.iter().map(|member| member.incarnation).collect();
+        let (decoy, incarnation) = Decoy::start(&binary, &dir, setup.size_bytes).await?;
+        incarnations.push(incarnation);
         let arbiter = Arbiter::new(in_sync, oracle.clone());
         arbiter.serve(&dir.join("run/arbiter")).context("serve the arbiter")?;
         Ok(Self {
@@ -133,6 +143,7 @@ impl World {
             arbiter,
             arbiter_weather: watch::Sender::default(),
             replicas,
+            decoy,
             engine: EngineHost { running: None, down_until: now, is_detached: true },
             older: None,
             engines: 0,
@@ -197,20 +208,9 @@ impl World {
 
     fn start_replica(&mut self, index: usize) -> anyhow::Result<()> {
         let host = &mut self.replicas[index];
-        let arguments: [OsString; 10] = [
-            "replica".into(),
-            "serve".into(),
-            "--dir".into(),
-            host.disk.replica().into(),
-            "--volume".into(),
-            VOLUME.into(),
-            "--replica".into(),
-            host.id.to_string().into(),
-            "--listen".into(),
-            format!("unix:{}", host.socket.display()).into(),
-        ];
-        let process = Process::start(&self.binary, arguments, &host.log);
-        host.process = Some(process.with_context(|| format!("start {}", self.binary.display()))?);
+        let dir = host.disk.replica();
+        let process = serve(&self.binary, &dir, VOLUME, &host.id, &host.socket, &host.log)?;
+        host.process = Some(process);
         Ok(())
     }
 
@@ -353,7 +353,7 @@ impl World {
         host.process.take().map(Process::end).transpose()?;
         let dir = host.disk.replica();
         fs::remove_dir_all(&dir).with_context(|| format!("remove {}", dir.display()))?;
-        let incarnation = format(&dir, &host.id, size_bytes).await?;
+        let incarnation = format(&dir, VOLUME, &host.id, size_bytes).await?;
         self.incarnations.push(incarnation);
         Ok(())
     }
@@ -366,16 +366,18 @@ impl World {
         &self.replicas[index].socket
     }
 
-    /// What the processes wrote that no process may write.
-    pub fn panics(&self) -> anyhow::Result<Vec<String>> {
-        let mut found = Vec::new();
-        let logs = self.replicas.iter().map(|host| host.log.clone());
-        for log in logs.chain([self.dir.join("engine.log")]) {
+    /// Lines of the logs that no process may write: that it panicked; or, the replica of another
+    /// volume, that it welcomed an engine of this one.
+    pub fn said_what_may_not_be(&self) -> Vec<String> {
+        let logs = self.replicas.iter().map(|host| (host.log.clone(), "panicked at"));
+        let others = [("engine.log", "panicked at"), ("decoy.log", "engine welcomed")];
+        let logs = logs.chain(others.map(|(log, word)| (self.dir.join(log), word)));
+        logs.flat_map(|(log, word)| {
             let text = fs::read_to_string(&log).unwrap_or_default();
-            let panics = text.lines().filter(|line| line.contains("panicked at"));
-            found.extend(panics.map(|line| format!("{}: {line}", log.display())));
-        }
-        Ok(found)
+            let lines = text.lines().filter(|line| line.contains(word));
+            lines.map(|line| format!("{}: {line}", log.display())).collect::<Vec<_>>()
+        })
+        .collect()
     }
 }
 
@@ -393,9 +395,52 @@ impl Drop for World {
     }
 }
 
-async fn format(dir: &Path, id: &ReplicaId, size_bytes: u64) -> anyhow::Result<Incarnation> {
-    let formatted = server::format(dir, VOLUME, id, size_bytes).await;
+impl Decoy {
+    async fn start(
+        binary: &Path,
+        dir: &Path,
+        size_bytes: u64,
+    ) -> anyhow::Result<(Self, Incarnation)> {
+        let (directory, socket) = (dir.join("decoy"), dir.join("run/decoy"));
+        let (id, log) = (ReplicaId::from("r1"), dir.join("decoy.log"));
+        let incarnation = format(&directory, OTHER_VOLUME, &id, size_bytes).await?;
+        let process = serve(binary, &directory, OTHER_VOLUME, &id, &socket, &log)?;
+        Ok((Self { socket, _process: process }, incarnation))
+    }
+}
+
+async fn format(
+    dir: &Path,
+    volume: &str,
+    id: &ReplicaId,
+    size_bytes: u64,
+) -> anyhow::Result<Incarnation> {
+    let formatted = server::format(dir, volume, id, size_bytes).await;
     formatted.with_context(|| format!("format {}", dir.display()))
+}
+
+fn serve(
+    binary: &Path,
+    dir: &Path,
+    volume: &str,
+    id: &ReplicaId,
+    socket: &Path,
+    log: &Path,
+) -> anyhow::Result<Process> {
+    let arguments: [OsString; 10] = [
+        "replica".into(),
+        "serve".into(),
+        "--dir".into(),
+        dir.into(),
+        "--volume".into(),
+        volume.into(),
+        "--replica".into(),
+        id.to_string().into(),
+        "--listen".into(),
+        format!("unix:{}", socket.display()).into(),
+    ];
+    let process = Process::start(binary, arguments, log);
+    process.with_context(|| format!("start {}", binary.display()))
 }
 
 async fn until_ended(process: &mut Process, patience: Duration) -> anyhow::Result<()> {
