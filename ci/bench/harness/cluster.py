@@ -83,11 +83,11 @@ class Volume:
         """A new, empty replica comes in its place."""
         directory = self.directory_of(replica)
         gone = directory.with_name(f"{directory.name}.gone")
+        shutil.rmtree(gone, ignore_errors=True) # of the last time: not while the rebuild is measured
         pid = self.pid_of(replica)
         directory.rename(gone)
         os.kill(pid, signal.SIGKILL)
         wait_until(lambda: self.replica(replica).get("mode") != "RW", f"{replica} is missed")
-        shutil.rmtree(gone)
 
     @contextlib.contextmanager
     def without(self, replica):
@@ -110,9 +110,9 @@ class Volume:
         return bool(self.replica(replica).get("rebuild"))
 
     def watch_rebuild(self, replica, patience_s):
-        """Until `replica` is in sync. A rebuild too short to be seen took as long as nobody looked."""
-        began, seen, looked = None, {}, time.monotonic()
-        deadline = looked + patience_s
+        """Until `replica` is in sync. What was too short to be seen took as long as nobody looked."""
+        looked = entered = time.monotonic()
+        began, seen, deadline = None, {}, entered + patience_s
         while True:
             now, found = time.monotonic(), self.replica(replica)
             if found.get("mode") == "WO" or found.get("rebuild"):
@@ -121,7 +121,7 @@ class Volume:
             elif found.get("mode") == "RW":
                 seen = found.get("lastRebuild") or seen
                 moved_bytes = seen.get("movedBytes") or seen.get("doneBytes") or 0
-                return Rebuild(now - (began or looked), moved_bytes)
+                return Rebuild(now - (began or entered), moved_bytes)
             if now > deadline:
                 raise Failed(f"the rebuild of {replica} took longer than {patience_s} s: {found}")
             looked = now

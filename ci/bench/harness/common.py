@@ -65,10 +65,12 @@ class Ankole:
     def show(self, volume):
         return json.loads(output_of(*self.command, "volume", "show", volume, "-o", "json"))
 
+    def detach(self, volume):
+        output_of(*self.command, "volume", "detach", volume, "--timeout", "900")
+
     def remove(self, volume):
-        patience = ("--timeout", "900") # a disk may be slow to free what was written at random
-        output_of(*self.command, "volume", "detach", volume, *patience)
-        output_of(*self.command, "volume", "rm", volume, "--yes", *patience)
+        self.detach(volume)
+        output_of(*self.command, "volume", "rm", volume, "--yes", "--timeout", "900")
 
     def stop(self):
         self.process.terminate()
