@@ -83,7 +83,7 @@ class Volume:
         """A new, empty replica comes in its place."""
         directory = self.directory_of(replica)
         gone = directory.with_name(f"{directory.name}.gone")
-        shutil.rmtree(gone, ignore_errors=True) # of the last time: not while the rebuild is measured
+        shutil.rmtree(gone, ignore_errors=True)  # of the last time: not while the rebuild is measured
         pid = self.pid_of(replica)
         directory.rename(gone)
         os.kill(pid, signal.SIGKILL)
@@ -131,6 +131,13 @@ class Volume:
 
     def kill_engine(self):
         os.kill(self.ankole.show(self.name)["enginePid"], signal.SIGKILL)
+        return time.monotonic()
+
+    def kill_all(self, replicas):
+        """The engine and its replicas, at once."""
+        pids = [self.ankole.show(self.name)["enginePid"], *(self.pid_of(replica) for replica in replicas)]
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
         return time.monotonic()
 
     def wait_first_io(self, patience_s=PATIENCE_S):

@@ -63,7 +63,7 @@ class Bench:
         self.ankole.attach(name)
         yield Volume(self.ankole, name)
         if self.options.quick:
-            self.ankole.detach(name) # freeing space may take longer than all else; it is freed at the end
+            self.ankole.detach(name)  # freeing space may take longer than all else; it is freed at the end
         else:
             self.ankole.remove(name)
 
@@ -94,7 +94,7 @@ def measure_rebuild(bench):
             volume.lose_disk_of("r2")
             volume.wait_rebuilding("r2")
             beside = foreground(volume, size_mib, bench.options.seconds)
-            if not volume.is_rebuilding("r2") and not bench.options.quick:
+            if not volume.is_rebuilding("r2") and bench.sizes == FULL:
                 raise Failed("the rebuild ended before fio did: fewer --seconds, or a larger volume")
             volume.watch_rebuild("r2", REBUILD_PATIENCE_S)
             bench.note("foreground alone", alone / 1000)
@@ -163,7 +163,7 @@ def measure_marks(bench):
     seconds, rounds, sizes = bench.options.seconds, bench.options.rounds, bench.sizes
     with bench.volume("marks-on", sizes.fresh) as on, bench.volume("marks-off", sizes.fresh, prepare=lambda name: keep_marks_in_memory(bench, name)) as off:
         slice_mib = sizes.fresh // (rounds + 1)
-        for volume in (on, off): # a working set is one that is written again
+        for volume in (on, off):  # a working set is one that is written again
             random_writes(volume, 0, sizes.working_set, seconds)
         for number in bench.rounds("write intent"):
             for what, offset_mib, size_mib in (("fits", 0, sizes.working_set), ("fresh", number * slice_mib, slice_mib)):
@@ -225,21 +225,22 @@ def longest_write(volume, event):
 
 
 def measure_settling(bench):
-    """Each region is marked, and the engine killed before the marks can be cleared."""
+    """Each region is marked, and all processes are killed before the marks can be cleared: what is
+    left is files, and no checksum of a marked region is trusted. A volume for each round, as above."""
     size_mib = bench.sizes.settled
-    with bench.volume("settle", size_mib) as volume:
-        fill(nbd(volume.endpoint), size_mib * MIB)
-        for _ in bench.rounds("settling"):
-            volume.wait_healthy()
+    for number in bench.rounds("settling"):
+        with bench.volume(f"settle{number}", size_mib) as volume:
+            fill(nbd(volume.endpoint), size_mib * MIB)
             fio(*nbd(volume.endpoint), "--rw=write:1020k", "--bs=4k", "--iodepth=32", f"--size={size_mib}m", f"--io_size={size_mib * 4}k")
             before = volume.status()["instance"]
-            killed = volume.kill_engine()
+            killed = volume.kill_all(REPLICAS)
             new = wait_until(lambda: (now := volume.status()) and now["instance"] != before and now["endpoint"] and now,
                              "there is another engine")
-            unsettled = new["unsettledBytes"]
+            opened = time.monotonic()
             wait_until(lambda: (now := volume.status()) and not now["unsettledBytes"], "all is settled", REBUILD_PATIENCE_S)
             bench.note("settle", time.monotonic() - killed)
-            bench.note("settle MiB", unsettled / MIB)
+            bench.note("settle opened", opened - killed)
+            bench.note("settle MiB", new["unsettledBytes"] / MIB)
 
 
 # ---- the table -----------------------------------------------------------------------------------
@@ -269,8 +270,9 @@ def lines(bench):
     yield "longest write of a client, QD 1, within a second of a replica's SIGKILL", "ms", samples["kill"]
     yield "the same, nothing killed", "ms", samples["no kill"]
     yield "engine's SIGKILL to the first request answered", "ms", samples["engine"]
-    yield f"engine's SIGKILL until {sizes.settled} MiB of marked regions are settled", "s", samples["settle"]
-    yield "left of them when the next engine was first asked", "MiB", samples["settle MiB"]
+    yield f"SIGKILL of all processes until {sizes.settled} MiB of marked regions are settled", "s", samples["settle"]
+    yield "of it, until the volume is open", "s", samples["settle opened"]
+    yield "left to settle then", "MiB", samples["settle MiB"]
 
 
 def aims(bench):
@@ -294,7 +296,7 @@ def aims(bench):
     engine_ms = median("engine")
     yield Aim("engine restart to the first request: at most 1 s", f"{engine_ms / 1000:.2f} s", engine_ms <= 1000)
     settle_s = median("settle")
-    yield Aim("settling of 1 GiB marked, the engine's restart included: at most 2 s", f"{settle_s:.2f} s", settle_s <= 2)
+    yield Aim("settling of 1 GiB marked, restarts included: at most 2 s", f"{settle_s:.2f} s", settle_s <= 2)
 
 
 def report(bench, took_s):
@@ -313,9 +315,9 @@ PARTS = {
     "rebuild": measure_rebuild,
     "holes": measure_holes,
     "delta": measure_delta,
-    "marks": measure_marks,
     "crashes": measure_crashes,
     "settling": measure_settling,
+    "marks": measure_marks,  # last: freeing what was written at random keeps some disks busy for long
 }
 
 
