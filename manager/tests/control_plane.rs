@@ -173,6 +173,7 @@ fn status(
         mode: if answers(address) { ReplicaMode::ReadWrite } else { ReplicaMode::Error },
         reason: None,
         rebuild: None,
+        last_rebuild: None,
     });
     EngineStatus {
         volume: volume.into(),
@@ -182,6 +183,9 @@ fn status(
         endpoint: Some(format!("nbd+unix:///?socket=/{volume}")),
         replicas: replicas.collect(),
         unsettled_bytes: 0,
+        repaired_blocks: 0,
+        unverified_bytes: 0,
+        lost: None,
         waiting: vec![],
         clients: 0,
         snapshots: vec![],

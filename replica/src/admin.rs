@@ -80,6 +80,15 @@ pub struct EngineStatus {
     pub replicas: Vec<ReplicaStatus>,
     /// After an unclean stop: what must still be made equal before it may be read.
     pub unsettled_bytes: u64,
+    /// Blocks that a replica couldn't read and was given by another one, since the engine started.
+    #[serde(default)]
+    pub repaired_blocks: u64,
+    /// Bytes that were being written in a crash and that no second replica could confirm.
+    #[serde(default)]
+    pub unverified_bytes: u64,
+    /// What no replica can read, in words, if there is such.
+    #[serde(default)]
+    pub lost: Option<String>,
     /// What the volume waits for, in words; empty when it waits for nothing.
     pub waiting: Vec<String>,
     pub clients: u32,
@@ -106,6 +115,9 @@ pub struct ReplicaStatus {
     /// Why it isn't in sync, in words.
     pub reason: Option<String>,
     pub rebuild: Option<Progress>,
+    /// The last one that ended since the engine started, complete or not.
+    #[serde(default)]
+    pub last_rebuild: Option<Progress>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -120,12 +132,43 @@ pub enum ReplicaMode {
     Error,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+/// How far a rebuild is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Progress {
+    /// Compared, and found or made equal; in whole regions of 1 MiB.
     pub done_bytes: u64,
+    /// Of those that may differ; 0 until that is known.
     pub total_bytes: u64,
+    /// Of `done_bytes`, in the last seconds.
     pub bytes_per_second: u64,
+    /// Data that differed and was moved.
+    #[serde(default)]
+    pub moved_bytes: u64,
+    /// At the present rate; none while nothing moves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub eta_s: Option<u64>,
+    /// The replica was last in sync then, and only what was written since is looked at. None:
+    /// everything is, since it never was in sync.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<Generation>,
+    #[serde(default)]
+    pub stage: RebuildStage,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum RebuildStage {
+    /// It takes over the chain, and layers that the others have joined are joined.
+    #[default]
+    Beginning,
+    /// Which regions may differ is found out.
+    Gathering,
+    Copying,
+    /// All is equal, and made durable.
+    Syncing,
+    /// The arbiter is asked to record it.
+    Adding,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

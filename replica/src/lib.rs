@@ -9,6 +9,7 @@ pub mod arbiter;
 pub mod chain;
 pub mod engine;
 pub mod inspect;
+pub mod lease;
 pub mod listen;
 pub mod message;
 pub mod mutation;

@@ -118,13 +118,20 @@ impl Listener {
         }
     }
 
-    pub async fn accept(&self) -> io::Result<(Reader, Writer)> {
+    /// The streams, and the process at the other end if the kernel names it.
+    pub async fn accept(&self) -> io::Result<(Reader, Writer, Option<u32>)> {
         match self {
             Self::Unix(listener) => {
-                let (reader, writer) = listener.accept().await?.0.into_split();
-                Ok((Box::new(reader), Box::new(writer)))
+                let stream = listener.accept().await?.0;
+                let process = stream.peer_cred().ok().and_then(|peer| peer.pid());
+                let process = process.and_then(|process| u32::try_from(process).ok());
+                let (reader, writer) = stream.into_split();
+                Ok((Box::new(reader), Box::new(writer), process))
             }
-            Self::Tcp(listener) => split(listener.accept().await?.0),
+            Self::Tcp(listener) => {
+                let (reader, writer) = split(listener.accept().await?.0)?;
+                Ok((reader, writer, None))
+            }
         }
     }
 }

@@ -30,6 +30,10 @@ pub enum Request<P> {
     Read {
         range: BlockRange,
     },
+    /// The same, where nobody has a block whose checksum was compared: what there is will do.
+    ReadUnverified {
+        range: BlockRange,
+    },
     /// Which blocks of the volume are zero.
     Map {
         range: BlockRange,
@@ -66,6 +70,18 @@ pub enum Request<P> {
         layer: LayerId,
         region: Region,
     },
+    /// Puts a peer's blocks in place of bad ones. Answered when they were read back.
+    Repair {
+        layer: LayerId,
+        region: Region,
+        payload: P,
+    },
+    /// Every write in these regions is on all members, synced, and none runs: end their marks.
+    Clear {
+        regions: Vec<Region>,
+    },
+    /// Which regions are marked; answered by `Occupied`.
+    Marked,
     Chain(Box<ChainOp>),
     DescribeChain,
     /// Blocks present or zero in the layers after one snapshot (or from the oldest layer on) up to
@@ -79,8 +95,17 @@ pub enum Request<P> {
     Join {
         layer: LayerId,
     },
-    /// Drop everything and take these layers, empty, to be filled by `Copy`.
+    /// To one that is rebuilt: take these layers. What it has of them it keeps, the others are
+    /// empty and filled by `Copy`; layers that aren't named go.
     AdoptChain(Box<ChainInfo>),
+    /// Regions written in a generation after this one, marked or not; without it, ever.
+    Stamps {
+        after: Option<Generation>,
+    },
+    /// To one that is rebuilt: mark these regions with the session's generation.
+    Mark {
+        regions: Vec<Region>,
+    },
     /// Sync everything and become fit to be added.
     Ready {
         generation: Generation,
@@ -108,6 +133,10 @@ pub struct Claim {
     pub instance: InstanceId,
     /// Of the directory that the record means; absent for a replica that isn't in the record.
     pub incarnation: Option<Incarnation>,
+    /// The engine's process id: with it, a replica on the same machine learns of its death from the
+    /// kernel and needs no lease to run out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub process: Option<u32>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -141,6 +170,7 @@ pub enum Reply<P> {
     /// To `Copy`: over what the layer now holds of the region, see [`RegionSums::digest`].
     Digest(u32),
     Chain(Box<ChainInfo>),
+    Adopted(Box<Adopted>),
     /// `next` is where to ask on, if there may be more.
     Changed {
         regions: Vec<(Region, Blocks)>,
@@ -160,6 +190,19 @@ pub struct Welcome {
     pub synced_generation: Option<Generation>,
     pub marked: Vec<(Region, Generation)>,
     pub chain: ChainInfo,
+    /// How long the read lease lasts from here on, in milliseconds; every answer renews it.
+    pub lease_ms: u32,
+}
+
+/// Where the layers of a replica that adopted a chain may differ from those of the members. One
+/// that isn't named is equal.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Adopted {
+    /// Only in regions that were written since the replica was last in sync.
+    pub in_the_set: Vec<LayerId>,
+    /// In any region.
+    pub anywhere: Vec<LayerId>,
 }
 
 /// Why a replica didn't do what it was asked.
@@ -167,7 +210,16 @@ pub struct Welcome {
 #[serde(rename_all = "camelCase", rename_all_fields = "camelCase", tag = "refusal")]
 pub enum Refusal {
     #[error("it has seen {}/{}, which is newer", .seen.generation, .seen.session.0)]
-    StaleGeneration { seen: Fence },
+    StaleGeneration {
+        seen: Fence,
+        /// When it was last told that it is in sync, and with whom: if no newer engine was granted
+        /// the volume, the record was rolled back, and this tells to what (rule 8).
+        synced_generation: Option<Generation>,
+        synced_set: Vec<Member>,
+    },
+    /// Another engine may still read: ask again after this time, with a newer session.
+    #[error("another engine may still read there for {ms} ms")]
+    LeaseBusy { ms: u32 },
     #[error("it is {found}, not {expected}")]
     WrongIdentity { found: String, expected: String },
     #[error("its disk failed: {message}")]
@@ -175,12 +227,33 @@ pub enum Refusal {
     #[error("its disk is full")]
     NoSpace,
     #[error("it can't read {message}")]
-    BadBlocks { message: String },
+    BadBlocks {
+        message: String,
+        /// Which they are; not all, if they are too many.
+        #[serde(default)]
+        regions: Vec<BadRegion>,
+    },
+    #[error("the checksum of some of its blocks was never compared")]
+    Unverified,
     #[error("its disk answered: {message}")]
     Io { message: String },
     #[error("it refused the request: {message}")]
     Invalid { message: String },
 }
+
+/// Blocks of one region that a replica can't give, in the layer that holds them there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BadRegion {
+    pub layer: LayerId,
+    pub region: Region,
+    pub blocks: Blocks,
+    /// The index page is damaged: what the layer has of the region isn't known.
+    pub index: bool,
+}
+
+/// Regions that a refusal names at most.
+pub const BAD_REGIONS_MAX: usize = 256;
 
 /// What one layer itself holds of one region.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -240,6 +313,12 @@ impl<P> Request<P> {
             Self::Copy { layer, region, payload } => {
                 Request::Copy { layer, region, payload: map(payload)? }
             }
+            Self::Repair { layer, region, payload } => {
+                Request::Repair { layer, region, payload: map(payload)? }
+            }
+            Self::ReadUnverified { range } => Request::ReadUnverified { range },
+            Self::Clear { regions } => Request::Clear { regions },
+            Self::Marked => Request::Marked,
             Self::Hello(hello) => Request::Hello(hello),
             Self::Advance(advance) => Request::Advance(advance),
             Self::Zero { range, forced } => Request::Zero { range, forced },
@@ -256,6 +335,8 @@ impl<P> Request<P> {
             Self::Changed { after, upto, from } => Request::Changed { after, upto, from },
             Self::Join { layer } => Request::Join { layer },
             Self::AdoptChain(chain) => Request::AdoptChain(chain),
+            Self::Stamps { after } => Request::Stamps { after },
+            Self::Mark { regions } => Request::Mark { regions },
             Self::Ready { generation } => Request::Ready { generation },
             Self::Ping => Request::Ping,
             Self::Bye => Request::Bye,
@@ -274,6 +355,7 @@ impl<P> Reply<P> {
             Self::Occupied(regions) => Reply::Occupied(regions),
             Self::Digest(digest) => Reply::Digest(digest),
             Self::Chain(chain) => Reply::Chain(chain),
+            Self::Adopted(adopted) => Reply::Adopted(adopted),
             Self::Changed { regions, next } => Reply::Changed { regions, next },
             Self::Refused(refusal) => Reply::Refused(refusal),
         })

@@ -45,6 +45,14 @@ mutations! {
     FencedEngineAnswers: "7",
     /// the set becomes empty when nobody answers
     LastMemberRemoved: "10",
+    /// a read is answered whether or not the members' leases hold
+    ReadWithoutLease: "9",
+    /// a lease is counted from the answer that renewed it, not from the request
+    RenewLeaseAtAnswer: "9",
+    /// a replica welcomes another engine while the lease of the one before runs
+    ForgetLeaseOnFence: "9",
+    /// a member that may have lost writes stays when it reconnects
+    SuspectStays: "10a",
     /// a replica says that it can't have lost writes, whatever happened
     SuspectIsContinuous: "10a",
     /// a fence is believed before it is durable
@@ -59,12 +67,24 @@ mutations! {
     ReadOutsideLock: "11",
     /// a replica confirms a write that it has yet to do
     ConfirmedTooEarly: "12",
+    /// no region is ever marked; also shows what marking costs
+    NoMarks: "13",
+    /// a region is marked once its data is written
+    MarkAfterWrite: "13",
     /// a region is written before its mark is durable
     MarkNotSynced: "13",
     /// marks go although regions were never compared
     ClearUnsettled: "14",
     /// a mark goes before the sums of its region are durable
     ClearBeforeIndex: "14",
+    /// marks go without a sync of the data
+    ClearWithoutFlush: "14",
+    /// marks go while writes run that not all members have
+    ClearWithoutLock: "14",
+    /// a block is repaired while it may be written
+    RepairWithoutLock: "19",
+    /// a checksum made from what the disk had wins over a client's
+    UnverifiedWins: "20",
     /// a flush doesn't wait until it is durable which blocks are there
     FlushWithoutIndex: "16",
     /// a flush joins a round that is on its way
@@ -77,6 +97,14 @@ mutations! {
     SnapshotUndrained: "snapshot",
     /// acknowledgements don't need the replica that is being added
     PromotionNotNeeded: "promote 2",
+    /// a replica is recorded before what it has is durable
+    PromotionUnflushed: "promote 3",
+    /// what only the target of a rebuild wrote isn't looked at
+    RebuildIgnoresTargetsMarks: "rebuild",
+    /// a rebuild looks at what was written in this generation, not since the target left
+    DeltaFromWrongBase: "rebuild",
+    /// the head is copied while it is written
+    RebuildWithoutLock: "rebuild",
     /// marked regions keep the stamp of the generation in which they were written
     NoRestamping: "remove",
     /// bytes are served whose sum is wrong

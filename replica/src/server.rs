@@ -1,8 +1,9 @@
 //! A replica as others see it: who may talk to it, and what becomes of each request.
 //!
 //! Owns the sessions. Promises that once a newer session was welcomed, nothing that an older one
-//! had submitted touches the disk any more (rule 2), and that an older one never comes back. The
-//! same code serves a socket and, for a replica inside the engine's process, the engine directly.
+//! had submitted touches the disk any more (rule 2), that an older one never comes back, and that
+//! no other engine counts on a read lease any more (rule 9). The same code serves a socket and, for
+//! a replica inside the engine's process, the engine directly.
 //!
 //! ```text
 //! socket ─▶ Conversation ─▶ Session ─▶ Replica ─▶ Store
@@ -13,12 +14,14 @@ use std::cell::{Cell, RefCell};
 use std::io;
 use std::path::Path;
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Mutex, Notify, mpsc};
 use tracing::{info, warn};
 
+use crate::arbiter::{InstanceId, Member};
+use crate::lease::{LEASE, Lender};
 use crate::listen::{Address, Listener};
 use crate::message::{Advance, Claim, Hello, Refusal, Reply, Request, Role, Welcome};
 use crate::mutation::{self, Mutation};
@@ -48,6 +51,7 @@ pub struct Replica<S: Storage = Directory> {
     pub(crate) generation: Cell<Generation>,
     /// One `Hello` or `Advance` at a time.
     greeting: Mutex<()>,
+    pub(crate) lender: Lender,
     /// How often all layers were dropped to be filled anew: what readers saw before is gone.
     adoptions: Cell<u64>,
 }
@@ -55,6 +59,7 @@ pub struct Replica<S: Storage = Directory> {
 /// What one `Hello` opened.
 pub(crate) struct Session {
     role: Role,
+    claim: Option<Claim>,
     /// Of the replica, when the session began.
     adoptions: u64,
     over: Cell<bool>,
@@ -107,10 +112,17 @@ impl Replica {
 impl<S: Storage> Replica<S> {
     /// A replica over a store that is open.
     pub fn new(store: Store<S>, clock: Clock) -> Rc<Self> {
+        Self::lending(store, clock, LEASE)
+    }
+
+    /// The same with another length of the read lease.
+    pub fn lending(store: Store<S>, clock: Clock, lease: Duration) -> Rc<Self> {
         let generation = store.fence().map_or(Generation::FIRST, |fence| fence.generation);
+        let lender = Lender::after_start(clock(), lease, store.lessee());
         Rc::new(Self {
             store,
             clock,
+            lender,
             engine: RefCell::new(None),
             ending: RefCell::default(),
             generation: Cell::new(generation),
@@ -147,18 +159,23 @@ impl<S: Storage> Replica<S> {
         }
     }
 
-    async fn hello(self: &Rc<Self>, hello: &Hello) -> Result<(Rc<Session>, Welcome), Refusal> {
+    async fn hello(
+        self: &Rc<Self>,
+        hello: &Hello,
+        peer: Peer,
+    ) -> Result<(Rc<Session>, Welcome), Refusal> {
         self.check_identity(&hello.volume, &hello.replica)?;
         let identity = self.store.identity();
         let session = Rc::new(Session {
             role: hello.role,
+            claim: hello.claim.clone(),
             adoptions: self.adoptions.get(),
             over: Cell::new(false),
             running: Cell::new(0),
             idle: Notify::new(),
         });
         match &hello.claim {
-            Some(claim) if hello.role != Role::Reader => self.claim(claim, &session).await?,
+            Some(claim) if hello.role != Role::Reader => self.claim(claim, &session, peer).await?,
             None if hello.role == Role::Reader => self.refuse_to_show_half()?,
             _ => {
                 let message = "an engine claims, a reader doesn't".into();
@@ -172,6 +189,7 @@ impl<S: Storage> Replica<S> {
             synced_generation: self.store.membership().synced_gen,
             marked: self.store.marked_regions().map_err(|error| refusal(&error))?,
             chain: self.store.chain(),
+            lease_ms: self.lender.length().as_millis() as u32,
         };
         Ok((session, welcome))
     }
@@ -192,7 +210,7 @@ impl<S: Storage> Replica<S> {
     }
 
     /// Rule 2: durable, then older ones end, then the answer.
-    async fn claim(&self, claim: &Claim, session: &Rc<Session>) -> Result<(), Refusal> {
+    async fn claim(&self, claim: &Claim, session: &Rc<Session>, peer: Peer) -> Result<(), Refusal> {
         let identity = self.store.identity();
         let other = claim.incarnation.is_some_and(|it| it != identity.incarnation);
         if other && !mutation::is_on(Mutation::WrongIncarnationAccepted) {
@@ -203,9 +221,8 @@ impl<S: Storage> Replica<S> {
         {
             let _one_at_a_time = self.greeting.lock().await;
             let old_is_fine = mutation::is_on(Mutation::OldSessionAccepted);
-            let newer = self.store.fence().filter(|seen| claim.fence <= *seen && !old_is_fine);
-            if let Some(seen) = newer {
-                return Err(Refusal::StaleGeneration { seen });
+            if self.store.fence().is_some_and(|seen| claim.fence <= seen && !old_is_fine) {
+                return Err(self.stale());
             }
             self.store.set_fence(claim.fence).await.map_err(|error| refusal(&error))?;
             if let Some(older) = self.engine.replace(Some(session.clone())) {
@@ -222,15 +239,52 @@ impl<S: Storage> Replica<S> {
             older.until_idle().await;
         }
         self.ending.borrow_mut().retain(|older| older.running.get() > 0);
-        if session.over.get()
-            && let Some(seen) = self.store.fence()
-        {
-            return Err(Refusal::StaleGeneration { seen });
-        }
+        self.lend(claim, session, peer).await?;
         self.generation.set(claim.fence.generation);
         info!(generation = %claim.fence.generation, session = claim.fence.session.0,
             instance = claim.instance.0, "engine welcomed");
         Ok(())
+    }
+
+    /// Rule 9: not while the lease of another engine runs, which nobody can renew any more.
+    async fn lend(&self, claim: &Claim, session: &Session, peer: Peer) -> Result<(), Refusal> {
+        let _one_at_a_time = self.greeting.lock().await;
+        if session.over.get() {
+            return Err(self.stale());
+        }
+        if let Some(left) = self.lender.busy((self.clock)(), &claim.instance) {
+            return Err(Refusal::LeaseBusy { ms: left.as_millis() as u32 + 1 });
+        }
+        // An engine that holds the replica in its own process dies with it.
+        let lessee: Option<&InstanceId> = (peer != Peer::SameProcess).then_some(&claim.instance);
+        if self.store.lessee().as_ref() != lessee {
+            let durable = self.store.set_lessee(lessee.cloned()).await;
+            durable.map_err(|error| refusal(&error))?;
+        }
+        self.lender.lend((self.clock)(), &claim.instance, claim.fence);
+        Ok(())
+    }
+
+    /// The engine said goodbye: its successor needn't wait, even if this replica restarts before.
+    async fn end_lease(&self, session: &Session) {
+        let _one_at_a_time = self.greeting.lock().await;
+        if let Some(claim) = &session.claim
+            && self.lender.end(claim.fence)
+            && let Err(error) = self.store.set_lessee(None).await
+        {
+            warn!(%error, "the next engine has to wait for the lease of the last one");
+        }
+    }
+
+    /// Rule 8: why a session is refused, with what a person needs if nobody newer was granted.
+    fn stale(&self) -> Refusal {
+        let Some(seen) = self.store.fence() else {
+            return Refusal::Invalid { message: "the session is over".into() };
+        };
+        let Membership { synced_gen, synced_set, .. } = self.store.membership();
+        let member = |(replica, incarnation)| Member { replica, incarnation };
+        let synced_set = synced_set.into_iter().map(member).collect();
+        Refusal::StaleGeneration { seen, synced_generation: synced_gen, synced_set }
     }
 
     /// The engine told this replica that it is in sync.
@@ -240,7 +294,7 @@ impl<S: Storage> Replica<S> {
             return Err(Refusal::Invalid { message: "Advance before Hello".into() });
         };
         if session.over.get() {
-            return Err(Refusal::StaleGeneration { seen: fence }); // it waited too long
+            return Err(self.stale()); // it waited too long
         }
         if advance.generation < fence.generation {
             return Ok(()); // overtaken by a later one of the same engine, which says more
@@ -269,22 +323,51 @@ impl<S: Storage> Replica<S> {
     }
 }
 
+/// Who is at the other end of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Peer {
+    /// On another machine, or behind a proxy.
+    Unknown,
+    /// The kernel names the process.
+    Process(u32),
+    /// The engine has opened the replica itself.
+    SameProcess,
+}
+
 /// One connection's view of a replica.
 pub struct Conversation<S: Storage = Directory> {
     replica: Rc<Replica<S>>,
     session: RefCell<Option<Rc<Session>>>,
+    peer: Peer,
 }
 
 impl<S: Storage> Conversation<S> {
     pub fn new(replica: Rc<Replica<S>>) -> Rc<Self> {
-        Rc::new(Self { replica, session: RefCell::new(None) })
+        Self::with(replica, Peer::Unknown)
+    }
+
+    pub fn with(replica: Rc<Replica<S>>, peer: Peer) -> Rc<Self> {
+        Rc::new(Self { replica, session: RefCell::new(None), peer })
+    }
+
+    /// The other end has closed the connection. An engine gives a lease up before it closes its
+    /// end, so that the lease ends if this really was the engine's own end: a dead engine's
+    /// successor needn't wait. A proxy's end says nothing.
+    pub fn closed_by_peer(&self) {
+        let session = self.session.borrow();
+        if let Some(Session { claim: Some(claim), .. }) = session.as_deref()
+            && let Peer::Process(process) = self.peer
+            && claim.process == Some(process)
+        {
+            self.replica.lender.end(claim.fence);
+        }
     }
 
     /// Carries a request out. Must be driven to its end: a dropped future may leave a write that
     /// no session waits for.
     pub async fn handle(&self, request: Request<Rc<Payload>>) -> Reply<Rc<Payload>> {
         if let Request::Hello(hello) = &request {
-            return match self.replica.hello(hello).await {
+            return match self.replica.hello(hello, self.peer).await {
                 Ok((session, welcome)) => {
                     self.session.replace(Some(session));
                     Reply::Welcome(Box::new(welcome))
@@ -296,20 +379,24 @@ impl<S: Storage> Conversation<S> {
             return Reply::Refused(Refusal::Invalid { message: "Hello comes first".into() });
         };
         if session.over.get() {
-            return match self.replica.store.fence() {
-                Some(seen) => Reply::Refused(Refusal::StaleGeneration { seen }),
-                None => Reply::Refused(Refusal::Invalid { message: "the session is over".into() }),
-            };
+            return Reply::Refused(self.replica.stale());
         }
         if session.role == Role::Reader && !is_for_readers(&request) {
             return Reply::Refused(Refusal::Invalid { message: "a reader only reads".into() });
         }
         let _running = Running::begin(&session);
+        if let Some(claim) = &session.claim {
+            self.replica.lender.renew((self.replica.clock)(), claim.fence);
+        }
+        let is_goodbye = matches!(request, Request::Bye);
         if let Request::Advance(advance) = &request {
             let advanced = self.replica.advance(&session, advance).await;
             return advanced.map_or_else(Reply::Refused, |()| Reply::Done);
         }
         let reply = service::carry_out(&self.replica, request).await;
+        if is_goodbye && reply.is_ok() {
+            self.replica.end_lease(&session).await;
+        }
         // A rebuild that began meanwhile, or earlier, has emptied the layers.
         if session.role == Role::Reader && session.adoptions != self.replica.adoptions.get() {
             let message = "it is being rebuilt, and has nothing to show until then".into();
@@ -354,8 +441,9 @@ pub async fn serve<S: Storage>(
         tokio::select! {
             () = &mut stop => return Ok(()),
             accepted = listener.accept() => {
-                let (reader, writer) = accepted?;
-                let conversation = Conversation::new(replica.clone());
+                let (reader, writer, process) = accepted?;
+                let peer = process.map_or(Peer::Unknown, Peer::Process);
+                let conversation = Conversation::with(replica.clone(), peer);
                 tokio::task::spawn_local(async move {
                     if let Err(error) = converse(conversation, reader, writer).await {
                         warn!(%error, "connection closed");
@@ -389,10 +477,18 @@ async fn converse<S: Storage>(
             drop(permit);
         });
     };
+    if end.as_ref().err().is_none_or(is_closed) {
+        conversation.closed_by_peer();
+    }
     drop(replies);
     // What is in flight ends on its own; a client that reads no more must not keep its answers.
     writing.abort();
     end
+}
+
+/// A killed process leaves half a frame, or answers that it hasn't read.
+fn is_closed(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset)
 }
 
 /// Makes an empty directory a replica's, as a member of a volume that is all zero. The directory is

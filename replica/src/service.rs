@@ -2,21 +2,22 @@
 
 use std::rc::Rc;
 
-use ankole_blockdev::disk::{BLOCK_BYTES, Buffer};
+use ankole_blockdev::disk::Buffer;
 
 use crate::chain::ChainChange;
 use crate::chain::index::{BlockSum, Blocks};
-use crate::message::{Refusal, RegionSums, Reply, Request};
+use crate::message::{BAD_REGIONS_MAX, BadRegion, Refusal, RegionSums, Reply, Request};
 use crate::mutation::{self, Mutation};
 use crate::payload::{BlockData, Patch, Payload, Run};
 use crate::server::{Replica, refusal};
-use crate::store::{Membership, ReadError, ReplicaState, Storage, StoreError, View};
-use crate::types::{BLOCKS_PER_REGION, BlockIndex, BlockRange, LayerId, Region};
+use crate::store::{
+    BadBlock, BlockProblem, Membership, ReadError, Replacement, ReplicaState, Storage, StoreError,
+    View,
+};
+use crate::types::{BLOCKS_PER_REGION, BlockRange, LayerId, Region};
 use crate::wire::CHANGED_REGIONS_MAX;
 
 type Outcome = Result<Reply<Rc<Payload>>, Refusal>;
-
-const BLOCK: usize = BLOCK_BYTES as usize;
 
 pub(crate) async fn carry_out<S: Storage>(
     replica: &Rc<Replica<S>>,
@@ -48,9 +49,12 @@ pub(crate) async fn carry_out<S: Storage>(
             done(store.zero(range, generation).await)?;
             if forced { done(store.flush().await) } else { Ok(Reply::Done) }
         }
-        Request::Read { range } => read(replica, View::Top, range).await,
+        Request::Read { range } => read(replica, View::Top, range, Trust::Compared).await,
+        Request::ReadUnverified { range } => read(replica, View::Top, range, Trust::Any).await,
         Request::Map { range } => map(replica, range).await,
-        Request::ReadSnapshot { layer, range } => read(replica, View::Layer(layer), range).await,
+        Request::ReadSnapshot { layer, range } => {
+            read(replica, View::Layer(layer), range, Trust::Any).await
+        }
         Request::Flush => done(store.flush().await),
         Request::Sums { layer, region } => {
             Ok(Reply::Sums(Box::new(own_sums(replica, layer, region).await?)))
@@ -65,6 +69,18 @@ pub(crate) async fn carry_out<S: Storage>(
                 Ok(Reply::Done) // sealed meanwhile: its sums stay unverified until a scrub
             }
         }
+        Request::Repair { layer, region, payload } => {
+            let Payload::Patch(patch) = &*payload else { return Err(wrong_payload()) };
+            let by = Replacement { blocks: patch.blocks, sums: &patch.sums, data: &patch.data };
+            match store.repair_region(layer, region, &by, generation).await {
+                Err(error @ StoreError::NotWritten { .. }) => {
+                    Err(Refusal::Invalid { message: error.to_string() })
+                }
+                other => done(other),
+            }
+        }
+        Request::Clear { regions } => done(store.clear(&regions).await),
+        Request::Marked => Ok(Reply::Occupied(marked(replica)?)),
         Request::Chain(op) => {
             done(store.apply(&op).await)?;
             if let ChainChange::Snapshot { new_head, .. } = op.change {
@@ -78,18 +94,20 @@ pub(crate) async fn carry_out<S: Storage>(
         Request::AdoptChain(chain) => {
             replica.adopts();
             done(store.set_membership(membership(replica, ReplicaState::Rebuilding)).await)?;
-            done(store.adopt_chain(&chain).await)
+            let adopted = store.adopt_chain(&chain).await.map_err(|error| refusal(&error))?;
+            Ok(Reply::Adopted(Box::new(adopted)))
         }
+        Request::Stamps { after } => {
+            let stamped = store.regions_since(after).map_err(|error| refusal(&error))?;
+            Ok(Reply::Occupied(stamped.into_iter().map(|(region, _)| region).collect()))
+        }
+        Request::Mark { regions } => done(store.mark_regions(&regions, generation).await),
         Request::Ready { generation: _ } => {
             done(store.flush().await)?;
             done(store.set_membership(membership(replica, ReplicaState::Ready)).await)
         }
         Request::Ping => Ok(Reply::Done),
-        Request::Bye => {
-            let marked = store.marked_regions().map_err(|error| refusal(&error))?;
-            let regions: Vec<Region> = marked.into_iter().map(|(region, _)| region).collect();
-            done(store.clear(&regions).await)
-        }
+        Request::Bye => done(store.clear(&marked(replica)?).await),
     }
 }
 
@@ -110,11 +128,35 @@ fn membership<S: Storage>(replica: &Replica<S>, state: ReplicaState) -> Membersh
     Membership { state, ..replica.store.membership() }
 }
 
-async fn read<S: Storage>(replica: &Replica<S>, view: View, range: BlockRange) -> Outcome {
+fn marked<S: Storage>(replica: &Replica<S>) -> Result<Vec<Region>, Refusal> {
+    let marked = replica.store.marked_regions().map_err(|error| refusal(&error))?;
+    Ok(marked.into_iter().map(|(region, _)| region).collect())
+}
+
+/// Which blocks may be shown.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Trust {
+    /// Only those whose checksum came from a client or was compared with a peer's (rule 20).
+    Compared,
+    /// Those too whose checksum was made from what the disk had after a crash.
+    Any,
+}
+
+async fn read<S: Storage>(
+    replica: &Replica<S>,
+    view: View,
+    range: BlockRange,
+    trust: Trust,
+) -> Outcome {
     let into = Buffer::zeroed(range.length_bytes() as usize);
     let (result, data) = replica.store.read(view, range, into).await;
-    result.map_err(|error| read_refusal(&error))?;
-    Ok(Reply::Data(Rc::new(Payload::Blocks(BlockData::from_client(data)))))
+    let report = result.map_err(|error| read_refusal(&error))?;
+    if trust == Trust::Compared && !report.unverified.is_empty() {
+        return Err(Refusal::Unverified);
+    }
+    // The store has just checked the bytes against these.
+    let blocks = BlockData { sums: report.sums, data: Rc::new(data) };
+    Ok(Reply::Data(Rc::new(Payload::Blocks(blocks))))
 }
 
 /// As many runs as one answer takes; the asker goes on after the last.
@@ -130,7 +172,9 @@ async fn map<S: Storage>(replica: &Replica<S>, range: BlockRange) -> Outcome {
 
 fn read_refusal(error: &ReadError) -> Refusal {
     match error {
-        ReadError::BadBlocks(_) => Refusal::BadBlocks { message: error.to_string() },
+        ReadError::BadBlocks(bad) => {
+            Refusal::BadBlocks { message: error.to_string(), regions: bad_regions(bad) }
+        }
         ReadError::Store(error) => refusal(error),
     }
 }
@@ -141,7 +185,32 @@ async fn own_sums<S: Storage>(
     region: Region,
 ) -> Result<RegionSums, Refusal> {
     let sums = replica.store.own_sums(layer, region.range()).await;
-    sums.map(RegionSums).map_err(|error| refusal(&error))
+    sums.map(RegionSums).map_err(|error| match error {
+        StoreError::Damaged { .. } => {
+            let bad = BadRegion { layer, region, blocks: Blocks::ALL, index: true };
+            Refusal::BadBlocks { message: error.to_string(), regions: vec![bad] }
+        }
+        error => refusal(&error),
+    })
+}
+
+fn bad_regions(bad: &[BadBlock]) -> Vec<BadRegion> {
+    let mut regions: Vec<BadRegion> = Vec::new();
+    for bad in bad {
+        let (layer, region) = (bad.layer, bad.block.region());
+        let same = |known: &BadRegion| known.layer == layer && known.region == region;
+        let at = match regions.iter().position(same) {
+            Some(at) => at,
+            None if regions.len() < BAD_REGIONS_MAX => {
+                regions.push(BadRegion { layer, region, blocks: Blocks::NONE, index: false });
+                regions.len() - 1
+            }
+            None => continue,
+        };
+        regions[at].blocks.put((bad.block.0 % BLOCKS_PER_REGION) as usize, true);
+        regions[at].index |= matches!(bad.problem, BlockProblem::Index(_));
+    }
+    regions
 }
 
 fn occupied<S: Storage>(replica: &Replica<S>, layer: LayerId) -> Outcome {
@@ -174,17 +243,8 @@ async fn fetch<S: Storage>(
     for slot in blocks.slots() {
         wanted_data.put(slot, matches!(sums.0[slot], BlockSum::Data { .. }));
     }
-    let mut data = Buffer::zeroed(wanted_data.count() as usize * BLOCK);
-    let mut filled = 0;
-    for run in wanted_data.runs() {
-        let first = BlockIndex(region.0 * BLOCKS_PER_REGION + run.start as u64);
-        let range = BlockRange::new(first, run.len() as u64);
-        let into = Buffer::zeroed(run.len() * BLOCK);
-        let (result, read) = replica.store.read(View::Own(layer), range, into).await;
-        result.map_err(|error| read_refusal(&error))?;
-        data[filled..filled + read.len()].copy_from_slice(&read);
-        filled += read.len();
-    }
+    let data = replica.store.read_packed(layer, region, wanted_data).await;
+    let data = data.map_err(|error| read_refusal(&error))?;
     let sums = blocks.slots().map(|slot| sums.0[slot]).collect();
     Ok(Reply::Data(Rc::new(Payload::Patch(Patch { blocks, sums, data: Rc::new(data), digest }))))
 }
@@ -198,38 +258,10 @@ async fn copy<S: Storage>(
 ) -> Outcome {
     let Payload::Patch(patch) = payload else { return Err(wrong_payload()) };
     let generation = replica.generation.get();
-    let slots: Vec<usize> = patch.blocks.slots().collect();
-    let mut offset_bytes = 0;
-    // The store takes runs of neighbouring blocks whose data lies together.
-    for run in patch.blocks.runs() {
-        let at = slots.partition_point(|&slot| slot < run.start);
-        let sums = &patch.sums[at..at + run.len()];
-        let first = BlockIndex(region.0 * BLOCKS_PER_REGION + run.start as u64);
-        for (part, packed) in split_at_data(sums) {
-            let range = BlockRange::new(BlockIndex(first.0 + part.start as u64), part.len() as u64);
-            let blocks = &sums[part.clone()];
-            let copied = replica
-                .store
-                .copy(layer, range, blocks, patch.data.clone(), offset_bytes, generation)
-                .await;
-            copied.map_err(|error| refusal(&error))?;
-            offset_bytes += packed * BLOCK;
-        }
-    }
+    let data = patch.data.clone();
+    let copied = replica.store.copy(layer, region, patch.blocks, &patch.sums, data, generation);
+    copied.await.map_err(|error| refusal(&error))?;
     Ok(Reply::Digest(own_sums(replica, layer, region).await?.digest()))
-}
-
-/// Runs that are all data or all without; how many data blocks each has.
-fn split_at_data(sums: &[BlockSum]) -> Vec<(std::ops::Range<usize>, usize)> {
-    let is_data = |sum: &BlockSum| matches!(sum, BlockSum::Data { .. });
-    let mut parts = Vec::new();
-    let mut start = 0;
-    for chunk in sums.chunk_by(|a, b| is_data(a) == is_data(b)) {
-        let packed = if is_data(&chunk[0]) { chunk.len() } else { 0 };
-        parts.push((start..start + chunk.len(), packed));
-        start += chunk.len();
-    }
-    parts
 }
 
 fn wrong_payload() -> Refusal {

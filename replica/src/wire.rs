@@ -38,6 +38,8 @@ pub const META_BYTES_MAX: u32 = 16 << 20;
 pub const DATA_BYTES_MAX: u32 = (32 << 20) + 2 * BLOCK_BYTES as u32;
 /// Regions in one answer to `Changed`.
 pub const CHANGED_REGIONS_MAX: usize = 16 << 10;
+/// Regions in one `Clear`.
+pub const CLEAR_REGIONS_MAX: usize = 4096;
 
 const BLOCKS_MAX: u64 = VOLUME_BYTES_MAX / BLOCK_BYTES;
 const FORCED: u16 = 1;
@@ -171,6 +173,12 @@ mod kind {
     pub(super) const PING: u8 = 19;
     pub(super) const BYE: u8 = 20;
     pub(super) const MAP: u8 = 21;
+    pub(super) const STAMPS: u8 = 22;
+    pub(super) const MARK: u8 = 23;
+    pub(super) const READ_UNVERIFIED: u8 = 30;
+    pub(super) const REPAIR: u8 = 31;
+    pub(super) const CLEAR: u8 = 32;
+    pub(super) const MARKED: u8 = 33;
 
     pub(super) const DONE: u8 = 128;
     pub(super) const WELCOME: u8 = 129;
@@ -183,6 +191,7 @@ mod kind {
     pub(super) const CHANGED_ARE: u8 = 136;
     pub(super) const REFUSED: u8 = 137;
     pub(super) const MAP_IS: u8 = 138;
+    pub(super) const ADOPTED: u8 = 139;
 }
 
 // ---- requests --------------------------------------------------------------------------------
@@ -213,6 +222,7 @@ pub fn encode_request(seq: u64, request: &Request<Rc<Payload>>) -> Frame {
         }
         Request::Zero { range, forced } => bare(ranged(kind::ZERO, range, *forced)),
         Request::Read { range } => bare(ranged(kind::READ, range, false)),
+        Request::ReadUnverified { range } => bare(ranged(kind::READ_UNVERIFIED, range, false)),
         Request::Map { range } => bare(ranged(kind::MAP, range, false)),
         Request::ReadSnapshot { layer, range } => {
             let header = ranged(kind::READ_SNAPSHOT, range, false);
@@ -228,6 +238,14 @@ pub fn encode_request(seq: u64, request: &Request<Rc<Payload>>) -> Frame {
             Frame::new(at(kind::COPY, layer, region), &payload.meta(), Some(payload))
         }
         Request::Verified { layer, region } => bare(at(kind::VERIFIED, layer, region)),
+        Request::Repair { layer, region, payload } => {
+            Frame::new(at(kind::REPAIR, layer, region), &payload.meta(), Some(payload))
+        }
+        Request::Clear { regions } => {
+            let meta: Vec<u8> = regions.iter().flat_map(|region| region.0.to_le_bytes()).collect();
+            Frame::new(header(kind::CLEAR), &meta, None)
+        }
+        Request::Marked => bare(header(kind::MARKED)),
         Request::DescribeChain => bare(header(kind::DESCRIBE_CHAIN)),
         Request::Changed { after, upto, from } => {
             let subject = after.map_or(NO_LAYER, |layer| layer.0.into());
@@ -238,6 +256,11 @@ pub fn encode_request(seq: u64, request: &Request<Rc<Payload>>) -> Frame {
         Request::Ready { generation } => {
             bare(Header { subject: generation.0.get(), ..header(kind::READY) })
         }
+        Request::Stamps { after } => {
+            let subject = after.map_or(0, |generation| generation.0.get());
+            bare(Header { subject, ..header(kind::STAMPS) })
+        }
+        Request::Mark { regions } => Frame::new(header(kind::MARK), &pack_regions(regions), None),
         Request::Ping => bare(header(kind::PING)),
         Request::Bye => bare(header(kind::BYE)),
     }
@@ -264,6 +287,7 @@ pub fn decode_request(
         }
         kind::ZERO => Request::Zero { range: body.range()?, forced: body.forced() },
         kind::READ => Request::Read { range: body.readable_range()? },
+        kind::READ_UNVERIFIED => Request::ReadUnverified { range: body.readable_range()? },
         kind::MAP => Request::Map { range: body.range()? },
         kind::READ_SNAPSHOT => {
             Request::ReadSnapshot { layer: body.layer_in_meta()?, range: body.readable_range()? }
@@ -282,6 +306,12 @@ pub fn decode_request(
             Request::Copy { layer, region, payload: Rc::new(Payload::Patch(body.patch()?)) }
         }
         kind::VERIFIED => Request::Verified { layer: body.layer()?, region: body.region()? },
+        kind::REPAIR => {
+            let (layer, region) = (body.layer()?, body.region()?);
+            Request::Repair { layer, region, payload: Rc::new(Payload::Patch(body.patch()?)) }
+        }
+        kind::CLEAR => Request::Clear { regions: body.regions()? },
+        kind::MARKED => Request::Marked,
         kind::DESCRIBE_CHAIN => Request::DescribeChain,
         kind::CHANGED => Request::Changed {
             after: (header.subject != NO_LAYER).then(|| body.layer()).transpose()?,
@@ -293,6 +323,8 @@ pub fn decode_request(
             let generation = header.subject.try_into().map_err(|_| body.wrong("generation 0"))?;
             Request::Ready { generation: Generation(generation) }
         }
+        kind::STAMPS => Request::Stamps { after: header.subject.try_into().ok().map(Generation) },
+        kind::MARK => Request::Mark { regions: unpack_regions(body.meta) },
         kind::PING => Request::Ping,
         kind::BYE => Request::Bye,
         unknown => return Err(WireError::Kind(unknown)),
@@ -308,6 +340,7 @@ pub fn encode_reply(seq: u64, reply: &Reply<Rc<Payload>>) -> Frame {
         Reply::Done => Frame::new(header(kind::DONE), &[], None),
         Reply::Welcome(welcome) => json(kind::WELCOME, to_json(welcome)),
         Reply::Chain(chain) => json(kind::CHAIN_IS, to_json(chain)),
+        Reply::Adopted(adopted) => json(kind::ADOPTED, to_json(adopted)),
         Reply::Refused(refusal) => json(kind::REFUSED, to_json(refusal)),
         Reply::Data(payload) => {
             let kind = match **payload {
@@ -346,6 +379,7 @@ pub fn decode_reply(
         kind::DONE => Reply::Done,
         kind::WELCOME => Reply::Welcome(body.json()?),
         kind::CHAIN_IS => Reply::Chain(body.json()?),
+        kind::ADOPTED => Reply::Adopted(body.json()?),
         kind::REFUSED => Reply::Refused(body.json()?),
         kind::BLOCKS => Reply::Data(Rc::new(Payload::Blocks(body.blocks()?))),
         kind::PATCH => Reply::Data(Rc::new(Payload::Patch(body.patch()?))),
@@ -440,6 +474,16 @@ impl<'a> Body<'a> {
         } else {
             Err(self.wrong("its region is past the largest volume"))
         }
+    }
+
+    fn regions(&self) -> Result<Vec<Region>, WireError> {
+        if !self.meta.len().is_multiple_of(8) || self.meta.len() / 8 > CLEAR_REGIONS_MAX {
+            return Err(self.wrong("its list of regions"));
+        }
+        let regions = self.meta.chunks_exact(8).map(|entry| Region(le_u64(entry)));
+        let regions: Vec<Region> = regions.collect();
+        let possible = |region: &Region| region.0 < BLOCKS_MAX / BLOCKS_PER_REGION;
+        if regions.iter().all(possible) { Ok(regions) } else { Err(self.wrong("its regions")) }
     }
 
     fn blocks(self) -> Result<BlockData, WireError> {

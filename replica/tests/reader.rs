@@ -56,7 +56,8 @@ fn a_reader_sees_a_snapshot_as_it_was_and_nothing_once_a_rebuild_began() {
 
         let engine = Conversation::new(served);
         let fence = Fence { generation: Generation::FIRST, session: Session(1) };
-        let claim = Claim { fence, instance: InstanceId("e1".into()), incarnation: None };
+        let claim =
+            Claim { fence, instance: InstanceId("e1".into()), incarnation: None, process: None };
         let hello = Hello {
             volume: "v1".into(),
             replica: replica.clone(),

@@ -1,14 +1,19 @@
 //! Who may talk to a replica, when several try.
 
+use std::cell::Cell;
 use std::num::NonZeroU64;
+use std::path::Path;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ankole_blockdev::disk::Buffer;
 use ankole_replica::arbiter::InstanceId;
+use ankole_replica::lease::LEASE;
 use ankole_replica::message::{Advance, Claim, Hello, Refusal, Reply, Request, Role};
 use ankole_replica::payload::{BlockData, Payload};
-use ankole_replica::server::{Conversation, Replica, format};
+use ankole_replica::server::{Conversation, Peer, Replica, format};
+use ankole_replica::store::file::{Directory, DirectoryOptions};
+use ankole_replica::store::{Store, StoreOptions};
 use ankole_replica::types::{BlockIndex, BlockRange, Fence, Generation, Session};
 use tokio::task::LocalSet;
 
@@ -21,7 +26,7 @@ fn generation(number: u64) -> Generation {
 fn hello(number: u64, session: u64) -> Request<Rc<Payload>> {
     let fence = Fence { generation: generation(number), session: Session(session) };
     let instance = InstanceId(format!("e{number}"));
-    let claim = Some(Claim { fence, instance, incarnation: None });
+    let claim = Some(Claim { fence, instance, incarnation: None, process: None });
     let role = Role::Member;
     Request::Hello(Box::new(Hello { volume: "v1".into(), replica: "r1".into(), role, claim }))
 }
@@ -30,6 +35,39 @@ fn write() -> Request<Rc<Payload>> {
     let data = BlockData::from_client(Buffer::copy_of(&[7; 4096]));
     let payload = Rc::new(Payload::Blocks(data));
     Request::Write { range: BlockRange::new(BlockIndex(3), 1), forced: false, payload }
+}
+
+fn is_busy(reply: &Reply<Rc<Payload>>) -> bool {
+    matches!(reply, Reply::Refused(Refusal::LeaseBusy { .. }))
+}
+
+/// Opens the replica of a directory, with a clock that the test sets.
+async fn open_at(dir: &Path, time: Rc<Cell<Duration>>) -> Rc<Replica> {
+    let directory = Directory::open(dir, &DirectoryOptions::default()).expect("the directory");
+    let store = Store::open(directory, StoreOptions::default()).await.expect("open");
+    let start = Instant::now();
+    Replica::new(store, Rc::new(move || start + time.get()))
+}
+
+/// A replica in a directory, and its clock.
+fn run_timed(test: impl AsyncFnOnce(&Path, Rc<Replica>, Rc<Cell<Duration>>)) {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    LocalSet::new().block_on(&runtime.expect("runtime"), async {
+        format(dir.path(), "v1", &"r1".into(), 4 << 20).await.expect("format");
+        let time = Rc::new(Cell::new(Duration::ZERO));
+        let replica = open_at(dir.path(), time.clone()).await;
+        test(dir.path(), replica, time).await;
+    });
+}
+
+/// Engine e`number`, which is this very process.
+fn local_hello(number: u64, session: u64) -> Request<Rc<Payload>> {
+    let Request::Hello(mut hello) = hello(number, session) else { unreachable!("hello makes one") };
+    if let Some(claim) = &mut hello.claim {
+        claim.process = Some(77);
+    }
+    Request::Hello(hello)
 }
 
 fn run(test: impl AsyncFnOnce(Rc<Replica>)) {
@@ -65,9 +103,9 @@ fn a_new_engine_is_welcomed_while_the_old_one_still_advances() {
         let (old, new) = (Conversation::new(replica.clone()), Conversation::new(replica));
         assert!(matches!(old.handle(hello(2, 1)).await, Reply::Welcome(_)));
         let advance = Box::new(Advance { generation: generation(2), in_sync: vec![] });
-        let (welcome, _) =
+        let (answer, _) =
             tokio::join!(new.handle(hello(3, 1)), old.handle(Request::Advance(advance)));
-        assert!(matches!(welcome, Reply::Welcome(_)));
+        assert!(is_busy(&answer)); // the old one is refused now, and may read for a while
     });
 }
 
@@ -101,5 +139,68 @@ fn a_replica_says_so_when_it_is_asked_for_another_volume() {
         wrong.volume = "v2".into();
         let reply = conversation.handle(Request::Hello(wrong)).await;
         assert!(matches!(reply, Reply::Refused(Refusal::WrongIdentity { .. })));
+    });
+}
+
+/// Rule 9: the older engine may be cut off from everybody else and still read here.
+#[test]
+fn the_next_engine_is_welcomed_when_nobody_can_read_under_the_last_one_any_more() {
+    run_timed(async |_, replica, time| {
+        let (old, new) = (Conversation::new(replica.clone()), Conversation::new(replica));
+        assert!(matches!(old.handle(hello(2, 1)).await, Reply::Welcome(_)));
+        time.set(LEASE / 2);
+        assert_eq!(old.handle(Request::Ping).await.without_data(), Some(Reply::Done));
+        time.set(LEASE + LEASE / 4);
+        assert!(is_busy(&new.handle(hello(3, 1)).await));
+        // Fenced already: what it asks renews nothing.
+        let stale = |reply| matches!(reply, Reply::Refused(Refusal::StaleGeneration { .. }));
+        assert!(stale(old.handle(Request::Ping).await));
+        assert!(stale(new.handle(hello(3, 1)).await), "it asks again with a newer session");
+        time.set(LEASE + LEASE / 2);
+        assert!(matches!(new.handle(hello(3, 2)).await, Reply::Welcome(_)));
+    });
+}
+
+/// Every take-over after a kill once would have taken three seconds.
+#[test]
+fn a_dead_engine_on_this_machine_keeps_nobody_waiting_but_the_end_of_a_proxy_does() {
+    run_timed(async |_, replica, _| {
+        let proxied = Conversation::with(replica.clone(), Peer::Process(78));
+        assert!(matches!(proxied.handle(local_hello(2, 1)).await, Reply::Welcome(_)));
+        proxied.closed_by_peer();
+        let direct = Conversation::with(replica.clone(), Peer::Process(77));
+        assert!(is_busy(&direct.handle(local_hello(3, 1)).await));
+        assert!(matches!(direct.handle(local_hello(2, 2)).await, Reply::Refused(_)));
+        // The same engine over a direct connection.
+        let Request::Hello(mut again) = local_hello(2, 1) else { unreachable!("a hello") };
+        if let Some(claim) = &mut again.claim {
+            claim.fence = Fence { generation: generation(3), session: Session(2) };
+        }
+        assert!(matches!(direct.handle(Request::Hello(again)).await, Reply::Welcome(_)));
+        let next = Conversation::new(replica);
+        assert!(is_busy(&next.handle(hello(4, 1)).await));
+        proxied.closed_by_peer(); // an older session of it
+        assert!(is_busy(&next.handle(hello(4, 2)).await));
+        direct.closed_by_peer();
+        assert!(matches!(next.handle(hello(4, 3)).await, Reply::Welcome(_)));
+    });
+}
+
+/// A killed replica may have lent until its last moment; only a goodbye is remembered.
+#[test]
+fn a_lease_outlives_the_replica_that_lent_it_but_not_a_goodbye() {
+    run_timed(async |dir, replica, time| {
+        let engine = Conversation::new(replica.clone());
+        assert!(matches!(engine.handle(hello(2, 1)).await, Reply::Welcome(_)));
+        drop((engine, replica));
+        let replica = open_at(dir, time.clone()).await;
+        let next = Conversation::new(replica.clone());
+        assert!(is_busy(&next.handle(hello(3, 1)).await));
+        time.set(LEASE);
+        assert!(matches!(next.handle(hello(3, 2)).await, Reply::Welcome(_)));
+        assert_eq!(next.handle(Request::Bye).await.without_data(), Some(Reply::Done));
+        drop((next, replica));
+        let next = Conversation::new(open_at(dir, time).await);
+        assert!(matches!(next.handle(hello(4, 1)).await, Reply::Welcome(_)));
     });
 }

@@ -17,6 +17,9 @@ use ankole_replica::types::{
 use crate::schedule::Schedule;
 use crate::tasks::{Tasks, at_once};
 
+/// How long a replica's read lease lasts: many round trips, and less than the open waits.
+const LEASE: Duration = Duration::from_millis(120);
+
 pub const SECTOR_BYTES: u64 = 512;
 pub const SECTORS: usize = (BLOCK_BYTES / SECTOR_BYTES) as usize;
 
@@ -134,7 +137,7 @@ impl<W: 'static> Machine<W> {
         assert!(store.fence() >= self.welcomed, "{} has forgotten whom it welcomed (I4)", self.id);
         let synced = store.membership().synced_gen;
         assert!(synced >= self.synced, "{} has forgotten that it was in sync (I4)", self.id);
-        let replica = Replica::new(store, self.clock.clone());
+        let replica = Replica::lending(store, self.clock.clone(), LEASE);
         self.process = Some(Process { tasks: Tasks::new(), replica });
         self.started = tick;
     }
@@ -188,6 +191,11 @@ impl<W: 'static> Machine<W> {
         if let Some((bytes, bit)) = self.rotten.take() {
             self.disk.undo_rot(&bytes, bit);
         }
+    }
+
+    /// Whether it may differ from the others after a crash.
+    pub fn is_marked(&self) -> bool {
+        self.look(|store| store.marked_regions().map_or(true, |marked| !marked.is_empty()))
     }
 
     /// Looks at what the replica has, without its noticing.

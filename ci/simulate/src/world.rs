@@ -105,6 +105,11 @@ pub struct World {
     /// Replicas that are far away for a while.
     slow: BTreeMap<usize, u64>,
     unreachable: BTreeMap<usize, u64>,
+    /// Which engine can't reach which replica, until when.
+    split: BTreeMap<(u64, usize), u64>,
+    /// Engines and replicas are on one machine: a closed socket ends its lease.
+    kernel_tells: bool,
+    cut_at: u64,
     jobs: bool,
     pending: Option<PendingJob>,
     wants_revert: bool,
@@ -145,6 +150,7 @@ impl World {
         let record = Record::first(in_sync);
         let menu = (0..adversary::FAULTS).filter(|_| rng.percent(40)).collect();
         let jobs = rng.percent(60);
+        let kernel_tells = rng.percent(50);
         let mut world = Self {
             rng,
             base: Instant::now(),
@@ -169,6 +175,9 @@ impl World {
             menu,
             slow: BTreeMap::new(),
             unreachable: BTreeMap::new(),
+            split: BTreeMap::new(),
+            kernel_tells,
+            cut_at: 0,
             jobs,
             pending: None,
             wants_revert: false,
@@ -266,6 +275,7 @@ impl World {
         }
         self.slow.clear();
         self.unreachable.clear();
+        self.split.clear();
     }
 
     fn is_whole(&self) -> bool {
@@ -281,12 +291,23 @@ impl World {
             && status.waiting.is_empty()
             && self.members().into_iter().collect::<BTreeSet<_>>() == self.wanted
             && status.peers.iter().all(|peer| !peer.wanted || peer.reason.is_none())
+            // What nobody can read stays marked until it is written anew.
+            && (status.lost.is_some()
+                || self.members().into_iter().all(|at| !self.machines[at].is_marked()))
     }
 
+    /// Whose copy the record means.
     fn members(&self) -> Vec<usize> {
-        let named = |at: &usize| self.is_member(*at);
-        (0..self.machines.len()).filter(named).collect()
+        (0..self.machines.len()).filter(|at| self.is_meant(&self.record, *at)).collect()
     }
+
+    fn is_meant(&self, record: &Record, at: usize) -> bool {
+        let Machine { id, incarnation, .. } = &self.machines[at];
+        let is_it = |it: &Member| it.replica == *id && it.incarnation == *incarnation;
+        record.in_sync.iter().any(is_it)
+    }
+
+    /// Whether the record names it, be it for a directory that is gone.
 
     fn is_member(&self, at: usize) -> bool {
         self.record.in_sync.iter().any(|member| member.replica == self.machines[at].id)

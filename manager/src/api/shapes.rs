@@ -48,8 +48,12 @@ pub(super) fn volume() -> VolumeView {
     };
     let mut rebuilt = replica("r2", Mode::WriteOnly, false);
     rebuilt.reason = Some("it was away".into());
-    rebuilt.rebuild =
-        Some(Progress { done_bytes: 1 << 20, total_bytes: 1 << 30, bytes_per_second: 1 << 20 });
+    rebuilt.rebuild = Some(Progress {
+        done_bytes: 1 << 20,
+        total_bytes: 1 << 30,
+        bytes_per_second: 1 << 20,
+        ..Progress::default()
+    });
     rebuilt.rebuild_seconds_left = rebuilt.rebuild.as_ref().and_then(seconds_left);
     VolumeView {
         name: "v1".parse().unwrap(),

@@ -4,8 +4,9 @@ use std::time::{Duration, Instant};
 
 const FIRST: Duration = Duration::from_millis(500);
 const LONGEST: Duration = Duration::from_secs(30);
-/// What lived this long was well; its failure is a first one.
-const WELL: Duration = Duration::from_secs(60);
+/// What lived this long was well; its failure is a first one. Short, since every second of it may be
+/// one in which a volume's clients wait for an engine that was killed twice.
+const WELL: Duration = Duration::from_secs(3);
 
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Backoff {

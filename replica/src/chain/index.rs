@@ -42,7 +42,7 @@ const _: () = assert!(3 * SUMS_PER_SECTOR >= BLOCKS && BLOCKS == 256);
 pub const ZERO_BLOCK_SUM: u32 = 0x98f9_4189;
 
 /// A set of blocks of one region.
-#[derive(Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Blocks([u64; 4]);
 
 impl Blocks {

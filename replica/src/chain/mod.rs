@@ -8,5 +8,5 @@ pub mod layer;
 mod tree;
 
 pub use layer::{LayerInfo, Seal};
-pub(crate) use tree::Joining;
 pub use tree::{Chain, ChainChange, ChainError, ChainInfo, ChainOp, JoinPlan, LAYERS_MAX};
+pub(crate) use tree::{Difference, Joining, Layer};

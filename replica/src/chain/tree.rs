@@ -9,6 +9,9 @@
 //!         └◀── L4                  another branch, left behind by a revert
 //! ```
 
+mod adoption;
+
+pub(crate) use adoption::Difference;
 use serde::{Deserialize, Serialize};
 
 use super::layer::{LayerInfo, Seal};
@@ -126,23 +129,6 @@ impl Chain {
         };
         Self { layers: vec![layer], head, last_op: ChainOpId(0), next_file: 2, joining: None }
             .checked()
-    }
-
-    /// A chain with the layers of `info`, all of them empty and to be filled, in files that this
-    /// one doesn't use.
-    pub(crate) fn adopting(&self, info: &ChainInfo) -> Result<Self, ChainError> {
-        let layers = info.layers.iter().zip(self.next_file..).map(|(layer, file)| Layer {
-            id: layer.id,
-            parent: layer.parent,
-            seal: layer.seal.clone(),
-            removed: layer.removed,
-            size_bytes: layer.size_bytes,
-            file,
-            filling: layer.id != info.head,
-        });
-        let layers: Vec<_> = layers.collect();
-        let next_file = self.next_file + layers.len() as u32;
-        Self { layers, head: info.head, last_op: info.last_op, next_file, joining: None }.checked()
     }
 
     /// Believes a chain that came from a file or a peer only if it is one.
@@ -432,6 +418,6 @@ mod tests {
         assert!(matches!(cycle.checked(), Err(ChainError::Unsound(_))));
         let mut gap = chain.info(|_| 0);
         gap.layers.remove(0);
-        assert!(matches!(chain.adopting(&gap), Err(ChainError::Unsound(_))));
+        assert!(matches!(chain.adopted(&gap, &Default::default()), Err(ChainError::Unsound(_))));
     }
 }

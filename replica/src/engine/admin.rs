@@ -16,7 +16,7 @@ use crate::admin::{
 };
 use crate::chain::{ChainInfo, LAYERS_MAX, LayerInfo, Seal};
 use crate::listen::Address;
-use crate::replication::{Job, PeerStatus};
+use crate::replication::{Job, RebuildStatus};
 use crate::types::{LayerId, ReplicaId, VOLUME_BYTES_MAX, VOLUME_UNIT_BYTES};
 
 /// Longest request, in bytes.
@@ -145,7 +145,7 @@ impl Engine {
         self.run_job(Job::Expand { size_bytes }).await.map_err(failed)
     }
 
-    fn set_replicas(&self, replicas: Vec<ReplicaAddress>) -> Done {
+    pub fn set_replicas(&self, replicas: Vec<ReplicaAddress>) -> Done {
         let mut addresses = BTreeMap::new();
         for ReplicaAddress { replica, address } in replicas {
             let parsed: Address = address
@@ -190,7 +190,8 @@ impl Engine {
             address: state.addresses.get(&peer.replica).map(Address::to_string).unwrap_or_default(),
             mode: peer.mode,
             reason: peer.reason.clone(),
-            rebuild: progress(peer),
+            rebuild: peer.rebuild.map(progress),
+            last_rebuild: peer.last_rebuild.map(progress),
         });
         EngineStatus {
             volume: self.0.volume.clone(),
@@ -200,6 +201,9 @@ impl Engine {
             endpoint: self.0.endpoint.borrow().clone(),
             replicas: replicas.collect(),
             unsettled_bytes: status.unsettled_bytes,
+            repaired_blocks: status.repaired_blocks,
+            unverified_bytes: status.unverified_bytes,
+            lost: status.lost,
             waiting: status.waiting,
             clients: (self.0.clients.borrow())(),
             snapshots: chain.layers.iter().filter_map(|layer| snapshot(chain, layer)).collect(),
@@ -251,12 +255,16 @@ fn named_parent(chain: &ChainInfo, layer: &LayerInfo) -> Option<String> {
     None
 }
 
-fn progress(peer: &PeerStatus) -> Option<Progress> {
-    let rebuild = peer.rebuild?;
-    let elapsed_ms = rebuild.started.elapsed().as_millis().max(1) as u64;
-    Some(Progress {
+fn progress(rebuild: RebuildStatus) -> Progress {
+    let left = rebuild.total_bytes.saturating_sub(rebuild.done_bytes);
+    let rate = rebuild.bytes_per_second;
+    Progress {
         done_bytes: rebuild.done_bytes,
         total_bytes: rebuild.total_bytes,
-        bytes_per_second: rebuild.done_bytes.saturating_mul(1000) / elapsed_ms,
-    })
+        bytes_per_second: rate,
+        moved_bytes: rebuild.moved_bytes,
+        eta_s: (rate > 0).then(|| left.div_ceil(rate)),
+        since: rebuild.since,
+        stage: rebuild.stage,
+    }
 }

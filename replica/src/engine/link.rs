@@ -14,7 +14,7 @@ use crate::listen::{self, Address};
 use crate::message::Request;
 use crate::payload::Payload;
 use crate::replication::{Destination, LinkId, Slot};
-use crate::server::{Conversation, Replica};
+use crate::server::{Conversation, Peer, Replica};
 use crate::store::StoreError;
 use crate::stream::{FrameReader, write_frames};
 use crate::wire::{self, Frame};
@@ -49,7 +49,7 @@ impl Link {
                 let reason = match address {
                     Address::Directory(path) => match engine.0.local.open(&path).await {
                         Ok(replica) => {
-                            let conversation = Conversation::new(replica);
+                            let conversation = Conversation::with(replica, Peer::SameProcess);
                             let local =
                                 Route::Local { engine: engine.clone(), slot, link, conversation };
                             route.replace(local);

@@ -63,6 +63,8 @@ struct Shared {
     local: LocalReplicas,
     /// Wakes the timer: something may be due earlier than it thinks.
     sooner: Notify,
+    /// When the timer looks again.
+    awake_at: Cell<Instant>,
     size_bytes: watch::Sender<u64>,
     end: watch::Sender<Option<End>>,
     endpoint: RefCell<Option<String>>,
@@ -84,6 +86,14 @@ struct State {
     jobs: HashMap<JobId, oneshot::Sender<Result<(), String>>>,
 }
 
+fn replicas_at(
+    addresses: &BTreeMap<ReplicaId, Address>,
+    is_there: impl Fn(&Address) -> bool,
+) -> Vec<ReplicaId> {
+    let there = addresses.iter().filter(|(_, address)| is_there(address));
+    there.map(|(replica, _)| replica.clone()).collect()
+}
+
 impl Engine {
     /// Starts to open the volume. Within a `LocalSet`.
     pub fn start(
@@ -91,6 +101,13 @@ impl Engine {
         addresses: BTreeMap<ReplicaId, Address>,
         arbiter: Box<dyn Arbiter>,
     ) -> Self {
+        let in_process: Vec<_> = replicas_at(&addresses, |at| matches!(at, Address::Directory(_)));
+        let local = if in_process.is_empty() {
+            replicas_at(&addresses, |at| matches!(at, Address::Unix(_)))
+        } else {
+            in_process
+        };
+        let config = Config { local, process: Some(std::process::id()), ..config };
         let slots = config.replicas.clone();
         let volume = config.volume.clone();
         let state = State {
@@ -107,6 +124,7 @@ impl Engine {
             arbiter,
             local: LocalReplicas::default(),
             sooner: Notify::new(),
+            awake_at: Cell::new(Instant::now()),
             size_bytes: watch::Sender::new(0),
             end: watch::Sender::new(None),
             endpoint: RefCell::new(None),
@@ -212,6 +230,10 @@ impl Engine {
         while let Some(action) = state.core.poll_action() {
             self.perform(&mut state, action);
         }
+        let next_step = state.core.next_rebuild_step();
+        if state.core.take_sooner() || next_step.is_some_and(|due| due < self.0.awake_at.get()) {
+            self.0.sooner.notify_one();
+        }
         result
     }
 
@@ -225,7 +247,6 @@ impl Engine {
                 let reason = reason.and_then(|peer| peer.reason).unwrap_or_default();
                 warn!(volume = self.0.volume, replica = ?name, reason, "replica left");
                 state.links.remove(&link);
-                self.0.sooner.notify_one();
             }
             Action::Send { link, seq, request, into, .. } => {
                 if let Some(Destination::Transfer(transfer)) = into {
@@ -272,6 +293,7 @@ impl Engine {
             let due = self.0.state.borrow().core.poll_timeout();
             let latest = Instant::now() + TICK;
             let at = due.map_or(latest, |due| due.min(latest));
+            self.0.awake_at.set(at);
             tokio::select! {
                 () = tokio::time::sleep_until(at.into()) => {}
                 () = self.0.sooner.notified() => continue,

@@ -122,8 +122,11 @@ impl State {
         let Reply::Data(payload) = reply else { return reply.without_data() };
         match (into?, &*payload) {
             (Destination::Read(io), Payload::Blocks(_) | Payload::Map(_)) => {
-                if let Some(pending) = self.requests.by_id.get_mut(&io) {
-                    pending.read = Some(payload);
+                // Of two members that were asked the first counts.
+                if let Some(pending) = self.requests.by_id.get_mut(&io)
+                    && pending.asker.is_some()
+                {
+                    pending.read.get_or_insert(payload);
                 }
                 Some(Reply::Data(()))
             }

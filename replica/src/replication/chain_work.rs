@@ -67,8 +67,35 @@ impl ChainWork {
         })
     }
 
+    /// Some members have the change and others may not.
+    pub(super) fn is_applying(&self) -> bool {
+        self.current.as_ref().is_some_and(|current| {
+            matches!(
+                current.stage,
+                Stage::Applying { .. } | Stage::Removing | Stage::Describing { .. }
+            )
+        })
+    }
+
+    /// Gives up what was asked for; whom to tell.
+    pub(super) fn abandon(&mut self) -> Vec<JobId> {
+        let current = self.current.take().map(|current| current.id);
+        let queued = std::mem::take(&mut self.queue).into_iter().map(|(id, _)| id);
+        current.into_iter().chain(queued).collect()
+    }
+
+    /// From here on until it is reported, nothing else may touch the layers.
+    pub(super) fn is_cutting(&self) -> bool {
+        self.current.as_ref().is_some_and(|current| current.stage != Stage::Settling)
+    }
+
     pub(super) fn is_idle(&self) -> bool {
-        self.current.is_none() && self.queue.is_empty() && self.joining.is_empty()
+        self.is_at_rest() && self.queue.is_empty()
+    }
+
+    /// Nothing runs; something may wait.
+    pub(super) fn is_at_rest(&self) -> bool {
+        self.current.is_none() && self.joining.is_empty()
     }
 }
 
@@ -85,17 +112,20 @@ impl Core {
         }
         let steady = self.is_steady();
         let live = self.live();
+        let is_quiet = self.writes_in_flight == 0 && !self.clears_or_repairs();
         let Some(current) = &mut self.chain_work.current else {
             return self.drive_joins(now);
         };
         let reverts = matches!(current.job, Job::Revert { .. });
         let is_read = |io: &Io| !io.answered && !io.is_write() && io.is_admitted();
-        let is_drained = self.writes_in_flight == 0 && !(reverts && self.ios.values().any(is_read));
+        let is_drained = is_quiet && !(reverts && self.ios.values().any(is_read));
         let is_drained = is_drained || mutation::is_on(Mutation::SnapshotUndrained);
         let is_settled = self.settle.is_done() || mutation::is_on(Mutation::SnapshotUnsettled);
         match &current.stage {
-            Stage::Settling if is_settled => current.stage = Stage::Draining,
-            Stage::Draining if steady && is_drained => {
+            Stage::Settling if is_settled && self.promoting.is_none() => {
+                current.stage = Stage::Draining;
+            }
+            Stage::Draining if steady && is_drained && self.rebuilds.is_at_rest() => {
                 let waiting = self.writable();
                 self.set_stage_of_chain(Stage::Flushing { waiting });
                 for slot in waiting.iter() {
@@ -125,15 +155,6 @@ impl Core {
         if let Some(current) = &mut self.chain_work.current {
             current.stage = stage;
         }
-    }
-
-    /// A target that has got the chain but not yet begun to take changes would miss one.
-    fn is_mid_adoption(&self) -> bool {
-        self.promoting.is_some()
-            || self
-                .rebuild
-                .as_ref()
-                .is_some_and(|rebuild| !self.peer(rebuild.target).is_write_only())
     }
 
     pub(super) fn chain_flushed(&mut self, now: Instant, slot: Slot, reply: Reply<()>) {
@@ -232,6 +253,7 @@ impl Core {
         let described = |current: &mut Current| current.stage == asked;
         let Some(current) = self.chain_work.current.take_if(described) else { return };
         self.take_chain(*chain);
+        self.rebuilds_follow_chain();
         self.act(Action::JobDone { job: current.id, result: current.result });
         self.schedule_joins();
         self.start_waiting_ios(now);
@@ -292,7 +314,8 @@ impl Core {
     }
 
     fn drive_joins(&mut self, now: Instant) {
-        if self.rebuild.is_some() || !self.is_steady() || !matches!(self.phase, Phase::Serving) {
+        let rebuilds = !self.rebuilds.is_idle() || self.wants_rebuild();
+        if rebuilds || !self.is_steady() || !matches!(self.phase, Phase::Serving) {
             return;
         }
         for slot in self.live().iter() {
@@ -350,7 +373,8 @@ impl Core {
             }
             Closing::Flushing(waiting) if waiting.is_empty() => {
                 // With unsettled regions left the marks must stay, for the next engine.
-                if !self.settle.is_done() && !mutation::is_on(Mutation::ClearUnsettled) {
+                let unlike = !self.settle.is_done() || self.repairs.has_undecided();
+                if unlike && !mutation::is_on(Mutation::ClearUnsettled) {
                     return self.end(End::Detached);
                 }
                 let waiting = self.live();

@@ -10,20 +10,23 @@ use super::action::{
     Action, Destination, End, IoId, JobId, LinkId, Operation, Payload, TransferId,
 };
 use super::chain_work::ChainWork;
+use super::clear::Clearing;
 use super::flush::Flushes;
+use super::hedge::Hedges;
 use super::io::Io;
 use super::locks::{LockId, RangeLocks};
 use super::membership::Changing;
 use super::opening::Opening;
-use super::peer::{Peer, PeerState, Purpose};
-use super::rebuild::{LateFetch, Rebuild};
+use super::peer::{Absence, Asked, Peer, PeerState, Purpose};
+use super::rebuild::{Rebuilds, StepId};
+use super::repair::Repairs;
 use super::settle::Settle;
 use super::slots::{SLOTS_MAX, Slot, Slots};
 use crate::arbiter::{InstanceId, Record, Refused};
 use crate::chain::ChainInfo;
 use crate::message::{Refusal, Reply, Request};
 use crate::mutation::{self, Mutation};
-use crate::types::{Fence, Generation, LayerId, Region, ReplicaId, Session};
+use crate::types::{Fence, Generation, ReplicaId, Session};
 
 /// What one engine process is told at its start.
 #[derive(Clone, Debug)]
@@ -39,6 +42,23 @@ pub struct Config {
     pub replica_timeout: Duration,
     /// Pause before a lost connection is tried again.
     pub reconnect_after: Duration,
+    /// How long the open waits for a member at whose address nobody listens: its process may still
+    /// be starting.
+    pub dead_timeout: Duration,
+    /// How long a member whose link broke may take to come back before it is removed.
+    pub rejoin_grace: Duration,
+    /// How long a member may be far slower than all others.
+    pub slow_patience: Duration,
+    /// Replicas on this machine: read from these first.
+    pub local: Vec<ReplicaId>,
+    /// This process, so that replicas on the same machine learn of its death from the kernel.
+    pub process: Option<u32>,
+    /// What rebuilds may move, all of them together. `None`: what the frontend leaves them.
+    pub rebuild_bytes_per_second: Option<u64>,
+    /// A region that wasn't written for so long loses its mark.
+    pub clear_after: Duration,
+    /// Beyond so many marked regions, the least recently written lose theirs sooner.
+    pub marked_regions: usize,
 }
 
 impl Config {
@@ -51,6 +71,14 @@ impl Config {
             open_timeout: Duration::from_secs(10),
             replica_timeout: Duration::from_secs(8),
             reconnect_after: Duration::from_millis(200),
+            dead_timeout: Duration::from_secs(2),
+            rejoin_grace: Duration::from_secs(1),
+            slow_patience: Duration::from_secs(3),
+            local: Vec::new(),
+            process: None,
+            rebuild_bytes_per_second: None,
+            clear_after: Duration::from_secs(10),
+            marked_regions: 1024,
         }
     }
 }
@@ -75,7 +103,8 @@ pub(super) enum Closing {
 #[derive(Clone, Copy, Debug)]
 pub(super) enum LockOwner {
     Io(IoId),
-    Rebuild(LayerId, Region),
+    Rebuild(StepId),
+    Repair,
 }
 
 #[derive(Debug)]
@@ -100,8 +129,9 @@ pub struct Core {
     /// Writes wait here while the chain changes.
     pub(super) parked: VecDeque<IoId>,
     pub(super) settle: Settle,
-    pub(super) rebuild: Option<Rebuild>,
-    pub(super) late_fetches: BTreeMap<TransferId, LateFetch>,
+    pub(super) clearing: Clearing,
+    pub(super) repairs: Repairs,
+    pub(super) rebuilds: Rebuilds,
     pub(super) chain_work: ChainWork,
     pub(super) chain: ChainInfo,
     actions: VecDeque<Action>,
@@ -110,8 +140,15 @@ pub struct Core {
     next_link: u64,
     next_transfer: u64,
     next_session: u64,
-    next_reader: usize,
-    pub(super) rebuilds: u64,
+    /// Since when there is a live member, after there was none.
+    pub(super) live_since: Instant,
+    /// Reads whose data is there, and that can't be told before all leases hold.
+    pub(super) lease_waiters: Vec<IoId>,
+    pub(super) hedges: Hedges,
+    /// When members are compared next by how fast they are.
+    pub(super) pace_at: Instant,
+    /// Something may be due earlier than the clock was told.
+    pub(super) is_sooner: bool,
 }
 
 impl Core {
@@ -121,8 +158,9 @@ impl Core {
         let slots = (0..).map(Slot);
         let peers = config.replicas.iter().cloned().zip(slots);
         let peers = peers.map(|(id, slot)| Peer::new(id, slot, now)).collect();
+        let rebuilds = Rebuilds::new(now, config.rebuild_bytes_per_second);
         let mut core = Self {
-            phase: Phase::Opening(Opening::new(now + config.open_timeout)),
+            phase: Phase::Opening(Opening::new(now, &config)),
             config,
             record: None,
             peers,
@@ -137,8 +175,9 @@ impl Core {
             flushes: Flushes::default(),
             parked: VecDeque::new(),
             settle: Settle::default(),
-            rebuild: None,
-            late_fetches: BTreeMap::new(),
+            clearing: Clearing::default(),
+            repairs: Repairs::default(),
+            rebuilds,
             chain_work: ChainWork::default(),
             chain: ChainInfo::empty(),
             actions: VecDeque::new(),
@@ -147,8 +186,11 @@ impl Core {
             next_link: 0,
             next_transfer: 0,
             next_session: 0,
-            next_reader: 0,
-            rebuilds: 0,
+            live_since: now,
+            lease_waiters: Vec::new(),
+            hedges: Hedges::default(),
+            pace_at: now,
+            is_sooner: false,
         };
         core.act(Action::ReadRecord);
         core
@@ -164,6 +206,7 @@ impl Core {
     pub fn submit(&mut self, now: Instant, operation: Operation) -> IoId {
         let id = IoId(self.next_io);
         self.next_io += 1;
+        self.rebuilds.notice_foreground(now);
         self.ios.insert(id, Io::new(operation));
         match self.phase {
             Phase::Opening(_) | Phase::Serving => self.admit(now, id),
@@ -192,7 +235,7 @@ impl Core {
 
     pub fn disconnected(&mut self, now: Instant, slot: Slot, link: LinkId, reason: &str) {
         if self.is_current(slot, link) {
-            self.lose(now, slot, reason);
+            self.link_lost(now, slot, reason);
             self.pump(now);
         }
     }
@@ -202,15 +245,15 @@ impl Core {
         if !self.is_current(slot, link) {
             return;
         }
-        let Some(purpose) = self.peer_mut(slot).answered(now, seq) else {
+        let Some(Asked { purpose, sent }) = self.peer_mut(slot).answered(now, seq) else {
             self.lose(now, slot, "it answered what wasn't asked");
             return self.pump(now);
         };
-        if let Reply::Refused(Refusal::StaleGeneration { seen }) = reply {
-            let who = &self.peer(slot).id;
-            let reason = format!("replica {who} serves a newer engine ({})", seen.generation);
-            return self.end(End::Fenced(reason));
+        if let Reply::Refused(refusal @ Refusal::StaleGeneration { .. }) = &reply {
+            return self.end(End::Fenced(self.fenced_by(slot, refusal)));
         }
+        self.renew_lease(now, slot, &purpose, sent, &reply);
+        self.measure(slot, &purpose, now.saturating_duration_since(sent), &reply);
         self.dispatch(now, slot, purpose, reply);
         self.pump(now);
     }
@@ -236,9 +279,16 @@ impl Core {
             let late = peer.owes_answer() && now >= peer.progress_at + self.config.replica_timeout;
             if late && !self.is_last_live(slot) {
                 let seconds = self.config.replica_timeout.as_secs();
-                self.lose(now, slot, &format!("no answer for {seconds} s"));
+                let reason = format!("no answer for {seconds} s");
+                // The open has a deadline of its own for who is silent.
+                let absence =
+                    if self.is_open() { Absence::Gone } else { Absence::Brief { since: now } };
+                self.lose_as(now, slot, absence, &reason);
             }
         }
+        self.ask_whether_alive(now);
+        self.drop_too_slow(now);
+        self.hedge_reads(now);
         self.retry_full_disks(now);
         self.pump(now);
     }
@@ -259,7 +309,22 @@ impl Core {
             Phase::Opening(opening) => opening.deadline(),
             _ => None,
         };
-        peers.chain(opening).chain(self.next_disk_retry()).min()
+        peers
+            .chain(opening)
+            .chain(self.next_disk_retry())
+            .chain(self.next_rebuild_step())
+            .chain(self.next_clear())
+            .chain(self.settle.retry_at())
+            .chain(self.hedges.due())
+            .chain(self.next_grace())
+            .chain(self.next_pace_check())
+            .chain(self.next_alive_check())
+            .min()
+    }
+
+    /// Whether [`poll_timeout`](Self::poll_timeout) may say something earlier than before.
+    pub fn take_sooner(&mut self) -> bool {
+        std::mem::take(&mut self.is_sooner)
     }
 
     /// Asks for a clean end: what is in flight is finished, then all is flushed.
@@ -310,9 +375,13 @@ impl Core {
         self.drive_opening(now);
         self.drive_membership(now);
         self.drive_settle(now);
+        self.drive_repair(now);
+        self.drive_clear(now);
         self.drive_rebuild(now);
         self.drive_chain_work(now);
         self.drive_flushes(now);
+        self.drive_failed(now);
+        self.drive_leases(now);
         self.drive_closing(now);
     }
 
@@ -334,12 +403,9 @@ impl Core {
             Purpose::RebuildOccupied(number, layer) => {
                 self.rebuild_occupied(now, slot, number, layer, reply);
             }
-            Purpose::RebuildFetch(layer, region, transfer) => {
-                self.rebuild_fetched(now, slot, (layer, region), transfer, reply);
-            }
-            Purpose::RebuildCopy(layer, region) => {
-                self.rebuild_copied(now, slot, (layer, region), reply);
-            }
+            Purpose::RebuildStamps(number) => self.rebuild_stamps(now, slot, number, reply),
+            Purpose::RebuildMark => self.rebuild_marked(now, slot, reply),
+            Purpose::RebuildStep(step) => self.rebuild_step_answered(now, slot, step, reply),
             Purpose::Ready => self.rebuild_ready(now, slot, reply),
             Purpose::Equalize(_) => self.equalized(now, slot, reply),
             Purpose::Chain => self.chain_applied(now, slot, reply),
@@ -347,9 +413,14 @@ impl Core {
             Purpose::RefreshChain => self.chain_refreshed(now, slot, reply),
             Purpose::Join(layer) => self.joined(now, slot, layer, reply),
             Purpose::Ping(round) => self.pinged(now, slot, round, reply),
-            Purpose::Verified => {
+            Purpose::Verified | Purpose::Lease | Purpose::Alive => {
                 self.expect_done(now, slot, reply);
             }
+            Purpose::Clear(number) => self.clear_answered(now, slot, number, reply),
+            Purpose::Marked => self.marked_answered(now, slot, reply),
+            Purpose::RepairSums => self.repair_compared(now, slot, reply),
+            Purpose::RepairFetch => self.repair_fetched(now, slot, reply),
+            Purpose::Repair => self.repaired(now, slot, reply),
             Purpose::Bye => self.said_goodbye(slot),
         }
     }
@@ -403,6 +474,9 @@ impl Core {
     }
 
     pub(super) fn lose_for(&mut self, now: Instant, slot: Slot, reply: &Reply<()>) {
+        if matches!(reply, Reply::Refused(Refusal::Failed { .. })) {
+            self.peer_mut(slot).failed = true;
+        }
         let reason = match reply {
             Reply::Refused(refusal) => refusal.to_string(),
             other => format!("it answered {other:?}, which doesn't fit the request"),
@@ -504,12 +578,5 @@ impl Core {
     pub(super) fn new_fence(&mut self, generation: Generation) -> Fence {
         self.next_session += 1;
         Fence { generation, session: Session(self.next_session) }
-    }
-
-    /// Takes turns among `readers`, which isn't empty.
-    pub(super) fn next_reader(&mut self, readers: Slots) -> Slot {
-        self.next_reader = self.next_reader.wrapping_add(1);
-        let nth = self.next_reader % readers.len();
-        readers.iter().nth(nth).expect("taken modulo the length")
     }
 }

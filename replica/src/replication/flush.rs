@@ -28,6 +28,11 @@ struct Round {
 }
 
 impl Flushes {
+    /// All that waited were answered with an error.
+    pub(super) fn forget(&mut self) {
+        (self.next, self.running) = (Vec::new(), None);
+    }
+
     pub(super) fn add(&mut self, io: IoId) {
         match &mut self.running {
             Some(round) if mutation::is_on(Mutation::FlushJoinsRunning) => round.ios.push(io),
@@ -93,6 +98,7 @@ impl Core {
                 }
             }
             FlushFor::Chain => self.chain_flushed(now, slot, reply),
+            FlushFor::Clear(number) => self.clear_answered(now, slot, number, reply),
             FlushFor::Closing => self.closing_flushed(now, slot, reply),
         }
     }

@@ -25,13 +25,16 @@ pub(super) struct Io {
     /// Who must confirm before the answer.
     pub(super) needs: Slots,
     /// Sent to, not yet answered: the range stays locked for these too, since a replica that is
-    /// being rebuilt must not see two overlapping writes at once either.
+    /// being rebuilt must not see two overlapping writes at once either, and one that is slow to
+    /// read must not see a write meanwhile.
     pub(super) unconfirmed: Slots,
     pub(super) confirmed: Slots,
     /// Replicas whose disk is full, and when they are asked again.
     pub(super) full: Option<(Slots, Instant)>,
     pub(super) answered: bool,
     pub(super) released: bool,
+    /// A read that waited once for blocks to be repaired.
+    pub(super) retried: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +51,8 @@ pub(super) enum Stage {
         from: Option<Slot>,
         failed: Slots,
     },
+    /// The data of a read is there; it is told when the members' leases hold.
+    Leasing,
     Writing,
     Flushing,
     Answered,
@@ -65,6 +70,7 @@ impl Io {
             full: None,
             answered: false,
             released: false,
+            retried: false,
         }
     }
 
@@ -164,9 +170,8 @@ impl Core {
         for granted in self.locks.release(lock) {
             match self.lock_owners.remove(&granted) {
                 Some(LockOwner::Io(id)) => self.locked(now, id),
-                Some(LockOwner::Rebuild(layer, region)) => {
-                    self.rebuild_locked(now, layer, region);
-                }
+                Some(LockOwner::Rebuild(step)) => self.rebuild_locked(now, step),
+                Some(LockOwner::Repair) => self.repair_locked(now),
                 None => unreachable!("a waiting lock has an owner"),
             }
         }
@@ -207,9 +212,13 @@ impl Core {
                 }
             }
             match io.stage {
-                Stage::Reading { from: Some(from), failed } if from == slot => {
-                    io.stage = Stage::Reading { from: None, failed };
-                    self.send_read(now, id);
+                Stage::Reading { from: Some(from), failed } => {
+                    io.unconfirmed.remove(slot);
+                    if from == slot {
+                        let from = io.unconfirmed.iter().next();
+                        io.stage = Stage::Reading { from, failed };
+                        self.send_read(now, id);
+                    }
                 }
                 Stage::Filling { mut missing, failed } => {
                     for (_, from) in missing.iter_mut().flatten() {
@@ -218,7 +227,9 @@ impl Core {
                     io.stage = Stage::Filling { missing, failed };
                     self.send_edges(now, id);
                 }
-                Stage::Writing | Stage::Answered if io.unconfirmed.contains(slot) => {
+                Stage::Writing | Stage::Answered | Stage::Leasing
+                    if io.unconfirmed.contains(slot) =>
+                {
                     io.unconfirmed.remove(slot);
                     if mutation::is_on(Mutation::AcknowledgeBeforeRemoval) {
                         io.needs.remove(slot);
@@ -226,7 +237,7 @@ impl Core {
                         continue;
                     }
                     if io.answered && io.unconfirmed.is_empty() {
-                        self.writes_in_flight -= 1;
+                        self.writes_in_flight -= usize::from(io.is_write());
                         self.retire_if_done(now, id);
                     }
                 }
@@ -270,6 +281,7 @@ impl Core {
         }
         let lock = io.lock;
         self.ios.remove(&id);
+        self.repairs.forget_io(id);
         self.act(Action::Retire { io: id });
         if let Some(lock) = lock {
             self.unlock(now, lock);

@@ -8,14 +8,14 @@
 //!                           └──────────── another is lost ◀─────────────────────────┘ aren't needed
 //! ```
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::action::{Action, End};
 use super::core::{Core, Phase};
-use super::peer::{Peer, PeerState, Purpose};
+use super::peer::{Absence, Peer, PeerState, Purpose};
 use super::slots::{Slot, Slots};
 use crate::arbiter::{Change, Member, Record, Refused};
-use crate::message::{Advance, Claim, Hello, Reply, Request, Role};
+use crate::message::{Advance, Claim, Hello, Refusal, Reply, Request, Role, Welcome};
 use crate::mutation::{self, Mutation};
 use crate::types::Generation;
 
@@ -40,7 +40,10 @@ impl Core {
                 let link = self.new_link();
                 self.peer_mut(slot).begin(now, link);
                 self.act(Action::Connect { slot, link });
-            } else if !peer.wanted && !matches!(peer.state, PeerState::Down { .. }) {
+            } else if !peer.wanted
+                && self.is_open() // before, whoever may hold acknowledged writes is needed
+                && !matches!(peer.state, PeerState::Down { .. })
+            {
                 let others = self.live().without([slot].into_iter().collect());
                 if peer.in_set.is_none() || !others.is_empty() {
                     self.lose(now, slot, "it isn't wanted any more");
@@ -49,12 +52,15 @@ impl Core {
         }
     }
 
-    /// A lost member stays away until it has been removed, unless there is nobody left to do that.
+    /// A member may be back before it is removed; one that isn't fit only if nobody else is left.
     pub(super) fn may_connect(&self, peer: &Peer) -> bool {
         match &self.phase {
             Phase::Opening(opening) => opening.has_record() && peer.in_set.is_some(),
             Phase::Serving | Phase::Closing(_) => match peer.in_set {
-                Some(_) => self.live().is_empty() && self.changing.is_none(),
+                Some(_) if peer.absence == Absence::Unfit => {
+                    self.live().is_empty() && self.changing.is_none()
+                }
+                Some(_) => !matches!(self.changing, Some(Changing::Swapping { .. })),
                 None => peer.wanted && self.is_steady() && matches!(self.phase, Phase::Serving),
             },
             Phase::Ended => false,
@@ -67,11 +73,12 @@ impl Core {
         };
         let fence = self.new_fence(generation);
         let (volume, instance) = (self.config.volume.clone(), self.config.instance.clone());
+        let process = self.config.process;
         let peer = self.peer_mut(slot);
         peer.state = PeerState::Greeting;
         let incarnation = peer.in_set;
         let role = if incarnation.is_some() { Role::Member } else { Role::WriteOnly };
-        let claim = Some(Claim { fence, instance, incarnation });
+        let claim = Some(Claim { fence, instance, incarnation, process });
         let hello = Hello { volume, replica: peer.id.clone(), role, claim };
         self.send(now, slot, Purpose::Hello, Request::Hello(Box::new(hello)), None);
     }
@@ -79,31 +86,105 @@ impl Core {
     pub(super) fn welcomed(&mut self, now: Instant, slot: Slot, reply: Reply<()>) {
         let welcome = match reply {
             Reply::Welcome(welcome) => welcome,
+            Reply::Refused(refusal @ Refusal::LeaseBusy { .. }) => {
+                return self.lease_is_busy(now, slot, &refusal);
+            }
             other => return self.lose_for(now, slot, &other),
         };
         let peer = self.peer_mut(slot);
+        peer.failed = false;
         let other = peer.in_set.is_some_and(|incarnation| incarnation != welcome.incarnation);
         if other && !mutation::is_on(Mutation::WrongIncarnationAccepted) {
             return self.lose(now, slot, "its directory was made anew: it isn't the copy it was");
         }
-        let continuous = welcome.continuous;
         let was_lost_while_serving = peer.in_set.is_some();
-        peer.state = PeerState::Welcomed(welcome);
+        let unfit = self.why_unfit(&welcome);
+        self.peer_mut(slot).state = PeerState::Welcomed(welcome);
         if was_lost_while_serving && self.is_open() {
-            if continuous {
-                self.advance(now, slot);
-            } else {
-                let who = &self.peer(slot).id;
-                let reason = format!("{who} came back and may have lost acknowledged writes");
-                self.end(End::Reopen(reason));
+            match unfit {
+                None => self.advance(now, slot),
+                Some(why) if self.live().is_empty() => {
+                    let who = &self.peer(slot).id;
+                    self.end(End::Reopen(format!("{who} came back and {why}")));
+                }
+                Some(why) => self.lose(now, slot, why),
             }
         }
     }
 
-    /// The replica can't be counted on: its connection ends, what it was asked is forgotten.
+    /// Rule 10a: why a member that reconnects can't go on where it was.
+    fn why_unfit(&self, welcome: &Welcome) -> Option<&'static str> {
+        if !welcome.continuous && !mutation::is_on(Mutation::SuspectStays) {
+            return Some("may have lost acknowledged writes");
+        }
+        let missed = self.chain_work.is_applying() || welcome.chain.last_op != self.chain.last_op;
+        missed.then_some("may have missed a change of the chain")
+    }
+
+    /// Another engine may still read there: soon again, with a newer session.
+    fn lease_is_busy(&mut self, now: Instant, slot: Slot, refusal: &Refusal) {
+        let Refusal::LeaseBusy { ms } = refusal else { return };
+        let wait = Duration::from_millis(u64::from(*ms)).min(self.config.reconnect_after);
+        let absence = Absence::Brief { since: now };
+        self.lose_as(now, slot, absence, &refusal.to_string());
+        self.peer_mut(slot).state = PeerState::Down { retry_at: now + wait };
+    }
+
+    /// Rule 8: what is known of who fenced this engine. If nobody was granted the volume, a person
+    /// needs it.
+    pub(super) fn fenced_by(&self, slot: Slot, refusal: &Refusal) -> String {
+        let who = &self.peer(slot).id;
+        let Refusal::StaleGeneration { seen, synced_generation, synced_set } = refusal else {
+            return format!("replica {who} refused this engine");
+        };
+        let granted = self.generation().map_or("none".into(), |granted| granted.to_string());
+        let synced = synced_generation.map_or("never in sync".into(), |synced| {
+            let with: Vec<_> = synced_set.iter().map(|it| it.replica.to_string()).collect();
+            format!("last in sync in {synced} with {}", with.join(", "))
+        });
+        format!(
+            "replica {who} has served a newer engine ({}, session {}; this one was granted \
+             {granted}); it was {synced}. If there is no newer engine, the arbiter's record was \
+             rolled back, and a person has to choose what to trust",
+            seen.generation, seen.session.0
+        )
+    }
+
+    /// The link broke, or couldn't be made.
+    pub(super) fn link_lost(&mut self, now: Instant, slot: Slot, reason: &str) {
+        let nobody = self.live().is_empty();
+        let peer = self.peer(slot);
+        let absence = match (&peer.state, peer.absence) {
+            // It answers nobody, and while it could have come back: no use in waiting.
+            (PeerState::Connecting | PeerState::Greeting, _)
+                if matches!(self.phase, Phase::Opening(_))
+                    || !nobody && peer.begun_at >= self.live_since =>
+            {
+                Absence::Gone
+            }
+            (PeerState::Connecting | PeerState::Greeting, before) => before,
+            _ => Absence::Brief { since: now },
+        };
+        let was_live = peer.is_live();
+        self.lose_as(now, slot, absence, reason);
+        if was_live && self.is_open() {
+            self.peer_mut(slot).state = PeerState::Down { retry_at: now };
+        }
+    }
+
+    /// The replica doesn't do what it should: it can't be counted on.
     pub(super) fn lose(&mut self, now: Instant, slot: Slot, reason: &str) {
+        self.lose_as(now, slot, Absence::Unfit, reason);
+    }
+
+    /// Its connection ends, what it was asked is forgotten.
+    pub(super) fn lose_as(&mut self, now: Instant, slot: Slot, absence: Absence, reason: &str) {
         let retry_at = now + self.config.reconnect_after;
+        self.is_sooner = true;
         let peer = self.peer_mut(slot);
+        peer.lease.give_up();
+        peer.pace.forget();
+        peer.absence = absence;
         let link = peer.link;
         let was_connected = !matches!(peer.state, PeerState::Down { .. });
         peer.state = PeerState::Down { retry_at };
@@ -119,6 +200,8 @@ impl Core {
         self.rebuild_lost(now, slot, reason);
         self.ios_lost(now, slot);
         self.settle_lost(slot);
+        self.clear_lost(slot);
+        self.repair_lost(now, slot);
         self.chain_work_lost(slot);
     }
 
@@ -131,10 +214,13 @@ impl Core {
         match &self.changing {
             None => {
                 let live = self.live();
-                if live.is_empty() && !mutation::is_on(Mutation::LastMemberRemoved) {
+                let lost = self.set().without(live);
+                let nobody = live.is_empty() && !mutation::is_on(Mutation::LastMemberRemoved);
+                if nobody || lost.is_empty() {
                     return; // nobody is removed; I/O waits for a member to come back
                 }
-                if !self.set().without(live).is_empty() {
+                // All failed members leave in one change.
+                if lost.iter().all(|slot| self.is_given_up(now, slot)) {
                     if mutation::is_on(Mutation::NoPing) {
                         return self.swap(live);
                     }
@@ -146,8 +232,51 @@ impl Core {
                     }
                 }
             }
+            Some(Changing::Pinging { .. }) if self.set().without(self.live()).is_empty() => {
+                self.changing = None; // all are back
+                if self.is_steady() {
+                    self.forget_the_removed(now);
+                }
+            }
             Some(Changing::Pinging { waiting, .. }) if waiting.is_empty() => self.swap(self.live()),
             Some(_) => {}
+        }
+    }
+
+    /// When a lost member is waited for no longer.
+    fn grace_ends(&self, slot: Slot) -> Option<Instant> {
+        match self.peer(slot).absence {
+            Absence::Brief { since } => Some(since.max(self.live_since) + self.config.rejoin_grace),
+            Absence::Gone | Absence::Unfit => None,
+        }
+    }
+
+    fn is_given_up(&self, now: Instant, slot: Slot) -> bool {
+        self.grace_ends(slot).is_none_or(|at| now >= at)
+    }
+
+    pub(super) fn next_grace(&self) -> Option<Instant> {
+        let (live, open) = (self.live(), self.is_open() && self.changing.is_none());
+        let lost = self.set().without(live);
+        lost.iter()
+            .filter(|_| open && !live.is_empty())
+            .filter_map(|slot| self.grace_ends(slot))
+            .max()
+    }
+
+    /// The first member is live again after none was: the engine itself may have been cut off, so
+    /// the others get their time to come back too.
+    fn first_is_back(&mut self, now: Instant) {
+        self.live_since = now;
+        self.is_sooner = true;
+        for slot in self.set().without(self.live()).iter() {
+            let peer = self.peer_mut(slot);
+            if peer.absence == Absence::Gone {
+                peer.absence = Absence::Brief { since: now };
+            }
+            if let PeerState::Down { retry_at } = &mut peer.state {
+                *retry_at = now;
+            }
         }
     }
 
@@ -201,7 +330,7 @@ impl Core {
         if made && self.promotion_recorded() {
             self.promoting = None;
         } else if !made {
-            self.promotion_refused();
+            self.promotion_refused(now);
         }
         if self.is_open() {
             for slot in self.live().iter() {
@@ -266,11 +395,16 @@ impl Core {
             _ => None,
         };
         let is_new = before.is_none();
+        let was_alone = self.live().is_empty();
+        let peer = self.peer_mut(slot);
         // Two may be under way, and be answered in any order.
         let advanced = before.map_or(generation, |before| before.max(generation));
         peer.state = PeerState::Live { advanced };
         peer.reason = None;
         if is_new && self.is_open() {
+            if was_alone {
+                self.first_is_back(now);
+            }
             self.resend(now, slot);
         }
         if self.is_steady() {

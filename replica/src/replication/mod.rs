@@ -20,15 +20,21 @@
 
 mod action;
 mod chain_work;
+mod clear;
 mod core;
+mod failed;
 mod flush;
+mod hedge;
 mod io;
+mod lease;
 mod locks;
 mod membership;
 mod opening;
+mod pace;
 mod peer;
 mod read;
 mod rebuild;
+mod repair;
 mod settle;
 mod slots;
 mod status;
@@ -38,5 +44,6 @@ pub use action::{
     Action, Destination, End, Failure, IoId, Job, JobId, LinkId, Operation, Payload, TransferId,
 };
 pub use core::{Config, Core};
+pub use rebuild::RebuildStatus;
 pub use slots::{SLOTS_MAX, Slot};
-pub use status::{CoreStatus, PeerStatus, RebuildStatus};
+pub use status::{CoreStatus, PeerStatus};

@@ -10,16 +10,19 @@
 use std::time::Instant;
 
 use super::action::Action;
-use super::core::{Core, Phase};
-use super::peer::{PeerState, Purpose};
+use super::core::{Config, Core, Phase};
+use super::peer::{Absence, PeerState, Purpose};
 use super::slots::{Slot, Slots};
 use crate::chain::{ChainChange, ChainInfo, ChainOp};
 use crate::message::{Reply, Request, Welcome};
 
 #[derive(Debug)]
 pub(super) struct Opening {
+    /// Until then a member that is silent is waited for, and one at whose address nobody listens.
     deadline: Instant,
+    dead_deadline: Instant,
     passed: bool,
+    dead_passed: bool,
     stage: Stage,
 }
 
@@ -34,8 +37,14 @@ enum Stage {
 }
 
 impl Opening {
-    pub(super) fn new(deadline: Instant) -> Self {
-        Self { deadline, passed: false, stage: Stage::ReadingRecord }
+    pub(super) fn new(now: Instant, config: &Config) -> Self {
+        Self {
+            deadline: now + config.open_timeout,
+            dead_deadline: now + config.dead_timeout.min(config.open_timeout),
+            passed: false,
+            dead_passed: false,
+            stage: Stage::ReadingRecord,
+        }
     }
 
     pub(super) fn has_record(&self) -> bool {
@@ -43,7 +52,8 @@ impl Opening {
     }
 
     pub(super) fn deadline(&self) -> Option<Instant> {
-        (!self.passed).then_some(self.deadline)
+        let dead = (!self.dead_passed).then_some(self.dead_deadline);
+        dead.or((!self.passed).then_some(self.deadline))
     }
 }
 
@@ -83,7 +93,8 @@ impl Core {
         let changing = self.changing.is_some();
         let Some(opening) = self.opening() else { return };
         opening.passed |= now >= opening.deadline;
-        let passed = opening.passed;
+        opening.dead_passed |= now >= opening.dead_deadline;
+        let passed = (opening.passed, opening.dead_passed);
         match opening.stage {
             Stage::ReadingRecord => {}
             Stage::Greeting => match self.verdict(passed) {
@@ -126,7 +137,7 @@ impl Core {
     }
 
     /// Procedure "Open", steps 3 and 4.
-    fn verdict(&self, deadline_passed: bool) -> Verdict {
+    fn verdict(&self, (deadline_passed, dead_passed): (bool, bool)) -> Verdict {
         let set = self.set();
         // Live ones have been welcomed before another was lost on the way.
         let live = self.live();
@@ -136,8 +147,14 @@ impl Core {
             peer.in_set.is_some() && peer.welcome().is_some_and(|welcome| welcome.continuous)
         }));
         let silent = set.without(answered);
+        // One that answered that it isn't fit won't become so; one may listen soon.
+        let mut awaited = silent.iter().filter(|slot| match self.peer(*slot).absence {
+            Absence::Brief { .. } => !deadline_passed,
+            Absence::Gone => !dead_passed,
+            Absence::Unfit => false,
+        });
         if !continuous.is_empty() {
-            return if silent.is_empty() || deadline_passed {
+            return if awaited.next().is_none() {
                 Verdict::Open { leaving: set.without(continuous) }
             } else {
                 Verdict::Wait
@@ -220,8 +237,15 @@ impl Core {
                         format!("{} ({why})", peer.id)
                     })
                     .collect::<Vec<_>>();
+                let answered = self.slots_where(|peer| peer.welcome().is_some());
+                let person = if opening.passed && self.config.recover && !answered.is_empty() {
+                    "; those that answered may have lost some, and a client of the engine before \
+                     waits: bring them back, detach the volume, or choose what to salvage"
+                } else {
+                    ""
+                };
                 format!(
-                    "replicas that may hold acknowledged writes must answer: {}",
+                    "replicas that may hold acknowledged writes must answer: {}{person}",
                     silent.join(", ")
                 )
             }

@@ -6,7 +6,7 @@
 //! Down ──time──▶ Connecting ──▶ Greeting ──Welcome──▶ Welcomed ──Advance──▶ Live (RW) ──┤
 //!                                                        │                     ▲        │
 //!                                                        └──AdoptChain──▶ WriteOnly ────┘
-//!                                                             copied, verified, added
+//!                                                          compared, made equal, added
 //! ```
 //! Whether it is *in the set* is another matter: that is what the arbiter's record says. A member
 //! that isn't live holds up every acknowledgement until it is removed or back.
@@ -17,6 +17,9 @@ use std::time::Instant;
 use crate::chain::ChainOp;
 use crate::message::Welcome;
 use crate::replication::action::{IoId, LinkId, TransferId};
+use crate::replication::lease::Lease;
+use crate::replication::pace::Pace;
+use crate::replication::rebuild::StepId;
 use crate::replication::slots::Slot;
 use crate::types::{BlockIndex, Generation, Incarnation, LayerId, Region, ReplicaId};
 
@@ -31,11 +34,38 @@ pub(super) struct Peer {
     pub(super) state: PeerState,
     pub(super) link: LinkId,
     next_seq: u64,
-    pub(super) outstanding: BTreeMap<u64, Purpose>,
+    pub(super) outstanding: BTreeMap<u64, Asked>,
     /// Last answer, or the last request after which nothing was outstanding before.
     pub(super) progress_at: Instant,
     /// Why it isn't live, in words.
     pub(super) reason: Option<String>,
+    /// What is to be expected of it while it isn't live.
+    pub(super) absence: Absence,
+    /// When the present connection was begun.
+    pub(super) begun_at: Instant,
+    /// Its disk failed, for good (rule 10).
+    pub(super) failed: bool,
+    pub(super) lease: Lease,
+    pub(super) pace: Pace,
+}
+
+/// A request that hasn't been answered.
+#[derive(Clone, Debug)]
+pub(super) struct Asked {
+    pub(super) purpose: Purpose,
+    pub(super) sent: Instant,
+}
+
+/// Why a member isn't live, as far as it decides whether it may come back (rule 10a).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Absence {
+    /// Its link broke, or it hasn't answered yet: it may be back at once.
+    Brief { since: Instant },
+    /// It hangs, or nobody listens there. It may still be back before it is removed.
+    Gone,
+    /// It may lack what was acknowledged, or doesn't do what it is asked: it comes back as a member
+    /// only if there is no other.
+    Unfit,
 }
 
 #[derive(Debug)]
@@ -72,8 +102,9 @@ pub(super) enum Purpose {
     RebuildDescribe(u64),
     RebuildAdopt,
     RebuildOccupied(u64, LayerId),
-    RebuildFetch(LayerId, Region, TransferId),
-    RebuildCopy(LayerId, Region),
+    RebuildStamps(u64),
+    RebuildMark,
+    RebuildStep(StepId),
     Ready,
     Equalize(Box<ChainOp>),
     Chain,
@@ -82,7 +113,17 @@ pub(super) enum Purpose {
     Join(LayerId),
     /// Numbered: only one that was sent after the failure tells anything.
     Ping(u64),
+    /// Renews the read lease.
+    Lease,
+    /// Shows that a replica which works on something long still lives.
+    Alive,
     Bye,
+    /// Numbered by batch.
+    Clear(u64),
+    Marked,
+    RepairSums,
+    RepairFetch,
+    Repair,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,12 +132,13 @@ pub(super) enum FlushFor {
     Round(u64),
     Chain,
     Closing,
+    Clear(u64),
 }
 
 impl Purpose {
     /// Whether the answer may take longer than a disk does.
     fn is_long(&self) -> bool {
-        matches!(self, Self::Join(_) | Self::RebuildAdopt | Self::Bye)
+        matches!(self, Self::Join(_) | Self::RebuildAdopt | Self::RebuildMark | Self::Bye)
     }
 }
 
@@ -113,6 +155,11 @@ impl Peer {
             outstanding: BTreeMap::new(),
             progress_at: now,
             reason: None,
+            absence: Absence::Brief { since: now },
+            begun_at: now,
+            failed: false,
+            lease: Lease::default(),
+            pace: Pace::default(),
         }
     }
 
@@ -138,11 +185,11 @@ impl Peer {
         }
         let seq = self.next_seq;
         self.next_seq += 1;
-        self.outstanding.insert(seq, purpose);
+        self.outstanding.insert(seq, Asked { purpose, sent: now });
         seq
     }
 
-    pub(super) fn answered(&mut self, now: Instant, seq: u64) -> Option<Purpose> {
+    pub(super) fn answered(&mut self, now: Instant, seq: u64) -> Option<Asked> {
         self.progress_at = now;
         self.outstanding.remove(&seq)
     }
@@ -151,6 +198,7 @@ impl Peer {
     pub(super) fn begin(&mut self, now: Instant, link: LinkId) {
         self.state = PeerState::Connecting;
         self.link = link;
+        self.begun_at = now;
         self.next_seq = 1;
         self.outstanding.clear();
         self.progress_at = now;
@@ -159,6 +207,6 @@ impl Peer {
     /// Whether an answer is due for which a disk's patience is the measure.
     pub(super) fn owes_answer(&self) -> bool {
         matches!(self.state, PeerState::Connecting | PeerState::Greeting)
-            || self.outstanding.values().any(|purpose| !purpose.is_long())
+            || self.outstanding.values().any(|asked| !asked.purpose.is_long())
     }
 }

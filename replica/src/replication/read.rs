@@ -13,40 +13,73 @@ use crate::types::{BlockIndex, BlockRange};
 
 impl Core {
     pub(super) fn send_read(&mut self, now: Instant, id: IoId) {
-        let (Stage::Reading { failed, .. }, Some(range)) = (self.io(id).stage, self.io(id).range())
+        let (Stage::Reading { from: None, failed }, Some(range)) =
+            (self.io(id).stage, self.io(id).range())
         else {
             return;
         };
-        let readers = self.live().without(failed);
+        if self.repairs.is_undecided(range) {
+            return self.complete(id, Err(Failure::Io));
+        }
+        let (readers, unverified) = self.readers(id, range, failed);
         if readers.is_empty() {
             self.io(id).stage = Stage::Reading { from: None, failed };
-            if !failed.is_empty() && self.set().without(failed).is_empty() {
+            let nobody = !failed.is_empty() && self.set().without(failed).is_empty();
+            if nobody && !self.waits_for_repair(now, id) {
                 self.complete(id, Err(Failure::Io));
             }
             return; // else a member that is away may have it
         }
-        let from = self.next_reader(readers);
+        let from = self.pick_reader(now, readers);
         self.io(id).stage = Stage::Reading { from: Some(from), failed };
+        self.ask_for(now, id, range, from, unverified);
+        self.renew_short_leases(now, Some(from));
+        if readers.len() > 1 {
+            let after = self.peer(from).pace.hedge_after();
+            self.is_sooner |= self.hedges.add(now + after, id);
+        }
+    }
+
+    /// Asks one member for what is read, if need be what nobody has compared. Until it answers the
+    /// range stays locked.
+    pub(super) fn ask_for(
+        &mut self,
+        now: Instant,
+        id: IoId,
+        range: BlockRange,
+        from: Slot,
+        unverified: bool,
+    ) {
+        self.io(id).unconfirmed.insert(from);
         let into = Some(Destination::Read(id));
         let request = match self.io(id).operation {
             Operation::Map { .. } => Request::Map { range },
+            _ if unverified => Request::ReadUnverified { range },
             _ => Request::Read { range },
         };
         self.send(now, from, Purpose::Read(id), request, into);
     }
 
     pub(super) fn read_answered(&mut self, now: Instant, slot: Slot, id: IoId, reply: Reply<()>) {
-        if !self.ios.contains_key(&id) {
-            return;
-        }
-        match (reply, self.io(id).stage) {
-            (Reply::Data(()), _) => self.complete(id, Ok(())),
+        let Some(io) = self.ios.get_mut(&id) else { return };
+        io.unconfirmed.remove(slot);
+        let other = io.unconfirmed.iter().next();
+        match (reply, io.stage) {
+            (Reply::Data(()), Stage::Reading { .. }) => self.tell_read(now, id),
             (reply, Stage::Reading { mut failed, .. }) if is_unreadable(&reply) => {
-                failed.insert(slot);
-                self.io(id).stage = Stage::Reading { from: None, failed };
+                if self.note_unreadable(slot, id, &reply) {
+                    failed.insert(slot);
+                }
+                self.io(id).stage = Stage::Reading { from: other, failed };
                 self.send_read(now, id);
             }
-            (reply, _) => self.lose_for(now, slot, &reply),
+            // Another copy came first; this one counts no more.
+            (Reply::Data(()), _) => self.retire_if_done(now, id),
+            (reply, _) if is_unreadable(&reply) => self.retire_if_done(now, id),
+            (reply, _) => {
+                self.retire_if_done(now, id);
+                self.lose_for(now, slot, &reply);
+            }
         }
     }
 
@@ -56,7 +89,15 @@ impl Core {
         if missing == [None; 2] {
             return self.send_write(now, id);
         }
-        let readers = self.live().without(failed);
+        let Some(range) = self.io(id).range() else { return };
+        let mut edges = missing.iter().flatten().map(|(block, _)| BlockRange::new(*block, 1));
+        if edges.any(|edge| self.repairs.is_undecided(edge)) {
+            if missing.iter().flatten().all(|(_, from)| from.is_none()) {
+                self.fail_write(now, id);
+            }
+            return;
+        }
+        let (readers, unverified) = self.readers(id, range, failed);
         if readers.is_empty() {
             let idle = missing.iter().flatten().all(|(_, from)| from.is_none());
             if idle && !failed.is_empty() && self.set().without(failed).is_empty() {
@@ -66,12 +107,16 @@ impl Core {
         }
         for (block, from) in missing.iter_mut().flatten() {
             if from.is_none() {
-                let reader = self.next_reader(readers);
+                let reader = self.pick_reader(now, readers);
                 *from = Some(reader);
                 let range = BlockRange::new(*block, 1);
                 let into = Some(Destination::Edge(id, *block));
                 let purpose = Purpose::Edge(id, *block);
-                self.send(now, reader, purpose, Request::Read { range }, into);
+                let request = match unverified {
+                    true => Request::ReadUnverified { range },
+                    false => Request::Read { range },
+                };
+                self.send(now, reader, purpose, request, into);
             }
         }
         self.io(id).stage = Stage::Filling { missing, failed };
@@ -98,7 +143,7 @@ impl Core {
                 *edge = unreadable.then_some((block, None));
             }
         }
-        if unreadable {
+        if unreadable && self.note_unreadable(slot, id, &reply) {
             failed.insert(slot);
         }
         self.io(id).stage = Stage::Filling { missing, failed };
@@ -108,5 +153,8 @@ impl Core {
 
 /// Another replica may still have the block.
 fn is_unreadable(reply: &Reply<()>) -> bool {
-    matches!(reply, Reply::Refused(Refusal::BadBlocks { .. } | Refusal::Io { .. }))
+    matches!(
+        reply,
+        Reply::Refused(Refusal::BadBlocks { .. } | Refusal::Io { .. } | Refusal::Unverified)
+    )
 }

@@ -18,8 +18,10 @@ use super::action::{Action, Destination, IoId, Payload, TransferId};
 use super::core::Core;
 use super::peer::Purpose;
 use super::slots::{Slot, Slots};
+use super::write::FULL_DISK_RETRY;
 use crate::chain::index::{BlockSum, Blocks};
-use crate::message::{RegionSums, Reply, Request};
+use crate::message::{BadRegion, Refusal, RegionSums, Reply, Request};
+use crate::mutation::{self, Mutation};
 use crate::types::{BLOCKS_PER_REGION, BlockRange, REGION_BYTES, Region};
 
 /// Regions that are compared at once.
@@ -34,6 +36,8 @@ pub(super) struct Settle {
     demanded: VecDeque<Region>,
     running: BTreeMap<Region, Step>,
     waiting: Vec<(IoId, BlockRange)>,
+    /// A disk has no room for a copy and its owner is needed: until then nothing is begun.
+    full: Option<(Slot, Instant)>,
 }
 
 #[derive(Debug)]
@@ -41,18 +45,28 @@ struct Step {
     /// Who hasn't answered the comparison or the copy.
     waiting: Slots,
     sums: BTreeMap<Slot, RegionSums>,
+    /// Who can't say what it has: its index page is damaged.
+    broken: Slots,
+    /// Who was given the whole region for that reason.
+    remade: Slots,
+    /// Blocks that a member has and can't read: they lose against any that can be read.
+    unreadable: BTreeMap<Slot, Blocks>,
     repairs: VecDeque<Repair>,
+    /// The one that is under way.
+    current: Option<Repair>,
     transfer: Option<TransferId>,
     rounds: u8,
     /// A replica was lost on the way: once nothing is in flight, it begins again.
     abandoned: bool,
 }
 
-/// Some blocks go from one member to all others.
-#[derive(Debug, PartialEq, Eq)]
+/// Some blocks go from one member to all others, or a whole region to those whose index page is
+/// damaged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Repair {
     from: Slot,
     blocks: Blocks,
+    remakes: Option<Slots>,
 }
 
 impl Settle {
@@ -62,6 +76,10 @@ impl Settle {
 
     pub(super) fn is_done(&self) -> bool {
         self.unsettled.is_empty()
+    }
+
+    pub(super) fn is_unsettled(&self, region: Region) -> bool {
+        self.unsettled.contains(&region)
     }
 
     pub(super) fn unsettled_bytes(&self) -> u64 {
@@ -81,6 +99,19 @@ impl Settle {
         true
     }
 
+    /// The request has been answered with an error.
+    pub(super) fn forget(&mut self, io: IoId) {
+        self.waiting.retain(|(waiting, _)| *waiting != io);
+    }
+
+    pub(super) fn retry_at(&self) -> Option<Instant> {
+        self.full.map(|(_, at)| at)
+    }
+
+    pub(super) fn full_disk(&self) -> Option<Slot> {
+        self.full.map(|(slot, _)| slot)
+    }
+
     fn next(&mut self) -> Option<Region> {
         while let Some(region) = self.demanded.pop_front() {
             if self.unsettled.contains(&region) && !self.running.contains_key(&region) {
@@ -96,12 +127,17 @@ impl Core {
         if self.settle.is_done() || !self.is_open() || !self.is_steady() {
             return;
         }
-        while self.settle.running.len() < WINDOW {
+        self.settle.full.take_if(|(_, at)| now >= *at);
+        while self.settle.full.is_none() && self.settle.running.len() < WINDOW {
             let Some(region) = self.settle.next() else { break };
             let step = Step {
                 waiting: Slots::NONE,
                 sums: BTreeMap::new(),
+                broken: Slots::NONE,
+                remade: Slots::NONE,
+                unreadable: BTreeMap::new(),
                 repairs: VecDeque::new(),
+                current: None,
                 transfer: None,
                 rounds: 0,
                 abandoned: false,
@@ -116,6 +152,7 @@ impl Core {
         let Some(step) = self.settle.running.get_mut(&region) else { return };
         step.waiting = live;
         step.sums.clear();
+        step.broken = Slots::NONE;
         let layer = self.chain.head;
         for slot in live.iter() {
             let request = Request::Sums { layer, region };
@@ -130,21 +167,42 @@ impl Core {
         region: Region,
         reply: Reply<()>,
     ) {
-        let Reply::Sums(sums) = reply else { return self.lose_for(now, slot, &reply) };
+        let sums = match reply {
+            Reply::Sums(sums) => Some(*sums),
+            Reply::Refused(Refusal::BadBlocks { .. } | Refusal::Io { .. }) => None,
+            other => return self.lose_for(now, slot, &other),
+        };
         let Some(step) = self.settle_answer(slot, region) else { return };
-        step.sums.insert(slot, *sums);
-        if !step.waiting.is_empty() {
-            return;
+        match sums {
+            Some(sums) => drop(step.sums.insert(slot, sums)),
+            None => step.broken.insert(slot),
         }
-        step.repairs = repairs(&step.sums);
+        if step.waiting.is_empty() {
+            step.rounds += 1;
+            self.settle_compared(now, region);
+        }
+    }
+
+    fn settle_compared(&mut self, now: Instant, region: Region) {
+        let Some(step) = self.settle.running.get_mut(&region) else { return };
+        step.repairs = repairs(&step.sums, &step.unreadable);
         if step.repairs.is_empty() {
-            return self.settled(now, region);
+            let sound = |slot: &&Slot| !step.unreadable.contains_key(slot);
+            let Some(from) = step.sums.keys().find(sound).copied() else {
+                return self.settled(now, region); // nobody has anything to compare with
+            };
+            if step.broken.is_empty() {
+                return self.settled(now, region);
+            }
+            if let Some(slot) = step.broken.intersection(step.remade).iter().next() {
+                return self.lose(now, slot, "its index can't be made anew");
+            }
+            step.remade = step.remade.union(step.broken);
+            let remakes = Some(step.broken);
+            step.repairs.push_back(Repair { from, blocks: Blocks::ALL, remakes });
         }
-        step.rounds += 1;
         if step.rounds > REPAIRS_MAX {
-            let odd = step.repairs.front().map(|repair| repair.from);
-            let others = step.sums.keys().copied().find(|slot| Some(*slot) != odd);
-            if let Some(slot) = others {
+            if let Some(slot) = who_differs(&step.sums, &step.repairs) {
                 self.lose(now, slot, "it doesn't keep what is copied to it");
             }
             return;
@@ -156,7 +214,8 @@ impl Core {
         let transfer = self.new_transfer();
         let layer = self.chain.head;
         let Some(step) = self.settle.running.get_mut(&region) else { return };
-        let Some(Repair { from, blocks }) = step.repairs.pop_front() else {
+        step.current = step.repairs.pop_front();
+        let Some(Repair { from, blocks, .. }) = step.current else {
             return self.settle_compare(now, region);
         };
         step.transfer = Some(transfer);
@@ -175,16 +234,50 @@ impl Core {
         transfer: TransferId,
         reply: Reply<()>,
     ) {
-        let Reply::Digest(_) = reply else { return self.lose_for(now, slot, &reply) };
+        match reply {
+            Reply::Digest(_) => {}
+            Reply::Refused(Refusal::BadBlocks { regions, .. }) => {
+                return self.settle_unreadable(now, slot, region, &regions);
+            }
+            Reply::Refused(Refusal::Io { .. }) => {
+                return self.settle_unreadable(now, slot, region, &[]);
+            }
+            other => return self.lose_for(now, slot, &other),
+        }
         let others = self.live().without([slot].into_iter().collect());
         let layer = self.chain.head;
         let Some(step) = self.settle_answer(slot, region) else { return };
+        let remakes = step.current.and_then(|current| current.remakes);
+        let others = remakes.map_or(others, |broken| broken.intersection(others));
         step.waiting = others;
         for slot in others.iter() {
             let payload = Payload::Transfer(transfer);
-            let request = Request::Copy { layer, region, payload };
+            let request = match remakes {
+                Some(_) => Request::Repair { layer, region, payload },
+                None => Request::Copy { layer, region, payload },
+            };
             self.send(now, slot, Purpose::SettleCopy(region), request, None);
         }
+    }
+
+    /// The winner can't read its copy: whoever can wins instead (rule 20 comes after that).
+    fn settle_unreadable(&mut self, now: Instant, slot: Slot, region: Region, bad: &[BadRegion]) {
+        let layer = self.chain.head;
+        let Some(step) = self.settle_answer(slot, region) else { return };
+        let asked = step.current.map_or(Blocks::ALL, |current| current.blocks);
+        let here = |bad: &&BadRegion| (bad.layer, bad.region) == (layer, region);
+        let listed = bad.iter().filter(here).fold(Blocks::NONE, |all, bad| all | bad.blocks);
+        let listed = if (listed & asked).is_empty() { asked } else { listed };
+        let unreadable = step.unreadable.entry(slot).or_insert(Blocks::NONE);
+        *unreadable = *unreadable | listed;
+        let transfer = step.transfer.take();
+        step.repairs.clear();
+        step.rounds -= 1; // nobody's fault that was copied to
+        if let Some(transfer) = transfer {
+            self.act(Action::RetireTransfer { transfer });
+        }
+        // What was copied before this one failed isn't in the sums: they are looked at again.
+        self.settle_compare(now, region);
     }
 
     pub(super) fn settle_copied(
@@ -194,7 +287,20 @@ impl Core {
         region: Region,
         reply: Reply<()>,
     ) {
-        let Reply::Digest(_) = reply else { return self.lose_for(now, slot, &reply) };
+        // Rule 21: while two others remain the full one leaves; else settling waits for room.
+        let others = self.live().without([slot].into_iter().collect());
+        if reply == Reply::Refused(Refusal::NoSpace) && others.len() < 2 {
+            self.settle.full = Some((slot, now + FULL_DISK_RETRY));
+            self.is_sooner = true;
+            if let Some(step) = self.settle.running.get_mut(&region) {
+                step.abandoned = true;
+            }
+            self.settle_answer(slot, region);
+            return;
+        }
+        let (Reply::Digest(_) | Reply::Done) = reply else {
+            return self.lose_for(now, slot, &reply);
+        };
         let Some(step) = self.settle_answer(slot, region) else { return };
         if step.waiting.is_empty() {
             if let Some(transfer) = step.transfer.take() {
@@ -207,6 +313,14 @@ impl Core {
     fn settled(&mut self, now: Instant, region: Region) {
         let Some(step) = self.settle.running.remove(&region) else { return };
         self.settle.unsettled.remove(&region);
+        self.clearing.note(now, region);
+        if let [sums] = &step.sums.values().collect::<Vec<_>>()[..] {
+            self.repairs.note_unverified(region, unverified(sums));
+        }
+        let differing = differing(&step.sums);
+        if !differing.is_empty() {
+            self.repairs.note_undecided(self.chain.head, region, differing);
+        }
         // With a peer's agreement a checksum that was rebuilt from data may be trusted again.
         if step.sums.len() > 1 {
             let layer = self.chain.head;
@@ -245,7 +359,9 @@ impl Core {
         let regions: Vec<_> = self.settle.running.keys().copied().collect();
         for region in regions {
             let step = self.settle.running.get_mut(&region).expect("listed above");
-            step.abandoned |= step.waiting.contains(slot) || step.sums.contains_key(&slot);
+            step.abandoned |= step.waiting.contains(slot)
+                || step.sums.contains_key(&slot)
+                || step.broken.contains(slot);
             step.waiting.remove(slot);
             self.drop_abandoned(region);
         }
@@ -262,8 +378,11 @@ impl Core {
     }
 }
 
-/// Which blocks go from whom to the others; empty if all are alike.
-fn repairs(sums: &BTreeMap<Slot, RegionSums>) -> VecDeque<Repair> {
+/// Which blocks go from whom to the others; empty if all are alike, or nobody can read what differs.
+fn repairs(
+    sums: &BTreeMap<Slot, RegionSums>,
+    unreadable: &BTreeMap<Slot, Blocks>,
+) -> VecDeque<Repair> {
     let mut by_winner: BTreeMap<Slot, Blocks> = BTreeMap::new();
     for block in 0..BLOCKS_PER_REGION as usize {
         let held = || sums.iter().map(|(slot, sums)| (*slot, sums.0[block]));
@@ -271,11 +390,52 @@ fn repairs(sums: &BTreeMap<Slot, RegionSums>) -> VecDeque<Repair> {
         if held().all(|(_, sum)| sum.is_like(first)) {
             continue;
         }
-        let rank = |(slot, sum): &(Slot, BlockSum)| (sum.is_unverified(), *slot);
+        let is_unreadable =
+            |slot: &Slot| unreadable.get(slot).is_some_and(|blocks| blocks.has(block));
+        let doubt =
+            |sum: BlockSum| sum.is_unverified() != mutation::is_on(Mutation::UnverifiedWins);
+        // Below a block that one member has, a join may have freed what the others still show.
+        let rank = |(slot, sum): &(Slot, BlockSum)| {
+            (*sum == BlockSum::Absent, is_unreadable(slot), doubt(*sum), *slot)
+        };
         let (winner, _) = held().min_by_key(rank).expect("there is a first");
-        by_winner.entry(winner).or_insert(Blocks::NONE).put(block, true);
+        if !is_unreadable(&winner) {
+            by_winner.entry(winner).or_insert(Blocks::NONE).put(block, true);
+        }
     }
-    by_winner.into_iter().map(|(from, blocks)| Repair { from, blocks }).collect()
+    let repair = |(from, blocks)| Repair { from, blocks, remakes: None };
+    by_winner.into_iter().map(repair).collect()
+}
+
+/// What isn't alike on all: only blocks that nobody can read are left so.
+fn differing(sums: &BTreeMap<Slot, RegionSums>) -> Blocks {
+    let mut blocks = Blocks::NONE;
+    let mut all = sums.values();
+    if let Some(first) = all.next() {
+        for other in all {
+            for (block, (one, other)) in first.0.iter().zip(&other.0).enumerate() {
+                blocks.put(block, blocks.has(block) || !one.is_like(*other));
+            }
+        }
+    }
+    blocks
+}
+
+/// A member that still has something else than the winner of the first repair.
+fn who_differs(sums: &BTreeMap<Slot, RegionSums>, repairs: &VecDeque<Repair>) -> Option<Slot> {
+    let Repair { from, blocks, .. } = repairs.front()?;
+    let winner = sums.get(from)?;
+    let differs =
+        |sums: &RegionSums| blocks.slots().any(|block| !sums.0[block].is_like(winner.0[block]));
+    sums.iter().find(|(_, sums)| differs(sums)).map(|(slot, _)| *slot)
+}
+
+fn unverified(sums: &RegionSums) -> Blocks {
+    let mut blocks = Blocks::NONE;
+    for (block, sum) in sums.0.iter().enumerate() {
+        blocks.put(block, sum.is_unverified());
+    }
+    blocks
 }
 
 #[cfg(test)]
@@ -298,7 +458,17 @@ mod tests {
     fn members_that_are_alike_need_no_repair_however_sure_they_are() {
         let sums =
             [(Slot(0), region(&[(7, data(1, true))])), (Slot(1), region(&[(7, data(1, false))]))];
-        assert!(repairs(&sums.into_iter().collect()).is_empty());
+        assert!(repairs(&sums.into_iter().collect(), &BTreeMap::new()).is_empty());
+    }
+
+    /// A join frees what lies below a block that the head has. Were such a block made absent again
+    /// since another member has lost it in a power cut, nothing would be left there.
+    #[test]
+    fn a_block_that_one_member_has_is_not_made_absent() {
+        let sums = [(Slot(0), region(&[])), (Slot(1), region(&[(7, data(1, false))]))];
+        let repairs = repairs(&sums.into_iter().collect(), &BTreeMap::new());
+        assert_eq!(repairs.len(), 1);
+        assert_eq!(repairs[0].from, Slot(1));
     }
 
     /// Rot in a marked region gets a fresh checksum at open; it must not win over a good copy.
@@ -314,10 +484,10 @@ mod tests {
             blocks
         };
         assert_eq!(
-            repairs(&sums.into_iter().collect()),
+            repairs(&sums.into_iter().collect(), &BTreeMap::new()),
             [
-                Repair { from: Slot(0), blocks: blocks(9) },
-                Repair { from: Slot(1), blocks: blocks(7) }
+                Repair { from: Slot(0), blocks: blocks(9), remakes: None },
+                Repair { from: Slot(1), blocks: blocks(7), remakes: None }
             ]
         );
     }

@@ -1,9 +1,8 @@
 //! The core's state for people.
 
-use std::time::Instant;
-
 use super::core::{Core, Phase};
 use super::peer::{Peer, PeerState};
+use super::rebuild::RebuildStatus;
 use crate::admin::ReplicaMode;
 use crate::chain::ChainInfo;
 use crate::types::{Generation, ReplicaId};
@@ -14,7 +13,11 @@ pub struct CoreStatus {
     pub serving: bool,
     pub peers: Vec<PeerStatus>,
     pub unsettled_bytes: u64,
+    pub repaired_blocks: u64,
+    pub unverified_bytes: u64,
     pub waiting: Vec<String>,
+    /// What no replica can read, in words.
+    pub lost: Option<String>,
     pub chain: ChainInfo,
 }
 
@@ -25,13 +28,8 @@ pub struct PeerStatus {
     pub mode: ReplicaMode,
     pub reason: Option<String>,
     pub rebuild: Option<RebuildStatus>,
-}
-
-#[derive(Clone, Copy, Debug)]
-pub struct RebuildStatus {
-    pub done_bytes: u64,
-    pub total_bytes: u64,
-    pub started: Instant,
+    /// The last one that ended, complete or not.
+    pub last_rebuild: Option<RebuildStatus>,
 }
 
 impl Core {
@@ -47,17 +45,13 @@ impl Core {
                 PeerState::WriteOnly | PeerState::Live { .. } => ReplicaMode::WriteOnly,
                 _ => ReplicaMode::Error,
             };
-            let rebuild = self.rebuild.as_ref().filter(|rebuild| rebuild.target == peer.slot);
             PeerStatus {
                 replica: peer.id.clone(),
                 wanted: peer.wanted,
                 mode,
                 reason: reason(peer).filter(|_| mode != ReplicaMode::ReadWrite),
-                rebuild: rebuild.map(|rebuild| RebuildStatus {
-                    done_bytes: rebuild.done_bytes,
-                    total_bytes: rebuild.total_bytes,
-                    started: rebuild.started,
-                }),
+                rebuild: self.rebuilds.status(peer.slot),
+                last_rebuild: self.rebuilds.last_status(peer.slot),
             }
         });
         CoreStatus {
@@ -65,7 +59,10 @@ impl Core {
             serving: matches!(self.phase, Phase::Serving),
             peers: peers.collect(),
             unsettled_bytes: self.settle.unsettled_bytes(),
+            repaired_blocks: self.repairs.repaired_blocks(),
+            unverified_bytes: self.repairs.unverified_bytes(),
             waiting: self.waits_for(),
+            lost: self.repair_says(),
             chain: self.chain.clone(),
         }
     }
@@ -76,10 +73,17 @@ impl Core {
         let full = (!full.is_empty()).then(|| {
             format!("writes wait for room on the disk of {}; free some space", full.join(", "))
         });
-        [self.opening_waits_for(), self.membership_waits_for(), self.chain_waits_for(), full]
-            .into_iter()
-            .flatten()
-            .collect()
+        [
+            self.failed_waits_for(),
+            self.opening_waits_for(),
+            self.membership_waits_for(),
+            self.lease_waits_for(),
+            self.chain_waits_for(),
+            full,
+        ]
+        .into_iter()
+        .flatten()
+        .collect()
     }
 }
 

@@ -10,7 +10,7 @@ use super::slots::{Slot, Slots};
 use crate::message::{Refusal, Reply, Request};
 
 /// Pause before a replica whose disk is full is asked again.
-const FULL_DISK_RETRY: Duration = Duration::from_secs(1);
+pub(super) const FULL_DISK_RETRY: Duration = Duration::from_secs(1);
 
 impl Core {
     pub(super) fn send_write(&mut self, now: Instant, id: IoId) {
@@ -18,6 +18,7 @@ impl Core {
         let io = self.io(id);
         io.stage = Stage::Writing;
         io.needs = needs;
+        self.note_written(now, id);
         for slot in targets.iter() {
             self.send_write_to(now, id, slot);
         }
@@ -62,6 +63,7 @@ impl Core {
         let (mut full, _) = io.full.unwrap_or((Slots::NONE, now));
         full.insert(slot);
         io.full = Some((full, now + FULL_DISK_RETRY));
+        self.is_sooner = true;
         let others = self.live().without(full);
         if others.len() >= 2 || !self.live().contains(slot) {
             self.lose(now, slot, "its disk is full");
@@ -87,7 +89,8 @@ impl Core {
 
     pub(super) fn full_disks(&self) -> Slots {
         let full = self.ios.values().filter_map(|io| io.full.map(|(full, _)| full));
-        full.fold(Slots::NONE, Slots::union)
+        let settling: Slots = self.settle.full_disk().into_iter().collect();
+        full.fold(settling, Slots::union)
     }
 
     /// Whoever is being rebuilt may have the write that its only source lacks: it begins anew.

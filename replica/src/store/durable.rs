@@ -47,9 +47,11 @@ impl<S: Storage> Store<S> {
                 }
             }
         }
-        if !regions.is_empty() && !mutation::is_on(Mutation::FlushWithoutIndex) {
+        let changed = !regions.is_empty() || self.index_of_before.get();
+        if changed && !mutation::is_on(Mutation::FlushWithoutIndex) {
             let done = self.pages.sync().await;
             self.or_fail("make the index durable", done).await?;
+            self.index_of_before.set(false);
         }
         Ok(())
     }
@@ -71,10 +73,28 @@ impl<S: Storage> Store<S> {
         Ok(())
     }
 
-    /// Ends the marks of regions that the engine has settled. Regions that are being written, or
-    /// were since, keep theirs. A mark that a crash brings back does no harm.
+    /// Ends the marks of regions that all members have alike and durable (rule 14). A region that
+    /// is being written, or was since this began, keeps its mark. One that a crash brings back
+    /// does no harm.
     pub async fn clear(&self, regions: &[Region]) -> Result<(), StoreError> {
         self.check_usable()?;
+        let ticket = self.watch(regions);
+        let done = self.clear_watched(regions, ticket).await;
+        self.head_state.clearing.borrow_mut().retain(|_, watching| *watching != ticket);
+        done
+    }
+
+    /// From here on a write says that it has touched one of these; those that run already do.
+    fn watch(&self, regions: &[Region]) -> u64 {
+        let ticket = self.head_state.clears.get() + 1;
+        self.head_state.clears.set(ticket);
+        let writing = self.head_state.writing.borrow();
+        let untouched = regions.iter().filter(|region| !writing.contains_key(region));
+        self.head_state.clearing.borrow_mut().extend(untouched.map(|region| (*region, ticket)));
+        ticket
+    }
+
+    async fn clear_watched(&self, regions: &[Region], ticket: u64) -> Result<(), StoreError> {
         for region in regions {
             // What a crash left is looked at before its mark goes: unmarked sums are trusted.
             self.recover_region(*region).await?;
@@ -83,14 +103,16 @@ impl<S: Storage> Store<S> {
         if in_order {
             self.write_back(regions).await?;
         }
-        self.flush().await?;
+        if !mutation::is_on(Mutation::ClearWithoutFlush) {
+            self.flush().await?;
+        }
         if in_order {
             let done = self.pages.sync().await;
             self.or_fail("make the index durable", done).await?;
         }
         let head = self.head();
         let quiet = |region: &&Region| {
-            !self.head_state.writing.borrow().contains_key(region)
+            self.head_state.clearing.borrow().get(region) == Some(&ticket)
                 && !self.head_state.fresh.borrow().contains(region)
                 && !(in_order && self.pages.is_dirty(head.file, **region))
                 && self.intent.is_marked(**region)

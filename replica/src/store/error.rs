@@ -31,6 +31,10 @@ pub enum StoreError {
     Damaged { place: String, file: String, problem: String },
     #[error(transparent)]
     Chain(#[from] ChainError),
+    #[error(
+        "{place} has something else in {layer}, region {region}, than the peer that repairs it"
+    )]
+    NotWritten { place: String, layer: LayerId, region: u64 },
     #[error("{range} doesn't lie in {layer} with its {size_bytes} bytes")]
     OutOfRange { range: BlockRange, layer: LayerId, size_bytes: u64 },
     #[error(

@@ -41,6 +41,9 @@ struct State {
     /// Marked, stamped with `generation`, and durable: what a write need not wait for.
     ready: Bitmap,
     generation: Option<Generation>,
+    /// How often marks were cleared: whoever waits for a sync must not call a region ready whose
+    /// mark has gone meanwhile.
+    clears: u64,
 }
 
 pub(super) enum IntentError {
@@ -75,7 +78,7 @@ impl<F: StorageFile> Intent<F> {
             }
         }
         let ready = Bitmap::new(regions);
-        let state = RefCell::new(State { regions, marked, ready, generation: None });
+        let state = RefCell::new(State { regions, marked, ready, generation: None, clears: 0 });
         Ok(Self { file, state, rounds: Rounds::default() })
     }
 
@@ -121,6 +124,7 @@ impl<F: StorageFile> Intent<F> {
             wanted
         };
         let stamp = self.state.borrow().generation.unwrap_or(generation);
+        let clears = self.state.borrow().clears;
         for region in &wanted {
             self.put(*region, |_| entry(stamp, true))?;
             self.state.borrow_mut().marked.put(region.0, true);
@@ -129,7 +133,7 @@ impl<F: StorageFile> Intent<F> {
             self.rounds.join(async || self.file.sync().await).await?;
         }
         let mut state = self.state.borrow_mut();
-        if state.generation == Some(stamp) {
+        if state.generation == Some(stamp) && state.clears == clears {
             wanted.iter().for_each(|region| state.ready.put(region.0, true));
         }
         Ok(())
@@ -137,7 +141,16 @@ impl<F: StorageFile> Intent<F> {
 
     /// Every marked region gets the stamp; durable when this returns.
     pub(super) async fn restamp(&self, generation: Generation) -> Result<(), IntentError> {
+        // First of all, so that a write that is on its way doesn't mark with the older one.
+        {
+            let mut state = self.state.borrow_mut();
+            if state.generation.is_none_or(|newest| newest < generation) {
+                state.generation = Some(generation);
+                state.ready.clear();
+            }
+        }
         let marked: Vec<_> = self.state.borrow().marked.members().collect();
+        let clears = self.state.borrow().clears;
         for region in &marked {
             self.put(Region(*region), |old| old.max(entry(generation, true)))?;
         }
@@ -145,11 +158,8 @@ impl<F: StorageFile> Intent<F> {
             self.rounds.join(async || self.file.sync().await).await?;
         }
         let mut state = self.state.borrow_mut();
-        if state.generation.is_none_or(|newest| newest <= generation) {
-            if state.generation != Some(generation) {
-                state.ready.clear();
-            }
-            state.generation = Some(generation);
+        if state.generation == Some(generation) {
+            let marked = if state.clears == clears { &marked[..] } else { &[] };
             marked.iter().for_each(|region| state.ready.put(*region, true));
         }
         Ok(())
@@ -159,6 +169,7 @@ impl<F: StorageFile> Intent<F> {
     pub(super) fn clear(&self, region: Region) -> Result<(), IntentError> {
         self.put(region, |old| old & !1)?;
         let mut state = self.state.borrow_mut();
+        state.clears += 1;
         state.marked.put(region.0, false);
         state.ready.put(region.0, false);
         Ok(())

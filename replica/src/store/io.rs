@@ -57,6 +57,7 @@ impl<'a, S: Storage> Writing<'a, S> {
         let mut writing = store.head_state.writing.borrow_mut();
         range.regions().for_each(|region| *writing.entry(region).or_default() += 1);
         drop(writing);
+        store.keep_marks(range);
         Self { store, range }
     }
 }
@@ -96,7 +97,10 @@ impl<S: Storage> Store<S> {
         self.check_range(&head, range)?;
         let _writing = Writing::begin(self, range);
         self.recover_all(range).await?;
-        self.mark(|| range.regions(), generation, self.is_sequential(range)).await?;
+        let marks_late = mutation::is_on(Mutation::MarkAfterWrite);
+        if !marks_late {
+            self.mark(|| range.regions(), generation, self.is_sequential(range)).await?;
+        }
         let block_at = |index: usize| offset_bytes + index * BLOCK;
         let is_zero = |index: usize| {
             sums[index] == ZERO_BLOCK_SUM
@@ -112,6 +116,9 @@ impl<S: Storage> Store<S> {
             if let Err(error) = written {
                 return Err(self.after_failed_write(&head, blocks, error).await);
             }
+        }
+        if marks_late {
+            self.mark(|| range.regions(), generation, false).await?;
         }
         let zeroes = runs_where(sums.len(), is_zero);
         let zeroes: Vec<Range<usize>> = zeroes.collect();
@@ -382,6 +389,16 @@ impl<S: Storage> Store<S> {
         Ok(())
     }
 
+    /// What runs from here on is not what a clearing has synced.
+    pub(super) fn keep_marks(&self, range: BlockRange) {
+        let mut clearing = self.head_state.clearing.borrow_mut();
+        if !clearing.is_empty() {
+            range.regions().for_each(|region| {
+                clearing.remove(&region);
+            });
+        }
+    }
+
     /// It enters a region at its start, and the region before is being written.
     fn is_sequential(&self, range: BlockRange) -> bool {
         let last = BlockIndex(range.end().0 - 1).region();
@@ -395,6 +412,9 @@ impl<S: Storage> Store<S> {
         generation: Generation,
         is_sequential: bool,
     ) -> Result<(), StoreError> {
+        if mutation::is_on(Mutation::NoMarks) {
+            return Ok(());
+        }
         let marked = self.intent.mark(regions, generation, is_sequential).await;
         self.or_fail_intent("mark regions", marked).await
     }

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::slots::SlotsKind;
+use crate::arbiter::InstanceId;
 use crate::types::{Fence, Generation, Incarnation, ReplicaId};
 
 pub(super) const LOCK_FILE: &str = "lock";
@@ -63,6 +64,9 @@ pub(super) struct Witness {
 pub(super) struct ReplicaMeta {
     pub(super) identity: Identity,
     pub(super) fence: Option<Fence>,
+    /// Who may still count on a read lease.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) lessee: Option<InstanceId>,
     pub(super) membership: Membership,
     pub(super) witness: Option<Witness>,
     pub(super) failure: Option<String>,

@@ -32,6 +32,7 @@ mod peek;
 mod query;
 mod rebuild;
 mod recover;
+mod repair;
 mod rounds;
 mod slots;
 pub mod storage;
@@ -50,10 +51,12 @@ pub use join::JoinProgress;
 pub use meta::{Identity, Membership, ReplicaState};
 pub use open::StoreOptions;
 pub use peek::{Contents, Glimpse, IndexCount, contents, glimpse};
+pub use repair::Replacement;
 pub use storage::{Storage, StorageFile};
 use tokio::sync::Mutex;
 pub use verify::VerifyReport;
 
+use crate::arbiter::InstanceId;
 pub use crate::chain::index::{BlockSum, Blocks, ZERO_BLOCK_SUM};
 use crate::chain::{Chain, ChainError, ChainInfo};
 use crate::mutation::{self, Mutation};
@@ -91,6 +94,8 @@ pub struct Store<S: Storage> {
     lost_power: bool,
     /// Regions that were marked when the store was opened, and whose sums weren't looked at yet.
     unrecovered: RefCell<BTreeSet<Region>>,
+    /// Changes of the index that an earlier process left to the kernel: a flush covers them too.
+    index_of_before: Cell<bool>,
     chain_gate: Mutex<()>,
     recovery_gate: Mutex<()>,
     flushes: Rounds,
@@ -106,6 +111,9 @@ struct HeadState {
     flushing: RefCell<BTreeMap<Region, Blocks>>,
     /// Writes that run, per region.
     writing: RefCell<BTreeMap<Region, u32>>,
+    /// Regions whose marks are about to go, by the number of the clearing: a write takes them out.
+    clearing: RefCell<BTreeMap<Region, u64>>,
+    clears: Cell<u64>,
 }
 
 struct Layers<F> {
@@ -202,6 +210,19 @@ impl<S: Storage> Store<S> {
         };
         let done = self.meta.update(change).await;
         self.or_fail("make the fence durable", done).await
+    }
+
+    /// To whom a read lease was lent that hasn't been given back.
+    pub fn lessee(&self) -> Option<InstanceId> {
+        self.meta.get().lessee.clone()
+    }
+
+    /// Durable when it returns.
+    pub async fn set_lessee(&self, lessee: Option<InstanceId>) -> Result<(), StoreError> {
+        self.check_usable()?;
+        let change = |meta: &ReplicaMeta| ReplicaMeta { lessee, ..meta.clone() };
+        let done = self.meta.update(change).await;
+        self.or_fail("make the lessee durable", done).await
     }
 
     /// Durable when it returns. Becoming a member renews the witness; becoming ready ends the

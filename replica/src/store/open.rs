@@ -79,6 +79,13 @@ impl<S: Storage> Store<S> {
         let lock = lock(&storage)?;
         let meta: Slots<S::File, ReplicaMeta> = open_slots(&storage, REPLICA)?;
         let chain: Slots<S::File, Chain> = open_slots(&storage, CHAIN)?;
+        // It is believed from here on, so no power cut may take it back.
+        let durable = async {
+            meta.sync().await?;
+            chain.sync().await?;
+            storage.sync_dir().await
+        };
+        durable.await.map_err(|error| fail(&place, "make durable what a crash left", error))?;
         let sound = (*chain.get()).clone().checked();
         sound.map_err(|error| damaged(&storage, CHAIN.file, error.to_string()))?;
         let size_bytes = chain.get().size_bytes();
@@ -108,6 +115,7 @@ impl<S: Storage> Store<S> {
             pages,
             layers: RefCell::new(layers),
             head_state: HeadState::default(),
+            index_of_before: Cell::new(true),
             chain_gate: Mutex::new(()),
             recovery_gate: Mutex::new(()),
             flushes: super::Rounds::default(),
@@ -133,7 +141,14 @@ async fn write_new<S: Storage>(storage: &S, identity: Identity, chain: &Chain) -
     Slots::format(&file, CHAIN, chain).await?;
     let membership =
         Membership { state: ReplicaState::New, synced_gen: None, synced_set: Vec::new() };
-    let meta = ReplicaMeta { identity, fence: None, membership, witness: None, failure: None };
+    let meta = ReplicaMeta {
+        identity,
+        fence: None,
+        lessee: None,
+        membership,
+        witness: None,
+        failure: None,
+    };
     let file = storage.create(UNFINISHED_FILE, FileKind::Metadata)?;
     Slots::format(&file, REPLICA, &meta).await?;
     storage.sync_dir().await?;

@@ -6,45 +6,143 @@ use ankole_blockdev::disk::{BLOCK_BYTES, Buffer};
 
 use super::meta::{data_name, index_name};
 use super::open::create_layer;
-use super::pages::{PageFault, WriteBack};
-use super::storage::Storage;
-use super::{OpenLayer, ReplicaState, Store, StoreError};
-use crate::chain::index::{BlockSum, Page};
-use crate::chain::{Chain, ChainInfo};
-use crate::types::{BlockIndex, BlockRange, Generation, LayerId, Region};
+use super::pages::{self, PageFault, WriteBack};
+use super::query::block_at;
+use super::storage::{Storage, StorageFile};
+use super::{OpenLayer, ReadError, ReplicaState, Store, StoreError, View};
+use crate::chain::index::{BlockSum, Blocks, Page};
+use crate::chain::{Chain, ChainInfo, Difference, Layer};
+use crate::message::Adopted;
+use crate::types::{BLOCKS_PER_REGION, BlockRange, Generation, LayerId, REGION_BYTES, Region};
 
 const BLOCK: usize = BLOCK_BYTES as usize;
+/// Pages that are looked at, and marks that are made, between two turns of others.
+const SCAN_BATCH: u64 = 1024;
+const MARK_BATCH: usize = 4096;
+/// A span is read as one if at least one block of so many is wanted.
+const SPAN_FACTOR: usize = 4;
 
 impl<S: Storage> Store<S> {
-    /// Drops everything and takes over a peer's layers, all empty; [`copy`](Self::copy) fills them.
-    /// Refused for a replica that is in sync, or was and may be the last.
-    pub async fn adopt_chain(&self, info: &ChainInfo) -> Result<(), StoreError> {
+    /// Takes over the members' chain. What this replica holds of it stays, and the answer says
+    /// where that may differ; other layers are empty, and [`copy`](Self::copy) fills them. Layers
+    /// that the members have joined meanwhile are joined here first. Refused for a replica that is
+    /// in sync, or was and may be the last.
+    pub async fn adopt_chain(&self, info: &ChainInfo) -> Result<Adopted, StoreError> {
         self.check_usable()?;
         if matches!(self.state(), ReplicaState::Member | ReplicaState::Ready) {
             let source = std::io::Error::other("it has all data; say first that it is rebuilt");
-            return Err(self.io_error("drop the layers", source));
+            return Err(self.io_error("give up layers", source));
         }
+        let head_is_empty = self.holds_nothing(self.head().id).await?;
+        let mut adoption = self.chain.get().adoption(info, head_is_empty);
+        for (layer, difference) in &mut adoption.differences {
+            if *difference != Difference::Nowhere && self.empty_damaged(*layer).await? {
+                *difference = Difference::Anywhere;
+            }
+        }
+        if let Some(Ok(prepared)) = adoption.prepared.map(Chain::checked) {
+            self.take_over(prepared).await?;
+            for layer in adoption.joins {
+                // What isn't joined is dropped, and then comes from the members.
+                if let Err(error) = self.join(layer).await {
+                    tracing::warn!(place = self.place(), %error, %layer, "not joined");
+                }
+            }
+        }
+        self.take_over(self.chain.get().adopted(info, &adoption.differences)?).await?;
+        let mut adopted = Adopted::default();
+        for layer in &info.layers {
+            match adoption.differences.get(&layer.id) {
+                Some(Difference::Nowhere) => {}
+                Some(Difference::InTheSet) => adopted.in_the_set.push(layer.id),
+                Some(Difference::Anywhere) | None => adopted.anywhere.push(layer.id),
+            }
+        }
+        Ok(adopted)
+    }
+
+    async fn holds_nothing(&self, layer: LayerId) -> Result<bool, StoreError> {
+        let layer = self.layer(layer)?;
+        for region in (0..layer.size_bytes / REGION_BYTES).map(Region) {
+            let owned = self.pages.look(layer.file, region, Page::owned);
+            // A damaged page held something.
+            if !owned.is_ok_and(|owned| owned.is_empty()) {
+                return Ok(false);
+            }
+            if region.0.is_multiple_of(SCAN_BATCH) {
+                tokio::task::yield_now().await;
+            }
+        }
+        Ok(true)
+    }
+
+    /// A page that a power cut has torn says nothing of its region: that counts as empty, and is
+    /// marked first, so that it is looked at whatever becomes of this rebuild.
+    async fn empty_damaged(&self, layer: LayerId) -> Result<bool, StoreError> {
+        let layer = self.layer(layer)?;
+        let generation = self.fence().map_or(Generation::FIRST, |fence| fence.generation);
+        let mut found = false;
+        for region in (0..layer.size_bytes / REGION_BYTES).map(Region) {
+            if let Err(PageFault::Bad(_)) = self.pages.look(layer.file, region, |_| ()) {
+                self.mark(|| std::iter::once(region), generation, false).await?;
+                let emptied = self.pages.replace(layer.file, region, Page::EMPTY);
+                self.or_fail_unless_full("write the index", emptied).await?;
+                found = true;
+            }
+            if region.0.is_multiple_of(SCAN_BATCH) {
+                tokio::task::yield_now().await;
+            }
+        }
+        Ok(found)
+    }
+
+    /// Makes `next` the chain, whatever the present one is.
+    async fn take_over(&self, next: Chain) -> Result<(), StoreError> {
         let _one_at_a_time = self.chain_gate.lock().await;
-        let next = self.chain.get().adopting(info)?;
         let room = self.chain.check_room(&next);
         room.map_err(|bytes| StoreError::MetadataTooLarge { layers: next.layers().len(), bytes })?;
-        if let Err(error) = self.make_empty_layers(&next).await {
-            for layer in next.layers() {
+        let head_changes = next.head().id != self.head().id;
+        if head_changes {
+            // As for a snapshot: what stays of the head is sealed, and no flush looks at it again.
+            let unrecovered: Vec<_> = self.unrecovered.borrow().iter().copied().collect();
+            for region in unrecovered {
+                self.recover_region(region).await?;
+            }
+            self.settle_everything().await?;
+        }
+        let kept = self.chain.get();
+        let is_new = |layer: &&Layer| !kept.layers().iter().any(|old| old.file == layer.file);
+        if let Err(error) = self.make_layers(&next, is_new).await {
+            for layer in next.layers().iter().filter(is_new) {
                 let _ = self.storage.remove(&data_name(layer.file));
                 let _ = self.storage.remove(&index_name(layer.file));
             }
-            return Err(self.io_error("make empty layers", error));
+            return Err(self.io_error("make layers", error));
         }
         self.commit(next).await?;
-        self.head_state.fresh.borrow_mut().clear();
-        self.unrecovered.borrow_mut().clear();
+        if head_changes {
+            self.head_state.fresh.borrow_mut().clear();
+        }
         Ok(())
     }
 
-    async fn make_empty_layers(&self, next: &Chain) -> std::io::Result<()> {
+    /// Files of new layers, and room for what has grown or becomes the head again.
+    async fn make_layers(
+        &self,
+        next: &Chain,
+        is_new: impl Fn(&&Layer) -> bool,
+    ) -> std::io::Result<()> {
         self.intent.extend(next.size_bytes()).await?;
         for layer in next.layers() {
             let is_head = layer.id == next.head().id;
+            if !is_new(&layer) {
+                let open =
+                    self.layers.borrow().by_id.values().find(|it| it.file == layer.file).cloned();
+                if let Some(open) = open {
+                    self.make_room(&open, layer.size_bytes, is_head).await?;
+                }
+                continue;
+            }
             for name in [data_name(layer.file), index_name(layer.file)] {
                 match self.storage.remove(&name) {
                     Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -58,91 +156,142 @@ impl<S: Storage> Store<S> {
         self.storage.sync_dir().await
     }
 
-    /// Makes a layer's own blocks of `range` what `blocks` says; the data of those that have some
-    /// lies at the block's place in `data`, which starts at `offset_bytes`. The layer is the head
-    /// or one that is being filled.
+    async fn make_room(
+        &self,
+        layer: &OpenLayer<S::File>,
+        size_bytes: u64,
+        becomes_head: bool,
+    ) -> std::io::Result<()> {
+        if size_bytes <= layer.size_bytes && !becomes_head {
+            return Ok(());
+        }
+        let index = self.pages.file(layer.file);
+        if becomes_head {
+            index.preallocate(pages::file_bytes(size_bytes))?;
+        } else {
+            index.extend(pages::file_bytes(size_bytes))?;
+        }
+        index.sync().await?;
+        layer.data.file.extend(size_bytes)?;
+        layer.data.file.sync().await
+    }
+
+    /// Marks regions that a rebuild will look at, so that the next one looks at them again if this
+    /// one ends early, and later ones know that they were changed. Durable when it returns.
+    pub async fn mark_regions(
+        &self,
+        regions: &[Region],
+        generation: Generation,
+    ) -> Result<(), StoreError> {
+        self.check_usable()?;
+        let end = self.size_bytes() / REGION_BYTES;
+        if let Some(beyond) = regions.iter().find(|region| region.0 >= end) {
+            let (layer, size_bytes) = (self.head().id, self.size_bytes());
+            return Err(StoreError::OutOfRange { range: beyond.range(), layer, size_bytes });
+        }
+        for batch in regions.chunks(MARK_BATCH) {
+            self.mark(|| batch.iter().copied(), generation, false).await?;
+            tokio::task::yield_now().await;
+        }
+        Ok(())
+    }
+
+    /// The data blocks `wanted` that a layer itself has of a region, packed in ascending order, and
+    /// each checked. Nobody writes there meanwhile.
+    pub async fn read_packed(
+        &self,
+        layer: LayerId,
+        region: Region,
+        wanted: Blocks,
+    ) -> Result<Buffer, ReadError> {
+        let open = self.layer(layer)?;
+        let sums: Vec<u32> = {
+            let look = |page: &Page| wanted.slots().map(|slot| page.sum(slot)).collect();
+            let looked = self.pages.look(open.file, region, look);
+            looked.map_err(|fault| self.page_error(open.file, region, fault))?
+        };
+        let mut runs = wanted.runs();
+        let packed = match (runs.next(), runs.next()) {
+            (None, _) => return Ok(Buffer::zeroed(0)),
+            (Some(run), None) => read_run(&open, region, run).await,
+            _ => read_scattered(&open, region, wanted).await,
+        };
+        if let Ok(packed) = packed
+            && packed
+                .chunks_exact(BLOCK)
+                .zip(&sums)
+                .all(|(block, sum)| crc32c::crc32c(block) == *sum)
+        {
+            return Ok(packed);
+        }
+        // Something is wrong: the way on which it is found out which block that is.
+        let mut packed = Buffer::zeroed(wanted.count() as usize * BLOCK);
+        let mut filled = 0;
+        for run in wanted.runs() {
+            let range = BlockRange::new(block_at(region, run.start), run.len() as u64);
+            let into = Buffer::zeroed(run.len() * BLOCK);
+            let (done, data) = self.read(View::Own(layer), range, into).await;
+            done?;
+            packed[filled..filled + data.len()].copy_from_slice(&data);
+            filled += data.len();
+        }
+        Ok(packed)
+    }
+
+    /// Makes a layer's own `blocks` of a region what `sums` says, one for each; the data of those
+    /// that have some lies packed in `data`. The layer is the head or one that is being filled.
     pub async fn copy(
         &self,
         layer: LayerId,
-        range: BlockRange,
-        blocks: &[BlockSum],
+        region: Region,
+        blocks: Blocks,
+        sums: &[BlockSum],
         data: Rc<Buffer>,
-        offset_bytes: usize,
         generation: Generation,
     ) -> Result<(), StoreError> {
-        assert_eq!(blocks.len() as u64, range.count, "one description per block");
+        assert_eq!(sums.len() as u64, blocks.count(), "one description per block");
         self.check_usable()?;
         let layer = self.layer(layer)?;
-        self.check_range(&layer, range)?;
+        self.check_range(&layer, region.range())?;
         let is_head = Rc::ptr_eq(&layer, &self.head());
         if !is_head && !layer.filling {
             let source = std::io::Error::other(format!("{} is sealed", layer.id));
             return Err(self.io_error("copy into a layer", source));
         }
-        self.recover_all(range).await?;
-        self.mark(|| range.regions(), generation, false).await?;
-        let mut index = 0;
-        while index < blocks.len() {
-            let is_data = |at: &usize| matches!(blocks[*at], BlockSum::Data { .. });
-            let end = (index..blocks.len()).find(|at| !is_data(at)).unwrap_or(blocks.len());
-            if end > index {
-                let at = BlockIndex(range.first.0 + index as u64).offset_bytes();
-                let part = offset_bytes + index * BLOCK..offset_bytes + end * BLOCK;
-                let done = layer.data.write(at, data.clone(), part).await;
-                done.map_err(|error| self.io_error("copy blocks", error))?;
-            }
-            index = end + 1;
+        self.recover_all(region.range()).await?;
+        self.mark(|| std::iter::once(region), generation, false).await?;
+        let mut with_data = Blocks::NONE;
+        for (slot, sum) in blocks.slots().zip(sums) {
+            with_data.put(slot, matches!(sum, BlockSum::Data { .. }));
         }
-        let put = |page: &mut Page, slot: usize, index: usize| match blocks[index] {
-            BlockSum::Absent => page.set_absent(slot),
-            BlockSum::Zero => page.set_zero(slot),
-            BlockSum::Data { crc, verified } => page.set_data(slot, crc, verified),
+        let mut packed = 0;
+        let writes = with_data.runs().map(|run| {
+            let part = packed..packed + run.len() * BLOCK;
+            packed = part.end;
+            let at = block_at(region, run.start).offset_bytes();
+            layer.data.write(at, data.clone(), part)
+        });
+        for done in futures_util::future::join_all(writes).await {
+            done.map_err(|error| self.io_error("copy blocks", error))?;
+        }
+        let mut described = [None; BLOCKS_PER_REGION as usize];
+        for (slot, sum) in blocks.slots().zip(sums) {
+            described[slot] = Some(*sum);
+        }
+        let put = |page: &mut Page, slot: usize, index: usize| match described[index] {
+            None => false,
+            Some(BlockSum::Absent) => page.set_absent(slot),
+            Some(BlockSum::Zero) => page.set_zero(slot),
+            Some(BlockSum::Data { crc, verified }) => page.set_data(slot, crc, verified),
         };
         // A snapshot may have sealed the layer meanwhile: no flush would ever look at it again.
         let _no_change_of_chain = self.chain_gate.lock().await;
         let recorded = if layer.id == self.head().id {
-            self.record(&layer, range, put)
+            self.record(&layer, region.range(), put)
         } else {
-            self.record_filling(&layer, range, put)
+            self.record_filling(&layer, region.range(), put)
         };
         self.or_fail_page(&layer, recorded).await
-    }
-
-    /// Puts a peer's bytes in place of a bad block, in the layer that holds it. They must be what
-    /// this replica's own index says was written; a sum that nobody has verified is replaced.
-    pub async fn repair(
-        &self,
-        layer: LayerId,
-        block: BlockIndex,
-        data: Rc<Buffer>,
-        generation: Generation,
-    ) -> Result<(), StoreError> {
-        self.check_usable()?;
-        let range = BlockRange::new(block, 1);
-        let layer = self.layer(layer)?;
-        self.check_range(&layer, range)?;
-        self.recover_all(range).await?;
-        let crc = crc32c::crc32c(&data[..BLOCK]);
-        let (region, slot) = (block.region(), super::io::slots_of(range).start);
-        let own = self.pages.look(layer.file, region, |page| page.block(slot));
-        let own = own.map_err(|fault| self.page_error(layer.file, region, fault))?;
-        match own {
-            BlockSum::Data { crc: expected, verified } if crc == expected || !verified => {}
-            _ => {
-                let source = std::io::Error::other("the bytes aren't what was written here");
-                return Err(self.io_error("repair a block", source));
-            }
-        }
-        self.mark(|| range.regions(), generation, false).await?;
-        let at = block.offset_bytes();
-        let done = layer.data.write(at, data, 0..BLOCK).await;
-        done.map_err(|error| self.io_error("repair a block", error))?;
-        let changed = self.pages.change(layer.file, region, |page| {
-            let _same_presence = page.set_data(slot, crc, true);
-            ((), WriteBack::Now)
-        });
-        self.or_fail_page(&layer, changed.map_err(|fault| (region, fault))).await?;
-        if Rc::ptr_eq(&layer, &self.head()) { Ok(()) } else { self.settle_everything().await }
     }
 
     /// No flush looks at a layer that is being filled: it counts only once all of it is durable.
@@ -179,4 +328,42 @@ impl<S: Storage> Store<S> {
         let filled = self.chain.get().filled();
         if filled != *self.chain.get() { self.commit(filled).await } else { Ok(()) }
     }
+}
+
+async fn read_run<F: StorageFile>(
+    layer: &OpenLayer<F>,
+    region: Region,
+    run: std::ops::Range<usize>,
+) -> std::io::Result<Buffer> {
+    let at = block_at(region, run.start).offset_bytes();
+    let (done, data) = layer.data.file.read(at, Buffer::zeroed(run.len() * BLOCK)).await;
+    done.map(|()| data)
+}
+
+/// Many small pieces cost more than the gaps between them: those are read along, if they are small.
+async fn read_scattered<F: StorageFile>(
+    layer: &OpenLayer<F>,
+    region: Region,
+    wanted: Blocks,
+) -> std::io::Result<Buffer> {
+    let mut packed = Buffer::zeroed(wanted.count() as usize * BLOCK);
+    let slots: Vec<usize> = wanted.slots().collect();
+    let span = slots[0]..slots[slots.len() - 1] + 1;
+    let mut filled = 0;
+    if slots.len() * SPAN_FACTOR >= span.len() {
+        let data = read_run(layer, region, span.clone()).await?;
+        for run in wanted.runs() {
+            let part = (run.start - span.start) * BLOCK..(run.end - span.start) * BLOCK;
+            packed[filled..filled + part.len()].copy_from_slice(&data[part.clone()]);
+            filled += part.len();
+        }
+        return Ok(packed);
+    }
+    let runs = wanted.runs().map(|run| read_run(layer, region, run));
+    for data in futures_util::future::join_all(runs).await {
+        let data = data?;
+        packed[filled..filled + data.len()].copy_from_slice(&data);
+        filled += data.len();
+    }
+    Ok(packed)
 }

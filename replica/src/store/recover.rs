@@ -90,28 +90,30 @@ impl<S: Storage> Store<S> {
         layer: &OpenLayer<S::File>,
         region: Region,
     ) -> Result<(), StoreError> {
-        let (before, lost) = match self.pages.load_damaged(layer.file, region) {
-            Ok(loaded) => loaded,
-            Err(PageFault::Bad(_) | PageFault::Gone) => return Ok(()), // nothing to go by; reads say so
-            Err(fault) => return Err(self.page_error(layer.file, region, fault)),
-        };
-        let mut page = before.clone();
-        for run in before.present().runs() {
+        let Some((page, _)) = self.page_to_recover(layer, region)? else { return Ok(()) };
+        let mut found: Vec<(usize, u32)> = Vec::new();
+        for run in page.present().runs() {
             let bytes = run.len() * BLOCK;
             let at = block_at(region, run.start).offset_bytes();
             let (done, data) = layer.data.file.read(at, Buffer::zeroed(bytes)).await;
             for (slot, block) in run.zip(data.chunks_exact(BLOCK)) {
                 if done.is_ok() {
-                    self.judge(&mut page, slot, crc32c::crc32c(block), lost);
+                    found.push((slot, crc32c::crc32c(block)));
                     continue;
                 }
                 // One bad block fails the run. It keeps its sum, and reads of it say why.
                 let at = block_at(region, slot).offset_bytes();
                 let (done, block) = layer.data.file.read(at, Buffer::zeroed(BLOCK)).await;
                 if done.is_ok() {
-                    self.judge(&mut page, slot, crc32c::crc32c(&block), lost);
+                    found.push((slot, crc32c::crc32c(&block)));
                 }
             }
+        }
+        // Looked at anew: a flush may have noted meanwhile what is durable.
+        let Some((before, lost)) = self.page_to_recover(layer, region)? else { return Ok(()) };
+        let mut page = before.clone();
+        for (slot, crc) in found {
+            self.judge(&mut page, slot, crc, lost);
         }
         if page != before || !lost.is_empty() {
             // With the kernel before anyone sees it: the next process must decide the same.
@@ -119,6 +121,19 @@ impl<S: Storage> Store<S> {
             self.or_fail_unless_full("write the index", done).await?;
         }
         Ok(())
+    }
+
+    /// `None`: there is nothing to go by, and reads say so.
+    fn page_to_recover(
+        &self,
+        layer: &OpenLayer<S::File>,
+        region: Region,
+    ) -> Result<Option<(Page, Blocks)>, StoreError> {
+        match self.pages.load_damaged(layer.file, region) {
+            Ok(loaded) => Ok(Some(loaded)),
+            Err(PageFault::Bad(_) | PageFault::Gone) => Ok(None),
+            Err(fault) => Err(self.page_error(layer.file, region, fault)),
+        }
     }
 
     fn judge(&self, page: &mut Page, slot: usize, found: u32, lost: Blocks) {

@@ -92,6 +92,12 @@ impl<F: StorageFile, T: Serialize + DeserializeOwned> Slots<F, T> {
         })
     }
 
+    /// Makes durable what was found at [`open`](Self::open): a process that was killed may have
+    /// left it to the kernel.
+    pub(super) async fn sync(&self) -> io::Result<()> {
+        self.file.sync().await
+    }
+
     pub(super) fn get(&self) -> Rc<T> {
         self.value.borrow().clone()
     }

@@ -82,6 +82,7 @@ impl World {
             }
             18 => self.rot(at),
             19 => self.want_other_replicas(at),
+            20 => self.split_brain(at, for_us),
             _ => {
                 for at in 0..self.machines.len() {
                     let away = self.rng.below(for_us + 1);
@@ -89,6 +90,18 @@ impl World {
                 }
             }
         }
+    }
+
+    /// The volume moves; the old engine keeps one replica, which the new one can't reach.
+    fn split_brain(&mut self, kept: usize, for_us: u64) {
+        let (old, until) = (self.newest, self.now_us() + for_us);
+        let others = (0..self.machines.len()).filter(|it| *it != kept);
+        self.split.extend(others.map(|other| ((old, other), until)));
+        self.split.insert((old + 1, kept), until);
+        self.engine(old).arbiter_cut_until = until;
+        self.lost_ops.clear();
+        self.start_engine(false);
+        self.break_some(|link| link.engine == old && link.replica != kept);
     }
 
     /// Somebody deletes the directory, and the agent makes it anew.
@@ -109,6 +122,7 @@ impl World {
         self.log(|| format!("the directory of {at} is made anew"));
         self.cut_off(at);
         self.removed.remove(&at);
+        self.removed.values_mut().for_each(|(_, survivors)| survivors.retain(|it| *it != at));
         self.next_incarnation += 1;
         let (seed, incarnation) = (self.rng.number(), Incarnation(self.next_incarnation));
         let size_bytes = self.engines[&self.newest].core.status().chain.size_bytes();
@@ -142,6 +156,16 @@ impl World {
     /// A member is gone for good, or soon will be: the others must not lose anything.
     fn is_anything_doomed(&self) -> bool {
         (0..self.machines.len()).any(|at| self.machines[at].doomed)
+    }
+
+    /// The set changes: who was to fail may be the only one that is left.
+    pub(super) fn call_off_failures(&mut self) {
+        for machine in &mut self.machines {
+            if machine.disk.trouble().failing_syncs > 0 {
+                machine.trouble(|trouble| trouble.failing_syncs = 0);
+                machine.doomed = false;
+            }
+        }
     }
 
     /// A replica that failed for good gets a new directory once it isn't in the set any more.
@@ -225,4 +249,4 @@ impl World {
 }
 
 /// Kinds of fault, see `fault_step`.
-pub(super) const FAULTS: u64 = 21;
+pub(super) const FAULTS: u64 = 22;

@@ -50,15 +50,15 @@ impl World {
         self.log(|| format!("record {:?}", self.members()));
         self.check_change_of_set(&before);
         let members = self.members();
+        self.removed.values_mut().for_each(|(_, it)| it.retain(|it| members.contains(it)));
         for at in 0..self.machines.len() {
-            let was = before.in_sync.iter().any(|it| it.replica == self.machines[at].id);
+            let was = self.is_meant(&before, at);
             match (was, members.contains(&at)) {
                 (false, true) => {
                     self.removed.remove(&at);
                     self.check_added(at);
                 }
                 (true, false) => {
-                    self.removed.values_mut().for_each(|(_, it)| it.retain(|it| *it != at));
                     self.removed.insert(at, (self.record.generation, members.clone()));
                 }
                 _ => {}

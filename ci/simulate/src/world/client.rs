@@ -193,17 +193,19 @@ impl World {
     /// The answer is with the client.
     pub(super) fn answer(&mut self, id: u64, io: IoId, fine: bool) {
         let tick = self.tick;
-        let is_newest = id == self.newest;
+        // Before, it may have seen what a power cut or a revert took since.
+        let (newest, cut_at) = (self.newest, self.cut_at);
         let Some(op) = self.engine(id).ops.get_mut(&io) else { return };
+        let counts = id == newest || op.start > cut_at;
         op.done = true;
         let (operation, start, got) = (op.operation, op.start, op.got.take());
         for at in op.written() {
             self.history.write_ends(at, start, tick, fine);
         }
-        // Without leases a late engine may still read what is old.
+        // Of every engine: a late one reads only while no newer one acknowledges.
         match (operation, got.as_deref()) {
             (Operation::Flush, _) if fine => self.history.flush_ends(start),
-            (Operation::Read { range }, Some(Payload::Blocks(read))) if fine && is_newest => {
+            (Operation::Read { range }, Some(Payload::Blocks(read))) if fine && counts => {
                 let mut sector = range.first.0 * SECTORS_IN_BLOCK;
                 for block in read.data.chunks_exact(BLOCK_BYTES as usize) {
                     for value in numbers(block) {
@@ -212,7 +214,7 @@ impl World {
                     }
                 }
             }
-            (Operation::Map { range }, Some(Payload::Map(runs))) if fine && is_newest => {
+            (Operation::Map { range }, Some(Payload::Map(runs))) if fine && counts => {
                 let mut block = range.first.0;
                 for run in runs {
                     let sectors = block * SECTORS_IN_BLOCK..(block + run.blocks) * SECTORS_IN_BLOCK;
@@ -297,6 +299,7 @@ impl World {
             }
             Job::Revert { to } if chain.last_op > pending.before.last_op => {
                 let content = self.snapshots[&to].clone();
+                self.cut_at = self.tick;
                 self.history.reset(|at| {
                     let block = content.get(&(at / SECTORS_IN_BLOCK));
                     block.map_or(0, |block| block[(at % SECTORS_IN_BLOCK) as usize])

@@ -1,7 +1,7 @@
 //! Connections between engines and replicas: what is late, lost, closed and still arrives; and the
 //! replicas' processes.
 
-use ankole_replica::server::Conversation;
+use ankole_replica::server::{Conversation, Peer};
 use ankole_replica::store::crash::Disk;
 use ankole_replica::types::Fence;
 
@@ -76,10 +76,14 @@ impl World {
         self.engine(id).links.insert((slot, number), key);
         let wait = self.delay(replica);
         self.after(wait, "connect", move |world| {
-            let reachable = world.unreachable.get(&replica).is_none_or(|at| *at < world.now_us());
+            let now = world.now_us();
+            let reachable = world.unreachable.get(&replica).is_none_or(|at| *at < now)
+                && world.split.get(&(id, replica)).is_none_or(|at| *at < now);
             match &world.machines[replica].process {
                 Some(process) if reachable => {
-                    let conversation = Some(Conversation::new(process.replica.clone()));
+                    let peer =
+                        if world.kernel_tells { Peer::Process(id as u32) } else { Peer::Unknown };
+                    let conversation = Some(Conversation::with(process.replica.clone(), peer));
                     world.link(key).conversation = conversation;
                     world.hear(key, |core, now| core.connected(now, slot, number));
                 }
@@ -117,6 +121,12 @@ impl World {
         let link = self.link(key);
         link.closed = true;
         link.broken |= lost;
+        // What was sent comes before the end of the stream.
+        let (closed, sent) = (link.conversation.clone(), link.last_arrival);
+        if let Some(closed) = closed {
+            let wait = sent.saturating_sub(self.now_us()) + 10;
+            self.after(wait, "closed", move |_| closed.closed_by_peer());
+        }
     }
 
     fn delay(&mut self, replica: usize) -> u64 {
@@ -145,15 +155,19 @@ impl World {
         let now_us = self.now_us();
         let at = self.links[&key].last_arrival.max(now_us + wait - 1) + 1;
         let steps = self.steps;
+        let what = format!("{request:?}");
+        let footprint = Footprint::of(&request, head);
+        let request = self.with_data(id, request);
+        let footprint = footprint.or_else(|| Footprint::of_repair(request.as_ref()?));
         let link = self.link(key);
         link.last_arrival = at;
         link.sent.insert(seq, steps);
-        if let Some(footprint) = Footprint::of(&request, head) {
+        if let Some(footprint) = footprint {
             let clash = link.in_flight.values().find(|other| footprint.conflicts_with(**other));
-            assert!(clash.is_none(), "{request:?} overlaps {clash:?} at r{replica}");
+            assert!(clash.is_none(), "{what} overlaps {clash:?} at r{replica}");
             link.in_flight.insert(seq, footprint);
         }
-        let Some(request) = self.with_data(id, request) else { return };
+        let Some(request) = request else { return };
         self.after(at - now_us, "arrive", move |world| world.arrive(key, seq, request, into));
     }
 
@@ -269,7 +283,7 @@ impl World {
         match (into.expect("data goes somewhere"), &*payload) {
             (Destination::Read(io), Payload::Blocks(_) | Payload::Map(_)) => {
                 if let Some(op) = engine.ops.get_mut(&io) {
-                    op.got = Some(payload);
+                    op.got.get_or_insert(payload); // of two that were asked the first counts
                 }
                 Reply::Data(())
             }
@@ -325,10 +339,12 @@ fn kind_of<P>(reply: &Reply<P>) -> &'static str {
         Reply::Occupied(_) => "occupied",
         Reply::Digest(_) => "digest",
         Reply::Chain(_) => "chain",
+        Reply::Adopted(_) => "adopted",
         Reply::Changed { .. } => "changed",
         Reply::Refused(Refusal::StaleGeneration { .. }) => "stale",
         Reply::Refused(Refusal::NoSpace) => "no space",
         Reply::Refused(Refusal::BadBlocks { .. }) => "bad blocks",
+        Reply::Refused(Refusal::Unverified) => "unverified",
         Reply::Refused(_) => "refused",
     }
 }

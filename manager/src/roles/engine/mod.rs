@@ -57,6 +57,10 @@ pub struct EngineArgs {
     pub recover: bool,
     #[arg(long)]
     pub read_only: bool,
+    /// Bytes per second that rebuilds may move, all of them together; without it as many as the
+    /// volume's clients leave them
+    #[arg(long, value_name = "BYTES")]
+    pub rebuild_limit: Option<u64>,
     /// Serve internal jobs only
     #[arg(long)]
     pub no_frontend: bool,
@@ -95,6 +99,7 @@ async fn serve(args: EngineArgs) -> anyhow::Result<()> {
     let local = local_replicas(&addresses, &args.serve_local)?;
     let config = Config {
         recover: args.recover,
+        rebuild_bytes_per_second: args.rebuild_limit,
         ..Config::new(&args.volume, InstanceId(args.instance.clone()), replicas)
     };
     let arbiter = Box::new(SocketArbiter::new(&args.arbiter));

@@ -1,0 +1,256 @@
+//! How a replica that was away takes over the members' chain and keeps what it holds.
+//!
+//! Owns the decision which of its layers stay, and where they may differ. It trusts one fact: in a
+//! region that isn't in the rebuild's *set* (stamped by a member after this replica was last in
+//! sync, or marked here) nobody has written since. There, layers that came later hold nothing of
+//! their own, and only joins have moved what older ones held.
+//!
+//! | here | at the members | may differ |
+//! | --- | --- | --- |
+//! | sealed while in sync | sealed | nowhere |
+//! | the head; or below an empty head | there | in the set |
+//! | there, or not | removed, not yet joined | in the set: what a removed layer's child hides may be freed |
+//! | between two layers that stay | joined upwards | joined here too, then compared everywhere |
+//! | being filled, or it holds nothing | there | anywhere |
+//! | on no way to a layer that stays | gone | dropped |
+//!
+//! The last change that this replica took part in may have been made by nobody else: its engine
+//! died, and another one gave the same numbers again. Its head is empty then, since a change ends
+//! on all members before the next write; so an empty head counts as missing, and the layer below
+//! it as a head.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{Chain, ChainError, ChainInfo, Layer};
+use crate::types::LayerId;
+
+/// Where a layer that stays may differ from the members' one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Difference {
+    Nowhere,
+    InTheSet,
+    Anywhere,
+}
+
+#[derive(Debug)]
+pub(crate) struct Adoption {
+    /// The chain in which `joins` have to be done first, if there are any.
+    pub(crate) prepared: Option<Chain>,
+    /// Removed layers that the members have joined, newest first.
+    pub(crate) joins: Vec<LayerId>,
+    /// Of the layers that stay.
+    pub(crate) differences: BTreeMap<LayerId, Difference>,
+}
+
+impl Chain {
+    /// What it takes to become `info`. `head_is_empty`: the head owns no block.
+    pub(crate) fn adoption(&self, info: &ChainInfo, head_is_empty: bool) -> Adoption {
+        let stays = |layer: &&Layer| {
+            info.layer(layer.id).is_some() && !(head_is_empty && layer.id == self.head)
+        };
+        let kept: Vec<&Layer> = self.layers.iter().filter(stays).collect();
+        let mut joined: BTreeMap<LayerId, Vec<LayerId>> = BTreeMap::new();
+        for layer in &kept {
+            let below = self.path(layer.id).skip(1);
+            let gone = below.take_while(|below| info.layer(below.id).is_none());
+            joined.insert(layer.id, gone.map(|layer| layer.id).collect());
+        }
+        let doubtful = if head_is_empty { self.head().parent } else { Some(self.head) };
+        let difference = |layer: &Layer| {
+            let theirs = info.layer(layer.id)?;
+            let resized = layer.size_bytes != theirs.size_bytes && layer.id != self.head;
+            Some(if layer.filling || resized || !joined[&layer.id].is_empty() {
+                Difference::Anywhere
+            } else if Some(layer.id) == doubtful || layer.removed || theirs.removed {
+                Difference::InTheSet
+            } else if theirs.seal.is_none() {
+                Difference::Anywhere // sealed here and a head there: not the same history
+            } else {
+                Difference::Nowhere
+            })
+        };
+        let differences =
+            kept.iter().filter_map(|layer| Some((layer.id, difference(layer)?))).collect();
+        // Under a head nothing is joined; what two layers stand on isn't either.
+        let mut users: BTreeMap<LayerId, u32> = BTreeMap::new();
+        joined.values().flatten().for_each(|below| *users.entry(*below).or_default() += 1);
+        let joins: Vec<LayerId> = joined
+            .iter()
+            .filter(|(id, _)| **id != info.head)
+            .flat_map(|(_, below)| below.iter().copied())
+            .filter(|below| users[below] == 1)
+            .collect();
+        let prepared = (!joins.is_empty()).then(|| self.prepared(info, &kept, &joins));
+        Adoption { prepared, joins, differences }
+    }
+
+    /// What stays and what is to be joined into it; the head is sealed if the members' one is.
+    fn prepared(&self, info: &ChainInfo, kept: &[&Layer], joins: &[LayerId]) -> Self {
+        let there: BTreeSet<LayerId> =
+            kept.iter().map(|layer| layer.id).chain(joins.iter().copied()).collect();
+        let mut next = self.clone();
+        next.layers.retain(|layer| there.contains(&layer.id));
+        for layer in &mut next.layers {
+            let mut above = self.path(layer.id).skip(1);
+            layer.parent = above.find(|below| there.contains(&below.id)).map(|below| below.id);
+            layer.removed |= joins.contains(&layer.id);
+            if layer.id == self.head && layer.id != info.head {
+                layer.seal = info.layer(layer.id).and_then(|theirs| theirs.seal.clone());
+            }
+        }
+        if !there.contains(&info.head) {
+            let parent = Some(self.head).filter(|head| there.contains(head));
+            let size_bytes = info.size_bytes();
+            next.layers.push(empty(info.head, parent, size_bytes, next.next_file));
+            next.next_file += 1;
+        }
+        next.head = info.head;
+        next.keep_joining();
+        next
+    }
+
+    /// The members' chain. What stays keeps its files; the rest is empty, and to be filled.
+    pub(crate) fn adopted(
+        &self,
+        info: &ChainInfo,
+        differences: &BTreeMap<LayerId, Difference>,
+    ) -> Result<Self, ChainError> {
+        let mut next = Self {
+            layers: Vec::new(),
+            head: info.head,
+            last_op: info.last_op,
+            next_file: self.next_file,
+            joining: self.joining,
+        };
+        for theirs in &info.layers {
+            let kept = differences.get(&theirs.id).zip(self.layer(theirs.id).ok());
+            let (file, filling) = match kept {
+                Some((difference, layer)) => {
+                    let is_head = theirs.id == info.head;
+                    let differs = *difference != Difference::Nowhere;
+                    (layer.file, layer.filling || differs && !is_head)
+                }
+                None => {
+                    next.next_file += 1;
+                    (next.next_file - 1, true)
+                }
+            };
+            next.layers.push(Layer {
+                id: theirs.id,
+                parent: theirs.parent,
+                seal: theirs.seal.clone(),
+                removed: theirs.removed,
+                size_bytes: theirs.size_bytes,
+                file,
+                filling,
+            });
+        }
+        next.keep_joining();
+        next.checked()
+    }
+
+    /// A join that a crash interrupted goes on only between layers that nobody fills.
+    fn keep_joining(&mut self) {
+        let whole = |id| self.layer(id).is_ok_and(|layer| !layer.filling);
+        self.joining = self.joining.filter(|join| whole(join.removed) && whole(join.child));
+    }
+}
+
+fn empty(id: LayerId, parent: Option<LayerId>, size_bytes: u64, file: u32) -> Layer {
+    Layer { id, parent, seal: None, removed: false, size_bytes, file, filling: true }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{ChainChange, ChainOp};
+    use super::*;
+    use crate::chain::{Joining, Seal};
+    use crate::types::ChainOpId;
+
+    const SIZE: u64 = 4 << 20;
+
+    fn after(chain: &Chain, change: ChainChange) -> Chain {
+        let op = ChainOp { id: ChainOpId(chain.last_op.0 + 1), change };
+        chain.after(&op).expect("allowed").expect("new")
+    }
+
+    fn snapshot(chain: &Chain) -> Chain {
+        let new_head = LayerId(chain.head.0 + 1);
+        after(chain, ChainChange::Snapshot { seal: Seal::default(), new_head })
+    }
+
+    fn remove(chain: &Chain, layer: u32) -> Chain {
+        after(chain, ChainChange::Remove { layer: LayerId(layer) })
+    }
+
+    fn joined(chain: &Chain, removed: u32, child: u32) -> Chain {
+        let (removed, child) = (LayerId(removed), LayerId(child));
+        chain.with_joining(Joining { removed, child, keep_files_of: child }).joined()
+    }
+
+    fn fates(mine: &Chain, theirs: &Chain, head_is_empty: bool) -> Vec<(u32, Difference)> {
+        let adoption = mine.adoption(&theirs.info(|_| 0), head_is_empty);
+        adoption.differences.into_iter().map(|(id, difference)| (id.0, difference)).collect()
+    }
+
+    /// Layers 1 and 2 sealed, 3 the head.
+    fn three() -> Chain {
+        snapshot(&snapshot(&Chain::new(LayerId(1), SIZE).expect("sound")))
+    }
+
+    use Difference::{Anywhere, InTheSet, Nowhere};
+
+    #[test]
+    fn what_was_sealed_while_in_sync_is_kept_and_the_head_of_then_is_caught_up() {
+        let fates = fates(&three(), &snapshot(&three()), false);
+        assert_eq!(fates, [(1, Nowhere), (2, Nowhere), (3, InTheSet)]);
+    }
+
+    /// A snapshot that only the absent replica made: another engine gave its number to another cut.
+    #[test]
+    fn below_an_empty_head_the_seal_is_not_believed() {
+        assert_eq!(fates(&snapshot(&three()), &three(), true)[2], (3, InTheSet));
+        assert_eq!(
+            fates(&snapshot(&three()), &snapshot(&three()), true),
+            [(1, Nowhere), (2, Nowhere), (3, InTheSet)],
+            "the empty head counts as missing"
+        );
+    }
+
+    #[test]
+    fn a_layer_that_was_joined_meanwhile_is_joined_here_too_and_then_compared() {
+        let theirs = joined(&remove(&snapshot(&three()), 2), 2, 3);
+        let mine = three();
+        let info = theirs.info(|_| 0);
+        let adoption = mine.adoption(&info, false);
+        assert_eq!(adoption.joins, [LayerId(2)]);
+        assert_eq!(adoption.differences[&LayerId(3)], Anywhere);
+        let prepared = adoption.prepared.expect("there is a join").checked().expect("sound");
+        let plan = prepared.join_plan(LayerId(2));
+        assert_eq!(plan, crate::chain::JoinPlan::JoinWith { child: LayerId(3) });
+        let next = joined(&prepared, 2, 3).adopted(&info, &adoption.differences).expect("sound");
+        assert_eq!(next.info(|_| 0), info);
+        assert_eq!(next.layer(LayerId(3)).map(|layer| layer.filling), Ok(true));
+        assert_eq!(next.layer(LayerId(1)).map(|layer| layer.filling), Ok(false));
+    }
+
+    #[test]
+    fn after_a_revert_the_old_head_is_dropped() {
+        let theirs = after(&three(), ChainChange::Revert { to: LayerId(1), new_head: LayerId(4) });
+        let info = theirs.info(|_| 0);
+        let adoption = three().adoption(&info, false);
+        assert!(adoption.joins.is_empty());
+        let next = three().adopted(&info, &adoption.differences).expect("sound");
+        assert_eq!(next.info(|_| 0), info);
+    }
+
+    /// What a rebuild that was interrupted had begun to fill isn't whole, sealed or not.
+    #[test]
+    fn a_layer_that_was_being_filled_is_compared_everywhere() {
+        let empty = Chain::new(LayerId(1), SIZE).expect("sound");
+        let info = three().info(|_| 0);
+        let first = empty.adoption(&info, true);
+        let begun = empty.adopted(&info, &first.differences).expect("sound");
+        assert_eq!(fates(&begun, &three(), false), [(1, Anywhere), (2, Anywhere), (3, Anywhere)]);
+    }
+}

@@ -1,0 +1,579 @@
+//! Single turns of the replication core, told event by event in virtual time: who may write and read
+//! when members hang, die or come back. The replicas are a few lines; `replication.rs` has real
+//! histories.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::{Duration, Instant};
+
+use ankole_replica::arbiter::{EngineGrant, InstanceId, Member, Record};
+use ankole_replica::chain::index::BlockSum;
+use ankole_replica::chain::{ChainInfo, LayerInfo};
+use ankole_replica::message::{Refusal, RegionSums, Reply, Request, Welcome};
+use ankole_replica::replication::{
+    Action, Config, Core, End, Failure, IoId, LinkId, Operation, Payload, Slot,
+};
+use ankole_replica::types::{
+    BlockIndex, BlockRange, ChainOpId, Fence, Generation, Incarnation, LayerId, Region, ReplicaId,
+    Session,
+};
+
+const MS: Duration = Duration::from_millis(1);
+const SECOND: Duration = Duration::from_secs(1);
+const A: Slot = Slot(0);
+const B: Slot = Slot(1);
+const C: Slot = Slot(2);
+
+struct Asked {
+    slot: Slot,
+    link: LinkId,
+    seq: u64,
+    request: Request<Payload>,
+}
+
+/// An engine's core, and what is around it.
+struct Stage {
+    core: Core,
+    now: Instant,
+    record: Record,
+    links: BTreeMap<Slot, LinkId>,
+    asked: VecDeque<Asked>,
+    done: BTreeMap<IoId, Result<(), Failure>>,
+    ended: Option<End>,
+    opened: bool,
+    /// Changes of the set that the arbiter made.
+    changes: u32,
+    /// Nobody listens there.
+    dead: BTreeSet<Slot>,
+    /// Takes connections and requests, and answers nothing.
+    hung: BTreeSet<Slot>,
+    /// Came back after a power cut.
+    suspect: BTreeSet<Slot>,
+    /// Answers this to what isn't a ping.
+    refusing: BTreeMap<Slot, Refusal>,
+    marked: BTreeSet<Region>,
+    /// What each holds of the marked regions.
+    sums: BTreeMap<Slot, RegionSums>,
+}
+
+fn member(slot: Slot) -> Member {
+    Member { replica: replica(slot), incarnation: Incarnation(slot.0.into()) }
+}
+
+fn replica(slot: Slot) -> ReplicaId {
+    ReplicaId::from(format!("r{}", slot.0).as_str())
+}
+
+impl Stage {
+    fn new(members: u8) -> Self {
+        let slots: Vec<_> = (0..members).map(Slot).collect();
+        let instance = InstanceId("e1".into());
+        let config =
+            Config::new("v", instance.clone(), slots.iter().copied().map(replica).collect());
+        let now = Instant::now();
+        Self {
+            core: Core::new(now, config),
+            now,
+            record: Record {
+                generation: Generation::FIRST,
+                engine: Some(EngineGrant { node: "n".into(), instance }),
+                attach_epoch: 0,
+                in_sync: slots.into_iter().map(member).collect(),
+                salvaged: None,
+            },
+            links: BTreeMap::new(),
+            asked: VecDeque::new(),
+            done: BTreeMap::new(),
+            ended: None,
+            opened: false,
+            changes: 0,
+            dead: BTreeSet::new(),
+            hung: BTreeSet::new(),
+            suspect: BTreeSet::new(),
+            refusing: BTreeMap::new(),
+            marked: BTreeSet::new(),
+            sums: BTreeMap::new(),
+        }
+    }
+
+    fn open(members: u8) -> Self {
+        let mut stage = Self::new(members);
+        stage.settle();
+        assert!(stage.opened, "{:?}", stage.core.status().waiting);
+        stage
+    }
+
+    /// Does what the core wants, until it only waits.
+    fn settle(&mut self) {
+        loop {
+            while let Some(action) = self.core.poll_action() {
+                self.perform(action);
+            }
+            let answers = |asked: &Asked| !self.hung.contains(&asked.slot);
+            let Some(at) = self.asked.iter().position(answers) else { return };
+            let Asked { slot, link, seq, request } = self.asked.remove(at).expect("found");
+            if self.links.get(&slot) == Some(&link) {
+                let reply = self.reply(slot, &request);
+                self.core.answered(self.now, slot, link, seq, reply);
+            }
+        }
+    }
+
+    fn perform(&mut self, action: Action) {
+        let now = self.now;
+        match action {
+            Action::Connect { slot, link } if self.dead.contains(&slot) => {
+                self.core.disconnected(now, slot, link, "connection refused");
+            }
+            Action::Connect { slot, link } => {
+                self.links.insert(slot, link);
+                self.core.connected(now, slot, link);
+            }
+            Action::Disconnect { slot, .. } => {
+                self.links.remove(&slot);
+            }
+            Action::Send { slot, link, seq, request, .. } => {
+                self.asked.push_back(Asked { slot, link, seq, request });
+            }
+            Action::Complete { io, result } => {
+                self.done.insert(io, result);
+                self.core.release(now, io);
+            }
+            Action::ReadRecord => self.core.record_read(now, self.record.clone()),
+            Action::Change { expected, change } => {
+                let after = self.record.after(expected, change);
+                if let Ok(record) = &after {
+                    self.record = record.clone();
+                    self.changes += 1;
+                }
+                self.core.change_answered(now, after);
+            }
+            Action::Opened { .. } => self.opened = true,
+            Action::End(end) => self.ended = Some(end),
+            Action::Retire { .. } | Action::RetireTransfer { .. } | Action::JobDone { .. } => {}
+        }
+    }
+
+    fn reply(&self, slot: Slot, request: &Request<Payload>) -> Reply<()> {
+        if let Some(refusal) = self.refusing.get(&slot)
+            && *request != Request::Ping
+        {
+            let is_copy = matches!(request, Request::Copy { .. });
+            if is_copy || *refusal != Refusal::NoSpace {
+                return Reply::Refused(refusal.clone());
+            }
+        }
+        match request {
+            Request::Hello(_) => Reply::Welcome(Box::new(Welcome {
+                incarnation: member(slot).incarnation,
+                size_bytes: 2 << 20,
+                continuous: !self.suspect.contains(&slot),
+                synced_generation: Some(Generation::FIRST),
+                marked: self.marked.iter().map(|it| (*it, Generation::FIRST)).collect(),
+                chain: ChainInfo {
+                    layers: vec![LayerInfo {
+                        id: LayerId(1),
+                        parent: None,
+                        seal: None,
+                        removed: false,
+                        size_bytes: 2 << 20,
+                        data_bytes: 0,
+                    }],
+                    head: LayerId(1),
+                    last_op: ChainOpId(0),
+                },
+                lease_ms: 3000,
+            })),
+            Request::Read { .. } => Reply::Data(()),
+            Request::Sums { .. } => Reply::Sums(Box::new(self.sums[&slot].clone())),
+            Request::Fetch { .. } => Reply::Digest(1),
+            Request::Copy { .. } => Reply::Digest(1),
+            _ => Reply::Done,
+        }
+    }
+
+    /// Lets time pass, as the clock is told to.
+    fn pass(&mut self, time: Duration) {
+        let end = self.now + time;
+        while let Some(at) = self.core.poll_timeout().filter(|at| *at <= end) {
+            self.now = self.now.max(at);
+            self.core.handle_timeout(self.now);
+            self.settle();
+        }
+        self.now = end;
+        self.core.handle_timeout(self.now);
+        self.settle();
+    }
+
+    fn cut(&mut self, slot: Slot) {
+        if let Some(link) = self.links.remove(&slot) {
+            self.core.disconnected(self.now, slot, link, "link lost");
+            self.settle();
+        }
+    }
+
+    fn submit(&mut self, operation: Operation) -> IoId {
+        let io = self.core.submit(self.now, operation);
+        self.settle();
+        io
+    }
+
+    fn write(&mut self) -> IoId {
+        self.submit(Operation::Zero { range: BlockRange::new(BlockIndex(0), 1), forced: false })
+    }
+
+    fn read(&mut self) -> IoId {
+        self.submit(Operation::Read { range: BlockRange::new(BlockIndex(9), 1) })
+    }
+
+    fn members(&self) -> Vec<ReplicaId> {
+        self.record.in_sync.iter().map(|member| member.replica.clone()).collect()
+    }
+
+    fn waits_for(&self) -> String {
+        self.core.status().waiting.join("; ")
+    }
+}
+
+// ---- leases ------------------------------------------------------------------------------------
+
+/// A cut-off engine reads its local copy while the next one acknowledges on another.
+#[test]
+fn a_read_is_told_only_while_the_leases_of_all_members_hold() {
+    let mut stage = Stage::open(2);
+    let fresh = stage.read();
+    assert_eq!(stage.done.get(&fresh), Some(&Ok(())));
+    stage.pass(4 * SECOND);
+    stage.hung.insert(B);
+    let late = stage.read();
+    let second = stage.read();
+    assert!(!stage.done.contains_key(&late) && !stage.done.contains_key(&second));
+    stage.hung.clear();
+    stage.settle();
+    assert_eq!((stage.done.get(&late), stage.done.get(&second)), (Some(&Ok(())), Some(&Ok(()))));
+}
+
+/// The member is out of the record: no engine opens with it, and reads go on.
+#[test]
+fn reads_go_on_when_the_member_that_hangs_is_removed() {
+    let mut stage = Stage::open(2);
+    stage.pass(4 * SECOND);
+    stage.hung.insert(B);
+    let read = stage.read();
+    stage.pass(7 * SECOND);
+    assert!(!stage.done.contains_key(&read));
+    stage.pass(2 * SECOND);
+    assert_eq!(stage.members(), [replica(A)]);
+    assert_eq!(stage.done.get(&read), Some(&Ok(())));
+}
+
+#[test]
+fn a_volume_that_nobody_uses_sends_nothing() {
+    let mut stage = Stage::open(3);
+    stage.hung = [A, B, C].into(); // whatever is asked stays in the queue
+    stage.pass(60 * SECOND);
+    assert!(stage.asked.is_empty());
+    assert_eq!(stage.changes, 0);
+}
+
+/// Reads that come all the time renew only the reader's own lease: the other must be asked before
+/// it is out, or every read after that waits for a round trip.
+#[test]
+fn a_busy_reader_never_waits_for_a_lease() {
+    let mut stage = Stage::open(2);
+    for _ in 0..200 {
+        stage.pass(100 * MS);
+        let read = stage
+            .core
+            .submit(stage.now, Operation::Read { range: BlockRange::new(BlockIndex(9), 1) });
+        while let Some(action) = stage.core.poll_action() {
+            stage.perform(action);
+        }
+        let at = stage.asked.iter().position(|it| matches!(it.request, Request::Read { .. }));
+        let Asked { slot, link, seq, .. } =
+            stage.asked.remove(at.expect("it is sent")).expect("found");
+        stage.core.answered(stage.now, slot, link, seq, Reply::Data(()));
+        while let Some(action) = stage.core.poll_action() {
+            stage.perform(action);
+        }
+        assert_eq!(stage.done.get(&read), Some(&Ok(())), "it waits for a lease");
+        stage.settle();
+    }
+}
+
+#[test]
+fn while_another_engine_may_read_the_open_asks_again() {
+    let mut stage = Stage::new(1);
+    stage.refusing.insert(A, Refusal::LeaseBusy { ms: 2500 });
+    stage.settle();
+    stage.pass(2 * SECOND);
+    assert!(!stage.opened && stage.changes == 0);
+    assert!(stage.waits_for().contains("may still read"), "{}", stage.waits_for());
+    stage.refusing.clear();
+    stage.pass(500 * MS);
+    assert!(stage.opened);
+}
+
+// ---- who comes back ----------------------------------------------------------------------------
+
+/// A short break of one link once cost a change of the set and a rebuild.
+#[test]
+fn a_member_that_is_back_at_once_stays_and_gets_what_it_has_not_confirmed() {
+    let mut stage = Stage::open(2);
+    stage.hung.insert(B);
+    let write = stage.write();
+    assert!(!stage.done.contains_key(&write));
+    stage.cut(B); // reconnects at once; its Hello isn't answered yet
+    stage.pass(500 * MS);
+    assert_eq!(stage.changes, 0);
+    stage.hung.clear();
+    stage.settle();
+    assert_eq!(stage.done.get(&write), Some(&Ok(())));
+    assert_eq!((stage.changes, stage.members().len()), (0, 2));
+}
+
+/// The write waits no longer than the arbiter takes.
+#[test]
+fn a_member_at_whose_address_nobody_listens_is_removed_without_a_pause() {
+    let mut stage = Stage::open(3);
+    stage.dead.insert(B);
+    stage.cut(B);
+    assert_eq!(stage.members(), [replica(A), replica(C)]);
+    let write = stage.write();
+    assert_eq!(stage.done.get(&write), Some(&Ok(())));
+}
+
+#[test]
+fn a_member_that_does_not_come_back_is_waited_for_a_second() {
+    let mut stage = Stage::open(3);
+    stage.hung.insert(B);
+    stage.cut(B);
+    stage.pass(900 * MS);
+    assert_eq!(stage.changes, 0);
+    stage.pass(200 * MS);
+    assert_eq!(stage.members(), [replica(A), replica(C)]);
+}
+
+/// It rebooted and lost what it had acknowledged and not flushed.
+#[test]
+fn a_member_that_may_have_lost_writes_does_not_stay() {
+    let mut stage = Stage::open(2);
+    stage.suspect.insert(B);
+    stage.cut(B);
+    assert_eq!(stage.members(), [replica(A)]);
+    assert_eq!(stage.ended, None);
+}
+
+#[test]
+fn if_the_only_member_may_have_lost_writes_the_volume_is_opened_anew() {
+    let mut stage = Stage::open(1);
+    stage.suspect.insert(A);
+    stage.cut(A);
+    assert!(matches!(stage.ended, Some(End::Reopen(_))), "{:?}", stage.ended);
+}
+
+/// The engine's own network was away. The first member to be back once had the others removed.
+#[test]
+fn after_all_links_were_lost_the_first_one_back_waits_for_the_others() {
+    let mut stage = Stage::open(3);
+    stage.dead = [A, B, C].into();
+    for slot in [A, B, C] {
+        // The loss is noticed on all before the survivors were asked anything.
+        stage.hung.insert(slot);
+    }
+    for slot in [A, B, C] {
+        stage.cut(slot);
+    }
+    stage.hung.clear();
+    stage.pass(5 * SECOND);
+    assert_eq!(stage.changes, 0);
+    stage.dead = [B, C].into();
+    stage.hung = [B, C].into();
+    stage.dead.clear(); // they take connections, and answer a little later
+    stage.pass(700 * MS);
+    assert_eq!(stage.changes, 0);
+    stage.hung.clear();
+    stage.pass(300 * MS);
+    let write = stage.write();
+    assert_eq!(stage.done.get(&write), Some(&Ok(())));
+    assert_eq!((stage.changes, stage.members().len()), (0, 3));
+}
+
+/// The one that hangs must answer a ping before the other is removed, and can't be given up while
+/// it is the last: both waited for ever.
+#[test]
+fn a_last_member_that_hangs_is_given_up_when_another_is_back() {
+    let mut stage = Stage::open(2);
+    stage.hung.insert(A);
+    stage.dead.insert(B);
+    stage.cut(B);
+    let write = stage.write();
+    stage.pass(20 * SECOND);
+    assert_eq!(stage.changes, 0);
+    stage.dead.clear();
+    stage.pass(20 * SECOND);
+    assert_eq!(stage.members(), [replica(B)]);
+    assert_eq!(stage.done.get(&write), Some(&Ok(())));
+}
+
+// ---- the last disk -----------------------------------------------------------------------------
+
+#[test]
+fn when_the_last_disk_has_failed_requests_get_an_error_and_nobody_is_removed() {
+    let mut stage = Stage::open(1);
+    let failed = Refusal::Failed { message: "fdatasync: EIO".into() };
+    stage.refusing.insert(A, failed);
+    let flush = stage.submit(Operation::Flush);
+    assert_eq!(stage.done.get(&flush), Some(&Err(Failure::Io)));
+    let write = stage.write();
+    assert_eq!(stage.done.get(&write), Some(&Err(Failure::Io)));
+    stage.cut(A); // its process starts again: the Hello is refused from then on
+    let (write, read) = (stage.write(), stage.read());
+    let flush = stage.submit(Operation::Flush);
+    stage.pass(SECOND);
+    for io in [write, read, flush] {
+        assert_eq!(stage.done.get(&io), Some(&Err(Failure::Io)));
+    }
+    assert!(stage.waits_for().contains("salvage"), "{}", stage.waits_for());
+    assert_eq!((stage.changes, stage.members().len()), (0, 1));
+}
+
+// ---- opening -----------------------------------------------------------------------------------
+
+#[test]
+fn the_open_waits_long_for_a_silent_member_and_briefly_for_one_that_is_not_there() {
+    let mut stage = Stage::new(2);
+    stage.dead.insert(B);
+    stage.settle();
+    stage.pass(1900 * MS);
+    assert!(!stage.opened);
+    stage.pass(200 * MS);
+    assert!(stage.opened && stage.members() == [replica(A)]);
+
+    let mut stage = Stage::new(2);
+    stage.hung.insert(B);
+    stage.settle();
+    stage.pass(9 * SECOND);
+    assert!(!stage.opened);
+    stage.pass(2 * SECOND);
+    assert!(stage.opened && stage.members() == [replica(A)]);
+}
+
+/// One that answered that its disk failed won't answer anything else.
+#[test]
+fn the_open_does_not_wait_for_a_member_whose_disk_failed() {
+    let mut stage = Stage::new(2);
+    stage.refusing.insert(B, Refusal::Failed { message: "fdatasync: EIO".into() });
+    stage.settle();
+    assert!(stage.opened && stage.members() == [replica(A)]);
+}
+
+/// The missing one may hold what the others lost.
+#[test]
+fn if_all_that_answered_lost_power_and_one_is_missing_the_open_waits_for_it() {
+    let mut stage = Stage::new(3);
+    stage.suspect = [A, B].into();
+    stage.dead.insert(C);
+    stage.settle();
+    stage.pass(9 * SECOND);
+    assert!(!stage.opened && stage.changes == 0);
+    stage.dead.clear();
+    stage.pass(500 * MS);
+    assert!(stage.opened);
+    assert_eq!(stage.members(), [replica(C)], "only it has all that was acknowledged");
+}
+
+/// It was lost as soon as another was live, greeted anew, and lost again.
+#[test]
+fn a_member_that_is_not_wanted_any_more_helps_to_open_and_leaves_then() {
+    let mut stage = Stage::new(3);
+    stage.core.set_replicas(stage.now, &[replica(A), replica(B)]).expect("few");
+    stage.settle();
+    assert!(stage.opened && stage.changes == 0);
+    stage.pass(SECOND);
+    assert_eq!(stage.members(), [replica(A), replica(B)]);
+    assert_eq!(stage.changes, 1);
+}
+
+/// Rule 8: without it a person sees a volume that won't attach and not why.
+#[test]
+fn who_is_fenced_says_by_what_so_that_a_rolled_back_record_is_noticed() {
+    let mut stage = Stage::new(1);
+    let generation = Generation::FIRST.next().next();
+    let seen = Fence { generation, session: Session(4) };
+    stage.refusing.insert(
+        A,
+        Refusal::StaleGeneration {
+            seen,
+            synced_generation: Some(generation),
+            synced_set: vec![member(A), member(B)],
+        },
+    );
+    stage.settle();
+    let Some(End::Fenced(reason)) = &stage.ended else { panic!("{:?}", stage.ended) };
+    for part in ["g3", "g1", "r0, r1", "rolled back"] {
+        assert!(reason.contains(part), "{part} is missing in: {reason}");
+    }
+}
+
+/// Rule 21. With two members left, losing one for a full disk leaves a single copy.
+#[test]
+fn settling_waits_for_room_while_only_one_other_member_remains() {
+    let mut stage = Stage::new(2);
+    let sums = |crc| {
+        let mut sums = vec![BlockSum::Absent; 256];
+        sums[7] = BlockSum::Data { crc, verified: true };
+        RegionSums(sums)
+    };
+    stage.marked.insert(Region(0));
+    stage.sums = [(A, sums(1)), (B, sums(2))].into();
+    stage.refusing.insert(B, Refusal::NoSpace);
+    stage.settle();
+    stage.pass(20 * SECOND);
+    assert_eq!((stage.changes, stage.members().len()), (0, 2));
+    assert!(stage.waits_for().contains("room on the disk of r1"), "{}", stage.waits_for());
+    stage.refusing.clear();
+    stage.sums.insert(B, sums(1));
+    stage.pass(2 * SECOND);
+    assert_eq!(stage.core.status().unsettled_bytes, 0);
+}
+
+// ---- who is slow -------------------------------------------------------------------------------
+
+/// One hanging disk once stalled every second read until the replica was given up.
+#[test]
+fn a_read_that_takes_long_is_asked_of_another_member_and_keeps_its_range_until_both_answered() {
+    let mut stage = Stage::open(2);
+    stage.hung.insert(A);
+    let reads: Vec<_> = (0..8).map(|_| stage.read()).collect();
+    assert!(reads.iter().any(|io| !stage.done.contains_key(io)), "half of them are A's");
+    stage.pass(200 * MS);
+    assert!(reads.iter().all(|io| stage.done.get(io) == Some(&Ok(()))));
+    let range = BlockRange::new(BlockIndex(9), 1);
+    let write = stage.submit(Operation::Zero { range, forced: false });
+    let sent =
+        |stage: &Stage| stage.asked.iter().any(|it| matches!(it.request, Request::Zero { .. }));
+    assert!(!sent(&stage), "A is still reading what this write changes");
+    stage.hung.clear();
+    stage.settle();
+    assert_eq!(stage.done.get(&write), Some(&Ok(())));
+}
+
+/// Layers of any size are joined; one whose replica is stopped blocked every rebuild for ever.
+#[test]
+fn a_slow_goodbye_is_no_reason_to_hang_but_a_dead_replica_is() {
+    let mut stage = Stage::open(2);
+    stage.core.detach(stage.now);
+    while let Some(action) = stage.core.poll_action() {
+        stage.perform(action);
+    }
+    // Both flush; then A takes its time for the goodbye, and B is gone.
+    let flushes: Vec<_> = stage.asked.drain(..).collect();
+    for Asked { slot, link, seq, .. } in flushes {
+        stage.core.answered(stage.now, slot, link, seq, Reply::Done);
+    }
+    stage.hung = [B].into();
+    stage.settle();
+    assert_eq!(stage.ended, None);
+    stage.pass(30 * SECOND);
+    assert_eq!(stage.ended, Some(End::Detached));
+}
