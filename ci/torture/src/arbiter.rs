@@ -10,7 +10,6 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use ankole_replica::arbiter::{Answer, Change, EngineGrant, InstanceId, Member, Record, Request};
-use ankole_replica::types::Generation;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 
