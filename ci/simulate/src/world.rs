@@ -255,7 +255,8 @@ impl World {
         while !self.is_whole() {
             self.replace_failed();
             let newest = &self.engines[&self.newest];
-            assert!(self.now_us() < limit, "never whole again: {:?}", newest.core);
+            let lacks = self.what_lacks().unwrap_or_default();
+            assert!(self.now_us() < limit, "never whole again: {lacks}\n{:?}", newest.core);
             self.step();
         }
         self.check_all_equal();
@@ -279,21 +280,32 @@ impl World {
     }
 
     fn is_whole(&self) -> bool {
+        self.what_lacks().is_none()
+    }
+
+    /// What has yet to happen until everything is as it should be.
+    fn what_lacks(&self) -> Option<String> {
         let engine = &self.engines[&self.newest];
         if !engine.alive || !engine.opened || engine.detaching {
-            return false;
+            return Some("no engine serves".into());
         }
         let status = engine.core.status();
-        engine.ops.values().all(|op| op.done)
-            && self.pending.is_none()
-            && !self.wants_revert
-            && status.unsettled_bytes == 0
-            && status.waiting.is_empty()
-            && self.members().into_iter().collect::<BTreeSet<_>>() == self.wanted
-            && status.peers.iter().all(|peer| !peer.wanted || peer.reason.is_none())
-            // What nobody can read stays marked until it is written anew.
-            && (status.lost.is_some()
-                || self.members().into_iter().all(|at| !self.machines[at].is_marked()))
+        let members: BTreeSet<_> = self.members().into_iter().collect();
+        let away = status.peers.iter().find(|peer| peer.wanted && peer.reason.is_some());
+        let open = engine.ops.values().filter(|op| !op.done).count();
+        let lacks = [
+            (open > 0, format!("{open} requests aren't answered")),
+            (
+                self.pending.is_some(),
+                format!("{:?} isn't done", self.pending.as_ref().map(|it| &it.job)),
+            ),
+            (self.wants_revert, "a revert hasn't begun".into()),
+            (status.unsettled_bytes > 0, "members may differ".into()),
+            (!status.waiting.is_empty(), format!("waits for {:?}", status.waiting)),
+            (members != self.wanted, format!("members are {members:?}, not {:?}", self.wanted)),
+            (away.is_some(), format!("{:?}", away.map(|peer| (&peer.replica, &peer.reason)))),
+        ];
+        lacks.into_iter().find(|(is_so, _)| *is_so).map(|(_, what)| what)
     }
 
     /// Whose copy the record means.

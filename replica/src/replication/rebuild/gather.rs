@@ -67,10 +67,11 @@ impl Core {
         let (first, chain) = (*first, chain.clone());
         // What a removed layer holds and what its child does is each member's own affair until it
         // is joined: only together do they show the same.
-        let joins = chain.layers.iter().any(|layer| layer.removed);
+        let unjoined = chain.layers.iter().filter(|layer| layer.removed);
+        rebuild.unjoined = unjoined.map(|layer| (layer.id, layer.size_bytes)).collect();
         rebuild.sources =
             chains.iter().filter(|(_, other)| is_alike(other, &chain)).map(|it| *it.0).collect();
-        if joins {
+        if !rebuild.unjoined.is_empty() {
             rebuild.sources = [first].into_iter().collect();
         }
         rebuild.stage = Stage::Adopting { chain: chain.clone() };
@@ -178,9 +179,11 @@ impl Core {
         let Some(rebuild) = self.rebuilds.by_target.get_mut(&target) else { return };
         let Stage::Gathering(gathering) = &mut rebuild.stage else { return };
         let mut regions: BTreeSet<(LayerId, Region)> = BTreeSet::new();
+        let unjoined = &rebuild.unjoined;
         let within = |layer: LayerId, region: &Region| {
-            let layer = chain.layer(layer);
-            layer.is_some_and(|layer| region.0 < layer.size_bytes / REGION_BYTES)
+            let known = chain.layer(layer).map(|layer| layer.size_bytes);
+            let size_bytes = known.or(unjoined.get(&layer).copied());
+            size_bytes.is_some_and(|bytes| region.0 < bytes / REGION_BYTES)
         };
         let mut add = |layer: LayerId, of: &BTreeSet<Region>| {
             let there = of.iter().copied().filter(|region| within(layer, region));
@@ -222,7 +225,9 @@ impl Core {
         let chain = &self.chain;
         for rebuild in self.rebuilds.by_target.values_mut() {
             let before = rebuild.regions.len();
-            rebuild.regions.retain(|(layer, _)| chain.layer(*layer).is_some());
+            let unjoined = &rebuild.unjoined;
+            let is_there = |layer| chain.layer(layer).is_some() || unjoined.contains_key(&layer);
+            rebuild.regions.retain(|(layer, _)| is_there(*layer));
             let gone = (before - rebuild.regions.len()) as u64;
             rebuild.total_bytes -= gone * REGION_BYTES;
         }

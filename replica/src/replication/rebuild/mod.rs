@@ -76,6 +76,9 @@ pub(super) struct Rebuild {
     marked: BTreeSet<Region>,
     /// Members with the same chain.
     sources: Slots,
+    /// Removed layers that the sources have yet to join, and their sizes in bytes: others, whose
+    /// chain the engine knows, may have done that.
+    unjoined: BTreeMap<LayerId, u64>,
     stage: Stage,
     /// Where the target may differ, and isn't known to be equal yet.
     regions: VecDeque<(LayerId, Region)>,
@@ -265,6 +268,7 @@ impl Core {
                 base: welcome.synced_generation.filter(remembered),
                 marked: welcome.marked.iter().map(|(region, _)| *region).collect(),
                 sources: Slots::NONE,
+                unjoined: BTreeMap::new(),
                 stage: Stage::Describing { waiting, chains: BTreeMap::new() },
                 regions: VecDeque::new(),
                 occupied: BTreeSet::new(),
