@@ -293,6 +293,9 @@ impl World {
         let members: BTreeSet<_> = self.members().into_iter().collect();
         let away = status.peers.iter().find(|peer| peer.wanted && peer.reason.is_some());
         let open = engine.ops.values().filter(|op| !op.done).count();
+        // What nobody can read stays marked until it is written anew.
+        let marked: Vec<_> =
+            self.members().into_iter().filter(|at| self.machines[*at].is_marked()).collect();
         let lacks = [
             (open > 0, format!("{open} requests aren't answered")),
             (
@@ -303,6 +306,10 @@ impl World {
             (status.unsettled_bytes > 0, "members may differ".into()),
             (!status.waiting.is_empty(), format!("waits for {:?}", status.waiting)),
             (members != self.wanted, format!("members are {members:?}, not {:?}", self.wanted)),
+            (
+                !marked.is_empty() && status.lost.is_none(),
+                format!("{marked:?} have marked regions"),
+            ),
             (away.is_some(), format!("{:?}", away.map(|peer| (&peer.replica, &peer.reason)))),
         ];
         lacks.into_iter().find(|(is_so, _)| *is_so).map(|(_, what)| what)
