@@ -241,7 +241,7 @@ impl World {
 
     /// Faults for a while, then peace until everything is whole again.
     pub fn run(&mut self) {
-        let until = 500 * MS + self.rng.below(2500) * MS;
+        let until = 800 * MS + self.rng.below(2700) * MS;
         while self.now_us() < until {
             self.step();
         }

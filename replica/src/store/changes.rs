@@ -104,6 +104,7 @@ impl<S: Storage> Store<S> {
         self.or_fail("make the chain durable", done).await?;
         let before = self.layers.replace(layers);
         let chain: Rc<Chain> = self.chain.get();
+        self.intent.resize(chain.size_bytes());
         for layer in before.by_id.values() {
             if !chain.layers().iter().any(|kept| kept.file == layer.file) {
                 self.pages.drop_file(layer.file);
