@@ -125,8 +125,12 @@ pub struct World {
 const REGION_BLOCKS: u64 = 256;
 /// Where clients write: around the borders of regions.
 const HOT: [u64; 8] = [0, 1, 3, 254, 255, 256, 258, 510];
+/// And now and then in regions that are clean most of the time.
+const COLD: [u64; 4] = [600, 900, 1300, 1700];
+const VOLUME_BYTES: u64 = 4 * VOLUME_UNIT_BYTES;
 /// Blocks that may have been written: what the checks look at.
-const TOUCHED: [u64; 17] = [0, 1, 2, 3, 4, 5, 6, 254, 255, 256, 257, 258, 259, 260, 261, 510, 511];
+const TOUCHED: [u64; 21] =
+    [0, 1, 2, 3, 4, 5, 6, 254, 255, 256, 257, 258, 259, 260, 261, 510, 511, 600, 900, 1300, 1700];
 const MS: u64 = 1000;
 
 impl World {
@@ -138,7 +142,7 @@ impl World {
             .map(|at| {
                 let incarnation = Incarnation(at as u128 + 1);
                 let seed = rng.number();
-                Machine::new(&schedule, seed, replica_id(at), incarnation, VOLUME_UNIT_BYTES)
+                Machine::new(&schedule, seed, replica_id(at), incarnation, VOLUME_BYTES)
             })
             .collect();
         let in_first = 1 + rng.below(count as u64) as usize;

@@ -5,9 +5,10 @@ use ankole_replica::admin::ReplicaMode;
 use super::*;
 
 impl World {
-    /// Nothing goes wrong but that the volume moves while the old engine lives on.
+    /// Nothing goes wrong but that the volume moves while the old engine lives on, and answers
+    /// are late.
     pub fn let_two_engines_compete(&mut self) {
-        self.menu = vec![8, 20];
+        self.menu = vec![8, 11, 20, 20];
     }
 
     pub(super) fn fault_step(&mut self) {
@@ -138,7 +139,7 @@ impl World {
         self.next_incarnation += 1;
         let (seed, incarnation) = (self.rng.number(), Incarnation(self.next_incarnation));
         let size_bytes = self.engines[&self.newest].core.status().chain.size_bytes();
-        let size_bytes = size_bytes.max(VOLUME_UNIT_BYTES);
+        let size_bytes = size_bytes.max(VOLUME_BYTES);
         self.machines[at].format(seed, incarnation, size_bytes);
         self.machines[at].start(self.tick);
     }
@@ -227,7 +228,7 @@ impl World {
             self.next_incarnation += 1;
             let incarnation = Incarnation(self.next_incarnation);
             let (seed, id) = (self.rng.number(), replica_id(at));
-            let new = Machine::new(&self.schedule, seed, id, incarnation, VOLUME_UNIT_BYTES);
+            let new = Machine::new(&self.schedule, seed, id, incarnation, VOLUME_BYTES);
             self.machines.push(new);
             self.wanted.insert(at);
         } else {
