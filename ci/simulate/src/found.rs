@@ -16,4 +16,8 @@ pub const FOUND: &[(u64, &str)] = &[
     (1431, "a rebuild left out a removed layer that only its source had yet to join"),
     (549, "an expansion that found no room left marks past the end, which nobody could settle"),
     (273, "a replica that had expanded alone kept marks past the end, which nobody cleared"),
+    (
+        1118,
+        "a revert during a rebuild forgot that a power cut had gone before: a layer's sums were believed",
+    ),
 ];

@@ -46,7 +46,10 @@ impl<S: Storage> Store<S> {
         self.commit(next).await?;
         if is_new_head {
             self.head_state.fresh.borrow_mut().clear();
-            self.unrecovered.borrow_mut().clear();
+            // The old head's pages don't matter any more; those that a rebuild fills do.
+            if !self.layers.borrow().by_id.values().any(|layer| layer.filling) {
+                self.unrecovered.borrow_mut().clear();
+            }
         }
         Ok(())
     }
