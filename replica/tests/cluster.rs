@@ -164,6 +164,14 @@ impl Cluster {
         recover: bool,
         change: impl FnOnce(Config) -> Config,
     ) -> Engine {
+        let engine = self.begin_engine(recover, change);
+        let opened = tokio::time::timeout(PATIENCE, engine.opened()).await;
+        opened.expect("opens in time").expect("opens");
+        engine
+    }
+
+    /// An engine whose volume isn't open yet.
+    fn begin_engine(&self, recover: bool, change: impl FnOnce(Config) -> Config) -> Engine {
         self.engines.set(self.engines.get() + 1);
         let instance = InstanceId(format!("e{}", self.engines.get()));
         let now = self.record.borrow().clone();
@@ -177,10 +185,7 @@ impl Cluster {
         let rebuild_bytes_per_second = self.limit.get();
         let defaults = Config::new("v1", instance, replicas);
         let config = change(Config { recover, rebuild_bytes_per_second, ..defaults });
-        let engine = Engine::start(config, addresses, Box::new(MemoryArbiter(self.record.clone())));
-        let opened = tokio::time::timeout(PATIENCE, engine.opened()).await;
-        opened.expect("opens in time").expect("opens");
-        engine
+        Engine::start(config, addresses, Box::new(MemoryArbiter(self.record.clone())))
     }
 }
 
@@ -252,6 +257,46 @@ fn what_is_written_is_read_whole_blocks_sectors_and_zeroes() {
             assert_eq!(read(&engine, 0, 8192).await, expected);
         });
     }
+}
+
+/// Asked while it opened, an engine answered that there is no such snapshot, and would have made
+/// a second one of a name that exists.
+#[test]
+fn an_engine_that_opens_does_not_say_that_a_snapshot_is_gone() {
+    run(async {
+        let cluster = Cluster::new(2, false).await;
+        let engine = cluster.start_engine(false).await;
+        engine.snapshot("s1".into(), BTreeMap::new()).await.expect("snapshot");
+        let engine = cluster.begin_engine(true, |config| config);
+        assert!(engine.snapshot("s1".into(), BTreeMap::new()).await.is_err(), "name is taken");
+        let engine = cluster.begin_engine(true, |config| config);
+        engine.remove_snapshot("s1").await.expect("it is there");
+    });
+}
+
+/// Zeroes that begin or end within a block were three requests, of which the first kept its range
+/// while the others waited behind a write that waited for that range: all of them hung for ever.
+#[test]
+fn zeroes_within_blocks_and_writes_over_their_edges_all_end() {
+    run(async {
+        let cluster = Cluster::new(2, false).await;
+        let engine = cluster.start_engine(false).await;
+        let zeroes = Extent { offset_bytes: 512, length_bytes: 16 << 10 };
+        let over = |offset_bytes| Extent { offset_bytes, length_bytes: 8 << 10 };
+        for _ in 0..50 {
+            let zero = engine.write_zeroes(zeroes, Durability::Volatile);
+            let write =
+                |at: Extent| engine.write(at, Buffer::zeroed(8 << 10), Durability::Volatile);
+            let (first, last) = (write(over(0)), write(over(12 << 10)));
+            let zero_and_release = async { zero.await.map(drop) };
+            let first_and_release = async { first.await.map(drop) };
+            let last_and_release = async { last.await.map(drop) };
+            let all =
+                async { tokio::try_join!(zero_and_release, first_and_release, last_and_release) };
+            let done = tokio::time::timeout(PATIENCE, all).await;
+            done.expect("none waits for another for ever").expect("all are done");
+        }
+    });
 }
 
 /// The old engine is gone without a word: its successor finds the same bytes on all members.

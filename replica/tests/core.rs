@@ -74,11 +74,8 @@ impl Stage {
             core: Core::new(now, config),
             now,
             record: Record {
-                generation: Generation::FIRST,
                 engine: Some(EngineGrant { node: "n".into(), instance }),
-                attach_epoch: 0,
-                in_sync: slots.into_iter().map(member).collect(),
-                salvaged: None,
+                ..Record::first(slots.into_iter().map(member).collect())
             },
             links: BTreeMap::new(),
             asked: VecDeque::new(),

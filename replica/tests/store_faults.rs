@@ -587,3 +587,27 @@ async fn copy_layer(from: &Store<Disk>, to: &Store<Disk>, layer: LayerId, size_b
         to.copy(layer, region, Blocks::ALL, &sums, data, GENERATION).await.expect("a sound disk");
     }
 }
+
+/// A flush that runs while a block is being written need not cover it, but the one after it must:
+/// the file counted as clean then, and the write that had been answered was lost by a power cut.
+#[test]
+fn a_flush_covers_a_write_that_ran_during_the_flush_before_it() {
+    run(async {
+        for seed in 0..200 {
+            let disk = Disk::new(seed);
+            Store::format(disk.clone(), identity(), VOLUME_UNIT_BYTES, LayerId(1)).await.unwrap();
+            let store = Store::open(disk.clone(), StoreOptions::default()).await.unwrap();
+            write_fill(&store, RANGE, Fill(1)).await.unwrap();
+            store.flush().await.unwrap();
+            disk.set_slow(true);
+            let (written, flushed) =
+                tokio::join!(write_fill(&store, RANGE, Fill(2)), store.flush());
+            (written.unwrap(), flushed.unwrap());
+            store.flush().await.unwrap();
+            let left = disk.after_power_cut(seed);
+            let store = Store::open(left, StoreOptions::default()).await.unwrap();
+            let found = read_fill(&store, View::Top, RANGE).await;
+            assert_eq!(found, vec![Fill(2); RANGE.count as usize], "seed {seed}");
+        }
+    });
+}

@@ -12,6 +12,7 @@
 //! | [`rules`] | the list of rules that can be switched off |
 //! | [`state`] | §1, durable state; what is remembered of a world, and the properties |
 //! | [`protocol`] | §2 and §5: when each step can happen and what it does |
+//! | [`step`] | the steps, and how they are told |
 //! | [`history`] | I6: which answers one register could have given |
 //! | [`configurations`] | how much world each search has |
 //! | [`pack`], [`explore`] | how millions of states are visited; no rule is in there |
@@ -34,4 +35,5 @@ pub mod pack;
 pub mod protocol;
 pub mod rules;
 pub mod state;
+pub mod step;
 pub mod values;

@@ -6,6 +6,8 @@ pub const FOUND: &[(u64, &str)] = &[
     (3, "a replica could not be rebuilt while a removed layer waited for its join"),
     (66, "a full disk while a layer was filled made its replica fail for good"),
     (205, "a write that ended during a sync was taken for synced by the next flush"),
+    (604, "a join showed the removed layer's blocks in place of those that a rebuild had copied"),
+    (884, "a member that came back while the survivors were asked stayed without being asked"),
     (751, "a copy that a snapshot overtook left its blocks marked as never flushed"),
     (790, "looking at sums after a restart undid what a flush had noted meanwhile"),
     (288, "a flush after a restart left out the index pages of the process before"),

@@ -87,7 +87,17 @@ impl Engine {
         }
     }
 
+    /// What the volume has isn't known before it is open: a snapshot would seem to be gone.
+    async fn until_open(&self) -> Done {
+        self.opened().await.map_err(|_| {
+            let message =
+                format!("the engine of volume {} ended before it was open", self.0.volume);
+            (ErrorKind::Failed, message)
+        })
+    }
+
     pub async fn snapshot(&self, name: String, labels: BTreeMap<String, String>) -> Done {
+        self.until_open().await?;
         let volume = &self.0.volume;
         let chain = self.chain();
         if find(&chain, &name).is_some() {
@@ -108,6 +118,7 @@ impl Engine {
     }
 
     pub async fn revert(&self, name: &str) -> Done {
+        self.until_open().await?;
         let to = self.layer_of(name)?;
         let clients = (self.0.clients.borrow())();
         if clients > 0 {
@@ -122,11 +133,13 @@ impl Engine {
     }
 
     pub async fn remove_snapshot(&self, name: &str) -> Done {
+        self.until_open().await?;
         let layer = self.layer_of(name)?;
         self.run_job(Job::Remove { layer }).await.map_err(failed)
     }
 
     pub async fn expand(&self, size_bytes: u64) -> Done {
+        self.until_open().await?;
         let (volume, now) = (&self.0.volume, self.size_bytes());
         if size_bytes < now {
             let message = format!("volume {volume} has {now} bytes and can't become smaller");

@@ -14,8 +14,8 @@ use crate::types::{BlockIndex, BlockRange, VOLUME_BYTES_MAX, VOLUME_UNIT_BYTES};
 
 /// Blocks in one message of zeroes: bounds how long a replica works on it.
 const ZERO_BLOCKS_MAX: u64 = (1 << 30) / BLOCK_BYTES;
-/// The largest read that goes out as one message, in bytes.
-const READ_BYTES_MAX: u64 = 32 << 20;
+/// The most data that goes out in one message, in bytes.
+const PART_BYTES_MAX: u64 = 32 << 20;
 
 /// Gives the range back when the client has its answer.
 struct Release {
@@ -47,19 +47,21 @@ impl Engine {
         (outcome, release)
     }
 
+    /// In parts, if it is very long. Each is given back before the next is asked for: whoever holds
+    /// one range while it waits for another may wait for ever, since the range lock is fair.
     async fn zero(&self, range: BlockRange, durability: Durability) -> io::Result<Hold> {
         let forced = durability == Durability::ForcedUnitAccess;
-        let mut held = Vec::new();
         let mut first = range.first;
-        while first < range.end() {
+        loop {
             let count = (range.end().0 - first.0).min(ZERO_BLOCKS_MAX);
             let part = BlockRange::new(first, count);
             let (outcome, release) = self.run(Operation::Zero { range: part, forced }, None).await;
             self.counted(outcome, |counts| counts.written_bytes += part.length_bytes())?;
-            held.push(release);
             first = part.end();
+            if first == range.end() {
+                return Ok(Hold::until_dropped(release));
+            }
         }
-        Ok(Hold::until_dropped(held))
     }
 
     async fn write_bytes(
@@ -116,10 +118,11 @@ impl Disk for Engine {
     }
 
     async fn read(&self, at: Extent, mut into: Buffer) -> (io::Result<Hold>, Buffer) {
-        let mut held = Vec::new();
+        let mut held = None;
         let mut done = 0;
         while done < at.length_bytes {
-            let length_bytes = (at.length_bytes - done).min(READ_BYTES_MAX);
+            drop(held.take()); // see `zero`
+            let length_bytes = (at.length_bytes - done).min(PART_BYTES_MAX);
             let part = Extent { offset_bytes: at.offset_bytes + done, length_bytes };
             let range = BlockRange::covering(part);
             let (outcome, release) = self.run(Operation::Read { range }, None).await;
@@ -140,7 +143,7 @@ impl Disk for Engine {
             let skip = (part.offset_bytes - range.first.offset_bytes()) as usize;
             let length = length_bytes as usize;
             into[done as usize..][..length].copy_from_slice(&blocks.data[skip..][..length]);
-            held.push(release);
+            held = Some(release);
             done += length_bytes;
         }
         (Ok(Hold::until_dropped(held)), into)
@@ -162,25 +165,28 @@ impl Disk for Engine {
         }
     }
 
+    /// Whole blocks cost no data. Anything else is a write of zeroes, so that one lock covers all of
+    /// it, as far as one message goes; a longer one is several writes.
     async fn write_zeroes(&self, at: Extent, durability: Durability) -> io::Result<Hold> {
-        let Some(whole) = BlockRange::within(at) else {
-            let zeroes = Buffer::zeroed(at.length_bytes as usize);
-            return self.write_bytes(at, zeroes, durability).await;
-        };
-        let whole_extent = whole.extent();
-        let before = whole_extent.offset_bytes - at.offset_bytes;
-        let after = at.end_bytes() - whole_extent.end_bytes();
-        let mut held = vec![self.zero(whole, durability).await?];
-        for (offset_bytes, length_bytes) in
-            [(at.offset_bytes, before), (whole_extent.end_bytes(), after)]
+        if at.is_aligned_to(BLOCK_BYTES)
+            && let Some(whole) = BlockRange::within(at)
         {
-            if length_bytes > 0 {
-                let edge = Extent { offset_bytes, length_bytes };
-                let zeroes = Buffer::zeroed(length_bytes as usize);
-                held.push(self.write_bytes(edge, zeroes, durability).await?);
+            return self.zero(whole, durability).await;
+        }
+        let mut rest = at;
+        loop {
+            let length_bytes = rest.length_bytes.min(PART_BYTES_MAX);
+            let part = Extent { length_bytes, ..rest };
+            let zeroes = Buffer::zeroed(length_bytes as usize);
+            let hold = self.write_bytes(part, zeroes, durability).await?;
+            rest = Extent {
+                offset_bytes: part.end_bytes(),
+                length_bytes: rest.length_bytes - length_bytes,
+            };
+            if rest.length_bytes == 0 {
+                return Ok(hold);
             }
         }
-        Ok(Hold::until_dropped(held))
     }
 
     async fn extents(&self, at: Extent) -> io::Result<Vec<(Extent, Allocation)>> {

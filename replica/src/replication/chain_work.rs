@@ -253,7 +253,6 @@ impl Core {
         let described = |current: &mut Current| current.stage == asked;
         let Some(current) = self.chain_work.current.take_if(described) else { return };
         self.take_chain(*chain);
-        self.rebuilds_follow_chain();
         self.act(Action::JobDone { job: current.id, result: current.result });
         self.schedule_joins();
         self.start_waiting_ios(now);

@@ -405,6 +405,9 @@ impl Core {
             if was_alone {
                 self.first_is_back(now);
             }
+            if matches!(self.changing, Some(Changing::Pinging { .. })) {
+                self.changing = None; // it stays only if it answers a ping of after the failure too
+            }
             self.resend(now, slot);
         }
         if self.is_steady() {

@@ -97,7 +97,10 @@ impl World {
     /// I2: whatever a power cut takes from a member, what was flushed is left.
     fn check_flushed(&self, at: usize, seed: u64) {
         let machine = &self.machines[at];
-        if machine.rotten.is_some() || machine.has_failed() {
+        // A directory that was made anew isn't the member that the record names.
+        let is_it = |member: &Member| member.incarnation == machine.incarnation;
+        let is_member = self.record.in_sync.iter().any(is_it);
+        if !is_member || machine.rotten.is_some() || machine.has_failed() {
             return;
         }
         machine.look_after_power_cut(seed, |store| {

@@ -64,6 +64,12 @@ pub struct EngineArgs {
     /// Serve internal jobs only
     #[arg(long)]
     pub no_frontend: bool,
+    /// For tests: a replica that owes an answer for so long is given up
+    #[arg(long, hide = true, value_name = "MS")]
+    pub replica_timeout_ms: Option<u64>,
+    /// For tests: how long the open waits for a silent member
+    #[arg(long, hide = true, value_name = "MS")]
+    pub open_timeout_ms: Option<u64>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -97,11 +103,16 @@ async fn serve(args: EngineArgs) -> anyhow::Result<()> {
     anyhow::ensure!(addresses.len() <= SLOTS_MAX, "at most {SLOTS_MAX} replicas are possible");
     let replicas: Vec<ReplicaId> = addresses.keys().cloned().collect();
     let local = local_replicas(&addresses, &args.serve_local)?;
-    let config = Config {
-        recover: args.recover,
-        rebuild_bytes_per_second: args.rebuild_limit,
-        ..Config::new(&args.volume, InstanceId(args.instance.clone()), replicas)
-    };
+    let mut config = Config::new(&args.volume, InstanceId(args.instance.clone()), replicas);
+    config.recover = args.recover;
+    config.rebuild_bytes_per_second = args.rebuild_limit;
+    let for_tests = [
+        (args.replica_timeout_ms, &mut config.replica_timeout),
+        (args.open_timeout_ms, &mut config.open_timeout),
+    ];
+    for (wanted_ms, time) in for_tests {
+        *time = wanted_ms.map_or(*time, Duration::from_millis);
+    }
     let arbiter = Box::new(SocketArbiter::new(&args.arbiter));
     let engine = Engine::start(config, addresses, arbiter);
     tokio::task::spawn_local(detach_on_signal(engine.clone()));

@@ -67,13 +67,13 @@ impl Core {
         let (first, chain) = (*first, chain.clone());
         // What a removed layer holds and what its child does is each member's own affair until it
         // is joined: only together do they show the same.
-        let unjoined = chain.layers.iter().filter(|layer| layer.removed);
-        rebuild.unjoined = unjoined.map(|layer| (layer.id, layer.size_bytes)).collect();
+        let joins = chain.layers.iter().any(|layer| layer.removed);
         rebuild.sources =
             chains.iter().filter(|(_, other)| is_alike(other, &chain)).map(|it| *it.0).collect();
-        if !rebuild.unjoined.is_empty() {
+        if joins {
             rebuild.sources = [first].into_iter().collect();
         }
+        rebuild.layers = chain.layers.iter().map(|layer| (layer.id, layer.size_bytes)).collect();
         rebuild.stage = Stage::Adopting { chain: chain.clone() };
         let request = Request::AdoptChain(Box::new(chain));
         self.send(now, target, Purpose::RebuildAdopt, request, None);
@@ -175,15 +175,12 @@ impl Core {
     /// All that will be looked at, and all that was ever written, is marked at the target first.
     pub(super) fn rebuild_marks(&mut self, now: Instant, target: Slot) {
         let size_regions = self.chain.size_bytes() / REGION_BYTES;
-        let chain = &self.chain;
         let Some(rebuild) = self.rebuilds.by_target.get_mut(&target) else { return };
         let Stage::Gathering(gathering) = &mut rebuild.stage else { return };
+        let layers = &rebuild.layers;
         let mut regions: BTreeSet<(LayerId, Region)> = BTreeSet::new();
-        let unjoined = &rebuild.unjoined;
         let within = |layer: LayerId, region: &Region| {
-            let known = chain.layer(layer).map(|layer| layer.size_bytes);
-            let size_bytes = known.or(unjoined.get(&layer).copied());
-            size_bytes.is_some_and(|bytes| region.0 < bytes / REGION_BYTES)
+            layers.get(&layer).is_some_and(|size_bytes| region.0 < size_bytes / REGION_BYTES)
         };
         let mut add = |layer: LayerId, of: &BTreeSet<Region>| {
             let there = of.iter().copied().filter(|region| within(layer, region));
@@ -217,19 +214,6 @@ impl Core {
         {
             rebuild.stage = Stage::Copying;
             rebuild.rate = super::Rate::new(now);
-        }
-    }
-
-    /// The chain has changed: what it dropped needn't be looked at any more.
-    pub(in super::super) fn rebuilds_follow_chain(&mut self) {
-        let chain = &self.chain;
-        for rebuild in self.rebuilds.by_target.values_mut() {
-            let before = rebuild.regions.len();
-            let unjoined = &rebuild.unjoined;
-            let is_there = |layer| chain.layer(layer).is_some() || unjoined.contains_key(&layer);
-            rebuild.regions.retain(|(layer, _)| is_there(*layer));
-            let gone = (before - rebuild.regions.len()) as u64;
-            rebuild.total_bytes -= gone * REGION_BYTES;
         }
     }
 }

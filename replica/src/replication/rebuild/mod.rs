@@ -74,11 +74,10 @@ pub(super) struct Rebuild {
     base: Option<Generation>,
     /// Regions that the target had marked when it came.
     marked: BTreeSet<Region>,
-    /// Members with the same chain.
+    /// Members with the same chain, and the size of each of its layers. Others may have joined
+    /// some of these.
     sources: Slots,
-    /// Removed layers that the sources have yet to join, and their sizes in bytes: others, whose
-    /// chain the engine knows, may have done that.
-    unjoined: BTreeMap<LayerId, u64>,
+    layers: BTreeMap<LayerId, u64>,
     stage: Stage,
     /// Where the target may differ, and isn't known to be equal yet.
     regions: VecDeque<(LayerId, Region)>,
@@ -191,6 +190,11 @@ impl Rebuilds {
 }
 
 impl Rebuild {
+    /// A change of the chain has dropped the layer: there is nothing to be made equal.
+    fn region_gone(&mut self) {
+        self.total_bytes -= REGION_BYTES;
+    }
+
     fn region_done(&mut self, now: Instant) {
         self.done_bytes += REGION_BYTES;
         self.rate.note(now, self.done_bytes);
@@ -268,7 +272,7 @@ impl Core {
                 base: welcome.synced_generation.filter(remembered),
                 marked: welcome.marked.iter().map(|(region, _)| *region).collect(),
                 sources: Slots::NONE,
-                unjoined: BTreeMap::new(),
+                layers: BTreeMap::new(),
                 stage: Stage::Describing { waiting, chains: BTreeMap::new() },
                 regions: VecDeque::new(),
                 occupied: BTreeSet::new(),

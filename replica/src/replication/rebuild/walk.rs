@@ -51,6 +51,8 @@ pub(super) struct Step {
     attempts: u8,
     /// Its rebuild has ended; it only waits for answers.
     abandoned: bool,
+    /// The layer isn't there any more.
+    gone: bool,
 }
 
 #[derive(Debug)]
@@ -150,6 +152,7 @@ impl Core {
             data_bytes: 0,
             attempts: 0,
             abandoned: false,
+            gone: false,
         };
         self.rebuilds.steps.insert(id, step);
         if layer == head && !mutation::is_on(Mutation::RebuildWithoutLock) {
@@ -202,8 +205,13 @@ impl Core {
         let Some(step) = self.rebuilds.steps.get_mut(&id) else { return };
         step.waiting.remove(slot);
         let from_source = slot == step.source && slot != step.target;
+        let is_gone = self.chain.layer(step.layer).is_none();
         match (&mut step.phase, reply) {
             _ if step.abandoned => {}
+            // Source and target take part in every change; another member may have joined more.
+            (Phase::Comparing { .. }, Reply::Refused(Refusal::Invalid { .. })) if is_gone => {
+                step.gone = true;
+            }
             (Phase::Comparing { at_source, at_target }, Reply::Sums(sums)) => {
                 *(if from_source { at_source } else { at_target }) = Some(*sums);
             }
@@ -231,6 +239,9 @@ impl Core {
         }
         if step.abandoned {
             return self.drop_step(now, id);
+        }
+        if step.gone {
+            return self.step_gone(now, id);
         }
         if step.failed.contains(step.source) {
             return self.ask_another(now, id);
@@ -332,6 +343,14 @@ impl Core {
         self.rebuilds.pace.ended(now, now.saturating_duration_since(step.began));
         if let Some(rebuild) = self.rebuilds.by_target.get_mut(&step.target) {
             rebuild.region_done(now);
+        }
+        self.finish_step(now, step);
+    }
+
+    fn step_gone(&mut self, now: Instant, id: StepId) {
+        let Some(step) = self.rebuilds.steps.remove(&id) else { return };
+        if let Some(rebuild) = self.rebuilds.by_target.get_mut(&step.target) {
+            rebuild.region_gone();
         }
         self.finish_step(now, step);
     }
