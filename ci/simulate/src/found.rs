@@ -14,4 +14,12 @@ pub const FOUND: &[(u64, &str)] = &[
     (448, "a write that came during an Advance marked its region with the older generation"),
     (957, "settling made a block absent below which a join had freed the removed layer's"),
     (22, "a change of the chain that a killed process had left unsynced was taken for done"),
+    (488, "a rebuild took what a removed layer and its child hold from two sources"),
+    (1431, "a rebuild left out a removed layer that only its source had yet to join"),
+    (549, "an expansion that found no room left marks past the end, which nobody could settle"),
+    (273, "a replica that had expanded alone kept marks past the end, which nobody cleared"),
+    (
+        1118,
+        "a revert during a rebuild forgot that a power cut had gone before: a layer's sums were believed",
+    ),
 ];

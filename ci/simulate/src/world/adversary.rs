@@ -5,6 +5,12 @@ use ankole_replica::admin::ReplicaMode;
 use super::*;
 
 impl World {
+    /// Nothing goes wrong but that the volume moves while the old engine lives on, and answers
+    /// are late.
+    pub fn let_two_engines_compete(&mut self) {
+        self.menu = vec![8, 11, 20, 20];
+    }
+
     pub(super) fn fault_step(&mut self) {
         let wait = 2 * MS + self.rng.below(150 * MS);
         self.after(wait, "fault", Self::fault_step);
@@ -94,14 +100,21 @@ impl World {
 
     /// The volume moves; the old engine keeps one replica, which the new one can't reach.
     fn split_brain(&mut self, kept: usize, for_us: u64) {
-        let (old, until) = (self.newest, self.now_us() + for_us);
+        // Long enough for the new one to open, and for both to be used.
+        let (old, until) = (self.newest, self.now_us() + 150 * MS + for_us);
         let others = (0..self.machines.len()).filter(|it| *it != kept);
         self.split.extend(others.map(|other| ((old, other), until)));
         self.split.insert((old + 1, kept), until);
         self.engine(old).arbiter_cut_until = until;
         self.lost_ops.clear();
         self.start_engine(false);
-        self.break_some(|link| link.engine == old && link.replica != kept);
+        if self.rng.percent(50) {
+            return self.break_some(|link| link.engine == old && link.replica != kept);
+        }
+        // Nobody tells the old engine: it believes in its connections until they time out.
+        for link in self.links.values_mut() {
+            link.broken |= link.engine == old && link.replica != kept;
+        }
     }
 
     /// Somebody deletes the directory, and the agent makes it anew.
@@ -126,7 +139,7 @@ impl World {
         self.next_incarnation += 1;
         let (seed, incarnation) = (self.rng.number(), Incarnation(self.next_incarnation));
         let size_bytes = self.engines[&self.newest].core.status().chain.size_bytes();
-        let size_bytes = size_bytes.max(VOLUME_UNIT_BYTES);
+        let size_bytes = size_bytes.max(VOLUME_BYTES);
         self.machines[at].format(seed, incarnation, size_bytes);
         self.machines[at].start(self.tick);
     }
@@ -215,7 +228,7 @@ impl World {
             self.next_incarnation += 1;
             let incarnation = Incarnation(self.next_incarnation);
             let (seed, id) = (self.rng.number(), replica_id(at));
-            let new = Machine::new(&self.schedule, seed, id, incarnation, VOLUME_UNIT_BYTES);
+            let new = Machine::new(&self.schedule, seed, id, incarnation, VOLUME_BYTES);
             self.machines.push(new);
             self.wanted.insert(at);
         } else {

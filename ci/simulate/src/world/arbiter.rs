@@ -6,16 +6,18 @@ impl World {
     /// The shell asks again and again until there is a definite answer.
     pub(super) fn ask(&mut self, id: u64, change: Option<(Generation, Change)>) {
         let engine = self.engine(id);
-        engine.asking += 1;
-        engine.asks_for_change = change.is_some();
-        let number = engine.asking;
+        engine.asks_for_change |= change.is_some();
+        let asking = &mut engine.asking[usize::from(change.is_some())];
+        *asking += 1;
+        let number = *asking;
         self.ask_once(id, number, change);
     }
 
     fn ask_once(&mut self, id: u64, number: u64, change: Option<(Generation, Change)>) {
         let wait = 50 + self.rng.below(2 * MS);
+        let kind = usize::from(change.is_some());
         self.after(wait, "arbiter", move |world| {
-            if !world.engine(id).alive || world.engine(id).asking != number {
+            if !world.engine(id).alive || world.engine(id).asking[kind] != number {
                 return;
             }
             if world.engine(id).arbiter_cut_until < world.now_us() {
@@ -23,7 +25,7 @@ impl World {
                 if !(world.faults && world.rng.percent(10)) {
                     let wait = 50 + world.rng.below(2 * MS);
                     return world.after(wait, "arbiter answers", move |world| {
-                        world.engine(id).asks_for_change = false;
+                        world.engine(id).asks_for_change &= change.is_none();
                         world.tell(id, |core, now| match change {
                             Some(_) => core.change_answered(now, answer),
                             None => core.record_read(now, answer.expect("reads aren't refused")),

@@ -15,7 +15,9 @@ impl World {
         }
         let start = op.start;
         let content = op.content();
-        for (out, (generation, survivors)) in &self.removed {
+        // What is rotten there is found when it is rebuilt, not by looking.
+        let sound = |out: &usize| self.machines[*out].rotten.is_none();
+        for (out, (generation, survivors)) in self.removed.iter().filter(|it| sound(it.0)) {
             let durable = |at: &usize| {
                 self.machines[*at].look(|store| store.membership().synced_gen) >= Some(*generation)
             };

@@ -128,8 +128,10 @@ impl World {
     }
 
     fn random_request(&mut self) -> Shape {
-        let first = self.rng.pick(&HOT);
-        let count = 1 + self.rng.below(4).min(2 * REGION_BLOCKS - first - 1);
+        let is_cold = self.rng.percent(4);
+        let first = if is_cold { self.rng.pick(&COLD) } else { self.rng.pick(&HOT) };
+        let most = if is_cold { 1 } else { 4.min(2 * REGION_BLOCKS - first) };
+        let count = 1 + self.rng.below(most);
         let range = BlockRange::new(BlockIndex(first), count);
         let forced = self.rng.percent(10);
         let kind = self.rng.below(100);

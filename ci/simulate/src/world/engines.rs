@@ -12,8 +12,8 @@ pub(super) struct Engine {
     pub(super) links: BTreeMap<(Slot, LinkId), u64>,
     pub(super) ops: BTreeMap<IoId, ClientOp>,
     pub(super) transfers: BTreeMap<TransferId, Rc<Payload>>,
-    /// The question to the arbiter that waits for an answer.
-    pub(super) asking: u64,
+    /// The questions to the arbiter that wait for an answer: what the record is, and a change.
+    pub(super) asking: [u64; 2],
     pub(super) asks_for_change: bool,
     pub(super) arbiter_cut_until: u64,
     /// When it lost a replica last, and when it had sent what a replica has answered, in steps.
@@ -57,7 +57,7 @@ impl World {
             links: BTreeMap::new(),
             ops: BTreeMap::new(),
             transfers: BTreeMap::new(),
-            asking: 0,
+            asking: [0; 2],
             asks_for_change: false,
             arbiter_cut_until: 0,
             lost: BTreeMap::new(),

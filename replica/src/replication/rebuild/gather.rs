@@ -63,10 +63,16 @@ impl Core {
     pub(super) fn rebuild_adopts(&mut self, now: Instant, target: Slot) {
         let Some(rebuild) = self.rebuilds.by_target.get_mut(&target) else { return };
         let Stage::Describing { chains, .. } = &rebuild.stage else { return };
-        let Some((_, chain)) = chains.first_key_value() else { return };
-        let chain = chain.clone();
+        let Some((first, chain)) = chains.first_key_value() else { return };
+        let (first, chain) = (*first, chain.clone());
+        // What a removed layer holds and what its child does is each member's own affair until it
+        // is joined: only together do they show the same.
+        let joins = chain.layers.iter().any(|layer| layer.removed);
         rebuild.sources =
             chains.iter().filter(|(_, other)| is_alike(other, &chain)).map(|it| *it.0).collect();
+        if joins {
+            rebuild.sources = [first].into_iter().collect();
+        }
         rebuild.layers = chain.layers.iter().map(|layer| (layer.id, layer.size_bytes)).collect();
         rebuild.stage = Stage::Adopting { chain: chain.clone() };
         let request = Request::AdoptChain(Box::new(chain));
