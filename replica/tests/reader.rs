@@ -21,7 +21,7 @@ const BLOCK: usize = BLOCK_BYTES as usize;
 /// What the engine asks, which must be done.
 async fn order(engine: &Conversation, request: Request<Rc<Payload>>) {
     match engine.handle(request).await {
-        Reply::Done | Reply::Welcome(_) => {}
+        Reply::Done | Reply::Welcome(_) | Reply::Adopted(_) => {}
         reply => panic!("{reply:?}"),
     }
 }
