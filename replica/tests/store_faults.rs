@@ -602,7 +602,7 @@ fn a_flush_covers_a_write_that_ran_during_the_flush_before_it() {
             disk.set_slow(true);
             let (written, flushed) =
                 tokio::join!(write_fill(&store, RANGE, Fill(2)), store.flush());
-            (written.unwrap(), flushed.unwrap());
+            written.and(flushed).unwrap();
             store.flush().await.unwrap();
             let left = disk.after_power_cut(seed);
             let store = Store::open(left, StoreOptions::default()).await.unwrap();
