@@ -3,6 +3,7 @@
 //! Two ways, in turns: with the processes gone, the directories are opened as a replica opens them;
 //! or, while everything runs, a snapshot is made and read from each replica as a backup does it.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use ankole_blockdev::disk::{BLOCK_BYTES, Buffer};
@@ -26,6 +27,22 @@ pub struct Copy {
     layers: Vec<LayerInfo>,
     /// By name; the head has none.
     pub views: Vec<(Option<String>, Vec<u8>)>,
+}
+
+/// Replicas that aren't alike where they have to be.
+#[derive(Debug)]
+pub struct Differ {
+    /// The first one.
+    pub sector: u64,
+    text: String,
+}
+
+impl std::error::Error for Differ {}
+
+impl fmt::Display for Differ {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
 }
 
 /// Opens the directory of a replica whose process is gone.
@@ -111,9 +128,10 @@ pub fn agree(volume: u64, copies: Vec<Copy>) -> anyhow::Result<Vec<(Option<Strin
             if content != others {
                 let place =
                     name.as_deref().map_or("heads".into(), |name| format!("snapshot {name}"));
-                let differences =
+                let (sector, differences) =
                     differences(volume, (&first.replica, content), (&other.replica, others));
-                bail!("replicas differ in their {place}:\n{differences}");
+                let text = format!("replicas differ in their {place}:\n{differences}");
+                bail!(Differ { sector, text });
             }
         }
     }
@@ -126,7 +144,12 @@ pub fn agree(volume: u64, copies: Vec<Copy>) -> anyhow::Result<Vec<(Option<Strin
     first.views.into_iter().map(numbers).collect()
 }
 
-fn differences(volume: u64, one: (&ReplicaId, &[u8]), other: (&ReplicaId, &[u8])) -> String {
+/// The first sector that differs, and text about all of them.
+fn differences(
+    volume: u64,
+    one: (&ReplicaId, &[u8]),
+    other: (&ReplicaId, &[u8]),
+) -> (u64, String) {
     const NAMED_MAX: usize = 20;
     let show = |sector: u64, bytes: &[u8]| match decode(volume, sector, bytes) {
         Ok(number) => number.to_string(),
@@ -150,5 +173,5 @@ fn differences(volume: u64, one: (&ReplicaId, &[u8]), other: (&ReplicaId, &[u8])
     if differ.len() > NAMED_MAX {
         lines.push(format!("  and {} more sectors", differ.len() - NAMED_MAX));
     }
-    lines.join("\n")
+    (differ.first().map_or(0, |(_, sector)| *sector), lines.join("\n"))
 }

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use ankole_replica::admin::{Answer, Request};
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, anyhow, bail, ensure};
 use tokio::sync::watch;
 
 use crate::admin;
@@ -322,7 +322,8 @@ impl Torture {
             copies.push(copy.with_context(|| format!("replica {}", host.id))?);
         }
         self.world.start_again();
-        self.judge(compare::agree(self.volume, copies)?)
+        let views = self.agree(copies)?;
+        self.judge(views)
     }
 
     /// While all processes run.
@@ -344,7 +345,7 @@ impl Torture {
         for copy in reading {
             copies.push(copy.await??);
         }
-        let mut views = compare::agree(self.volume, copies)?;
+        let mut views = self.agree(copies)?;
         for view in &mut views {
             view.0.take_if(|it| *it == name); // it is what the head was
         }
@@ -359,6 +360,22 @@ impl Torture {
             Answer::Ok => Ok(()),
             answer => bail!("{request:?} was answered by {answer:?}"),
         }
+    }
+
+    /// What all replicas show; if they differ, also what happened there.
+    fn agree(
+        &self,
+        copies: Vec<compare::Copy>,
+    ) -> anyhow::Result<Vec<(Option<String>, Vec<Number>)>> {
+        compare::agree(self.volume, copies).map_err(|error| {
+            match error.downcast_ref::<compare::Differ>() {
+                Some(differ) => {
+                    let history = self.world.oracle.borrow().history(differ.sector as usize);
+                    anyhow!("{error}\nsector {} in this round:\n{history}", differ.sector)
+                }
+                None => error,
+            }
+        })
     }
 
     /// Tells the oracle what all replicas show.

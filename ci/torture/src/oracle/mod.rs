@@ -267,6 +267,11 @@ impl Oracle {
     }
 
     fn violation(&self, sector: usize, saw: String, possible: BTreeSet<Number>) -> Violation {
+        Violation { sector: sector as u64, saw, possible, history: self.history(sector) }
+    }
+
+    /// What happened to a sector in this round, for people.
+    pub fn history(&self, sector: usize) -> String {
         let mut lines: Vec<(Moment, String)> = self.notes.clone();
         for &(index, number) in &self.touched[sector] {
             let Operation { is_write, began, end, engine } = &self.operations[index];
@@ -283,7 +288,7 @@ impl Oracle {
         for (at, text) in lines {
             history.push_str(&format!("{:>10}  {text}\n", at.0));
         }
-        Violation { sector: sector as u64, saw, possible, history }
+        history
     }
 }
 
