@@ -9,7 +9,10 @@ use serde::{Deserialize, Serialize};
 use crate::arbiter::{InstanceId, Member};
 use crate::chain::index::{BlockSum, Blocks};
 use crate::chain::{ChainInfo, ChainOp};
-use crate::types::{BlockRange, Fence, Generation, Incarnation, LayerId, Region, ReplicaId};
+use crate::mutation::{self, Mutation};
+use crate::types::{
+    BLOCKS_PER_REGION, BlockRange, Fence, Generation, Incarnation, LayerId, Region, ReplicaId,
+};
 
 /// From the engine (or a reader) to a replica.
 #[derive(Clone, Debug, PartialEq)]
@@ -44,10 +47,11 @@ pub enum Request<P> {
         range: BlockRange,
     },
     Flush,
-    /// What one layer itself holds of a region.
+    /// What one layer itself holds of a region; with `contents` its data is read and hashed.
     Sums {
         layer: LayerId,
         region: Region,
+        contents: bool,
     },
     /// Regions of which a layer holds anything.
     Occupied {
@@ -255,14 +259,37 @@ pub struct BadRegion {
 /// Regions that a refusal names at most.
 pub const BAD_REGIONS_MAX: usize = 256;
 
-/// What one layer itself holds of one region.
+/// What one layer itself holds of one region, to be compared with what another replica holds.
+///
+/// Equal checksums don't mean equal blocks. A block that ends with a CRC32C of its own, as ext4's
+/// directory blocks do, has the same CRC32C whatever else is in it: the residue. So what is to be
+/// found equal is read and hashed; the checksums only say that each copy is what was written there.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RegionSums(pub Vec<BlockSum>);
+pub struct RegionSums {
+    /// What the index says of each block of the region.
+    pub blocks: Vec<BlockSum>,
+    pub contents: Option<Contents>,
+}
+
+/// What the data of a region's blocks is, if that was asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Contents {
+    /// XXH3-128 of each block that has data; 0 for others.
+    pub hashes: Vec<u128>,
+    /// Those that can't be read, or don't have their checksum.
+    pub unreadable: Blocks,
+}
 
 impl RegionSums {
-    /// CRC32C over the kind and checksum of each block: equal for equal content.
+    /// Nothing is there.
+    pub fn absent() -> Self {
+        let blocks = vec![BlockSum::Absent; BLOCKS_PER_REGION as usize];
+        Self { blocks, contents: None }
+    }
+
+    /// CRC32C over the kind and checksum of each block: shows that what was copied was recorded.
     pub fn digest(&self) -> u32 {
-        self.0.iter().fold(0, |crc, sum| match *sum {
+        self.blocks.iter().fold(0, |crc, sum| match *sum {
             BlockSum::Absent => crc32c::crc32c_append(crc, &[0]),
             BlockSum::Zero => crc32c::crc32c_append(crc, &[1]),
             BlockSum::Data { crc: block, .. } => {
@@ -271,10 +298,32 @@ impl RegionSums {
             }
         })
     }
+
+    /// Whether two copies of a block are known to be alike; how sure each is of its checksum
+    /// doesn't matter.
+    pub fn is_like(&self, block: usize, other: &Self) -> bool {
+        if !self.blocks[block].is_like(other.blocks[block]) {
+            return false;
+        }
+        let is_data = matches!(self.blocks[block], BlockSum::Data { .. });
+        !is_data
+            || mutation::is_on(Mutation::CompareChecksumsOnly)
+            || self.hash(block).is_some_and(|hash| other.hash(block) == Some(hash))
+    }
+
+    fn hash(&self, block: usize) -> Option<u128> {
+        let contents = self.contents.as_ref()?;
+        (!contents.unreadable.has(block)).then(|| contents.hashes[block])
+    }
+
+    /// Data blocks that can't be read there.
+    pub fn unreadable(&self) -> Blocks {
+        self.contents.as_ref().map_or(Blocks::NONE, |contents| contents.unreadable)
+    }
 }
 
 impl BlockSum {
-    /// Whether two copies of the block are alike; how sure each is of itself doesn't matter.
+    /// Whether two copies of the block have the same checksum, which equal blocks have.
     pub fn is_like(self, other: Self) -> bool {
         match (self, other) {
             (Self::Data { crc: a, .. }, Self::Data { crc: b, .. }) => a == b,
@@ -326,7 +375,7 @@ impl<P> Request<P> {
             Self::Map { range } => Request::Map { range },
             Self::ReadSnapshot { layer, range } => Request::ReadSnapshot { layer, range },
             Self::Flush => Request::Flush,
-            Self::Sums { layer, region } => Request::Sums { layer, region },
+            Self::Sums { layer, region, contents } => Request::Sums { layer, region, contents },
             Self::Occupied { layer } => Request::Occupied { layer },
             Self::Fetch { layer, region, blocks } => Request::Fetch { layer, region, blocks },
             Self::Verified { layer, region } => Request::Verified { layer, region },

@@ -56,8 +56,13 @@ pub(crate) async fn carry_out<S: Storage>(
             read(replica, View::Layer(layer), range, Trust::Any).await
         }
         Request::Flush => done(store.flush().await),
-        Request::Sums { layer, region } => {
-            Ok(Reply::Sums(Box::new(own_sums(replica, layer, region).await?)))
+        Request::Sums { layer, region, contents } => {
+            let mut sums = own_sums(replica, layer, region).await?;
+            if contents {
+                let contents = store.contents(layer, region, &sums.blocks).await;
+                sums.contents = Some(contents.map_err(|error| refusal(&error))?);
+            }
+            Ok(Reply::Sums(Box::new(sums)))
         }
         Request::Occupied { layer } => occupied(replica, layer),
         Request::Fetch { layer, region, blocks } => fetch(replica, layer, region, blocks).await,
@@ -185,7 +190,7 @@ async fn own_sums<S: Storage>(
     region: Region,
 ) -> Result<RegionSums, Refusal> {
     let sums = replica.store.own_sums(layer, region.range()).await;
-    sums.map(RegionSums).map_err(|error| match error {
+    sums.map(|blocks| RegionSums { blocks, contents: None }).map_err(|error| match error {
         StoreError::Damaged { .. } => {
             let bad = BadRegion { layer, region, blocks: Blocks::ALL, index: true };
             Refusal::BadBlocks { message: error.to_string(), regions: vec![bad] }
@@ -241,11 +246,11 @@ async fn fetch<S: Storage>(
     let digest = sums.digest();
     let mut wanted_data = Blocks::NONE;
     for slot in blocks.slots() {
-        wanted_data.put(slot, matches!(sums.0[slot], BlockSum::Data { .. }));
+        wanted_data.put(slot, matches!(sums.blocks[slot], BlockSum::Data { .. }));
     }
     let data = replica.store.read_packed(layer, region, wanted_data).await;
     let data = data.map_err(|error| read_refusal(&error))?;
-    let sums = blocks.slots().map(|slot| sums.0[slot]).collect();
+    let sums = blocks.slots().map(|slot| sums.blocks[slot]).collect();
     Ok(Reply::Data(Rc::new(Payload::Patch(Patch { blocks, sums, data: Rc::new(data), digest }))))
 }
 

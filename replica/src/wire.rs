@@ -22,7 +22,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::chain::index::{BlockSum, Blocks};
-use crate::message::{RegionSums, Reply, Request};
+use crate::message::{Contents, RegionSums, Reply, Request};
 use crate::payload::{BlockData, Patch, Payload, Run};
 use crate::types::{
     BLOCK_BYTES, BLOCKS_PER_REGION, BlockIndex, BlockRange, Generation, LayerId, Region,
@@ -43,6 +43,7 @@ pub const CLEAR_REGIONS_MAX: usize = 4096;
 
 const BLOCKS_MAX: u64 = VOLUME_BYTES_MAX / BLOCK_BYTES;
 const FORCED: u16 = 1;
+const CONTENTS: u16 = 1;
 /// In `subject`: no layer.
 const NO_LAYER: u64 = u64::MAX;
 
@@ -229,7 +230,10 @@ pub fn encode_request(seq: u64, request: &Request<Rc<Payload>>) -> Frame {
             Frame::new(header, &layer.0.to_le_bytes(), None)
         }
         Request::Flush => bare(header(kind::FLUSH)),
-        Request::Sums { layer, region } => bare(at(kind::SUMS, layer, region)),
+        Request::Sums { layer, region, contents } => {
+            let flags = if *contents { CONTENTS } else { 0 };
+            bare(Header { flags, ..at(kind::SUMS, layer, region) })
+        }
         Request::Occupied { layer } => bare(at(kind::OCCUPIED, layer, &Region(0))),
         Request::Fetch { layer, region, blocks } => {
             Frame::new(at(kind::FETCH, layer, region), &blocks.to_bytes(), None)
@@ -293,7 +297,10 @@ pub fn decode_request(
             Request::ReadSnapshot { layer: body.layer_in_meta()?, range: body.readable_range()? }
         }
         kind::FLUSH => Request::Flush,
-        kind::SUMS => Request::Sums { layer: body.layer()?, region: body.region()? },
+        kind::SUMS => {
+            let contents = header.flags & CONTENTS != 0;
+            Request::Sums { layer: body.layer()?, region: body.region()?, contents }
+        }
         kind::OCCUPIED => Request::Occupied { layer: body.layer()? },
         kind::FETCH => {
             let bytes: &[u8; 32] =
@@ -350,7 +357,7 @@ pub fn encode_reply(seq: u64, reply: &Reply<Rc<Payload>>) -> Frame {
             };
             Frame::new(header(kind), &payload.meta(), Some(payload))
         }
-        Reply::Sums(sums) => Frame::new(header(kind::SUMS_ARE), &pack_sums(&sums.0), None),
+        Reply::Sums(sums) => Frame::new(header(kind::SUMS_ARE), &pack_region_sums(sums), None),
         Reply::Occupied(regions) => {
             Frame::new(header(kind::OCCUPIED_ARE), &pack_regions(regions), None)
         }
@@ -385,11 +392,8 @@ pub fn decode_reply(
         kind::PATCH => Reply::Data(Rc::new(Payload::Patch(body.patch()?))),
         kind::MAP_IS => Reply::Data(Rc::new(Payload::Map(body.map()?))),
         kind::SUMS_ARE => {
-            let sums = unpack_sums(body.meta).ok_or_else(|| body.wrong("its sums"))?;
-            if sums.len() as u64 != BLOCKS_PER_REGION {
-                return Err(body.wrong("sums of a whole region are due"));
-            }
-            Reply::Sums(Box::new(RegionSums(sums)))
+            let sums = unpack_region_sums(body.meta);
+            Reply::Sums(Box::new(sums.ok_or_else(|| body.wrong("its sums of a region"))?))
         }
         kind::OCCUPIED_ARE => Reply::Occupied(unpack_regions(body.meta)),
         kind::DIGEST => Reply::Digest(header.count),
@@ -590,6 +594,37 @@ fn unpack_sums(bytes: &[u8]) -> Option<Vec<BlockSum>> {
         })
     });
     sums.collect()
+}
+
+/// The sums of all blocks; then, if contents were asked for, which blocks can't be read, and the
+/// hashes of those that have data.
+fn pack_region_sums(sums: &RegionSums) -> Vec<u8> {
+    let mut bytes = pack_sums(&sums.blocks);
+    if let Some(contents) = &sums.contents {
+        bytes.extend_from_slice(&contents.unreadable.to_bytes());
+        let has_data = |(sum, _): &(&BlockSum, &u128)| matches!(sum, BlockSum::Data { .. });
+        for (_, hash) in sums.blocks.iter().zip(&contents.hashes).filter(has_data) {
+            bytes.extend_from_slice(&hash.to_le_bytes());
+        }
+    }
+    bytes
+}
+
+fn unpack_region_sums(bytes: &[u8]) -> Option<RegionSums> {
+    let (blocks, rest) = bytes.split_at_checked(BLOCKS_PER_REGION as usize * 5)?;
+    let blocks = unpack_sums(blocks)?;
+    if rest.is_empty() {
+        return Some(RegionSums { blocks, contents: None });
+    }
+    let (unreadable, rest) = rest.split_first_chunk::<32>()?;
+    let (hashes, []) = rest.as_chunks() else { return None };
+    let mut hashes = hashes.iter().map(|hash| u128::from_le_bytes(*hash));
+    let hashes_of_all: Option<Vec<u128>> = blocks
+        .iter()
+        .map(|sum| if matches!(sum, BlockSum::Data { .. }) { hashes.next() } else { Some(0) })
+        .collect();
+    let contents = Contents { hashes: hashes_of_all?, unreadable: Blocks::from_bytes(unreadable) };
+    hashes.next().is_none().then_some(RegionSums { blocks, contents: Some(contents) })
 }
 
 /// One bit for each region up to the last.

@@ -6,9 +6,9 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use ankole_replica::arbiter::{EngineGrant, InstanceId, Member, Record};
-use ankole_replica::chain::index::BlockSum;
+use ankole_replica::chain::index::{BlockSum, Blocks};
 use ankole_replica::chain::{ChainInfo, LayerInfo};
-use ankole_replica::message::{Refusal, RegionSums, Reply, Request, Welcome};
+use ankole_replica::message::{Contents, Refusal, RegionSums, Reply, Request, Welcome};
 use ankole_replica::replication::{
     Action, Config, Core, End, Failure, IoId, LinkId, Operation, Payload, Slot,
 };
@@ -525,7 +525,8 @@ fn settling_waits_for_room_while_only_one_other_member_remains() {
     let sums = |crc| {
         let mut sums = vec![BlockSum::Absent; 256];
         sums[7] = BlockSum::Data { crc, verified: true };
-        RegionSums(sums)
+        let contents = Contents { hashes: vec![0; 256], unreadable: Blocks::NONE };
+        RegionSums { blocks: sums, contents: Some(contents) }
     };
     stage.marked.insert(Region(0));
     stage.sums = [(A, sums(1)), (B, sums(2))].into();

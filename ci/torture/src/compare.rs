@@ -145,11 +145,7 @@ pub fn agree(volume: u64, copies: Vec<Copy>) -> anyhow::Result<Vec<(Option<Strin
 }
 
 /// The first sector that differs, and text about all of them.
-fn differences(
-    volume: u64,
-    one: (&ReplicaId, &[u8]),
-    other: (&ReplicaId, &[u8]),
-) -> (u64, String) {
+fn differences(volume: u64, one: (&ReplicaId, &[u8]), other: (&ReplicaId, &[u8])) -> (u64, String) {
     const NAMED_MAX: usize = 20;
     let show = |sector: u64, bytes: &[u8]| match decode(volume, sector, bytes) {
         Ok(number) => number.to_string(),

@@ -331,7 +331,8 @@ impl Core {
         let (layer, region) = (running.job.layer, running.job.region);
         self.set_repair_stage(Stage::Comparing { waiting: others, sums: BTreeMap::new() });
         for slot in others.iter() {
-            self.send(now, slot, Purpose::RepairSums, Request::Sums { layer, region }, None);
+            let request = Request::Sums { layer, region, contents: false };
+            self.send(now, slot, Purpose::RepairSums, request, None);
         }
     }
 

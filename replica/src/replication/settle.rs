@@ -154,8 +154,9 @@ impl Core {
         step.sums.clear();
         step.broken = Slots::NONE;
         let layer = self.chain.head;
+        let contents = live.len() > 1;
         for slot in live.iter() {
-            let request = Request::Sums { layer, region };
+            let request = Request::Sums { layer, region, contents };
             self.send(now, slot, Purpose::SettleSums(region), request, None);
         }
     }
@@ -174,7 +175,13 @@ impl Core {
         };
         let Some(step) = self.settle_answer(slot, region) else { return };
         match sums {
-            Some(sums) => drop(step.sums.insert(slot, sums)),
+            Some(sums) => {
+                if !sums.unreadable().is_empty() {
+                    let unreadable = step.unreadable.entry(slot).or_insert(Blocks::NONE);
+                    *unreadable = *unreadable | sums.unreadable();
+                }
+                step.sums.insert(slot, sums);
+            }
             None => step.broken.insert(slot),
         }
         if step.waiting.is_empty() {
@@ -325,7 +332,7 @@ impl Core {
         if step.sums.len() > 1 {
             let layer = self.chain.head;
             for (slot, sums) in step.sums {
-                if sums.0.iter().any(|sum| sum.is_unverified()) {
+                if sums.blocks.iter().any(|sum| sum.is_unverified()) {
                     let request = Request::Verified { layer, region };
                     self.send(now, slot, Purpose::Verified, request, None);
                 }
@@ -385,11 +392,11 @@ fn repairs(
 ) -> VecDeque<Repair> {
     let mut by_winner: BTreeMap<Slot, Blocks> = BTreeMap::new();
     for block in 0..BLOCKS_PER_REGION as usize {
-        let held = || sums.iter().map(|(slot, sums)| (*slot, sums.0[block]));
-        let Some((_, first)) = held().next() else { break };
-        if held().all(|(_, sum)| sum.is_like(first)) {
+        let Some(first) = sums.values().next() else { break };
+        if sums.values().skip(1).all(|other| other.is_like(block, first)) {
             continue;
         }
+        let held = || sums.iter().map(|(slot, sums)| (*slot, sums.blocks[block]));
         let is_unreadable =
             |slot: &Slot| unreadable.get(slot).is_some_and(|blocks| blocks.has(block));
         let doubt =
@@ -413,8 +420,8 @@ fn differing(sums: &BTreeMap<Slot, RegionSums>) -> Blocks {
     let mut all = sums.values();
     if let Some(first) = all.next() {
         for other in all {
-            for (block, (one, other)) in first.0.iter().zip(&other.0).enumerate() {
-                blocks.put(block, blocks.has(block) || !one.is_like(*other));
+            for block in 0..BLOCKS_PER_REGION as usize {
+                blocks.put(block, blocks.has(block) || !first.is_like(block, other));
             }
         }
     }
@@ -425,14 +432,13 @@ fn differing(sums: &BTreeMap<Slot, RegionSums>) -> Blocks {
 fn who_differs(sums: &BTreeMap<Slot, RegionSums>, repairs: &VecDeque<Repair>) -> Option<Slot> {
     let Repair { from, blocks, .. } = repairs.front()?;
     let winner = sums.get(from)?;
-    let differs =
-        |sums: &RegionSums| blocks.slots().any(|block| !sums.0[block].is_like(winner.0[block]));
+    let differs = |sums: &RegionSums| blocks.slots().any(|block| !sums.is_like(block, winner));
     sums.iter().find(|(_, sums)| differs(sums)).map(|(slot, _)| *slot)
 }
 
 fn unverified(sums: &RegionSums) -> Blocks {
     let mut blocks = Blocks::NONE;
-    for (block, sum) in sums.0.iter().enumerate() {
+    for (block, sum) in sums.blocks.iter().enumerate() {
         blocks.put(block, sum.is_unverified());
     }
     blocks
@@ -441,13 +447,15 @@ fn unverified(sums: &RegionSums) -> Blocks {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::message::Contents;
 
     fn region(blocks: &[(usize, BlockSum)]) -> RegionSums {
         let mut sums = vec![BlockSum::Absent; BLOCKS_PER_REGION as usize];
         for &(block, sum) in blocks {
             sums[block] = sum;
         }
-        RegionSums(sums)
+        let contents = Some(Contents { hashes: vec![0; sums.len()], unreadable: Blocks::NONE });
+        RegionSums { blocks: sums, contents }
     }
 
     fn data(crc: u32, verified: bool) -> BlockSum {

@@ -3,7 +3,8 @@
 use std::ops::Range;
 use std::rc::Rc;
 
-use ankole_blockdev::disk::Allocation;
+use ankole_blockdev::disk::{Allocation, BLOCK_BYTES};
+use twox_hash::XxHash3_128;
 
 use super::io::slots_of;
 use super::pages::WriteBack;
@@ -11,6 +12,7 @@ use super::storage::Storage;
 use super::{OpenLayer, ReadError, Store, StoreError, View};
 use crate::chain::ChainError;
 use crate::chain::index::{BlockSum, Blocks, Page};
+use crate::message::Contents;
 use crate::types::{BLOCKS_PER_REGION, BlockIndex, BlockRange, LayerId, REGION_BYTES, Region};
 
 impl<S: Storage> Store<S> {
@@ -31,6 +33,41 @@ impl<S: Storage> Store<S> {
             looked.map_err(|fault| self.page_error(layer.file, region, fault))?;
         }
         Ok(sums)
+    }
+
+    /// What the data is that a layer itself has of a region, whose sums are `sums`. Nobody writes
+    /// there meanwhile. What can't be read is told, and is no error.
+    pub async fn contents(
+        &self,
+        layer: LayerId,
+        region: Region,
+        sums: &[BlockSum],
+    ) -> Result<Contents, StoreError> {
+        let mut wanted = Blocks::NONE;
+        for (slot, sum) in sums.iter().enumerate() {
+            wanted.put(slot, matches!(sum, BlockSum::Data { .. }));
+        }
+        let mut hashes = vec![0; sums.len()];
+        let mut unreadable = Blocks::NONE;
+        match self.read_packed(layer, region, wanted).await {
+            Ok(packed) => {
+                for (slot, block) in wanted.slots().zip(packed.chunks_exact(BLOCK_BYTES as usize)) {
+                    hashes[slot] = XxHash3_128::oneshot(block);
+                }
+            }
+            Err(ReadError::Store(error)) => return Err(error),
+            Err(ReadError::BadBlocks(_)) => {
+                for slot in wanted.slots() {
+                    let one = Blocks::span(slot..slot + 1);
+                    match self.read_packed(layer, region, one).await {
+                        Ok(block) => hashes[slot] = XxHash3_128::oneshot(&block),
+                        Err(ReadError::BadBlocks(_)) => unreadable.put(slot, true),
+                        Err(ReadError::Store(error)) => return Err(error),
+                    }
+                }
+            }
+        }
+        Ok(Contents { hashes, unreadable })
     }
 
     /// Regions of which one layer itself has anything; removed layers count too, until a join has

@@ -21,7 +21,7 @@ impl Footprint {
             | Request::ReadUnverified { range }
             | Request::Map { range } => (head, range, false),
             Request::Copy { layer, region, .. } => (layer, region.range(), true),
-            Request::Sums { layer, region } => (layer, region.range(), false),
+            Request::Sums { layer, region, .. } => (layer, region.range(), false),
             Request::Fetch { layer, region, blocks } => (layer, spanning(region, blocks)?, false),
             _ => return None,
         };

@@ -181,16 +181,15 @@ impl Core {
         let (layer, region) = (step.layer, step.region);
         let rebuild = self.rebuilds.by_target.get(&step.target);
         let holds = rebuild.is_none_or(|rebuild| rebuild.occupied.contains(&(layer, region)));
-        let at_target = (!holds && step.attempts == 0).then(|| {
-            RegionSums(vec![BlockSum::Absent; BLOCKS_PER_REGION as usize]) // nothing is known to be there
-        });
+        let at_target = (!holds && step.attempts == 0).then(RegionSums::absent);
+        let contents = at_target.is_none();
         step.waiting.insert(step.source);
         if at_target.is_none() {
             step.waiting.insert(step.target);
         }
         step.phase = Phase::Comparing { at_source: None, at_target };
         for slot in step.waiting.iter() {
-            let request = Request::Sums { layer, region };
+            let request = Request::Sums { layer, region, contents };
             self.send(now, slot, Purpose::RebuildStep(id), request, None);
         }
     }
@@ -412,10 +411,10 @@ struct Differing {
 fn differing(there: &RegionSums, here: &RegionSums) -> Differing {
     let mut blocks = Blocks::NONE;
     let mut data_bytes = 0;
-    for (slot, (there, here)) in there.0.iter().zip(&here.0).enumerate() {
-        if !there.is_like(*here) {
+    for slot in 0..BLOCKS_PER_REGION as usize {
+        if !there.is_like(slot, here) {
             blocks.put(slot, true);
-            let has_data = matches!(there, BlockSum::Data { .. });
+            let has_data = matches!(there.blocks[slot], BlockSum::Data { .. });
             data_bytes += if has_data { REGION_BYTES / BLOCKS_PER_REGION } else { 0 };
         }
     }
@@ -424,6 +423,6 @@ fn differing(there: &RegionSums, here: &RegionSums) -> Differing {
 
 /// The target doubts sums of which the source is sure.
 fn certain(there: &RegionSums, here: &RegionSums) -> bool {
-    let doubted = here.0.iter().any(|sum| sum.is_unverified());
-    doubted && !there.0.iter().any(|sum| sum.is_unverified())
+    let doubted = here.blocks.iter().any(|sum| sum.is_unverified());
+    doubted && !there.blocks.iter().any(|sum| sum.is_unverified())
 }
