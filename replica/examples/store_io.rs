@@ -89,7 +89,8 @@ async fn fill(store: &Store<Directory>) -> Result<()> {
         for word in buffer.chunks_exact_mut(8) {
             word.copy_from_slice(&random.number().to_le_bytes());
         }
-        let sums: Vec<u32> = buffer.chunks_exact(BLOCK).map(crc32c::crc32c).collect();
+        let sums: Vec<u32> =
+            buffer.chunks_exact(BLOCK).map(ankole_replica::checksum::of_block).collect();
         let range = BlockRange::new(BlockIndex(megabyte * 256), 256);
         store.write(range, Rc::new(buffer), 0, &sums, Generation::FIRST).await?;
     }
@@ -115,7 +116,7 @@ async fn random_io(
                 let mut buffer = Buffer::zeroed(BLOCK);
                 buffer.fill(task as u8 + 1);
                 let data = Rc::new(Buffer::copy_of(&buffer));
-                let sums = [crc32c::crc32c(&data)];
+                let sums = [ankole_replica::checksum::of_block(&data)];
                 while start.elapsed() < time {
                     let range = BlockRange::new(BlockIndex(task * part + random.below(part)), 1);
                     if writes {

@@ -7,6 +7,7 @@
 pub mod admin;
 pub mod arbiter;
 pub mod chain;
+pub mod checksum;
 pub mod engine;
 pub mod inspect;
 pub mod lease;

@@ -9,7 +9,6 @@ use serde::{Deserialize, Serialize};
 use crate::arbiter::{InstanceId, Member};
 use crate::chain::index::{BlockSum, Blocks};
 use crate::chain::{ChainInfo, ChainOp};
-use crate::mutation::{self, Mutation};
 use crate::types::{
     BLOCKS_PER_REGION, BlockRange, Fence, Generation, Incarnation, LayerId, Region, ReplicaId,
 };
@@ -261,9 +260,8 @@ pub const BAD_REGIONS_MAX: usize = 256;
 
 /// What one layer itself holds of one region, to be compared with what another replica holds.
 ///
-/// Equal checksums don't mean equal blocks. A block that ends with a CRC32C of its own, as ext4's
-/// directory blocks do, has the same CRC32C whatever else is in it: the residue. So what is to be
-/// found equal is read and hashed; the checksums only say that each copy is what was written there.
+/// Equal checksums of 32 bits don't mean equal blocks when millions are compared, so what is to be
+/// found equal is read, and longer hashes of it are compared, see [`checksum`](crate::checksum).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RegionSums {
     /// What the index says of each block of the region.
@@ -306,9 +304,7 @@ impl RegionSums {
             return false;
         }
         let is_data = matches!(self.blocks[block], BlockSum::Data { .. });
-        !is_data
-            || mutation::is_on(Mutation::CompareChecksumsOnly)
-            || self.hash(block).is_some_and(|hash| other.hash(block) == Some(hash))
+        !is_data || self.hash(block).is_some_and(|hash| other.hash(block) == Some(hash))
     }
 
     fn hash(&self, block: usize) -> Option<u128> {

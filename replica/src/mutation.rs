@@ -83,8 +83,8 @@ mutations! {
     ClearWithoutLock: "14",
     /// a block is repaired while it may be written
     RepairWithoutLock: "19",
-    /// two copies count as equal if their checksums are
-    CompareChecksumsOnly: "17",
+    /// a block's checksum is its CRC32C, and blocks with the same one count as equal
+    ChecksumIsCrc: "17",
     /// a checksum made from what the disk had wins over a client's
     UnverifiedWins: "20",
     /// a flush doesn't wait until it is durable which blocks are there

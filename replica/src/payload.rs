@@ -4,7 +4,8 @@ use std::rc::Rc;
 
 use ankole_blockdev::disk::{Allocation, Buffer};
 
-use crate::chain::index::{BlockSum, Blocks, ZERO_BLOCK_SUM};
+use crate::chain::index::{BlockSum, Blocks};
+use crate::checksum::{self, ZERO_BLOCK_SUM};
 use crate::types::{BLOCK_BYTES, BLOCKS_PER_REGION};
 
 const BLOCK: usize = BLOCK_BYTES as usize;
@@ -49,7 +50,10 @@ pub struct Patch {
 impl BlockData {
     /// Blocks as the frontend writes them, with checksums computed here.
     pub fn from_client(data: Buffer) -> Self {
-        Self { sums: data.chunks_exact(BLOCK).map(crc32c::crc32c).collect(), data: Rc::new(data) }
+        Self {
+            sums: data.chunks_exact(BLOCK).map(checksum::of_block).collect(),
+            data: Rc::new(data),
+        }
     }
 
     /// Whether each block has its checksum.
@@ -59,7 +63,7 @@ impl BlockData {
                 .data
                 .chunks_exact(BLOCK)
                 .zip(&self.sums)
-                .all(|(block, sum)| crc32c::crc32c(block) == *sum)
+                .all(|(block, sum)| checksum::of_block(block) == *sum)
     }
 }
 
@@ -75,7 +79,7 @@ impl Patch {
             && crcs.clone().count() * BLOCK == self.data.len()
             && crcs
                 .zip(self.data.chunks_exact(BLOCK))
-                .all(|(crc, block)| crc32c::crc32c(block) == crc)
+                .all(|(crc, block)| checksum::of_block(block) == crc)
     }
 }
 

@@ -461,6 +461,23 @@ fn the_open_waits_long_for_a_silent_member_and_briefly_for_one_that_is_not_there
     assert!(stage.opened && stage.members() == [replica(A)]);
 }
 
+/// After an engine's death the first lease that ran out opened the volume, and the members whose
+/// leases ran out a millisecond later were removed and rebuilt.
+#[test]
+fn a_member_that_still_lends_is_waited_for_beyond_the_deadline() {
+    let mut stage = Stage::new(2);
+    let busy = || Refusal::LeaseBusy { ms: 300 };
+    stage.refusing = [(A, busy()), (B, busy())].into();
+    stage.settle();
+    stage.pass(12 * SECOND);
+    stage.refusing.remove(&A);
+    stage.pass(100 * MS);
+    assert!(!stage.opened);
+    stage.refusing.clear();
+    stage.pass(SECOND);
+    assert!(stage.opened && stage.changes == 0);
+}
+
 /// One that answered that its disk failed won't answer anything else.
 #[test]
 fn the_open_does_not_wait_for_a_member_whose_disk_failed() {

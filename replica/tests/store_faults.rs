@@ -369,7 +369,7 @@ fn a_repair_is_checked_against_what_the_replica_still_knows() {
         let patch = |blocks: Blocks, fill: Fill| {
             let mut data = Buffer::zeroed(4 * 4096);
             data.chunks_exact_mut(4096).for_each(|block| fill.put(block));
-            let crc = crc32c::crc32c(&data[..4096]);
+            let crc = ankole_replica::checksum::of_block(&data[..4096]);
             let there = |slot: usize| (10..14).contains(&slot);
             let sum = |slot| match there(slot) {
                 true => BlockSum::Data { crc, verified: true },

@@ -72,7 +72,7 @@ fn data_of(blocks: usize, fill: u8) -> Vec<u8> {
 
 /// Half of the time, sums that fit the data, so that blocks and patches get through.
 fn with_sums(meta: &[u8], data: &[u8], choice: u8) -> Vec<u8> {
-    let sums = data.chunks_exact(BLOCK).map(crc32c::crc32c);
+    let sums = data.chunks_exact(BLOCK).map(ankole_replica::checksum::of_block);
     match choice % 4 {
         0 => sums.flat_map(u32::to_le_bytes).collect(),
         1 => {

@@ -136,7 +136,7 @@ async fn replace(directory: &Path, sector: u64, bytes: &[u8]) -> anyhow::Result<
     done?;
     let at = (sector % SECTORS_PER_BLOCK) as usize * SECTOR;
     block[at..at + SECTOR].copy_from_slice(bytes);
-    let sum = crc32c::crc32c(&block);
+    let sum = ankole_replica::checksum::of_block(&block);
     let generation = store.fence().map_or(Generation::FIRST, |fence| fence.generation);
     store.write(range, Rc::new(block), 0, &[sum], generation).await?;
     store.close().await?;

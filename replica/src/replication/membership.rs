@@ -125,7 +125,7 @@ impl Core {
     fn lease_is_busy(&mut self, now: Instant, slot: Slot, refusal: &Refusal) {
         let Refusal::LeaseBusy { ms } = refusal else { return };
         let wait = Duration::from_millis(u64::from(*ms)).min(self.config.reconnect_after);
-        let absence = Absence::Brief { since: now };
+        let absence = Absence::Lending { since: now };
         self.lose_as(now, slot, absence, &refusal.to_string());
         self.peer_mut(slot).state = PeerState::Down { retry_at: now + wait };
     }
@@ -246,7 +246,9 @@ impl Core {
     /// When a lost member is waited for no longer.
     fn grace_ends(&self, slot: Slot) -> Option<Instant> {
         match self.peer(slot).absence {
-            Absence::Brief { since } => Some(since.max(self.live_since) + self.config.rejoin_grace),
+            Absence::Brief { since } | Absence::Lending { since } => {
+                Some(since.max(self.live_since) + self.config.rejoin_grace)
+            }
             Absence::Gone | Absence::Unfit => None,
         }
     }

@@ -149,6 +149,7 @@ impl Core {
         let silent = set.without(answered);
         // One that answered that it isn't fit won't become so; one may listen soon.
         let mut awaited = silent.iter().filter(|slot| match self.peer(*slot).absence {
+            Absence::Lending { .. } => true,
             Absence::Brief { .. } => !deadline_passed,
             Absence::Gone => !dead_passed,
             Absence::Unfit => false,

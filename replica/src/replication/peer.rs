@@ -61,6 +61,8 @@ pub(super) struct Asked {
 pub(super) enum Absence {
     /// Its link broke, or it hasn't answered yet: it may be back at once.
     Brief { since: Instant },
+    /// It answers, and lends to another engine for a while yet.
+    Lending { since: Instant },
     /// It hangs, or nobody listens there. It may still be back before it is removed.
     Gone,
     /// It may lack what was acknowledged, or doesn't do what it is asked: it comes back as a member

@@ -9,7 +9,8 @@ use super::error::{BadBlock, BlockProblem, is_no_space};
 use super::pages::{PageFault, WriteBack};
 use super::storage::{Storage, StorageFile};
 use super::{OpenLayer, ReadError, Store, StoreError, View};
-use crate::chain::index::{BlockSum, Blocks, Page, ZERO_BLOCK_SUM};
+use crate::chain::index::{BlockSum, Blocks, Page};
+use crate::checksum::{self, ZERO_BLOCK_SUM};
 use crate::mutation::{self, Mutation};
 use crate::types::{BLOCKS_PER_REGION, BlockIndex, BlockRange, Generation, Region};
 
@@ -253,7 +254,7 @@ impl<S: Storage> Store<S> {
             match source {
                 Source::Zero => {}
                 Source::Data { layer, crc, .. } if !is_bad(block) => {
-                    let found = crc32c::crc32c(&into[index * BLOCK..][..BLOCK]);
+                    let found = checksum::of_block(&into[index * BLOCK..][..BLOCK]);
                     if found != *crc && !mutation::is_on(Mutation::SumsUnchecked) {
                         let problem = BlockProblem::Checksum { expected: *crc, found };
                         wrong.push(BadBlock { block, layer: path[*layer].id, problem });
@@ -291,7 +292,7 @@ impl<S: Storage> Store<S> {
                 let buffer = Buffer::zeroed(BLOCK);
                 let (done, buffer) = path[layer].data.file.read(block.offset_bytes(), buffer).await;
                 // Readable alone, but the piece's bytes aren't in the buffer: a retry is needed.
-                let sound = crc32c::crc32c(&buffer) == crc;
+                let sound = checksum::of_block(&buffer) == crc;
                 done.err().map(|error| error.to_string()).or((!sound).then(|| error.to_string()))
             };
             if let Some(problem) = problem {
@@ -511,7 +512,7 @@ impl<S: Storage> Store<S> {
             if done.is_err() {
                 continue; // a read says so again
             }
-            let found = crc32c::crc32c(&buffer);
+            let found = checksum::of_block(&buffer);
             let changed = self.pages.change(layer.file, region, |page| {
                 if page.sum(slot) == found {
                     return ((), WriteBack::Unchanged);

@@ -57,8 +57,9 @@ use tokio::sync::Mutex;
 pub use verify::VerifyReport;
 
 use crate::arbiter::InstanceId;
-pub use crate::chain::index::{BlockSum, Blocks, ZERO_BLOCK_SUM};
+pub use crate::chain::index::{BlockSum, Blocks};
 use crate::chain::{Chain, ChainError, ChainInfo};
+pub use crate::checksum::ZERO_BLOCK_SUM;
 use crate::mutation::{self, Mutation};
 use crate::types::{Fence, Generation, LayerId, Region};
 use intent::{Intent, IntentError};

@@ -4,7 +4,6 @@ use std::ops::Range;
 use std::rc::Rc;
 
 use ankole_blockdev::disk::{Allocation, BLOCK_BYTES};
-use twox_hash::XxHash3_128;
 
 use super::io::slots_of;
 use super::pages::WriteBack;
@@ -12,6 +11,7 @@ use super::storage::Storage;
 use super::{OpenLayer, ReadError, Store, StoreError, View};
 use crate::chain::ChainError;
 use crate::chain::index::{BlockSum, Blocks, Page};
+use crate::checksum;
 use crate::message::Contents;
 use crate::types::{BLOCKS_PER_REGION, BlockIndex, BlockRange, LayerId, REGION_BYTES, Region};
 
@@ -52,7 +52,7 @@ impl<S: Storage> Store<S> {
         match self.read_packed(layer, region, wanted).await {
             Ok(packed) => {
                 for (slot, block) in wanted.slots().zip(packed.chunks_exact(BLOCK_BYTES as usize)) {
-                    hashes[slot] = XxHash3_128::oneshot(block);
+                    hashes[slot] = checksum::fingerprint(block);
                 }
             }
             Err(ReadError::Store(error)) => return Err(error),
@@ -60,7 +60,7 @@ impl<S: Storage> Store<S> {
                 for slot in wanted.slots() {
                     let one = Blocks::span(slot..slot + 1);
                     match self.read_packed(layer, region, one).await {
-                        Ok(block) => hashes[slot] = XxHash3_128::oneshot(&block),
+                        Ok(block) => hashes[slot] = checksum::fingerprint(&block),
                         Err(ReadError::BadBlocks(_)) => unreadable.put(slot, true),
                         Err(ReadError::Store(error)) => return Err(error),
                     }

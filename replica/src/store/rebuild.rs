@@ -12,6 +12,7 @@ use super::storage::{Storage, StorageFile};
 use super::{OpenLayer, ReadError, ReplicaState, Store, StoreError, View};
 use crate::chain::index::{BlockSum, Blocks, Page};
 use crate::chain::{Chain, ChainInfo, Difference, Layer};
+use crate::checksum;
 use crate::message::Adopted;
 use crate::types::{BLOCKS_PER_REGION, BlockRange, Generation, LayerId, REGION_BYTES, Region};
 
@@ -220,7 +221,7 @@ impl<S: Storage> Store<S> {
             && packed
                 .chunks_exact(BLOCK)
                 .zip(&sums)
-                .all(|(block, sum)| crc32c::crc32c(block) == *sum)
+                .all(|(block, sum)| checksum::of_block(block) == *sum)
         {
             return Ok(packed);
         }

@@ -18,6 +18,7 @@ use super::query::block_at;
 use super::storage::{Storage, StorageFile};
 use super::{OpenLayer, Store, StoreError};
 use crate::chain::index::{Blocks, Page};
+use crate::checksum;
 use crate::types::{BlockRange, Region};
 
 const BLOCK: usize = BLOCK_BYTES as usize;
@@ -98,14 +99,14 @@ impl<S: Storage> Store<S> {
             let (done, data) = layer.data.file.read(at, Buffer::zeroed(bytes)).await;
             for (slot, block) in run.zip(data.chunks_exact(BLOCK)) {
                 if done.is_ok() {
-                    found.push((slot, crc32c::crc32c(block)));
+                    found.push((slot, checksum::of_block(block)));
                     continue;
                 }
                 // One bad block fails the run. It keeps its sum, and reads of it say why.
                 let at = block_at(region, slot).offset_bytes();
                 let (done, block) = layer.data.file.read(at, Buffer::zeroed(BLOCK)).await;
                 if done.is_ok() {
-                    found.push((slot, crc32c::crc32c(&block)));
+                    found.push((slot, checksum::of_block(&block)));
                 }
             }
         }

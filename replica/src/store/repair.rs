@@ -15,6 +15,7 @@ use super::query::block_at;
 use super::storage::{Storage, StorageFile};
 use super::{OpenLayer, ReadError, Store, StoreError, View};
 use crate::chain::index::{BlockSum, Blocks, Page};
+use crate::checksum;
 use crate::types::{BLOCKS_PER_REGION, BlockIndex, BlockRange, Generation, LayerId, Region};
 
 const BLOCK: usize = BLOCK_BYTES as usize;
@@ -46,7 +47,7 @@ impl<S: Storage> Store<S> {
         generation: Generation,
     ) -> Result<(), StoreError> {
         let slot = (block.0 % BLOCKS_PER_REGION) as usize;
-        let sums = [BlockSum::Data { crc: crc32c::crc32c(&data[..BLOCK]), verified: true }];
+        let sums = [BlockSum::Data { crc: checksum::of_block(&data[..BLOCK]), verified: true }];
         let blocks = Blocks::span(slot..slot + 1);
         let by = Replacement { blocks, sums: &sums, data: &data };
         self.repair_region(layer, block.region(), &by, generation).await

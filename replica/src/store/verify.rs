@@ -8,6 +8,7 @@ use super::query::block_at;
 use super::storage::{Storage, StorageFile};
 use super::{OpenLayer, Store, StoreError};
 use crate::chain::index::Page;
+use crate::checksum;
 use crate::types::{LayerId, REGION_BYTES, Region};
 
 const BLOCK: usize = BLOCK_BYTES as usize;
@@ -83,7 +84,7 @@ impl<S: Storage> Store<S> {
             let (done, data) =
                 layer.data.file.read(first.offset_bytes(), Buffer::zeroed(run.len() * BLOCK)).await;
             for (slot, bytes) in run.zip(data.chunks_exact(BLOCK)) {
-                let (expected, found) = (page.sum(slot), crc32c::crc32c(bytes));
+                let (expected, found) = (page.sum(slot), checksum::of_block(bytes));
                 if expected == found || self.has_moved_on(layer, region, slot, expected) {
                     continue;
                 }

@@ -77,7 +77,8 @@ pub(crate) async fn write_fills<S: Storage>(
     for (index, block) in buffer.chunks_exact_mut(BLOCK).enumerate() {
         fill(index as u64).put(block);
     }
-    let sums: Vec<u32> = buffer.chunks_exact(BLOCK).map(crc32c::crc32c).collect();
+    let sums: Vec<u32> =
+        buffer.chunks_exact(BLOCK).map(ankole_replica::checksum::of_block).collect();
     store.write(range, Rc::new(buffer), 0, &sums, GENERATION).await
 }
 
