@@ -47,6 +47,8 @@ mutations! {
     LastMemberRemoved: "10",
     /// a read is answered whether or not the members' leases hold
     ReadWithoutLease: "9",
+    /// a write is acknowledged whether or not the members' leases hold
+    AcknowledgeWithoutLease: "9",
     /// a lease is counted from the answer that renewed it, not from the request
     RenewLeaseAtAnswer: "9",
     /// a replica welcomes another engine while the lease of the one before runs

@@ -41,6 +41,8 @@ pub struct Machine<W> {
     pub greeted_lossy: bool,
     /// What it has promised: the highest fence that it welcomed, the newest set that it took note of.
     pub welcomed: Option<Fence>,
+    /// The newest engine that it welcomed.
+    pub welcomed_engine: Option<u64>,
     pub synced: Option<Generation>,
     /// A sector whose content was changed behind the replica's back, and the bit.
     pub rotten: Option<([u8; SECTOR_BYTES as usize], usize)>,
@@ -99,6 +101,7 @@ impl<W: 'static> Machine<W> {
             lossy: false,
             greeted_lossy: false,
             welcomed: None,
+            welcomed_engine: None,
             synced: None,
             rotten: None,
             doomed: false,
@@ -118,6 +121,7 @@ impl<W: 'static> Machine<W> {
         self.incarnation = incarnation;
         (self.lossy, self.greeted_lossy) = (false, false);
         (self.welcomed, self.synced, self.rotten) = (None, None, None);
+        self.welcomed_engine = None;
         let identity = Identity { volume: "v".into(), replica: self.id.clone(), incarnation };
         let disk = self.disk.clone();
         let format = Store::format(disk.clone(), identity, size_bytes, LayerId(1));

@@ -49,6 +49,9 @@ impl Core {
             if !round.needs.is_empty() {
                 return;
             }
+            if !round.failed && !self.may_acknowledge(now) {
+                return self.renew_short_leases(now, None);
+            }
             let round = self.flushes.running.take().expect("seen above");
             for id in round.ios {
                 self.complete(id, if round.failed { Err(Failure::Io) } else { Ok(()) });

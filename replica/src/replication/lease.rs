@@ -1,15 +1,16 @@
-//! The read leases that the members lend this engine (rule 9).
+//! The leases that the members lend this engine (rule 9).
 //!
-//! Owns when a read may be told. A newer engine acknowledges nothing before one member has welcomed
+//! Owns when a read, a write or a flush may be told. A newer engine acknowledges nothing before one member has welcomed
 //! it, and a member welcomes it only when the lease it lent has run out. So while the leases of *all*
 //! members hold, what was read under the range lock is still the newest. A lease counts from the
-//! moment at which the request was sent whose answer renewed it.
+//! moment at which the request was sent whose answer renewed it. A write whose last confirmation is
+//! late isn't told either: its members may have answered a newer engine since, and, if they all lost
+//! power, forgotten it (P4; found by the model, `AcknowledgeNeedsLeases`).
 //!
 //! - Needed are those whom the next engine may find in the record: the set, and a replica whose
 //!   addition was asked for. One whose removal is not definite is still in the set. One that is out
 //!   isn't needed: no engine opens with it.
-//! - Edges of partly written blocks, and what settling and rebuilds read, are told to nobody. A write
-//!   that they lead to needs all members, of which a newer engine's would refuse it.
+//! - Edges of partly written blocks, and what settling and rebuilds read, are told to nobody.
 //! - A lease is given up with its link, before the link is closed: a replica on the same machine
 //!   takes the closed socket for the end of the lease.
 //!
@@ -87,9 +88,8 @@ impl Core {
         self.next_set()
     }
 
-    fn leases_hold(&self, now: Instant) -> bool {
-        mutation::is_on(Mutation::ReadWithoutLease)
-            || self.lenders().iter().all(|slot| self.peer(slot).lease.holds(now))
+    pub(super) fn leases_hold(&self, now: Instant) -> bool {
+        self.lenders().iter().all(|slot| self.peer(slot).lease.holds(now))
     }
 
     /// A read goes to `reader`, which renews that lease; others may be short too.
@@ -106,11 +106,23 @@ impl Core {
 
     /// The data is there: it is told now, or when all leases hold.
     pub(super) fn tell_read(&mut self, now: Instant, id: IoId) {
-        if self.leases_hold(now) {
+        if self.leases_hold(now) || mutation::is_on(Mutation::ReadWithoutLease) {
             return self.complete(id, Ok(()));
         }
         self.io(id).stage = Stage::Leasing;
         self.lease_waiters.push(id);
+    }
+
+    /// Whether a write or a flush that all have confirmed may be told.
+    pub(super) fn may_acknowledge(&self, now: Instant) -> bool {
+        self.leases_hold(now) || mutation::is_on(Mutation::AcknowledgeWithoutLease)
+    }
+
+    /// A write that all have confirmed is told when all leases hold, if it needs nobody else then.
+    pub(super) fn acknowledge_later(&mut self, id: IoId) {
+        if !self.lease_waiters.contains(&id) {
+            self.lease_waiters.push(id);
+        }
     }
 
     pub(super) fn drive_leases(&mut self, now: Instant) {
@@ -121,9 +133,13 @@ impl Core {
             return self.renew_short_leases(now, None);
         }
         for id in std::mem::take(&mut self.lease_waiters) {
-            if self.ios.get(&id).is_some_and(|io| io.stage == Stage::Leasing) {
-                self.complete(id, Ok(()));
-                self.retire_if_done(now, id);
+            match self.ios.get(&id).map(|io| io.stage) {
+                Some(Stage::Leasing) => {
+                    self.complete(id, Ok(()));
+                    self.retire_if_done(now, id);
+                }
+                Some(Stage::Writing) => self.check_write(now, id),
+                _ => {}
             }
         }
     }
@@ -134,7 +150,7 @@ impl Core {
         let names: Vec<_> = missing.iter().map(|slot| self.peer(slot).id.to_string()).collect();
         (!self.lease_waiters.is_empty() && !names.is_empty()).then(|| {
             let names = names.join(", ");
-            format!("reads wait until {names} answers or is removed from the in-sync set")
+            format!("requests wait until {names} answers or is removed from the in-sync set")
         })
     }
 }

@@ -108,8 +108,11 @@ impl Core {
     pub(super) fn check_write(&mut self, now: Instant, id: IoId) {
         let io = self.io(id);
         if io.stage == Stage::Writing && io.needs.without(io.confirmed).is_empty() {
-            io.stage = Stage::Answered;
-            self.complete(id, Ok(()));
+            if self.may_acknowledge(now) {
+                self.complete(id, Ok(()));
+            } else {
+                self.acknowledge_later(id);
+            }
         }
         let io = self.io(id);
         if io.answered && io.unconfirmed.is_empty() {

@@ -6,8 +6,13 @@ use super::*;
 use crate::machine::{look_at, shown};
 
 impl World {
-    /// Every member that hasn't lost power since has what is acknowledged (I1).
+    /// No member has answered a newer engine (P4), and every one that hasn't lost power since has what
+    /// is acknowledged (I1).
     pub(super) fn check_acknowledged(&mut self, id: u64, io: IoId) {
+        for at in self.members() {
+            let newest = self.machines[at].welcomed_engine;
+            assert!(newest <= Some(id), "acknowledged after {at} has answered a newer engine (P4)");
+        }
         let engine = self.engines.get_mut(&id).expect("engines are kept");
         let op = engine.ops.get_mut(&io).expect("submitted");
         if id != self.newest || !op.is_write() {

@@ -234,12 +234,13 @@ impl World {
 
     fn answered(&mut self, answer: Answered) {
         let Answered { key, seq, asked, into, reply } = answer;
-        let replica = self.links[&key].replica;
+        let Link { replica, engine, .. } = self.links[&key];
         let machine = &mut self.machines[replica];
         match (&reply, asked) {
             (Reply::Welcome(welcome), Asked::Hello(fence)) => {
                 machine.lossy |= !welcome.continuous;
                 machine.greeted_lossy = machine.lossy;
+                machine.welcomed_engine = machine.welcomed_engine.max(Some(engine));
                 let before = machine.welcomed.replace(fence);
                 assert!(before < Some(fence), "r{replica} welcomes an older session (I4)");
             }
