@@ -13,7 +13,7 @@
 //! for rare messages and packed numbers for frequent ones; `data` is whole blocks, each covered by
 //! its own CRC32C in `meta`. The stream below may become TLS: nothing here depends on its kind.
 //!
-//! Version history: 1, the first.
+//! Version history: in `docs/wire.md`.
 
 use std::rc::Rc;
 
@@ -30,7 +30,7 @@ use crate::types::{
 };
 
 pub const MAGIC: [u8; 4] = *b"ANKw";
-pub const VERSION: u8 = 1;
+pub const VERSION: u8 = 2;
 pub const HEADER_BYTES: usize = 52;
 /// Enough for one bit for each region of the largest volume, and for 4096 layers.
 pub const META_BYTES_MAX: u32 = 16 << 20;

@@ -109,7 +109,7 @@ impl Rule {
             Self::SettleBeforeRead => "Settle",
             Self::CandidateConfirms => "Promote 2",
             Self::ReadyBeforeAdd => "Promote 3",
-            Self::AcknowledgeNeedsLeases => "not said",
+            Self::AcknowledgeNeedsLeases => "9, for writes",
         }
     }
 }
