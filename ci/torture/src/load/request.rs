@@ -69,6 +69,7 @@ fn random_extent(random: &mut Random, size_bytes: u64) -> Extent {
         90..98 => SECTORS_PER_BLOCK * random.between(16, 65), // up to 256 KiB
         _ => SECTORS_PER_BLOCK * random.between(200, 600), // over regions
     };
+    let length = length.min(sectors);
     let is_hot = random.percent(60);
     let first = match is_hot {
         true => random.below(HOT_PLACES) * (sectors / HOT_PLACES) + random.below(24),
