@@ -6,6 +6,8 @@
 //! it is never durable by a later one: the kernel counts those pages as clean. Everything is
 //! decided by a seed. The simulator of the replication core runs on it too.
 
+mod file;
+
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -15,6 +17,7 @@ use std::rc::Rc;
 
 use ankole_blockdev::disk::Buffer;
 
+use self::file::File;
 use super::storage::{FileKind, LockError, Storage, StorageFile};
 
 const SECTOR: usize = 512;
@@ -93,21 +96,6 @@ struct InFlight {
     offset_bytes: u64,
     from: Rc<Buffer>,
     part: Range<usize>,
-}
-
-#[derive(Default)]
-struct File {
-    /// What the kernel shows.
-    sectors: RefCell<BTreeMap<u64, Sector>>,
-    durable: RefCell<BTreeMap<u64, Sector>>,
-    /// Versions since the last sync, oldest first, numbered.
-    unsynced: RefCell<BTreeMap<u64, Vec<(u64, Sector)>>>,
-    written: Cell<u64>,
-    /// Sectors that can't be read.
-    bad: RefCell<BTreeSet<u64>>,
-    length: Cell<u64>,
-    durable_length: Cell<u64>,
-    reserved: Cell<u64>,
 }
 
 /// Splitmix64: small, and the same everywhere.
@@ -398,140 +386,6 @@ impl State {
     fn has_ended(&self) -> bool {
         self.faults.end_at_call.is_some_and(|at| self.calls >= at)
             || self.faults.end_at_sync.is_some_and(|at| self.syncs >= at)
-    }
-}
-
-impl File {
-    fn copy(&self) -> Rc<Self> {
-        let copy = Self::default();
-        copy.sectors.replace(self.sectors.borrow().clone());
-        copy.durable.replace(self.durable.borrow().clone());
-        copy.unsynced.replace(self.unsynced.borrow().clone());
-        copy.length.set(self.length.get());
-        copy.durable_length.set(self.durable_length.get());
-        copy.reserved.set(self.reserved.get());
-        copy.written.set(self.written.get());
-        copy.bad.replace(self.bad.borrow().clone());
-        Rc::new(copy)
-    }
-
-    fn survivors(&self, random: &mut Random) -> Self {
-        let mut sectors = self.durable.borrow().clone();
-        // All lost, all kept, every other sector: each finds other faults than a mix does.
-        let mood = random.below(6);
-        for (&sector, versions) in self.unsynced.borrow().iter() {
-            let kept = match mood {
-                0 => 0,
-                1 => versions.len(),
-                2 | 3 if sector % 2 == mood % 2 => versions.len(),
-                2 | 3 => 0,
-                _ => random.below(versions.len() as u64 + 1) as usize,
-            };
-            if kept > 0 {
-                sectors.insert(sector, versions[kept - 1].1.clone());
-            }
-        }
-        let length = if random.below(2) == 0 { &self.length } else { &self.durable_length };
-        let survivor = Self::default();
-        survivor.length.set(length.get());
-        survivor.durable_length.set(length.get());
-        survivor.reserved.set(self.reserved.get());
-        survivor.bad.replace(self.bad.borrow().clone());
-        survivor.durable.replace(sectors.clone());
-        survivor.sectors.replace(sectors);
-        survivor
-    }
-
-    fn put(&self, sector: u64, bytes: Sector) {
-        let number = self.written.get() + 1;
-        self.written.set(number);
-        self.unsynced.borrow_mut().entry(sector).or_default().push((number, bytes.clone()));
-        self.sectors.borrow_mut().insert(sector, bytes);
-    }
-
-    /// Whether writing there takes space that the file doesn't have.
-    fn needs_space(&self, offset_bytes: u64, length: usize) -> bool {
-        let end_bytes = offset_bytes + length as u64;
-        let sectors = self.sectors.borrow();
-        end_bytes > self.reserved.get()
-            && (offset_bytes / SECTOR as u64..end_bytes.div_ceil(SECTOR as u64))
-                .any(|sector| !sectors.contains_key(&sector))
-    }
-
-    fn check_readable(&self, offset_bytes: u64, length: usize) -> io::Result<()> {
-        let end_bytes = offset_bytes + length as u64;
-        let touched = offset_bytes / SECTOR as u64..end_bytes.div_ceil(SECTOR as u64);
-        if self.bad.borrow().range(touched).next().is_some() {
-            return Err(io::Error::from_raw_os_error(libc::EIO));
-        }
-        Ok(())
-    }
-
-    fn write(&self, offset_bytes: u64, from: &[u8]) {
-        let mut at = 0;
-        while at < from.len() {
-            let position = offset_bytes + at as u64;
-            let sector = position / SECTOR as u64;
-            let within = (position % SECTOR as u64) as usize;
-            let length = (SECTOR - within).min(from.len() - at);
-            let old = self.sectors.borrow().get(&sector).cloned();
-            let mut bytes = old.map_or(ZEROES, |old| *old);
-            bytes[within..within + length].copy_from_slice(&from[at..at + length]);
-            self.put(sector, Rc::new(bytes));
-            at += length;
-        }
-        if !self.bad.borrow().is_empty() {
-            let end = (offset_bytes + from.len() as u64) / SECTOR as u64;
-            let whole = offset_bytes.div_ceil(SECTOR as u64)..end;
-            self.bad.borrow_mut().retain(|sector| !whole.contains(sector));
-        }
-        self.length.set(self.length.get().max(offset_bytes + from.len() as u64));
-    }
-
-    fn read(&self, offset_bytes: u64, into: &mut [u8]) {
-        let sectors = self.sectors.borrow();
-        let mut at = 0;
-        while at < into.len() {
-            let position = offset_bytes + at as u64;
-            let within = (position % SECTOR as u64) as usize;
-            let length = (SECTOR - within).min(into.len() - at);
-            let sector = sectors.get(&(position / SECTOR as u64));
-            let bytes = sector.map_or(&ZEROES, |sector| &**sector);
-            into[at..at + length].copy_from_slice(&bytes[within..within + length]);
-            at += length;
-        }
-    }
-
-    /// In all versions that are `old`, of one sector or of all.
-    fn replace(&self, old: &[u8; SECTOR], new: &[u8; SECTOR], only: Option<u64>) {
-        let new = Rc::new(*new);
-        let put = |number: u64, sector: &mut Sector| {
-            if **sector == *old && only.is_none_or(|only| only == number) {
-                *sector = new.clone();
-            }
-        };
-        self.sectors.borrow_mut().iter_mut().for_each(|(number, sector)| put(*number, sector));
-        self.durable.borrow_mut().iter_mut().for_each(|(number, sector)| put(*number, sector));
-        for (number, versions) in self.unsynced.borrow_mut().iter_mut() {
-            versions.iter_mut().for_each(|(_, sector)| put(*number, sector));
-        }
-    }
-
-    fn sync(&self) {
-        self.sync_until(self.written.get());
-    }
-
-    /// Of what is written while a sync runs, it promises nothing.
-    fn sync_until(&self, number: u64) {
-        let mut durable = self.durable.borrow_mut();
-        self.unsynced.borrow_mut().retain(|sector, versions| {
-            let covered = versions.partition_point(|(written, _)| *written <= number);
-            if let Some((_, newest)) = versions.drain(..covered).next_back() {
-                durable.insert(*sector, newest);
-            }
-            !versions.is_empty()
-        });
-        self.durable_length.set(self.length.get());
     }
 }
 
