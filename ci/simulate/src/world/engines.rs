@@ -20,6 +20,8 @@ pub(super) struct Engine {
     lost: BTreeMap<usize, u64>,
     pub(super) heard: BTreeMap<usize, u64>,
     timer: Option<u64>,
+    /// Turns in a row after which it wanted to be woken at a time that has passed.
+    late_turns: u32,
 }
 
 impl World {
@@ -63,6 +65,7 @@ impl World {
             lost: BTreeMap::new(),
             heard: BTreeMap::new(),
             timer: None,
+            late_turns: 0,
         };
         self.engines.insert(id, engine);
         self.tell_wanted(id);
@@ -112,6 +115,9 @@ impl World {
         let engine = self.engine(id);
         let due = engine.core.poll_timeout().filter(|_| engine.alive);
         let due = due.map(|at| at.saturating_duration_since(base).as_micros() as u64);
+        let is_past = due.is_some_and(|at| at <= now_us);
+        engine.late_turns = if is_past { engine.late_turns + 1 } else { 0 };
+        assert!(engine.late_turns < 1000, "an engine spins: it wants to be woken in the past");
         if due != engine.timer {
             engine.timer = due;
             if let Some(at) = due {

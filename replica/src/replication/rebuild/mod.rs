@@ -233,7 +233,8 @@ impl Core {
 
     /// When the pace lets the next region begin, if one waits for that. Changes with any event.
     pub fn next_rebuild_step(&self) -> Option<Instant> {
-        self.rebuilds.pace.refused_until()
+        let serves = matches!(self.phase, Phase::Serving);
+        self.rebuilds.pace.refused_until().filter(|_| serves)
     }
 
     /// A replica waits to be rebuilt: joins let it go first, or some replica would always have one.
