@@ -63,11 +63,17 @@ pub(crate) struct Session {
     /// Of the replica, when the session began.
     adoptions: u64,
     over: Cell<bool>,
+    ended: Notify,
     running: Cell<usize>,
     idle: Notify,
 }
 
 impl Session {
+    fn end(&self) {
+        self.over.set(true);
+        self.ended.notify_one();
+    }
+
     async fn until_idle(&self) {
         while self.running.get() > 0 {
             self.idle.notified().await;
@@ -150,7 +156,7 @@ impl<S: Storage> Replica<S> {
     pub async fn close(self: Rc<Self>) -> Result<(), StoreError> {
         let engine = self.engine.borrow_mut().take();
         if let Some(session) = engine {
-            session.over.set(true);
+            session.end();
             session.until_idle().await;
         }
         match Rc::try_unwrap(self) {
@@ -171,6 +177,7 @@ impl<S: Storage> Replica<S> {
             claim: hello.claim.clone(),
             adoptions: self.adoptions.get(),
             over: Cell::new(false),
+            ended: Notify::new(),
             running: Cell::new(0),
             idle: Notify::new(),
         });
@@ -226,7 +233,7 @@ impl<S: Storage> Replica<S> {
             }
             self.store.set_fence(claim.fence).await.map_err(|error| refusal(&error))?;
             if let Some(older) = self.engine.replace(Some(session.clone())) {
-                older.over.set(true);
+                older.end();
                 self.ending.borrow_mut().push(older);
             }
         }
@@ -338,6 +345,7 @@ pub enum Peer {
 pub struct Conversation<S: Storage = Directory> {
     replica: Rc<Replica<S>>,
     session: RefCell<Option<Rc<Session>>>,
+    greeted: Notify,
     peer: Peer,
 }
 
@@ -347,7 +355,7 @@ impl<S: Storage> Conversation<S> {
     }
 
     pub fn with(replica: Rc<Replica<S>>, peer: Peer) -> Rc<Self> {
-        Rc::new(Self { replica, session: RefCell::new(None), peer })
+        Rc::new(Self { replica, session: RefCell::new(None), greeted: Notify::new(), peer })
     }
 
     /// The other end has closed the connection. An engine gives a lease up before it closes its
@@ -363,6 +371,18 @@ impl<S: Storage> Conversation<S> {
         }
     }
 
+    /// Until a newer session has taken this one's place.
+    async fn superseded(&self) {
+        loop {
+            let session = self.session.borrow().clone();
+            match session {
+                Some(session) if session.over.get() => return,
+                Some(session) => session.ended.notified().await,
+                None => self.greeted.notified().await,
+            }
+        }
+    }
+
     /// Carries a request out. Must be driven to its end: a dropped future may leave a write that
     /// no session waits for.
     pub async fn handle(&self, request: Request<Rc<Payload>>) -> Reply<Rc<Payload>> {
@@ -370,6 +390,7 @@ impl<S: Storage> Conversation<S> {
             return match self.replica.hello(hello, self.peer).await {
                 Ok((session, welcome)) => {
                     self.session.replace(Some(session));
+                    self.greeted.notify_one();
                     Reply::Welcome(Box::new(welcome))
                 }
                 Err(refused) => Reply::Refused(refused),
@@ -465,7 +486,15 @@ async fn converse<S: Storage>(
     let room = std::sync::Arc::new(tokio::sync::Semaphore::new(IN_FLIGHT_MAX));
     let end = loop {
         let permit = room.clone().acquire_owned().await.expect("it is never closed");
-        let (seq, request) = match reader.next_request().await {
+        let next = tokio::select! {
+            next = reader.next_request() => next,
+            // An engine that asks for nothing learns so that it has a successor.
+            () = conversation.superseded() => {
+                writing.abort();
+                return Ok(());
+            },
+        };
+        let (seq, request) = match next {
             Ok(Some(message)) => message,
             Ok(None) => break Ok(()),
             Err(error) => break Err(error),

@@ -76,6 +76,18 @@ fn zeroes_within_blocks_and_writes_over_their_edges_all_end() {
     });
 }
 
+/// It was stopped for a while, and nobody asked it for anything after that: it kept its device.
+#[test]
+fn an_idle_engine_ends_when_it_has_a_successor() {
+    run(async {
+        let cluster = Cluster::new(3, false).await;
+        let idle = cluster.start_engine(false).await;
+        let _successor = cluster.start_engine(false).await;
+        let end = tokio::time::timeout(PATIENCE, idle.ended()).await.expect("it is told");
+        assert!(matches!(end, End::Fenced(_)), "{end:?}");
+    });
+}
+
 /// The old engine is gone without a word: its successor finds the same bytes on all members.
 #[test]
 fn a_new_engine_reads_what_the_one_before_it_was_told_is_written() {
