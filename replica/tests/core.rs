@@ -478,6 +478,20 @@ fn a_member_that_still_lends_is_waited_for_beyond_the_deadline() {
     assert!(stage.opened && stage.changes == 0);
 }
 
+/// It was the only one that hadn't lost power: acknowledged writes were lost.
+#[test]
+fn one_that_still_lends_is_waited_for_before_those_that_lost_power_open_alone() {
+    let mut stage = Stage::new(2);
+    stage.suspect = [A].into();
+    stage.refusing = [(B, Refusal::LeaseBusy { ms: 300 })].into();
+    stage.settle();
+    stage.pass(12 * SECOND);
+    assert!(!stage.opened);
+    stage.refusing.clear();
+    stage.pass(SECOND);
+    assert!(stage.opened && stage.members() == [replica(B)]);
+}
+
 /// One that answered that its disk failed won't answer anything else.
 #[test]
 fn the_open_does_not_wait_for_a_member_whose_disk_failed() {

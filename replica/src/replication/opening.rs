@@ -147,10 +147,14 @@ impl Core {
             peer.in_set.is_some() && peer.welcome().is_some_and(|welcome| welcome.continuous)
         }));
         let silent = set.without(answered);
+        // One that lends is alive, and answers soon: whatever the deadline is.
+        let lends = |slot| matches!(self.peer(slot).absence, Absence::Lending { .. });
+        if silent.iter().any(lends) {
+            return Verdict::Wait;
+        }
         // One that answered that it isn't fit won't become so; one may listen soon.
         let mut awaited = silent.iter().filter(|slot| match self.peer(*slot).absence {
-            Absence::Lending { .. } => true,
-            Absence::Brief { .. } => !deadline_passed,
+            Absence::Brief { .. } | Absence::Lending { .. } => !deadline_passed,
             Absence::Gone => !dead_passed,
             Absence::Unfit => false,
         });
