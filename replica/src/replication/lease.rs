@@ -1,11 +1,11 @@
 //! The leases that the members lend this engine (rule 9).
 //!
-//! Owns when a read, a write or a flush may be told. A newer engine acknowledges nothing before one member has welcomed
-//! it, and a member welcomes it only when the lease it lent has run out. So while the leases of *all*
-//! members hold, what was read under the range lock is still the newest. A lease counts from the
-//! moment at which the request was sent whose answer renewed it. A write whose last confirmation is
-//! late isn't told either: its members may have answered a newer engine since, and, if they all lost
-//! power, forgotten it (P4; found by the model, `AcknowledgeNeedsLeases`).
+//! Owns when a read, a write or a flush may be told. A newer engine acknowledges nothing before one
+//! member has welcomed it, and a member welcomes it only when the lease it lent has run out. So while
+//! the leases of *all* members hold, what was read under the range lock is still the newest. A lease
+//! counts from the moment at which the request was sent whose answer renewed it. A write whose last
+//! confirmation is late isn't told either: its members may have answered a newer engine since, and,
+//! if they all lost power, forgotten the write (P4; the model's `AcknowledgeNeedsLeases`).
 //!
 //! - Needed are those whom the next engine may find in the record: the set, and a replica whose
 //!   addition was asked for. One whose removal is not definite is still in the set. One that is out
@@ -14,8 +14,8 @@
 //! - A lease is given up with its link, before the link is closed: a replica on the same machine
 //!   takes the closed socket for the end of the lease.
 //!
-//! An idle volume sends nothing: a lease is renewed by whatever is asked, and by a ping when a read
-//! comes and it is about to run out.
+//! An idle volume sends nothing: a lease is renewed by whatever is asked, and by a ping when
+//! something is to be told and it is about to run out.
 
 use std::time::{Duration, Instant};
 
