@@ -22,4 +22,8 @@ pub const FOUND: &[(u64, &str)] = &[
         1118,
         "a revert during a rebuild forgot that a power cut had gone before: a layer's sums were believed",
     ),
+    (
+        1_795_252_623_001_735,
+        "a write between the question what is marked and its answer left marks that nobody cleared",
+    ),
 ];

@@ -306,7 +306,6 @@ impl Core {
                 .collect();
             let tried = std::mem::take(&mut self.clearing.stubborn);
             new.iter().for_each(|region| self.clearing.note(now, *region));
-            self.clearing.is_unsure = !new.is_empty();
             self.clearing.stubborn = tried;
             self.clearing.stubborn.extend(new);
         }
@@ -318,6 +317,7 @@ impl Core {
                 self.clearing.stubborn.clear(); // who came has marks of its own
             }
             self.clearing.members = members;
+            self.clearing.is_unsure = false; // a write that comes before the answer unsettles it again
             self.clearing.asking = Some(Asking { waiting: members, found: BTreeSet::new() });
             for slot in members.iter() {
                 self.send(now, slot, Purpose::Marked, Request::Marked, None);
