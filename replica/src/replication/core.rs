@@ -314,7 +314,7 @@ impl Core {
             .chain(self.next_disk_retry())
             .chain(self.next_rebuild_step())
             .chain(self.next_clear())
-            .chain(self.settle.retry_at())
+            .chain(self.settle.retry_at().filter(|_| self.is_steady()))
             .chain(self.hedges.due())
             .chain(self.next_grace())
             .chain(self.next_pace_check())
