@@ -160,6 +160,7 @@ impl World {
                 && machine.hung_until <= self.now_us()
                 && machine.rotten.is_none()
                 && !machine.lossy
+                && machine.disk.trouble().failing_writes == 0
                 && mode.is_some_and(|peer| peer.mode == ReplicaMode::ReadWrite)
                 && machine.look(|store| store.continuous())
         };
@@ -246,6 +247,9 @@ impl World {
         let settled = engine.opened && engine.core.status().unsettled_bytes == 0;
         if !settled || !machine.is_up() || !self.is_member(at) {
             return;
+        }
+        if !machine.look(|store| store.continuous()) {
+            return; // it lost power, and the engine hasn't heard of it yet
         }
         let files = machine.look(|store| store.layer_files(store.chain().head));
         let Ok((data, _)) = files else { return };

@@ -28,11 +28,16 @@ impl Footprint {
         Some(Self { layer, range, exclusive })
     }
 
-    /// A repair touches the blocks that it brings.
-    pub(super) fn of_repair(request: &Request<Rc<Payload>>) -> Option<Self> {
+    /// A repair touches the blocks that it brings. In a sealed layer it changes nothing that was
+    /// readable before, so a rebuild may look there meanwhile: it finds the block bad, or good.
+    pub(super) fn of_repair(request: &Request<Rc<Payload>>, head: LayerId) -> Option<Self> {
         let Request::Repair { layer, region, payload } = request else { return None };
         let Payload::Patch(patch) = &**payload else { return None };
-        Some(Self { layer: *layer, range: spanning(*region, patch.blocks)?, exclusive: true })
+        Some(Self {
+            layer: *layer,
+            range: spanning(*region, patch.blocks)?,
+            exclusive: *layer == head,
+        })
     }
 
     pub(super) fn conflicts_with(self, other: Self) -> bool {

@@ -165,7 +165,7 @@ impl World {
         let what = format!("{request:?}");
         let footprint = Footprint::of(&request, head);
         let request = self.with_data(id, request);
-        let footprint = footprint.or_else(|| Footprint::of_repair(request.as_ref()?));
+        let footprint = footprint.or_else(|| Footprint::of_repair(request.as_ref()?, head));
         let link = self.link(key);
         link.last_arrival = at;
         link.sent.insert(seq, steps);
