@@ -32,6 +32,7 @@ async fn write_golden() -> Disk {
         created_unix_s: 1_800_000_000,
         user_created: true,
         labels: [("app".to_owned(), "db".to_owned())].into(),
+        generation: None,
     };
     let change = ChainChange::Snapshot { seal, new_head: LayerId(2) };
     store.apply(&ChainOp { id: ChainOpId(41), change }).await.expect("a sound disk");

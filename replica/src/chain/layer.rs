@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::types::LayerId;
+use crate::types::{Generation, LayerId};
 
 /// A layer as it is shown to the engine and to people.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,4 +30,9 @@ pub struct Seal {
     /// By a user, not by the system.
     pub user_created: bool,
     pub labels: BTreeMap<String, String>,
+    /// When the engine cut here; without it, which cut it was isn't known. An engine that dies may
+    /// have told one replica alone, and the next one gives the same layer number to another cut:
+    /// only layers of one number and one generation are the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generation: Option<Generation>,
 }

@@ -112,8 +112,13 @@ impl Engine {
             return Err((ErrorKind::Conflict, message));
         }
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let seal =
-            Seal { name: Some(name), created_unix_s: since.as_secs(), user_created: true, labels };
+        let seal = Seal {
+            name: Some(name),
+            created_unix_s: since.as_secs(),
+            user_created: true,
+            labels,
+            generation: None, // known when it is cut
+        };
         self.run_job(Job::Snapshot { seal }).await.map_err(failed)
     }
 

@@ -16,7 +16,7 @@ use super::core::{Closing, Core, Phase};
 use super::io::Io;
 use super::peer::{FlushFor, Purpose};
 use super::slots::{Slot, Slots};
-use crate::chain::{ChainChange, ChainInfo, ChainOp};
+use crate::chain::{ChainChange, ChainInfo, ChainOp, Seal};
 use crate::message::{Refusal, Reply, Request};
 use crate::mutation::{self, Mutation};
 use crate::types::{ChainOpId, LayerId};
@@ -195,9 +195,12 @@ impl Core {
         }
         let id = ChainOpId(self.chain.last_op.0 + 1);
         let new_head = LayerId(self.chain.head.0 + 1); // the head's is always the highest
+        let generation = self.generation();
         let Some(current) = &mut self.chain_work.current else { return };
         let change = match &current.job {
-            Job::Snapshot { seal } => ChainChange::Snapshot { seal: seal.clone(), new_head },
+            Job::Snapshot { seal } => {
+                ChainChange::Snapshot { seal: Seal { generation, ..seal.clone() }, new_head }
+            }
             Job::Revert { to } => ChainChange::Revert { to: *to, new_head },
             Job::Remove { layer } => ChainChange::Remove { layer: *layer },
             Job::Expand { size_bytes } => ChainChange::Expand { size_bytes: *size_bytes },

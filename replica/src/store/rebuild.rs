@@ -34,8 +34,7 @@ impl<S: Storage> Store<S> {
             let source = std::io::Error::other("it has all data; say first that it is rebuilt");
             return Err(self.io_error("give up layers", source));
         }
-        let head_is_empty = self.holds_nothing(self.head().id).await?;
-        let mut adoption = self.chain.get().adoption(info, head_is_empty);
+        let mut adoption = self.chain.get().adoption(info);
         for (layer, difference) in &mut adoption.differences {
             if *difference != Difference::Nowhere && self.empty_damaged(*layer).await? {
                 *difference = Difference::Anywhere;
@@ -60,21 +59,6 @@ impl<S: Storage> Store<S> {
             }
         }
         Ok(adopted)
-    }
-
-    async fn holds_nothing(&self, layer: LayerId) -> Result<bool, StoreError> {
-        let layer = self.layer(layer)?;
-        for region in (0..layer.size_bytes / REGION_BYTES).map(Region) {
-            let owned = self.pages.look(layer.file, region, Page::owned);
-            // A damaged page held something.
-            if !owned.is_ok_and(|owned| owned.is_empty()) {
-                return Ok(false);
-            }
-            if region.0.is_multiple_of(SCAN_BATCH) {
-                tokio::task::yield_now().await;
-            }
-        }
-        Ok(true)
     }
 
     /// A page that a power cut has torn says nothing of its region: that counts as empty, and is

@@ -7,21 +7,22 @@
 //!
 //! | here | at the members | may differ |
 //! | --- | --- | --- |
-//! | sealed while in sync | sealed | nowhere |
-//! | the head; or below an empty head | there | in the set |
+//! | sealed | sealed by the same cut | nowhere |
+//! | sealed | the head, or sealed by another cut | anywhere |
+//! | the head | there | in the set |
 //! | there, or not | removed, not yet joined | in the set: what a removed layer's child hides may be freed |
 //! | between two layers that stay | joined upwards | joined here too, then compared everywhere |
 //! | being filled, or it holds nothing | there | anywhere |
 //! | on no way to a layer that stays | gone | dropped |
 //!
-//! The last change that this replica took part in may have been made by nobody else: its engine
-//! died, and another one gave the same numbers again. Its head is empty then, since a change ends
-//! on all members before the next write; so an empty head counts as missing, and the layer below
-//! it as a head.
+//! A cut is known by its layer's number and the generation of the engine that made it. The number
+//! alone won't do: the last change that this replica took part in may have been made by nobody
+//! else, since its engine died, and the next engine gave the same number to another cut.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Chain, ChainError, ChainInfo, Layer};
+use crate::chain::{LayerInfo, Seal};
 use crate::types::LayerId;
 
 /// Where a layer that stays may differ from the members' one.
@@ -43,11 +44,9 @@ pub(crate) struct Adoption {
 }
 
 impl Chain {
-    /// What it takes to become `info`. `head_is_empty`: the head owns no block.
-    pub(crate) fn adoption(&self, info: &ChainInfo, head_is_empty: bool) -> Adoption {
-        let stays = |layer: &&Layer| {
-            info.layer(layer.id).is_some() && !(head_is_empty && layer.id == self.head)
-        };
+    /// What it takes to become `info`.
+    pub(crate) fn adoption(&self, info: &ChainInfo) -> Adoption {
+        let stays = |layer: &&Layer| info.layer(layer.id).is_some();
         let kept: Vec<&Layer> = self.layers.iter().filter(stays).collect();
         let mut joined: BTreeMap<LayerId, Vec<LayerId>> = BTreeMap::new();
         for layer in &kept {
@@ -55,18 +54,18 @@ impl Chain {
             let gone = below.take_while(|below| info.layer(below.id).is_none());
             joined.insert(layer.id, gone.map(|layer| layer.id).collect());
         }
-        let doubtful = if head_is_empty { self.head().parent } else { Some(self.head) };
         let difference = |layer: &Layer| {
             let theirs = info.layer(layer.id)?;
-            let resized = layer.size_bytes != theirs.size_bytes && layer.id != self.head;
+            let is_head = layer.id == self.head;
+            let resized = layer.size_bytes != theirs.size_bytes && !is_head;
             Some(if layer.filling || resized || !joined[&layer.id].is_empty() {
                 Difference::Anywhere
-            } else if Some(layer.id) == doubtful || layer.removed || theirs.removed {
+            } else if is_head || layer.removed || theirs.removed {
                 Difference::InTheSet
-            } else if theirs.seal.is_none() {
-                Difference::Anywhere // sealed here and a head there: not the same history
-            } else {
+            } else if same_cut(layer, theirs) {
                 Difference::Nowhere
+            } else {
+                Difference::Anywhere
             })
         };
         let differences =
@@ -95,7 +94,9 @@ impl Chain {
             layer.parent = above.find(|below| there.contains(&below.id)).map(|below| below.id);
             layer.removed |= joins.contains(&layer.id);
             if layer.id == self.head && layer.id != info.head {
-                layer.seal = info.layer(layer.id).and_then(|theirs| theirs.seal.clone());
+                // Not the members' cut until it is equal.
+                let theirs = info.layer(layer.id).and_then(|theirs| theirs.seal.clone());
+                layer.seal = theirs.map(|seal| Seal { generation: None, ..seal });
             }
         }
         if !there.contains(&info.head) {
@@ -156,6 +157,11 @@ impl Chain {
     }
 }
 
+fn same_cut(here: &Layer, there: &LayerInfo) -> bool {
+    let cut = |seal: &Option<Seal>| seal.as_ref()?.generation;
+    cut(&here.seal).is_some_and(|here| Some(here) == cut(&there.seal))
+}
+
 fn empty(id: LayerId, parent: Option<LayerId>, size_bytes: u64, file: u32) -> Layer {
     Layer { id, parent, seal: None, removed: false, size_bytes, file, filling: true }
 }
@@ -164,8 +170,8 @@ fn empty(id: LayerId, parent: Option<LayerId>, size_bytes: u64, file: u32) -> La
 mod tests {
     use super::super::{ChainChange, ChainOp};
     use super::*;
-    use crate::chain::{Joining, Seal};
-    use crate::types::ChainOpId;
+    use crate::chain::Joining;
+    use crate::types::{ChainOpId, Generation};
 
     const SIZE: u64 = 4 << 20;
 
@@ -175,8 +181,12 @@ mod tests {
     }
 
     fn snapshot(chain: &Chain) -> Chain {
-        let new_head = LayerId(chain.head.0 + 1);
-        after(chain, ChainChange::Snapshot { seal: Seal::default(), new_head })
+        snapshot_in(Generation::FIRST, chain)
+    }
+
+    fn snapshot_in(generation: Generation, chain: &Chain) -> Chain {
+        let seal = Seal { generation: Some(generation), ..Seal::default() };
+        after(chain, ChainChange::Snapshot { seal, new_head: LayerId(chain.head.0 + 1) })
     }
 
     fn remove(chain: &Chain, layer: u32) -> Chain {
@@ -188,8 +198,8 @@ mod tests {
         chain.with_joining(Joining { removed, child, keep_files_of: child }).joined()
     }
 
-    fn fates(mine: &Chain, theirs: &Chain, head_is_empty: bool) -> Vec<(u32, Difference)> {
-        let adoption = mine.adoption(&theirs.info(|_| 0), head_is_empty);
+    fn fates(mine: &Chain, theirs: &Chain) -> Vec<(u32, Difference)> {
+        let adoption = mine.adoption(&theirs.info(|_| 0));
         adoption.differences.into_iter().map(|(id, difference)| (id.0, difference)).collect()
     }
 
@@ -202,18 +212,18 @@ mod tests {
 
     #[test]
     fn what_was_sealed_while_in_sync_is_kept_and_the_head_of_then_is_caught_up() {
-        let fates = fates(&three(), &snapshot(&three()), false);
+        let fates = fates(&three(), &snapshot(&three()));
         assert_eq!(fates, [(1, Nowhere), (2, Nowhere), (3, InTheSet)]);
     }
 
     /// A snapshot that only the absent replica made: another engine gave its number to another cut.
     #[test]
-    fn below_an_empty_head_the_seal_is_not_believed() {
-        assert_eq!(fates(&snapshot(&three()), &three(), true)[2], (3, InTheSet));
+    fn a_seal_of_another_engine_is_not_believed() {
+        assert_eq!(fates(&snapshot(&three()), &three())[2], (3, Anywhere));
+        let theirs = snapshot_in(Generation::FIRST.next(), &three());
         assert_eq!(
-            fates(&snapshot(&three()), &snapshot(&three()), true),
-            [(1, Nowhere), (2, Nowhere), (3, InTheSet)],
-            "the empty head counts as missing"
+            fates(&snapshot(&three()), &theirs),
+            [(1, Nowhere), (2, Nowhere), (3, Anywhere), (4, InTheSet)]
         );
     }
 
@@ -222,7 +232,7 @@ mod tests {
         let theirs = joined(&remove(&snapshot(&three()), 2), 2, 3);
         let mine = three();
         let info = theirs.info(|_| 0);
-        let adoption = mine.adoption(&info, false);
+        let adoption = mine.adoption(&info);
         assert_eq!(adoption.joins, [LayerId(2)]);
         assert_eq!(adoption.differences[&LayerId(3)], Anywhere);
         let prepared = adoption.prepared.expect("there is a join").checked().expect("sound");
@@ -238,7 +248,7 @@ mod tests {
     fn after_a_revert_the_old_head_is_dropped() {
         let theirs = after(&three(), ChainChange::Revert { to: LayerId(1), new_head: LayerId(4) });
         let info = theirs.info(|_| 0);
-        let adoption = three().adoption(&info, false);
+        let adoption = three().adoption(&info);
         assert!(adoption.joins.is_empty());
         let next = three().adopted(&info, &adoption.differences).expect("sound");
         assert_eq!(next.info(|_| 0), info);
@@ -249,8 +259,8 @@ mod tests {
     fn a_layer_that_was_being_filled_is_compared_everywhere() {
         let empty = Chain::new(LayerId(1), SIZE).expect("sound");
         let info = three().info(|_| 0);
-        let first = empty.adoption(&info, true);
+        let first = empty.adoption(&info);
         let begun = empty.adopted(&info, &first.differences).expect("sound");
-        assert_eq!(fates(&begun, &three(), false), [(1, Anywhere), (2, Anywhere), (3, Anywhere)]);
+        assert_eq!(fates(&begun, &three()), [(1, Anywhere), (2, Anywhere), (3, Anywhere)]);
     }
 }
