@@ -269,6 +269,21 @@ impl Page {
         self.unverified.put(slot, false);
     }
 
+    /// Blocks that aren't there and yet have a sum: see [`disown`](Self::disown).
+    pub fn leftovers(&self) -> Blocks {
+        let mut found = Blocks::NONE;
+        for (slot, sum) in self.sums.iter().enumerate() {
+            found.put(slot, *sum != 0 && !self.present.has(slot));
+        }
+        found
+    }
+
+    /// The bytes at the place of a block that isn't there have exactly the sum that it had: gives
+    /// it another one, as [`set_zero`](Self::set_zero) does.
+    pub fn disown(&mut self, slot: usize) {
+        self.sums[slot] = other_sum(self.sums[slot]);
+    }
+
     /// Drops `blocks` from a layer that nobody reads there any more. Leaves the sums as they are,
     /// so that only sector 0 changes, which is atomic.
     pub fn forget(&mut self, blocks: Blocks) {

@@ -92,8 +92,38 @@ impl<S: Storage> Store<S> {
         region: Region,
     ) -> Result<(), StoreError> {
         let Some((page, _)) = self.page_to_recover(layer, region)? else { return Ok(()) };
-        let mut found: Vec<(usize, u32)> = Vec::new();
-        for run in page.present().runs() {
+        let found = self.sums_of(layer, region, page.present()).await;
+        let leftovers = if self.lost_power { page.leftovers() } else { Blocks::NONE };
+        let leftovers = self.sums_of(layer, region, leftovers).await;
+        // Looked at anew: a flush may have noted meanwhile what is durable.
+        let Some((before, lost)) = self.page_to_recover(layer, region)? else { return Ok(()) };
+        let mut page = before.clone();
+        for (slot, crc) in found {
+            self.judge(&mut page, slot, crc, lost);
+        }
+        let disowned = self.disown(&mut page, leftovers);
+        if page != before || !lost.is_empty() {
+            // With the kernel before anyone sees it: the next process must decide the same.
+            let done = self.pages.replace(layer.file, region, page);
+            self.or_fail_unless_full("write the index", done).await?;
+        }
+        if disowned {
+            let done = self.pages.sync().await;
+            self.or_fail("make the index durable", done).await?;
+        }
+        Ok(())
+    }
+
+    /// The sums of what the disk has in the places of `blocks`; those that can't be read are left
+    /// out: they keep their sums, and reads of them say why.
+    async fn sums_of(
+        &self,
+        layer: &OpenLayer<S::File>,
+        region: Region,
+        blocks: Blocks,
+    ) -> Vec<(usize, u32)> {
+        let mut found = Vec::new();
+        for run in blocks.runs() {
             let bytes = run.len() * BLOCK;
             let at = block_at(region, run.start).offset_bytes();
             let (done, data) = layer.data.file.read(at, Buffer::zeroed(bytes)).await;
@@ -102,7 +132,6 @@ impl<S: Storage> Store<S> {
                     found.push((slot, checksum::of_block(block)));
                     continue;
                 }
-                // One bad block fails the run. It keeps its sum, and reads of it say why.
                 let at = block_at(region, slot).offset_bytes();
                 let (done, block) = layer.data.file.read(at, Buffer::zeroed(BLOCK)).await;
                 if done.is_ok() {
@@ -110,18 +139,19 @@ impl<S: Storage> Store<S> {
                 }
             }
         }
-        // Looked at anew: a flush may have noted meanwhile what is durable.
-        let Some((before, lost)) = self.page_to_recover(layer, region)? else { return Ok(()) };
-        let mut page = before.clone();
-        for (slot, crc) in found {
-            self.judge(&mut page, slot, crc, lost);
-        }
-        if page != before || !lost.is_empty() {
-            // With the kernel before anyone sees it: the next process must decide the same.
-            let done = self.pages.replace(layer.file, region, page);
-            self.or_fail_unless_full("write the index", done).await?;
-        }
-        Ok(())
+        found
+    }
+
+    /// A torn page may say that a block isn't there and have the sum of the bytes at its place. If
+    /// the block's next write were torn the same way, those bytes would count as it. Says whether
+    /// there are any; then the page must be durable before that write.
+    fn disown(&self, page: &mut Page, leftovers: Vec<(usize, u32)>) -> bool {
+        let stale = leftovers
+            .into_iter()
+            .filter(|(slot, crc)| !page.present().has(*slot) && page.sum(*slot) == *crc);
+        let stale: Vec<usize> = stale.map(|(slot, _)| slot).collect();
+        stale.iter().for_each(|slot| page.disown(*slot));
+        !stale.is_empty()
     }
 
     /// `None`: there is nothing to go by, and reads say so.
