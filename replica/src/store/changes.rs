@@ -6,7 +6,7 @@ use super::meta::{data_name, index_name};
 use super::open::{create_layer, open_layers, remove_unused};
 use super::pages;
 use super::storage::{Storage, StorageFile};
-use super::{ReplicaState, Store, StoreError};
+use super::{OpenLayer, ReplicaState, Store, StoreError};
 use crate::chain::{Chain, ChainChange, ChainOp};
 use crate::types::LayerId;
 
@@ -85,16 +85,35 @@ impl<S: Storage> Store<S> {
     }
 
     async fn extend(&self, size_bytes: u64) -> Result<(), StoreError> {
-        let head = self.head();
-        let index = self.pages.file(head.file);
-        let extended = async {
-            index.preallocate(pages::file_bytes(size_bytes))?;
-            index.sync().await?;
-            self.intent.extend(size_bytes).await?;
-            head.data.file.extend(size_bytes)?;
-            head.data.file.sync().await
-        };
-        extended.await.map_err(|error| self.io_error("make room for a larger volume", error))
+        self.extend_intent(size_bytes).await?;
+        self.lengthen(&self.head(), size_bytes, true).await
+    }
+
+    /// Room for the marks of a volume of this size.
+    pub(super) async fn extend_intent(&self, size_bytes: u64) -> Result<(), StoreError> {
+        let extended = self.intent.extend(size_bytes);
+        extended.map_err(|error| self.io_error("make room for marks", error))?;
+        let done = self.intent.sync().await;
+        self.or_fail("make the marks durable", done).await
+    }
+
+    /// Makes a layer's files longer; with `reserve` its index never lacks room. What a sync that
+    /// fails leaves out may be what was written before, so it fails the replica.
+    pub(super) async fn lengthen(
+        &self,
+        layer: &OpenLayer<S::File>,
+        size_bytes: u64,
+        reserve: bool,
+    ) -> Result<(), StoreError> {
+        let index = self.pages.file(layer.file);
+        let index_bytes = pages::file_bytes(size_bytes);
+        let done = if reserve { index.preallocate(index_bytes) } else { index.extend(index_bytes) };
+        let done = done.and_then(|()| layer.data.file.extend(size_bytes));
+        done.map_err(|error| self.io_error("make a layer longer", error))?;
+        let done = index.sync().await;
+        self.or_fail("make the index durable", done).await?;
+        let done = layer.data.file.sync().await;
+        self.or_fail("make the data durable", done).await
     }
 
     /// Makes `next` the chain, durable, and lets go of files that it doesn't use.

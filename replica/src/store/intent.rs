@@ -82,10 +82,9 @@ impl<F: StorageFile> Intent<F> {
         Ok(Self { file, state, rounds: Rounds::default() })
     }
 
-    /// Makes room for a larger volume; durable when this returns.
-    pub(super) async fn extend(&self, volume_bytes: u64) -> io::Result<()> {
-        self.file.preallocate(file_bytes(volume_bytes))?;
-        self.file.sync().await
+    /// Makes room for a larger volume; durable after the next sync.
+    pub(super) fn extend(&self, volume_bytes: u64) -> io::Result<()> {
+        self.file.preallocate(file_bytes(volume_bytes))
     }
 
     /// The volume has another size now: the file has room for it. Marks past the end are nobody's.

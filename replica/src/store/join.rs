@@ -18,7 +18,7 @@ use std::rc::Rc;
 
 use ankole_blockdev::disk::{BLOCK_BYTES, Buffer};
 
-use super::pages::{self, WriteBack};
+use super::pages::WriteBack;
 use super::query::block_at;
 use super::storage::{Storage, StorageFile};
 use super::{OpenLayer, Store, StoreError};
@@ -177,14 +177,7 @@ impl<S: Storage> Store<S> {
         let begun = Joining { removed, child, keep_files_of };
         if keep_files_of == removed {
             let (from, to) = (self.layer(child)?, self.layer(removed)?);
-            let index = self.pages.file(to.file);
-            let extended = async {
-                index.extend(pages::file_bytes(from.size_bytes))?;
-                index.sync().await?;
-                to.data.file.extend(from.size_bytes)?;
-                to.data.file.sync().await
-            };
-            extended.await.map_err(|error| self.io_error("make a layer longer", error))?;
+            self.lengthen(&to, from.size_bytes, false).await?;
         }
         self.commit(self.chain.get().with_joining(begun)).await?;
         Ok(Some(begun))

@@ -6,7 +6,7 @@ use ankole_blockdev::disk::{BLOCK_BYTES, Buffer};
 
 use super::meta::{data_name, index_name};
 use super::open::create_layer;
-use super::pages::{self, PageFault, WriteBack};
+use super::pages::{PageFault, WriteBack};
 use super::query::block_at;
 use super::storage::{Storage, StorageFile};
 use super::{OpenLayer, ReadError, ReplicaState, Store, StoreError, View};
@@ -95,6 +95,15 @@ impl<S: Storage> Store<S> {
             }
             self.settle_everything().await?;
         }
+        self.extend_intent(next.size_bytes()).await?;
+        for layer in next.layers() {
+            let open =
+                self.layers.borrow().by_id.values().find(|it| it.file == layer.file).cloned();
+            let is_head = layer.id == next.head().id;
+            if let Some(open) = open.filter(|open| is_head || layer.size_bytes > open.size_bytes) {
+                self.lengthen(&open, layer.size_bytes, is_head).await?;
+            }
+        }
         let kept = self.chain.get();
         let is_new = |layer: &&Layer| !kept.layers().iter().any(|old| old.file == layer.file);
         if let Err(error) = self.make_layers(&next, is_new).await {
@@ -111,23 +120,12 @@ impl<S: Storage> Store<S> {
         Ok(())
     }
 
-    /// Files of new layers, and room for what has grown or becomes the head again.
     async fn make_layers(
         &self,
         next: &Chain,
         is_new: impl Fn(&&Layer) -> bool,
     ) -> std::io::Result<()> {
-        self.intent.extend(next.size_bytes()).await?;
-        for layer in next.layers() {
-            let is_head = layer.id == next.head().id;
-            if !is_new(&layer) {
-                let open =
-                    self.layers.borrow().by_id.values().find(|it| it.file == layer.file).cloned();
-                if let Some(open) = open {
-                    self.make_room(&open, layer.size_bytes, is_head).await?;
-                }
-                continue;
-            }
+        for layer in next.layers().iter().filter(is_new) {
             for name in [data_name(layer.file), index_name(layer.file)] {
                 match self.storage.remove(&name) {
                     Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -136,29 +134,10 @@ impl<S: Storage> Store<S> {
                     _ => {} // an earlier attempt may have left it
                 }
             }
+            let is_head = layer.id == next.head().id;
             create_layer(&self.storage, layer.file, layer.size_bytes, is_head).await?;
         }
         self.storage.sync_dir().await
-    }
-
-    async fn make_room(
-        &self,
-        layer: &OpenLayer<S::File>,
-        size_bytes: u64,
-        becomes_head: bool,
-    ) -> std::io::Result<()> {
-        if size_bytes <= layer.size_bytes && !becomes_head {
-            return Ok(());
-        }
-        let index = self.pages.file(layer.file);
-        if becomes_head {
-            index.preallocate(pages::file_bytes(size_bytes))?;
-        } else {
-            index.extend(pages::file_bytes(size_bytes))?;
-        }
-        index.sync().await?;
-        layer.data.file.extend(size_bytes)?;
-        layer.data.file.sync().await
     }
 
     /// Marks regions that a rebuild will look at, so that the next one looks at them again if this
