@@ -41,8 +41,13 @@ impl<S: Storage> Store<S> {
         Ok(())
     }
 
+    /// Whether all regions that a crash left marked have been looked at.
+    pub fn is_recovered(&self) -> bool {
+        self.unrecovered.borrow().is_empty()
+    }
+
     pub(super) async fn recover_all(&self, range: BlockRange) -> Result<(), StoreError> {
-        if self.unrecovered.borrow().is_empty() {
+        if self.is_recovered() {
             return Ok(());
         }
         for region in range.regions() {

@@ -248,8 +248,8 @@ impl World {
         if !settled || !machine.is_up() || !self.is_member(at) {
             return;
         }
-        if !machine.look(|store| store.continuous()) {
-            return; // it lost power, and the engine hasn't heard of it yet
+        if !machine.look(|store| store.is_recovered()) {
+            return; // the engine hasn't heard of its end yet
         }
         let files = machine.look(|store| store.layer_files(store.chain().head));
         let Ok((data, _)) = files else { return };
