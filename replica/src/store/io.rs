@@ -115,7 +115,7 @@ impl<S: Storage> Store<S> {
             let part = block_at(run.start)..block_at(run.end);
             let written = head.data.write(blocks.first.offset_bytes(), data.clone(), part).await;
             if let Err(error) = written {
-                return Err(self.after_failed_write(&head, blocks, error).await);
+                return Err(self.after_failed_write(&head, range.blocks(), error).await);
             }
         }
         if marks_late {
@@ -491,17 +491,17 @@ impl<S: Storage> Store<S> {
 
     /// A write that failed may have left old, new or mixed bytes: the sums of blocks that were
     /// there say what there is now, and count as unverified.
-    async fn after_failed_write(
+    pub(super) async fn after_failed_write(
         &self,
         layer: &OpenLayer<S::File>,
-        range: BlockRange,
+        blocks: impl Iterator<Item = BlockIndex>,
         error: std::io::Error,
     ) -> StoreError {
         let error = self.io_error("write blocks", error);
         if !error.is_no_space() {
             self.forget_witness();
         }
-        for block in range.blocks() {
+        for block in blocks {
             let (region, slot) = (block.region(), (block.0 % BLOCKS_PER_REGION) as usize);
             let present = self.pages.look(layer.file, region, |page| page.present().has(slot));
             if !present.unwrap_or(false) {

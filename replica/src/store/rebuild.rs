@@ -235,8 +235,10 @@ impl<S: Storage> Store<S> {
             let at = block_at(region, run.start).offset_bytes();
             layer.data.write(at, data.clone(), part)
         });
-        for done in futures_util::future::join_all(writes).await {
-            done.map_err(|error| self.io_error("copy blocks", error))?;
+        let done = futures_util::future::join_all(writes).await;
+        if let Some(error) = done.into_iter().find_map(Result::err) {
+            let blocks = with_data.slots().map(|slot| block_at(region, slot));
+            return Err(self.after_failed_write(&layer, blocks, error).await);
         }
         let mut described = [None; BLOCKS_PER_REGION as usize];
         for (slot, sum) in blocks.slots().zip(sums) {
