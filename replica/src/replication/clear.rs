@@ -291,6 +291,7 @@ impl Core {
             batch.waiting.remove(slot);
         }
         if let Some(asking) = &mut self.clearing.asking {
+            self.clearing.is_unsure |= asking.waiting.contains(slot); // it may come back with them
             asking.waiting.remove(slot);
         }
     }
