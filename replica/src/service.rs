@@ -56,13 +56,13 @@ pub(crate) async fn carry_out<S: Storage>(
             read(replica, View::Layer(layer), range, Trust::Any).await
         }
         Request::Flush => done(store.flush().await),
-        Request::Sums { layer, region, contents } => {
-            let mut sums = own_sums(replica, layer, region).await?;
-            if contents {
-                let contents = store.contents(layer, region, &sums.blocks).await;
-                sums.contents = Some(contents.map_err(|error| refusal(&error))?);
-            }
-            Ok(Reply::Sums(Box::new(sums)))
+        Request::Sums { layer, region, contents: false } => {
+            Ok(Reply::Sums(Box::new(own_sums(replica, layer, region).await?)))
+        }
+        Request::Sums { layer, region, contents: true } => {
+            let sums = store.contents(layer, region).await;
+            let (blocks, contents) = sums.map_err(|error| sums_refused(layer, region, &error))?;
+            Ok(Reply::Sums(Box::new(RegionSums { blocks, contents: Some(contents) })))
         }
         Request::Occupied { layer } => occupied(replica, layer),
         Request::Fetch { layer, region, blocks } => fetch(replica, layer, region, blocks).await,
@@ -190,13 +190,18 @@ async fn own_sums<S: Storage>(
     region: Region,
 ) -> Result<RegionSums, Refusal> {
     let sums = replica.store.own_sums(layer, region.range()).await;
-    sums.map(|blocks| RegionSums { blocks, contents: None }).map_err(|error| match error {
+    let blocks = sums.map_err(|error| sums_refused(layer, region, &error))?;
+    Ok(RegionSums { blocks, contents: None })
+}
+
+fn sums_refused(layer: LayerId, region: Region, error: &StoreError) -> Refusal {
+    match error {
         StoreError::Damaged { .. } => {
             let bad = BadRegion { layer, region, blocks: Blocks::ALL, index: true };
             Refusal::BadBlocks { message: error.to_string(), regions: vec![bad] }
         }
-        error => refusal(&error),
-    })
+        error => refusal(error),
+    }
 }
 
 fn bad_regions(bad: &[BadBlock]) -> Vec<BadRegion> {

@@ -198,6 +198,10 @@ impl Core {
                     let op = Box::new(ChainOp { id: newest.last_op, change });
                     let purpose = Purpose::Equalize(op.clone());
                     self.send(now, *slot, purpose, Request::Chain(op), None);
+                    // If whoever had the change is lost now, this one has it nevertheless.
+                    if let PeerState::Welcomed(welcome) = &mut self.peer_mut(*slot).state {
+                        welcome.chain = newest.clone();
+                    }
                 }
                 None => return self.lose(now, *slot, "its chain is more than one change behind"),
             }

@@ -98,7 +98,7 @@ pub struct Store<S: Storage> {
     /// Changes of the index that an earlier process left to the kernel: a flush covers them too.
     index_of_before: Cell<bool>,
     chain_gate: Mutex<()>,
-    recovery_gate: Mutex<()>,
+    recovery_gates: [Mutex<()>; recover::RECOVERIES],
     flushes: Rounds,
     _lock: S::Lock,
 }

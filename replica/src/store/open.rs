@@ -117,7 +117,7 @@ impl<S: Storage> Store<S> {
             head_state: HeadState::default(),
             index_of_before: Cell::new(true),
             chain_gate: Mutex::new(()),
-            recovery_gate: Mutex::new(()),
+            recovery_gates: std::array::from_fn(|_| Mutex::new(())),
             flushes: super::Rounds::default(),
             _lock: lock,
         };

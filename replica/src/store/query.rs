@@ -35,19 +35,27 @@ impl<S: Storage> Store<S> {
         Ok(sums)
     }
 
-    /// What the data is that a layer itself has of a region, whose sums are `sums`. Nobody writes
-    /// there meanwhile. What can't be read is told, and is no error.
+    /// What a layer itself has of a region, and what the data is. Nobody writes there meanwhile.
+    /// What can't be read is told, and is no error. After a crash all is read once for both.
     pub async fn contents(
         &self,
         layer: LayerId,
         region: Region,
-        sums: &[BlockSum],
-    ) -> Result<Contents, StoreError> {
+    ) -> Result<(Vec<BlockSum>, Contents), StoreError> {
+        let seen = self.recover_reading(region).await?;
+        let sums = self.own_sums(layer, region.range()).await?;
         let mut wanted = Blocks::NONE;
         for (slot, sum) in sums.iter().enumerate() {
             wanted.put(slot, matches!(sum, BlockSum::Data { .. }));
         }
         let mut hashes = vec![0; sums.len()];
+        let is_head = layer == self.head().id;
+        for seen in seen.iter().filter(|_| is_head) {
+            if matches!(sums[seen.slot], BlockSum::Data { crc, .. } if crc == seen.sum) {
+                hashes[seen.slot] = seen.fingerprint;
+                wanted.put(seen.slot, false);
+            }
+        }
         let mut unreadable = Blocks::NONE;
         match self.read_packed(layer, region, wanted).await {
             Ok(packed) => {
@@ -67,7 +75,7 @@ impl<S: Storage> Store<S> {
                 }
             }
         }
-        Ok(Contents { hashes, unreadable })
+        Ok((sums, Contents { hashes, unreadable }))
     }
 
     /// Regions of which one layer itself has anything; removed layers count too, until a join has

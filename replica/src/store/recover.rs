@@ -22,6 +22,21 @@ use crate::checksum;
 use crate::types::{BlockRange, Region};
 
 const BLOCK: usize = BLOCK_BYTES as usize;
+/// Regions that are looked at side by side, at most.
+pub(super) const RECOVERIES: usize = 16;
+
+/// A block as the disk has it.
+pub(super) struct Seen {
+    pub(super) slot: usize,
+    pub(super) sum: u32,
+    pub(super) fingerprint: u128,
+}
+
+impl Seen {
+    fn of(slot: usize, block: &[u8]) -> Self {
+        Self { slot, sum: checksum::of_block(block), fingerprint: checksum::fingerprint(block) }
+    }
+}
 
 impl<S: Storage> Store<S> {
     /// At open: which marked regions have blocks that no flush has covered.
@@ -70,12 +85,19 @@ impl<S: Storage> Store<S> {
     }
 
     pub(super) async fn recover_region(&self, region: Region) -> Result<(), StoreError> {
+        self.recover_reading(region).await.map(drop)
+    }
+
+    /// The same, with what it has read of the head: nothing if the region was looked at before.
+    pub(super) async fn recover_reading(&self, region: Region) -> Result<Vec<Seen>, StoreError> {
+        let mut of_head = Vec::new();
         if !self.unrecovered.borrow().contains(&region) {
-            return Ok(());
+            return Ok(of_head);
         }
-        let _one_at_a_time = self.recovery_gate.lock().await;
+        let gate = &self.recovery_gates[(region.0 % RECOVERIES as u64) as usize];
+        let _one_at_a_time = gate.lock().await;
         if !self.unrecovered.borrow().contains(&region) {
-            return Ok(());
+            return Ok(of_head);
         }
         let open: Vec<_> = {
             let layers = self.layers.borrow();
@@ -84,29 +106,31 @@ impl<S: Storage> Store<S> {
         };
         for layer in open {
             if region.range().first.offset_bytes() < layer.size_bytes {
-                self.recover_page(&layer, region).await?;
+                of_head = self.recover_page(&layer, region).await?;
             }
         }
         self.unrecovered.borrow_mut().remove(&region);
-        Ok(())
+        Ok(of_head)
     }
 
     async fn recover_page(
         &self,
         layer: &OpenLayer<S::File>,
         region: Region,
-    ) -> Result<(), StoreError> {
-        let Some((page, _)) = self.page_to_recover(layer, region)? else { return Ok(()) };
-        let found = self.sums_of(layer, region, page.present()).await;
+    ) -> Result<Vec<Seen>, StoreError> {
+        let Some((page, _)) = self.page_to_recover(layer, region)? else { return Ok(Vec::new()) };
+        let found = self.look_at(layer, region, page.present()).await;
         let leftovers = if self.lost_power { page.leftovers() } else { Blocks::NONE };
-        let leftovers = self.sums_of(layer, region, leftovers).await;
+        let leftovers = self.look_at(layer, region, leftovers).await;
         // Looked at anew: a flush may have noted meanwhile what is durable.
-        let Some((before, lost)) = self.page_to_recover(layer, region)? else { return Ok(()) };
+        let Some((before, lost)) = self.page_to_recover(layer, region)? else {
+            return Ok(Vec::new());
+        };
         let mut page = before.clone();
-        for (slot, crc) in found {
-            self.judge(&mut page, slot, crc, lost);
+        for seen in &found {
+            self.judge(&mut page, seen, lost);
         }
-        let disowned = self.disown(&mut page, leftovers);
+        let disowned = disown(&mut page, &leftovers);
         if page != before || !lost.is_empty() {
             // With the kernel before anyone sees it: the next process must decide the same.
             let done = self.pages.replace(layer.file, region, page);
@@ -116,17 +140,17 @@ impl<S: Storage> Store<S> {
             let done = self.pages.sync().await;
             self.or_fail("make the index durable", done).await?;
         }
-        Ok(())
+        Ok(found)
     }
 
-    /// The sums of what the disk has in the places of `blocks`; those that can't be read are left
-    /// out: they keep their sums, and reads of them say why.
-    async fn sums_of(
+    /// What the disk has in the places of `blocks`; those that can't be read are left out: they
+    /// keep their sums, and reads of them say why.
+    async fn look_at(
         &self,
         layer: &OpenLayer<S::File>,
         region: Region,
         blocks: Blocks,
-    ) -> Vec<(usize, u32)> {
+    ) -> Vec<Seen> {
         let mut found = Vec::new();
         for run in blocks.runs() {
             let bytes = run.len() * BLOCK;
@@ -134,29 +158,18 @@ impl<S: Storage> Store<S> {
             let (done, data) = layer.data.file.read(at, Buffer::zeroed(bytes)).await;
             for (slot, block) in run.zip(data.chunks_exact(BLOCK)) {
                 if done.is_ok() {
-                    found.push((slot, checksum::of_block(block)));
+                    found.push(Seen::of(slot, block));
                     continue;
                 }
+                // One bad block fails the run.
                 let at = block_at(region, slot).offset_bytes();
                 let (done, block) = layer.data.file.read(at, Buffer::zeroed(BLOCK)).await;
                 if done.is_ok() {
-                    found.push((slot, checksum::of_block(&block)));
+                    found.push(Seen::of(slot, &block));
                 }
             }
         }
         found
-    }
-
-    /// A torn page may say that a block isn't there and have the sum of the bytes at its place. If
-    /// the block's next write were torn the same way, those bytes would count as it. Says whether
-    /// there are any; then the page must be durable before that write.
-    fn disown(&self, page: &mut Page, leftovers: Vec<(usize, u32)>) -> bool {
-        let stale = leftovers
-            .into_iter()
-            .filter(|(slot, crc)| !page.present().has(*slot) && page.sum(*slot) == *crc);
-        let stale: Vec<usize> = stale.map(|(slot, _)| slot).collect();
-        stale.iter().for_each(|slot| page.disown(*slot));
-        !stale.is_empty()
     }
 
     /// `None`: there is nothing to go by, and reads say so.
@@ -172,14 +185,25 @@ impl<S: Storage> Store<S> {
         }
     }
 
-    fn judge(&self, page: &mut Page, slot: usize, found: u32, lost: Blocks) {
-        if page.sum(slot) == found && !lost.has(slot) {
+    fn judge(&self, page: &mut Page, seen: &Seen, lost: Blocks) {
+        let slot = seen.slot;
+        if page.sum(slot) == seen.sum && !lost.has(slot) {
             return;
         }
         if page.fresh().has(slot) && self.lost_power {
             page.fall_back(slot);
         } else {
-            let _same_presence = page.set_data(slot, found, false);
+            let _same_presence = page.set_data(slot, seen.sum, false);
         }
     }
+}
+
+/// A torn page may say that a block isn't there and have the sum of the bytes at its place. If the
+/// block's next write were torn the same way, those bytes would count as it. Says whether there are
+/// any; then the page must be durable before that write.
+fn disown(page: &mut Page, leftovers: &[Seen]) -> bool {
+    let is_stale = |seen: &&Seen| !page.present().has(seen.slot) && page.sum(seen.slot) == seen.sum;
+    let stale: Vec<usize> = leftovers.iter().filter(is_stale).map(|seen| seen.slot).collect();
+    stale.iter().for_each(|slot| page.disown(*slot));
+    !stale.is_empty()
 }
