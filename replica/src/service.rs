@@ -111,7 +111,8 @@ pub(crate) async fn carry_out<S: Storage>(
             done(store.flush().await)?;
             done(store.set_membership(membership(replica, ReplicaState::Ready)).await)
         }
-        Request::Ping => Ok(Reply::Done),
+        // Who answers may be the one that stays when others leave the set (rule 5).
+        Request::Ping => done(store.check_usable()),
         Request::Bye => done(store.clear(&marked(replica)?).await),
     }
 }

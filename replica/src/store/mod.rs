@@ -305,7 +305,8 @@ impl<S: Storage> Store<S> {
         Ok(layers.by_id.get(&id).cloned().ok_or(ChainError::NoLayer(id))?)
     }
 
-    fn check_usable(&self) -> Result<(), StoreError> {
+    /// An error once the replica has failed for good.
+    pub fn check_usable(&self) -> Result<(), StoreError> {
         match &*self.failure.borrow() {
             None => Ok(()),
             Some(reason) => Err(StoreError::Failed { place: self.place(), reason: reason.clone() }),
