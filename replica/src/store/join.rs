@@ -205,6 +205,10 @@ impl<S: Storage> Store<S> {
         if self.chain.get().joining() != Some(begun) {
             return Ok(false);
         }
+        // A page for which an earlier attempt found no room is in memory only.
+        let done = self.pages.write_back_all();
+        self.or_fail_unless_full("write the index", done).await?;
+        self.sync_index().await?;
         self.commit(self.chain.get().joined()).await?;
         Ok(true)
     }
