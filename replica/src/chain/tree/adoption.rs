@@ -79,12 +79,20 @@ impl Chain {
             .flat_map(|(_, below)| below.iter().copied())
             .filter(|below| users[below] == 1)
             .collect();
-        let prepared = (!joins.is_empty()).then(|| self.prepared(info, &kept, &joins));
+        let unlike = |id: &LayerId| joined.get(id).is_some_and(|below| !below.is_empty());
+        let prepared = (!joins.is_empty()).then(|| self.prepared(info, &kept, &joins, unlike));
         Adoption { prepared, joins, differences }
     }
 
-    /// What stays and what is to be joined into it; the head is sealed if the members' one is.
-    fn prepared(&self, info: &ChainInfo, kept: &[&Layer], joins: &[LayerId]) -> Self {
+    /// What stays and what is to be joined into it; the head is sealed if the members' one is. A
+    /// crash may leave it so: what isn't equal yet must not pass for the members' cut.
+    fn prepared(
+        &self,
+        info: &ChainInfo,
+        kept: &[&Layer],
+        joins: &[LayerId],
+        unlike: impl Fn(&LayerId) -> bool,
+    ) -> Self {
         let there: BTreeSet<LayerId> =
             kept.iter().map(|layer| layer.id).chain(joins.iter().copied()).collect();
         let mut next = self.clone();
@@ -94,9 +102,12 @@ impl Chain {
             layer.parent = above.find(|below| there.contains(&below.id)).map(|below| below.id);
             layer.removed |= joins.contains(&layer.id);
             if layer.id == self.head && layer.id != info.head {
-                // Not the members' cut until it is equal.
-                let theirs = info.layer(layer.id).and_then(|theirs| theirs.seal.clone());
-                layer.seal = theirs.map(|seal| Seal { generation: None, ..seal });
+                layer.seal = info.layer(layer.id).and_then(|theirs| theirs.seal.clone());
+            }
+            if let Some(seal) = &mut layer.seal
+                && (layer.id == self.head || unlike(&layer.id))
+            {
+                seal.generation = None;
             }
         }
         if !there.contains(&info.head) {
@@ -242,6 +253,19 @@ mod tests {
         assert_eq!(next.info(|_| 0), info);
         assert_eq!(next.layer(LayerId(3)).map(|layer| layer.filling), Ok(true));
         assert_eq!(next.layer(LayerId(1)).map(|layer| layer.filling), Ok(false));
+    }
+
+    /// The joins are done, and then there is no room for a new layer: the next adoption finds
+    /// nothing to join.
+    #[test]
+    fn what_was_joined_here_is_compared_also_if_the_adoption_broke_off() {
+        let theirs = joined(&remove(&snapshot(&three()), 2), 2, 3).info(|_| 0);
+        let prepared = three().adoption(&theirs).prepared.expect("there is a join");
+        let broken_off = joined(&prepared.checked().expect("sound"), 2, 3);
+        let again = broken_off.adoption(&theirs);
+        assert!(again.joins.is_empty());
+        assert_eq!(again.differences[&LayerId(3)], Anywhere);
+        assert_eq!(again.differences[&LayerId(1)], Nowhere);
     }
 
     #[test]
