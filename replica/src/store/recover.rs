@@ -120,8 +120,8 @@ impl<S: Storage> Store<S> {
     ) -> Result<Vec<Seen>, StoreError> {
         let Some((page, _)) = self.page_to_recover(layer, region)? else { return Ok(Vec::new()) };
         let found = self.look_at(layer, region, page.present()).await;
-        let leftovers = if self.lost_power { page.leftovers() } else { Blocks::NONE };
-        let leftovers = self.look_at(layer, region, leftovers).await;
+        // Also after a mere kill: the process that was killed need not have looked here itself.
+        let leftovers = self.look_at(layer, region, page.leftovers()).await;
         // Looked at anew: a flush may have noted meanwhile what is durable.
         let Some((before, lost)) = self.page_to_recover(layer, region)? else {
             return Ok(Vec::new());
