@@ -520,8 +520,13 @@ impl<S: Storage> Store<S> {
                 let _same_presence = page.set_data(slot, found, false);
                 ((), WriteBack::Now)
             });
-            if let Err(PageFault::Io(error)) = changed {
-                return self.fail(format!("write the index: {error}")).await;
+            match changed {
+                // Not the head's page: until there is room, memory alone has it.
+                Err(PageFault::Io(error)) if is_no_space(&error) => {}
+                Err(PageFault::Io(error)) => {
+                    return self.fail(format!("write the index: {error}")).await;
+                }
+                _ => {}
             }
         }
         error
