@@ -238,6 +238,8 @@ impl World {
         let machine = &mut self.machines[replica];
         match (&reply, asked) {
             (Reply::Welcome(welcome), Asked::Hello(fence)) => {
+                // With nothing marked, all that was acknowledged is durable there.
+                machine.lossy &= machine.is_marked();
                 machine.lossy |= !welcome.continuous;
                 machine.greeted_lossy = machine.lossy;
                 machine.welcomed_engine = machine.welcomed_engine.max(Some(engine));
