@@ -26,4 +26,42 @@ pub const FOUND: &[(u64, &str)] = &[
         1_795_252_623_001_735,
         "a write between the question what is marked and its answer left marks that nobody cleared",
     ),
+    (1_795_253_013_001_068, "an engine that had lost a member woke up for a settling without end"),
+    (
+        1_795_300_000_005_474,
+        "a replica's own cut was believed: another engine had given its number to another one",
+    ),
+    (
+        1_795_300_000_029_526,
+        "a torn page had the sum of bytes that no block means; torn again, they came back as the block",
+    ),
+    (
+        1_795_400_000_022_552,
+        "a sync that failed while a rebuild took the chain over didn't fail the replica",
+    ),
+    (
+        1_795_400_000_022_778,
+        "a copy that found no room left a block unreadable, and the only other member left",
+    ),
+    (1_795_400_000_027_797, "a member that was lost before it told its marks wasn't asked again"),
+    (
+        1_795_500_000_002_866,
+        "the engine opened with the chain from before a change that it had just rolled forward",
+    ),
+    (
+        1_795_500_000_005_475,
+        "a replica that had failed for good answered the ping that says who may stay alone",
+    ),
+    (
+        1_795_500_000_015_479,
+        "a join counted although a page had found no room: a restart lost its blocks",
+    ),
+    (
+        1_795_600_000_010_174,
+        "a full disk under a layer that was being filled failed its replica for good",
+    ),
+    (
+        1_795_700_000_006_885,
+        "after a power cut and then a kill nobody looked for sums that mean nothing",
+    ),
 ];
