@@ -10,8 +10,9 @@
 //!    └──Bye, its process on this machine is gone, or time──┘
 //! ```
 //! Who has it is durable (`Store::lessee`), since a killed replica may have lent until its last
-//! moment; until when isn't: after a start a whole lease has to pass. What may never happen: a
-//! lease ends because a *newer* session of the same engine replaced the one that lost its link.
+//! moment; until when isn't: after a start a whole lease has to pass, unless the lessee's process was
+//! one of this machine and is gone. What may never happen: a lease ends because a *newer* session of
+//! the same engine replaced the one that lost its link.
 
 use std::cell::RefCell;
 use std::time::{Duration, Instant};

@@ -15,6 +15,7 @@ pub mod listen;
 pub mod message;
 pub mod mutation;
 pub mod payload;
+pub mod process;
 pub mod reader;
 pub mod replication;
 pub mod salvage;

@@ -20,15 +20,18 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Mutex, Notify, mpsc};
 use tracing::{info, warn};
 
-use crate::arbiter::{InstanceId, Member};
+use crate::arbiter::Member;
 use crate::lease::{LEASE, Lender};
 use crate::listen::{Address, Listener};
 use crate::message::{Advance, Claim, Hello, Refusal, Reply, Request, Role, Welcome};
 use crate::mutation::{self, Mutation};
 use crate::payload::Payload;
+use crate::process::ProcessIdentity;
 use crate::service;
 use crate::store::file::{Directory, DirectoryOptions};
-use crate::store::{Identity, Membership, ReplicaState, Storage, Store, StoreError, StoreOptions};
+use crate::store::{
+    Identity, Lessee, Membership, ReplicaState, Storage, Store, StoreError, StoreOptions,
+};
 use crate::stream::{FrameReader, write_frames};
 use crate::types::{Generation, Incarnation, LayerId, ReplicaId};
 use crate::wire::{self, Frame};
@@ -124,7 +127,10 @@ impl<S: Storage> Replica<S> {
     /// The same with another length of the read lease.
     pub fn lending(store: Store<S>, clock: Clock, lease: Duration) -> Rc<Self> {
         let generation = store.fence().map_or(Generation::FIRST, |fence| fence.generation);
-        let lender = Lender::after_start(clock(), lease, store.lessee());
+        // One whose process ended on this machine doesn't count on anything any more.
+        let ended = |lessee: &Lessee| lessee.process.as_ref().is_some_and(ProcessIdentity::is_gone);
+        let lessee = store.lessee().filter(|lessee| !ended(lessee));
+        let lender = Lender::after_start(clock(), lease, lessee.map(|lessee| lessee.instance));
         Rc::new(Self {
             store,
             clock,
@@ -263,9 +269,12 @@ impl<S: Storage> Replica<S> {
             return Err(Refusal::LeaseBusy { ms: left.as_millis() as u32 + 1 });
         }
         // An engine that holds the replica in its own process dies with it.
-        let lessee: Option<&InstanceId> = (peer != Peer::SameProcess).then_some(&claim.instance);
-        if self.store.lessee().as_ref() != lessee {
-            let durable = self.store.set_lessee(lessee.cloned()).await;
+        let lessee = (peer != Peer::SameProcess).then(|| Lessee {
+            instance: claim.instance.clone(),
+            process: peer.process_of(claim).and_then(ProcessIdentity::of),
+        });
+        if self.store.lessee() != lessee {
+            let durable = self.store.set_lessee(lessee).await;
             durable.map_err(|error| refusal(&error))?;
         }
         self.lender.lend((self.clock)(), &claim.instance, claim.fence);
@@ -341,6 +350,16 @@ pub enum Peer {
     SameProcess,
 }
 
+impl Peer {
+    /// The engine's process, if it is the one at the other end and not a proxy.
+    fn process_of(self, claim: &Claim) -> Option<u32> {
+        match self {
+            Self::Process(process) => claim.process.filter(|claimed| *claimed == process),
+            Self::Unknown | Self::SameProcess => None,
+        }
+    }
+}
+
 /// One connection's view of a replica.
 pub struct Conversation<S: Storage = Directory> {
     replica: Rc<Replica<S>>,
@@ -364,8 +383,7 @@ impl<S: Storage> Conversation<S> {
     pub fn closed_by_peer(&self) {
         let session = self.session.borrow();
         if let Some(Session { claim: Some(claim), .. }) = session.as_deref()
-            && let Peer::Process(process) = self.peer
-            && claim.process == Some(process)
+            && self.peer.process_of(claim).is_some()
         {
             self.replica.lender.end(claim.fence);
         }

@@ -12,6 +12,7 @@
 
 mod admin;
 mod arbiter;
+mod complaints;
 mod disk;
 mod link;
 mod requests;
@@ -28,6 +29,7 @@ use tracing::{error, info, warn};
 
 pub use self::admin::{Done, serve_admin};
 pub use self::arbiter::{Arbiter, ArbiterError, SocketArbiter};
+use self::complaints::Complaints;
 use self::link::{Link, LocalReplicas};
 use self::requests::Requests;
 use crate::admin::RequestCounts;
@@ -84,6 +86,7 @@ struct State {
     /// Blocks on their way from one replica to others, from the request for them on.
     transfers: HashMap<TransferId, Option<Rc<Payload>>>,
     jobs: HashMap<JobId, oneshot::Sender<Result<(), String>>>,
+    complaints: Complaints,
 }
 
 fn replicas_at(
@@ -118,6 +121,7 @@ impl Engine {
             requests: Requests::default(),
             transfers: HashMap::new(),
             jobs: HashMap::new(),
+            complaints: Complaints::default(),
         };
         let engine = Self(Rc::new(Shared {
             state: RefCell::new(state),
@@ -245,7 +249,11 @@ impl Engine {
                 let peers = state.core.status().peers;
                 let reason = peers.into_iter().find(|peer| Some(&peer.replica) == name);
                 let reason = reason.and_then(|peer| peer.reason).unwrap_or_default();
-                warn!(volume = self.0.volume, replica = ?name, reason, "replica left");
+                if let Some(name) = name
+                    && state.complaints.is_new(Instant::now(), name, &reason)
+                {
+                    warn!(volume = self.0.volume, replica = %name, reason, "replica left");
+                }
                 state.links.remove(&link);
             }
             Action::Send { link, seq, request, into, .. } => {

@@ -78,7 +78,7 @@ impl Storage for Overlay {
     }
 
     fn boot_id(&self) -> io::Result<String> {
-        Ok(std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
+        crate::process::boot_id()
     }
 
     fn read_volatile(&self, name: &str) -> io::Result<String> {

@@ -191,7 +191,7 @@ impl Storage for Directory {
     }
 
     fn boot_id(&self) -> io::Result<String> {
-        Ok(std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
+        crate::process::boot_id()
     }
 
     fn read_volatile(&self, name: &str) -> io::Result<String> {

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::slots::SlotsKind;
 use crate::arbiter::InstanceId;
+use crate::process::ProcessIdentity;
 use crate::types::{Fence, Generation, Incarnation, ReplicaId};
 
 pub(super) const LOCK_FILE: &str = "lock";
@@ -60,6 +61,14 @@ pub(super) struct Witness {
     pub(super) nonce: String,
 }
 
+/// To whom a read lease was lent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lessee {
+    pub instance: InstanceId,
+    /// On this machine; unknown for one that isn't.
+    pub process: Option<ProcessIdentity>,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct ReplicaMeta {
     pub(super) identity: Identity,
@@ -67,6 +76,8 @@ pub(super) struct ReplicaMeta {
     /// Who may still count on a read lease.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) lessee: Option<InstanceId>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) lessee_process: Option<ProcessIdentity>,
     pub(super) membership: Membership,
     pub(super) witness: Option<Witness>,
     pub(super) failure: Option<String>,

@@ -48,7 +48,7 @@ use ankole_blockdev::disk::Buffer;
 pub use error::{BadBlock, BlockProblem, ReadError, StoreError};
 pub use io::ReadReport;
 pub use join::JoinProgress;
-pub use meta::{Identity, Membership, ReplicaState};
+pub use meta::{Identity, Lessee, Membership, ReplicaState};
 pub use open::StoreOptions;
 pub use peek::{Contents, Glimpse, IndexCount, contents, glimpse};
 pub use repair::Replacement;
@@ -56,7 +56,6 @@ pub use storage::{Storage, StorageFile};
 use tokio::sync::Mutex;
 pub use verify::VerifyReport;
 
-use crate::arbiter::InstanceId;
 pub use crate::chain::index::{BlockSum, Blocks};
 use crate::chain::{Chain, ChainError, ChainInfo};
 pub use crate::checksum::ZERO_BLOCK_SUM;
@@ -214,14 +213,18 @@ impl<S: Storage> Store<S> {
     }
 
     /// To whom a read lease was lent that hasn't been given back.
-    pub fn lessee(&self) -> Option<InstanceId> {
-        self.meta.get().lessee.clone()
+    pub fn lessee(&self) -> Option<Lessee> {
+        let meta = self.meta.get();
+        let process = meta.lessee_process.clone();
+        meta.lessee.clone().map(|instance| Lessee { instance, process })
     }
 
     /// Durable when it returns.
-    pub async fn set_lessee(&self, lessee: Option<InstanceId>) -> Result<(), StoreError> {
+    pub async fn set_lessee(&self, lessee: Option<Lessee>) -> Result<(), StoreError> {
         self.check_usable()?;
-        let change = |meta: &ReplicaMeta| ReplicaMeta { lessee, ..meta.clone() };
+        let (lessee, lessee_process) =
+            lessee.map_or((None, None), |lessee| (Some(lessee.instance), lessee.process));
+        let change = |meta: &ReplicaMeta| ReplicaMeta { lessee, lessee_process, ..meta.clone() };
         let done = self.meta.update(change).await;
         self.or_fail("make the lessee durable", done).await
     }

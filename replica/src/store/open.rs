@@ -145,6 +145,7 @@ async fn write_new<S: Storage>(storage: &S, identity: Identity, chain: &Chain) -
         identity,
         fence: None,
         lessee: None,
+        lessee_process: None,
         membership,
         witness: None,
         failure: None,
