@@ -204,3 +204,32 @@ fn a_lease_outlives_the_replica_that_lent_it_but_not_a_goodbye() {
         assert!(matches!(next.handle(hello(4, 1)).await, Reply::Welcome(_)));
     });
 }
+
+/// All processes of a machine were killed: the replica that starts again looks whether the engine
+/// of before still runs.
+#[test]
+fn after_a_restart_an_engine_whose_process_is_gone_keeps_nobody_waiting() {
+    for is_killed in [false, true] {
+        run_timed(async |dir, replica, time| {
+            let mut process =
+                std::process::Command::new("sleep").arg("60").spawn().expect("it is installed");
+            let engine = Conversation::with(replica.clone(), Peer::Process(process.id()));
+            let Request::Hello(mut hello) = local_hello(2, 1) else { unreachable!("a hello") };
+            if let Some(claim) = &mut hello.claim {
+                claim.process = Some(process.id());
+            }
+            assert!(matches!(engine.handle(Request::Hello(hello)).await, Reply::Welcome(_)));
+            if is_killed {
+                process.kill().expect("it runs");
+                process.wait().expect("it is ours");
+            }
+            drop((engine, replica));
+            let next = Conversation::new(open_at(dir, time).await);
+            let welcomed = next.handle(local_hello(3, 1)).await;
+            assert_eq!(matches!(welcomed, Reply::Welcome(_)), is_killed);
+            assert_eq!(is_busy(&welcomed), !is_killed);
+            let _ = process.kill();
+            let _ = process.wait();
+        });
+    }
+}
