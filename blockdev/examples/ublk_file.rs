@@ -19,8 +19,9 @@ use std::os::unix::fs::FileExt;
 use std::process::ExitCode;
 use std::rc::Rc;
 
+use ankole_blockdev::device::Origin;
 use ankole_blockdev::disk::{Allocation, Buffer, Disk, Durability, Extent, Hold};
-use ankole_blockdev::ublk::{self, Options, Origin};
+use ankole_blockdev::ublk::{self, Options};
 use tokio::signal::unix::{SignalKind, signal};
 
 const USAGE: &str =

@@ -4,6 +4,7 @@
 //! disks that wrap other disks. Promises that a request which reaches a `Disk` lies within it.
 //! A byte that a client sent never causes a panic here.
 
+pub mod device;
 pub mod disk;
 pub mod nbd;
 pub mod ublk;

@@ -5,9 +5,7 @@
 //! its queue threads. Promises never to delete a device except when asked to stop it, or when a
 //! device that it has just added doesn't start.
 
-use std::fs::OpenOptions;
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
 use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
 
@@ -22,7 +20,8 @@ use super::geometry::{self, Geometry};
 use super::link::{self, EngineEnd, Mailbox, QueueEnd};
 use super::probe::Features;
 use super::request::REQUEST_BYTES_MAX;
-use super::{Options, Origin, queue};
+use super::{Options, queue};
+use crate::device::{self, Origin};
 
 pub(super) struct Opened {
     pub(super) id: u32,
@@ -192,7 +191,9 @@ impl ControlledDevice {
     }
 
     fn stop(&mut self) -> Result<(), UblkError> {
-        refuse_if_in_use(self.id)?;
+        if device::is_in_use(&super::block_device_path(self.id)) {
+            return Err(UblkError::InUse { device: self.id });
+        }
         check(self.control.kill_dev()).map_err(|source| self.failed(Step::Stop, source))?;
         self.join_queues();
         check(self.control.del_dev()).map_err(|source| self.failed(Step::Delete, source))?;
@@ -275,18 +276,6 @@ fn take_over(id: u32, options: &Options, geometry: Geometry) -> Result<UblkCtrl,
     check(control.start_user_recover()).map_err(|error| failed(Step::Recover, error))?;
     check(control.read_dev_info()).map_err(|error| failed(Step::Inspect, error))?;
     Ok(control)
-}
-
-/// Stopping a device under a mounted file system shuts that down with what it had not written.
-/// An exclusive open fails while it is mounted.
-fn refuse_if_in_use(id: u32) -> Result<(), UblkError> {
-    let path = super::block_device_path(id);
-    match OpenOptions::new().read(true).custom_flags(libc::O_EXCL).open(path) {
-        Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
-            Err(UblkError::InUse { device: id })
-        }
-        _ => Ok(()), // whatever else is wrong, STOP_DEV will say so
-    }
 }
 
 fn library_id(id: u32) -> io::Result<i32> {

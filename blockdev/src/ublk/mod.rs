@@ -39,21 +39,11 @@ use tokio::task::{JoinHandle, spawn_local};
 
 pub use error::{DeviceName, Step, UblkError, Unavailable};
 pub use probe::{Features, is_available};
-pub use service::Ended;
 
+use crate::device::{self, Ended, Ending, Origin};
 use crate::disk::Disk;
 use control::{Opened, Order};
 use geometry::Geometry;
-use service::Ending;
-
-/// Where a device comes from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Origin {
-    /// A new one, with this number or one that the kernel chooses.
-    New { id: Option<u32> },
-    /// One whose server has died or left it. Its parameters stay as they are.
-    Recovery { id: u32 },
-}
 
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -132,10 +122,7 @@ impl Device {
 
     /// Waits until the device isn't served any more though nobody here asked for that.
     pub async fn ended(&self) -> Ended {
-        let mut ended = self.ended.clone();
-        // The other end has gone without a word only if its tasks were aborted.
-        let reason = ended.wait_for(Option::is_some).await.ok().and_then(|ended| *ended);
-        reason.unwrap_or(Ended::Failed)
+        device::ended(&self.ended).await
     }
 
     /// Waits for what is in flight and removes the device. Refuses while it is mounted or held.

@@ -8,47 +8,12 @@ use std::cell::RefCell;
 use std::io;
 use std::rc::Rc;
 
-use tokio::sync::watch;
 use tokio::task::{JoinError, JoinSet};
 
 use super::link::{Answer, EngineEnd, Mailbox, Request, Turn};
 use super::request::{Command, Errno};
+use crate::device::{Ended, Ending};
 use crate::disk::{Buffer, Disk, Hold};
-
-/// Why a device is no longer served, when we didn't ask for that.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ended {
-    /// Someone stopped or deleted the device.
-    Stopped,
-    /// The disk said `ESHUTDOWN`. Requests stay with the kernel: end this process, so that the
-    /// next one takes the device over.
-    DiskGone,
-    /// A queue or a request broke; see the log. As with `DiskGone`, end this process.
-    Failed,
-}
-
-/// Tells the first reason for which a device isn't served any more.
-#[derive(Clone)]
-pub(super) struct Ending(Rc<watch::Sender<Option<Ended>>>);
-
-impl Ending {
-    pub(super) fn new() -> (Self, watch::Receiver<Option<Ended>>) {
-        let (sender, receiver) = watch::channel(None);
-        (Self(Rc::new(sender)), receiver)
-    }
-
-    fn is_over(&self) -> bool {
-        self.0.borrow().is_some()
-    }
-
-    fn report(&self, reason: Ended) {
-        self.0.send_if_modified(|ended| {
-            let is_first = ended.is_none();
-            ended.get_or_insert(reason);
-            is_first
-        });
-    }
-}
 
 /// Serves a queue until its thread ends, and then until the last request that it sent is done.
 pub(super) async fn serve<D: Disk + 'static>(disk: Rc<D>, mut link: EngineEnd, ending: Ending) {
@@ -143,6 +108,7 @@ mod tests {
     use std::cell::Cell;
     use std::time::Duration;
 
+    use tokio::sync::watch;
     use tokio::task::{LocalSet, spawn_local, yield_now};
 
     use super::*;

@@ -2,8 +2,9 @@
 
 use std::rc::Rc;
 
+use ankole_blockdev::device::{Ended, Origin};
 use ankole_blockdev::nbd::{self, Export, Limits, Listener};
-use ankole_blockdev::ublk::{self, Device, Ended, Origin};
+use ankole_blockdev::ublk::{self, Device};
 use ankole_replica::engine::Engine;
 use anyhow::Context;
 use tokio::sync::{mpsc, oneshot};
