@@ -6,5 +6,7 @@
 
 pub mod device;
 pub mod disk;
+pub mod kernel_nbd;
 pub mod nbd;
+pub mod reclaim;
 pub mod ublk;

@@ -15,7 +15,7 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::sync::watch;
 use tokio::time::{Instant, Sleep};
 
-use super::handshake::{self, ExportDescription, Handshake, Negotiated, Violation};
+use super::handshake::{self, Handshake, Negotiated, Violation};
 use super::intake::{self, Event, Intake, NotARequest};
 use super::reply::{Freed, Outbox, Reply, SLICES_MAX};
 use super::request::Request;
@@ -26,7 +26,7 @@ use crate::disk::{Buffer, Disk, Durability, Extent, Hold};
 
 /// Why a connection ended, other than by the client's wish.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum ConnectionError {
+pub(crate) enum ConnectionError {
     #[error(transparent)]
     Handshake(#[from] Violation),
     #[error("no NBD handshake within {0:?}")]
@@ -74,9 +74,20 @@ pub(super) async fn run<D: Disk>(
         () = &mut stopped => return Ok(()),
     };
     let Some(negotiated) = agreed else { return Ok(()) };
-    let _counted = Counted::new(&export.clients);
     is_established.set(true);
+    transmit(stream, export, limits, negotiated, &received, stopped).await
+}
 
+/// The phase after the handshake, of which `received` is left over.
+pub(super) async fn transmit<D: Disk>(
+    stream: &Stream,
+    export: &Export<D>,
+    limits: &Limits,
+    negotiated: Negotiated,
+    received: &[u8],
+    stopped: Pin<&mut dyn Future<Output = ()>>,
+) -> Result<(), ConnectionError> {
+    let _counted = Counted::new(&export.clients);
     let perform = |cookie, request, data| {
         perform(&*export.disk, cookie, request, data, negotiated.structured_replies)
     };
@@ -87,7 +98,7 @@ pub(super) async fn run<D: Disk>(
         negotiated,
         perform,
         stopped: Some(stopped),
-        intake: Intake::new(&received),
+        intake: Intake::new(received),
         reading: Reading::WantsBytes,
         in_flight: FuturesUnordered::new(),
         outbox: Outbox::default(),
@@ -97,7 +108,6 @@ pub(super) async fn run<D: Disk>(
         stall: Stall::new(limits.stall),
         failure: None,
     };
-    drop(received);
     poll_fn(|cx| transmission.poll(cx)).await
 }
 
@@ -112,11 +122,7 @@ async fn shake_hands<D: Disk>(
     let mut reply = Vec::new();
     let mut chunk = [0; 1024];
     loop {
-        let description = ExportDescription {
-            name: &export.name,
-            size_bytes: export.disk.size_bytes(),
-            is_read_only: export.is_read_only(),
-        };
+        let description = export.description();
         let progress = handshake.receive(received, &description, &mut reply)?;
         stream.write_all(&reply).await?;
         reply.clear();

@@ -45,7 +45,7 @@ impl ExportDescription<'_> {
     /// `CAN_MULTI_CONN` holds because a flush of a [`Disk`](crate::disk::Disk) covers every write
     /// answered before it, whichever connection it came by. `SEND_FAST_ZERO` is left out: a disk
     /// doesn't tell in advance whether zeroing is fast.
-    fn transmission_flags(&self, structured_replies: bool) -> u16 {
+    pub(super) fn transmission_flags(&self, structured_replies: bool) -> u16 {
         use transmission_flag as flag;
         let mut flags = flag::HAS_FLAGS | flag::SEND_FLUSH | flag::SEND_FUA | flag::CAN_MULTI_CONN;
         flags |= match self.is_read_only {

@@ -29,6 +29,7 @@ pub mod wire;
 
 pub use client::{Client, ConnectError};
 pub use listener::{ListenError, Listener, TcpExposure};
+pub(crate) use server::transmit;
 pub use server::{Export, Limits, serve};
 
 /// Longest data of one request, in bytes: what the protocol asks every server to take.

@@ -6,11 +6,12 @@ use std::io;
 use std::rc::Rc;
 use std::time::Duration;
 
+use tokio::net::UnixStream;
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinError, JoinSet};
 
 use super::connection::{self, ConnectionError};
-use super::handshake::Negotiated;
+use super::handshake::{ExportDescription, Negotiated};
 use super::listener::Listener;
 use super::request::Terms;
 use super::stream::Stream;
@@ -34,6 +35,17 @@ impl<D: Disk> Export<D> {
 
     pub(super) fn is_read_only(&self) -> bool {
         self.read_only || self.disk.is_read_only()
+    }
+
+    /// What a client is told before its handshake has agreed on anything.
+    pub(super) fn description(&self) -> ExportDescription<'_> {
+        let (size_bytes, is_read_only) = (self.disk.size_bytes(), self.is_read_only());
+        ExportDescription { name: &self.name, size_bytes, is_read_only }
+    }
+
+    /// For a client that takes part in no handshake.
+    pub(crate) fn transmission_flags(&self) -> u16 {
+        self.description().transmission_flags(false)
     }
 
     /// What a request is checked against now: a disk may have grown since the handshake.
@@ -106,6 +118,22 @@ pub async fn serve<D: Disk + 'static>(
     }
     drop(listener);
     clients.drain().await;
+}
+
+/// Serves one client without a handshake: the kernel's, which was told all that one would tell it,
+/// and takes simple replies only.
+pub(crate) async fn transmit<D: Disk>(
+    stream: UnixStream,
+    export: &Export<D>,
+    limits: &Limits,
+    mut stop: watch::Receiver<bool>,
+) -> Result<(), ConnectionError> {
+    let stopped = std::pin::pin!(async move {
+        // An error means that the server is gone, which is a stop too.
+        let _ = stop.wait_for(|stop| *stop).await;
+    });
+    let (stream, negotiated) = (Stream::Unix(stream), Negotiated::default());
+    connection::transmit(&stream, export, limits, negotiated, &[], stopped).await
 }
 
 /// The connections of one server.

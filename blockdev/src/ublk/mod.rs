@@ -85,7 +85,7 @@ pub struct Device {
 /// Not to be dropped half way: a device may stay behind, to be taken over or stopped.
 pub async fn serve<D: Disk + 'static>(disk: Rc<D>, options: Options) -> Result<Device, UblkError> {
     let features = is_available()?;
-    if let Err(error) = sys::set_io_flusher() {
+    if let Err(error) = crate::reclaim::set_io_flusher() {
         tracing::warn!(%error, "set PR_SET_IO_FLUSHER: under memory pressure ublk may deadlock");
     }
     let geometry = Geometry { size_bytes: disk.size_bytes(), is_read_only: disk.is_read_only() };

@@ -9,9 +9,6 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use libublk::io::{UblkDev, UblkQueue};
 use libublk::sys::ublksrv_io_desc;
 
-/// From the kernel's <linux/prctl.h>; the crate libc doesn't have it.
-const PR_SET_IO_FLUSHER: libc::c_int = 57;
-
 /// A counter in the kernel that a ring can poll: each write wakes it.
 pub(super) fn event_fd() -> io::Result<File> {
     // SAFETY: the call takes no pointers.
@@ -28,16 +25,6 @@ pub(super) fn character_device(device: &UblkDev) -> io::Result<File> {
     // SAFETY: the descriptor belongs to `device`, which is borrowed until this returns.
     let borrowed = unsafe { BorrowedFd::borrow_raw(device.tgt.fds[0].as_raw_fd()) };
     Ok(File::from(borrowed.try_clone_to_owned()?))
-}
-
-/// Tells the kernel that this thread's work may be what frees memory, so that an allocation of its
-/// own never waits for a write-back that it would itself have to serve. Needs CAP_SYS_RESOURCE.
-pub(super) fn set_io_flusher() -> io::Result<()> {
-    // SAFETY: the call takes numbers only.
-    match unsafe { libc::prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
 }
 
 /// Ends a queue whose commands are still with the kernel. The queue's destructor would wait for

@@ -5,6 +5,8 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
+use ankole_blockdev::device::Driver;
+use ankole_blockdev::kernel_nbd;
 use serde::{Deserialize, Serialize};
 
 use crate::api::size::human;
@@ -54,8 +56,11 @@ pub fn check(data: &Path, search_path: &OsStr) -> Vec<Finding> {
     findings
 }
 
-pub fn can_serve_ublk() -> bool {
-    ublk().found == Found::Yes
+pub fn can_serve(driver: Driver) -> bool {
+    match driver {
+        Driver::Ublk => ublk().found == Found::Yes,
+        Driver::Nbd => kernel_nbd::is_available().is_ok(),
+    }
 }
 
 /// Opens the control device and nothing more: adding a device just to see has crashed kernels.

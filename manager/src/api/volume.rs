@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use ankole_blockdev::device::Driver;
 use ankole_replica::admin::{self, EngineStatus};
 use ankole_replica::arbiter::Record;
 use ankole_replica::types::ReplicaId;
@@ -61,8 +62,18 @@ pub struct VolumeStatus {
 pub struct Attachment {
     /// Another boot means that no client survived.
     pub boot_id: String,
-    /// Number of the device, if the frontend is ublk; the socket otherwise.
-    pub ublk_id: Option<u32>,
+    /// The block device; without one it is the socket.
+    pub device: Option<Device>,
+}
+
+/// A block device of this node, by its driver and number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Device {
+    /// /dev/ublkbN
+    Ublk(u32),
+    /// /dev/nbdN
+    Nbd(u32),
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
@@ -73,7 +84,7 @@ pub enum Frontend {
     Auto,
     /// /dev/ublkbN
     Ublk,
-    /// /dev/nbdN (not built yet)
+    /// /dev/nbdN
     Nbd,
     /// iSCSI by tgtd (not built yet)
     Tgt,
@@ -129,12 +140,12 @@ impl VolumeRequest {
         if self.in_engine && self.replicas != 1 {
             return invalid("only a single replica can live inside the engine's process".into());
         }
-        if matches!(self.frontend, Frontend::Nbd | Frontend::Tgt) {
+        if self.frontend == Frontend::Tgt {
             return Err(ApiError::invalid(format!(
                 "volume {volume}: the frontend {} isn't built yet",
                 self.frontend
             ))
-            .next("use --frontend auto, ublk or socket"));
+            .next("use --frontend auto, ublk, nbd or socket"));
         }
         Ok(VolumeSpec {
             size_bytes: size.bytes,
@@ -243,6 +254,8 @@ pub enum Reason {
     EngineEnded,
     ReplicaEnded,
     ReplicaMissing,
+    /// This node can't show volumes by the frontend that was asked for.
+    NoFrontend,
     /// No member of the in-sync set can be served.
     NoReplica,
     /// A replica has seen a newer generation than the record has: it was brought back from a copy.
@@ -279,6 +292,38 @@ pub struct VolumeView {
     pub waiting_since_unix_s: Option<u64>,
     pub conditions: Vec<Condition>,
     pub record: Option<Record>,
+}
+
+impl Frontend {
+    /// The driver that has to be there.
+    pub fn forced_driver(self) -> Option<Driver> {
+        match self {
+            Self::Ublk => Some(Driver::Ublk),
+            Self::Nbd => Some(Driver::Nbd),
+            Self::Auto | Self::Tgt | Self::Socket => None,
+        }
+    }
+}
+
+impl Device {
+    pub fn driver(self) -> Driver {
+        match self {
+            Self::Ublk(_) => Driver::Ublk,
+            Self::Nbd(_) => Driver::Nbd,
+        }
+    }
+
+    pub fn number(self) -> u32 {
+        match self {
+            Self::Ublk(number) | Self::Nbd(number) => number,
+        }
+    }
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.driver(), self.number())
+    }
 }
 
 impl fmt::Display for Frontend {

@@ -171,9 +171,9 @@ impl Service {
             let record = record.ok_or_else(|| ArbiterError::NoRecord { volume: name() })?;
             let salvaged = record.after(expected, change.clone())?;
             volume.status.record = Some(salvaged.clone());
-            // A socket's clients connect anew. A ublk device waits in the kernel, and only a
+            // A socket's clients connect anew. A device waits in the kernel, and only a
             // successor of its engine can take it over.
-            if volume.status.attachment.as_ref().is_some_and(|kept| kept.ublk_id.is_none()) {
+            if volume.status.attachment.as_ref().is_some_and(|kept| kept.device.is_none()) {
                 volume.status.attachment = None;
             }
             Ok::<_, ArbiterError>(salvaged)

@@ -14,8 +14,7 @@ use crate::api::attachment::{AttachRequest, Ticket, TicketKind};
 use crate::api::replica::{Mode, Place, ReplicaView, seconds_left};
 use crate::api::size::{VolumeSize, human};
 use crate::api::volume::{
-    Frontend, Robustness, State, Transport, Volume, VolumeRequest, VolumeSpec, VolumeStatus,
-    VolumeView,
+    Robustness, State, Transport, Volume, VolumeRequest, VolumeSpec, VolumeStatus, VolumeView,
 };
 use crate::api::{ApiError, Name};
 use crate::controllers::volume::gather::{address_of, engine_status};
@@ -355,8 +354,10 @@ fn add_ticket(volume: &mut Volume, ticket: &Ticket) -> Result<(), ApiError> {
         return Err(ApiError::conflict(format!("volume {name} is being restored"))
             .next("wait until it holds everything"));
     }
-    if volume.spec.frontend == Frontend::Ublk && !probe::can_serve_ublk() {
-        return Err(ApiError::conflict(format!("volume {name}: this node can't serve ublk"))
+    if let Some(driver) = volume.spec.frontend.forced_driver()
+        && !probe::can_serve(driver)
+    {
+        return Err(ApiError::conflict(format!("volume {name}: this node can't serve {driver}"))
             .next("ankole check says what is missing"));
     }
     let tickets = &mut volume.spec.tickets;

@@ -172,14 +172,15 @@ impl Hands<'_> {
         let name = &self.volume.name;
         let layout = &self.context.layout;
         let path = |path: PathBuf| path.display().to_string();
-        let frontend = if start.ublk_id.is_some() { "ublk" } else { "socket" };
+        let frontend =
+            start.device.map_or("socket".to_owned(), |device| device.driver().to_string());
         let mut args = vec![
             ("--volume", name.to_string()),
             ("--node", self.context.node.clone()),
             ("--instance", start.instance.0.clone()),
             ("--arbiter", path(layout.arbiter())),
             ("--admin", path(layout.admin(name))),
-            ("--frontend", frontend.into()),
+            ("--frontend", frontend),
             ("--socket", path(layout.nbd(name))),
         ];
         for place in &self.volume.status.places {
@@ -193,7 +194,7 @@ impl Hands<'_> {
                 args.push(("--replica", format!("{replica}={served}")));
             }
         }
-        args.extend(start.ublk_id.map(|id| ("--ublk-id", id.to_string())));
+        args.extend(start.device.map(|device| ("--device", device.number().to_string())));
         let mut flags = vec![];
         flags.extend(start.recover.then_some("--recover"));
         flags.extend(start.read_only.then_some("--read-only"));

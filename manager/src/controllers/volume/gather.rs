@@ -1,19 +1,19 @@
 //! What is true of a volume on this machine right now.
 
 use std::fs;
-use std::path::Path;
 use std::time::Duration;
 
+use ankole_blockdev::device::Driver;
 use ankole_replica::admin::{Answer, EngineStatus, Request};
 use ankole_replica::arbiter::InstanceId;
 use ankole_replica::inspect;
 
 use super::Memory;
-use super::plan::{EngineSeen, ReplicaProcess, ReplicaSeen, Seen, UblkSeen};
+use super::plan::{DevicesSeen, EngineSeen, ReplicaProcess, ReplicaSeen, Seen};
 use crate::agent::layout::random_hex;
 use crate::agent::{Part, Process, admin, probe};
 use crate::api::Name;
-use crate::api::volume::Volume;
+use crate::api::volume::{Device, Volume};
 use crate::controllers::{ADDRESS_LABEL, Context, INSTANCE_LABEL};
 use crate::store::StoreError;
 
@@ -76,7 +76,7 @@ pub fn gather(
         engine_history: memory.history(&Part::Engine),
         engine_left: memory.engine_left,
         replicas: replicas.collect(),
-        ublk: ublk(context, &volume)?,
+        devices: devices(context, &volume)?,
         fresh_instance: InstanceId(random_hex::<8>().map_err(GatherError::Random)?),
         volume,
     }))
@@ -98,20 +98,30 @@ pub fn address_of(process: &Process) -> String {
     label(process, ADDRESS_LABEL)
 }
 
-fn ublk(context: &Context, volume: &Volume) -> Result<UblkSeen, StoreError> {
-    let device = |id: u32| Path::new("/dev").join(format!("ublkc{id}"));
-    let exists = |id: u32| fs::exists(device(id)).unwrap_or(true);
-    let own = volume.status.attachment.as_ref().and_then(|attachment| attachment.ublk_id);
-    let taken: Vec<u32> = context
+fn devices(context: &Context, volume: &Volume) -> Result<DevicesSeen, StoreError> {
+    let own = volume.status.attachment.as_ref().and_then(|attachment| attachment.device);
+    let taken: Vec<Device> = context
         .store
         .all::<Volume>()?
         .iter()
-        .filter_map(|other| other.status.attachment.as_ref()?.ublk_id)
+        .filter_map(|other| other.status.attachment.as_ref()?.device)
         .collect();
-    let free = (0..u32::MAX).find(|id| !taken.contains(id) && !exists(*id));
-    Ok(UblkSeen {
-        usable: probe::can_serve_ublk(),
-        device_left: own.is_some_and(exists),
-        free_id: free.expect("a machine has fewer devices than there are numbers"),
+    let free = |device: fn(u32) -> Device| {
+        let mut numbers = 0..u32::MAX;
+        numbers.find(|number| !taken.contains(&device(*number)) && !exists(device(*number)))
+    };
+    Ok(DevicesSeen {
+        free_ublk: probe::can_serve(Driver::Ublk).then(|| free(Device::Ublk)).flatten(),
+        free_nbd: probe::can_serve(Driver::Nbd).then(|| free(Device::Nbd)).flatten(),
+        own_left: own.is_some_and(exists),
     })
+}
+
+/// Whoever serves it. The driver nbd has nodes for devices that don't exist yet.
+fn exists(device: Device) -> bool {
+    let path = match device {
+        Device::Ublk(number) => format!("/dev/ublkc{number}"),
+        Device::Nbd(number) => format!("/sys/block/nbd{number}/pid"),
+    };
+    fs::exists(path).unwrap_or(true)
 }

@@ -14,13 +14,16 @@
 use std::fmt;
 use std::time::Duration;
 
+use ankole_blockdev::device::Driver;
 use ankole_replica::admin::EngineStatus;
 use ankole_replica::arbiter::{InstanceId, Record};
 use ankole_replica::types::{Generation, ReplicaId};
 
 use super::validate::Wanted;
 use crate::api::replica::Place;
-use crate::api::volume::{Attachment, Condition, Frontend, Reason, State, Volume, salvage_hint};
+use crate::api::volume::{
+    Attachment, Condition, Device, Frontend, Reason, State, Volume, salvage_hint,
+};
 
 /// An engine drains and flushes within this, or the disks are in trouble.
 pub const DETACH_PATIENCE: Duration = Duration::from_secs(60);
@@ -45,7 +48,7 @@ pub struct Seen {
     pub engine_left: bool,
     /// One for each place, in their order.
     pub replicas: Vec<ReplicaSeen>,
-    pub ublk: UblkSeen,
+    pub devices: DevicesSeen,
     /// The newest generation that a replica has seen, while no engine lives.
     pub newest_seen: Option<(Generation, ReplicaId)>,
     /// Never used before; for an engine that may have to be granted.
@@ -86,11 +89,12 @@ pub struct History {
 }
 
 #[derive(Clone, Copy, Debug)]
-pub struct UblkSeen {
-    pub usable: bool,
+pub struct DevicesSeen {
+    /// Numbers that are free, of the drivers that can be used.
+    pub free_ublk: Option<u32>,
+    pub free_nbd: Option<u32>,
     /// The device of the present attachment is still in the kernel.
-    pub device_left: bool,
-    pub free_id: u32,
+    pub own_left: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -122,7 +126,7 @@ pub enum Action {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EngineStart {
     pub instance: InstanceId,
-    pub ublk_id: Option<u32>,
+    pub device: Option<Device>,
     pub recover: bool,
     pub read_only: bool,
 }
@@ -255,18 +259,23 @@ impl Plan {
     fn start_engine(&mut self, seen: &Seen, record: &Record, read_only: bool) {
         let present = seen.volume.status.attachment.as_ref();
         let kept = present.filter(|attachment| {
-            attachment.boot_id == seen.boot_id && (!seen.engine_left || seen.ublk.device_left)
+            attachment.boot_id == seen.boot_id && (!seen.engine_left || seen.devices.own_left)
         });
-        let (attachment, attach_epoch) = match kept {
+        let (attachment, attach_epoch) = match (kept, seen.new_attachment()) {
             // A client of the dead engine may be waiting for its successor.
-            Some(kept) => (kept.clone(), record.attach_epoch),
-            None => (seen.new_attachment(), record.attach_epoch + 1),
+            (Some(kept), _) => (kept.clone(), record.attach_epoch),
+            (None, Ok(new)) => (new, record.attach_epoch + 1),
+            (None, Err(missing)) => {
+                let message = format!("this node can't serve {missing} any more");
+                let none = Condition::new(Reason::NoFrontend, message);
+                return self.note(none.next("ankole check says what is missing"));
+            }
         };
-        let ublk_id = attachment.ublk_id;
-        let recover = kept.is_some() && (ublk_id.is_none() || seen.ublk.device_left);
+        let device = attachment.device;
+        let recover = kept.is_some() && (device.is_none() || seen.devices.own_left);
         let instance = seen.fresh_instance.clone();
         self.act(Action::Grant { instance: instance.clone(), attach_epoch, attachment });
-        self.act(Action::StartEngine(EngineStart { instance, ublk_id, recover, read_only }));
+        self.act(Action::StartEngine(EngineStart { instance, device, recover, read_only }));
     }
 
     /// An engine that lives and is the right one.
@@ -318,7 +327,7 @@ impl Plan {
         }
         let same_boot = attachment.is_some_and(|attachment| attachment.boot_id == seen.boot_id);
         if let (true, true, Some(record)) =
-            (same_boot, seen.ublk.device_left, &seen.volume.status.record)
+            (same_boot, seen.devices.own_left, &seen.volume.status.record)
         {
             // Only an engine can take its device out of the kernel cleanly.
             self.attach(seen, record, false);
@@ -414,13 +423,17 @@ impl Plan {
 }
 
 impl Seen {
-    fn new_attachment(&self) -> Attachment {
-        let ublk = match self.volume.spec.frontend {
-            Frontend::Auto => self.ublk.usable,
-            Frontend::Ublk => true,
-            Frontend::Nbd | Frontend::Tgt | Frontend::Socket => false,
+    /// Or the driver that is asked for and missing.
+    fn new_attachment(&self) -> Result<Attachment, Driver> {
+        let ublk = self.devices.free_ublk.map(Device::Ublk);
+        let nbd = self.devices.free_nbd.map(Device::Nbd);
+        let device = match self.volume.spec.frontend {
+            Frontend::Auto => ublk.or(nbd),
+            Frontend::Ublk => Some(ublk.ok_or(Driver::Ublk)?),
+            Frontend::Nbd => Some(nbd.ok_or(Driver::Nbd)?),
+            Frontend::Tgt | Frontend::Socket => None,
         };
-        Attachment { boot_id: self.boot_id.clone(), ublk_id: ublk.then_some(self.ublk.free_id) }
+        Ok(Attachment { boot_id: self.boot_id.clone(), device })
     }
 }
 
@@ -439,14 +452,14 @@ impl fmt::Display for Action {
             Self::KillReplica(replica) => write!(f, "kill replica {replica}"),
             Self::Grant { instance, attach_epoch, attachment } => {
                 write!(f, "grant to {} in attach epoch {attach_epoch}", instance.0)?;
-                match attachment.ublk_id {
-                    Some(id) => write!(f, ", device ublk {id}"),
+                match attachment.device {
+                    Some(device) => write!(f, ", device {device}"),
                     None => write!(f, ", socket"),
                 }
             }
-            Self::StartEngine(EngineStart { instance, ublk_id, recover, read_only }) => {
+            Self::StartEngine(EngineStart { instance, device, recover, read_only }) => {
                 write!(f, "start engine {}", instance.0)?;
-                ublk_id.iter().try_for_each(|id| write!(f, " on ublk {id}"))?;
+                device.iter().try_for_each(|device| write!(f, " on {device}"))?;
                 f.write_str(if *recover { ", recovering" } else { "" })?;
                 f.write_str(if *read_only { ", read-only" } else { "" })
             }

@@ -7,13 +7,13 @@ use ankole_replica::arbiter::{EngineGrant, InstanceId, Member, Record};
 use ankole_replica::types::{Generation, Incarnation};
 
 use super::plan::{
-    Action, DETACH_PATIENCE, EngineSeen, History, REPLICA_PATIENCE, ReplicaProcess, ReplicaSeen,
-    Seen, UblkSeen, plan,
+    Action, DETACH_PATIENCE, DevicesSeen, EngineSeen, History, REPLICA_PATIENCE, ReplicaProcess,
+    ReplicaSeen, Seen, plan,
 };
 use super::validate::{Wanted, validate};
 use crate::api::attachment::{Ticket, TicketKind};
 use crate::api::replica::Place;
-use crate::api::volume::{Attachment, Frontend, Volume, VolumeRequest, VolumeStatus};
+use crate::api::volume::{Attachment, Device, Frontend, Volume, VolumeRequest, VolumeStatus};
 use crate::golden::assert_golden;
 
 fn detached() -> Seen {
@@ -54,7 +54,7 @@ fn detached() -> Seen {
         engine_left: false,
         replicas,
         newest_seen: None,
-        ublk: UblkSeen { usable: false, device_left: false, free_id: 4 },
+        devices: DevicesSeen { free_ublk: None, free_nbd: None, own_left: false },
         fresh_instance: InstanceId("fresh".into()),
     }
 }
@@ -68,7 +68,7 @@ fn wanted() -> Seen {
 
 fn attached() -> Seen {
     let mut seen = wanted();
-    seen.volume.status.attachment = Some(Attachment { boot_id: "boot".into(), ublk_id: None });
+    seen.volume.status.attachment = Some(Attachment { boot_id: "boot".into(), device: None });
     for (replica, pid) in seen.replicas.iter_mut().zip(11..) {
         replica.process = Some(ReplicaProcess { pid, asked_to_end: None });
     }
@@ -111,8 +111,8 @@ fn engine(seen: &mut Seen) -> &mut EngineSeen {
 
 fn on_ublk(seen: &mut Seen) {
     seen.volume.spec.frontend = Frontend::Ublk;
-    seen.volume.status.attachment.as_mut().expect("it is attached").ublk_id = Some(2);
-    seen.ublk.device_left = true;
+    seen.volume.status.attachment.as_mut().expect("it is attached").device = Some(Device::Ublk(2));
+    seen.devices.own_left = true;
 }
 
 fn scenarios() -> Vec<(&'static str, Seen)> {
@@ -136,10 +136,22 @@ fn scenarios() -> Vec<(&'static str, Seen)> {
         ("somebody wants it", wanted()),
         ("only readers want it", with(wanted(), |s| s.volume.spec.tickets[0].read_only = true)),
         (
+            "auto takes kernel NBD where the node has no ublk",
+            with(wanted(), |s| {
+                s.volume.spec.frontend = Frontend::Auto;
+                s.devices.free_nbd = Some(3);
+            }),
+        ),
+        (
+            "a driver is asked for and not there any more",
+            with(wanted(), |s| s.volume.spec.frontend = Frontend::Ublk),
+        ),
+        (
             "auto takes ublk where the node has it",
             with(wanted(), |s| {
                 s.volume.spec.frontend = Frontend::Auto;
-                s.ublk.usable = true;
+                s.devices.free_ublk = Some(4);
+                s.devices.free_nbd = Some(0);
             }),
         ),
         ("attached, all is well", attached()),

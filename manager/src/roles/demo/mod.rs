@@ -46,6 +46,7 @@ use crate::agent::probe;
 use crate::api::ApiError;
 use crate::api::size::{VolumeSize, human};
 use crate::api::volume::Frontend;
+use ankole_blockdev::device::Driver;
 
 #[derive(Clone, Debug, clap::Args)]
 pub struct DemoArgs {
@@ -193,7 +194,7 @@ fn prepare(args: &DemoArgs, surroundings: &Surroundings, reporter: &Reporter) ->
     let plan = Plan::new(args.size.bytes, args.replicas)?;
     let tools = Tools::find(&surroundings.search_path)?;
     let is_root = rustix::process::geteuid().is_root();
-    let (frontend, by) = match is_root && probe::can_serve_ublk() {
+    let (frontend, by) = match is_root && probe::can_serve(Driver::Ublk) {
         true => (Frontend::Ublk, "a ublk device and a mounted file system"),
         false => (Frontend::Socket, "an NBD socket, without root and kernel modules"),
     };

@@ -2,24 +2,23 @@
 
 use std::rc::Rc;
 
-use ankole_blockdev::device::{Ended, Origin};
+use ankole_blockdev::device::{self, Device, Ended, Origin};
 use ankole_blockdev::nbd::{self, Export, Limits, Listener};
-use ankole_blockdev::ublk::{self, Device};
 use ankole_replica::engine::Engine;
 use anyhow::Context;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
-use super::{EngineArgs, EngineFrontend};
+use super::EngineArgs;
 
 /// Serves clients until the engine ends, or someone asks to detach and nothing is in the way.
 pub(super) async fn serve(engine: &Engine, args: &EngineArgs) -> anyhow::Result<()> {
     let (close, mut asked) = mpsc::channel(1);
     let socket = Socket::start(engine, args).await?;
-    let mut device = match args.frontend {
-        EngineFrontend::Ublk => Some(start_device(engine, args).await?),
-        EngineFrontend::Socket => None,
+    let mut device = match args.frontend.driver() {
+        Some(driver) => Some(start_device(engine, args, driver).await?),
+        None => None,
     };
     engine.set_frontend(close);
     let endpoint = match &device {
@@ -51,7 +50,7 @@ pub(super) async fn serve(engine: &Engine, args: &EngineArgs) -> anyhow::Result<
                     return Ok(());
                 }
                 Ended::DiskGone => drop(engine.ended().await),
-                Ended::Failed => anyhow::bail!("the ublk device isn't served any more"),
+                Ended::Failed => anyhow::bail!("the device isn't served any more"),
             },
             size_bytes = engine.grown() => {
                 if let Some(device) = &device
@@ -82,7 +81,7 @@ impl Socket {
         let clients = export.clients.clone();
         // Whether a device is mounted can't be seen from here (it may be in another mount namespace),
         // so it counts as a client: a revert under a file system would destroy it.
-        let devices = u32::from(args.frontend == EngineFrontend::Ublk);
+        let devices = u32::from(args.frontend.driver().is_some());
         engine.count_clients(move || clients.get() + devices);
         let listener = Listener::bind_unix(&args.socket).await?;
         let uri = listener.uri();
@@ -103,22 +102,18 @@ impl Socket {
     }
 }
 
-async fn start_device(engine: &Engine, args: &EngineArgs) -> anyhow::Result<Device> {
-    let origin = match (args.recover, args.ublk_id) {
+async fn start_device(
+    engine: &Engine,
+    args: &EngineArgs,
+    driver: device::Driver,
+) -> anyhow::Result<Device> {
+    let origin = match (args.recover, args.device) {
         (true, Some(id)) => Origin::Recovery { id },
         (_, id) => Origin::New { id },
     };
-    let options = ublk::Options::new(origin, identity_of(&args.volume));
-    let device = ublk::serve(Rc::new(engine.clone()), options).await;
-    device.with_context(|| format!("show volume {} as a ublk device", args.volume))
-}
-
-/// What the kernel keeps with the device, so that no other volume's engine takes it over: FNV-1a of
-/// the volume's name (64 bits, after Fowler, Noll and Vo).
-fn identity_of(volume: &str) -> u64 {
-    volume.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
-    })
+    let disk = Rc::new(engine.clone());
+    let device = device::serve(driver, disk, origin, &args.volume).await;
+    device.with_context(|| format!("show volume {} by the driver {driver}", args.volume))
 }
 
 async fn stop_device(device: Option<Device>) -> Result<(), (Device, String)> {

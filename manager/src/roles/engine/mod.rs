@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ankole_blockdev::device::Driver;
 use ankole_replica::admin::ReplicaAddress;
 use ankole_replica::arbiter::InstanceId;
 use ankole_replica::engine::{Engine, SocketArbiter, serve_admin};
@@ -49,9 +50,9 @@ pub struct EngineArgs {
     /// The unix socket that serves NBD, whatever the frontend is
     #[arg(long, value_name = "PATH")]
     pub socket: PathBuf,
-    /// Number of the ublk device
-    #[arg(long)]
-    pub ublk_id: Option<u32>,
+    /// Number of the block device
+    #[arg(long, value_name = "N")]
+    pub device: Option<u32>,
     /// Take over from an engine that died: clients of its frontend may be waiting
     #[arg(long)]
     pub recover: bool,
@@ -76,6 +77,18 @@ pub struct EngineArgs {
 pub enum EngineFrontend {
     Socket,
     Ublk,
+    Nbd,
+}
+
+impl EngineFrontend {
+    /// Whose block device shows the volume.
+    fn driver(self) -> Option<Driver> {
+        match self {
+            Self::Socket => None,
+            Self::Ublk => Some(Driver::Ublk),
+            Self::Nbd => Some(Driver::Nbd),
+        }
+    }
 }
 
 fn replica(text: &str) -> Result<ReplicaAddress, String> {

@@ -1,4 +1,4 @@
-//! What devices of the kernel have in common, whichever driver shows them.
+//! The life of a device, which is the same for all drivers.
 //!
 //! A device outlives its server: when that dies, requests wait in the kernel, and the next server
 //! takes the device over and gets them again.

@@ -1,16 +1,16 @@
-//! Serves a file as /dev/ublkbN.
+//! Serves a file as a block device, /dev/ublkbN or /dev/nbdN.
 //!
 //! ```text
-//! ublk_file FILE SIZE_MIB [--id N] [--recover] [--identity N]
-//!                                                SIGTERM stops and deletes the device,
+//! device_file DRIVER FILE SIZE_MIB [--id N] [--recover] [--volume NAME]
+//!                                                SIGTERM takes the device away,
 //!                                                SIGHUP leaves it to the next server,
 //!                                                SIGUSR1 doubles the disk and the device
-//! ublk_file --check                              what this kernel offers
-//! ublk_file --stop N                             stops a device whose server doesn't come back
+//! device_file DRIVER --check                     what this kernel offers
+//! device_file DRIVER --stop N                    stops a device whose server doesn't come back
 //! ```
 //!
-//! With a file in /dev/shm this is a memory disk that outlives its server, which is what the proof
-//! of recovery in ci/vm/tests/ublk needs.
+//! DRIVER is ublk or nbd. With a file in /dev/shm this is a memory disk that outlives its server,
+//! which is what the proof of recovery in ci/vm/tests/devices needs.
 
 use std::cell::Cell;
 use std::fs::{File, OpenOptions};
@@ -19,15 +19,15 @@ use std::os::unix::fs::FileExt;
 use std::process::ExitCode;
 use std::rc::Rc;
 
-use ankole_blockdev::device::Origin;
+use ankole_blockdev::device::{self, Driver, Origin};
 use ankole_blockdev::disk::{Allocation, Buffer, Disk, Durability, Extent, Hold};
-use ankole_blockdev::ublk::{self, Options};
+use ankole_blockdev::{kernel_nbd, ublk};
 use tokio::signal::unix::{SignalKind, signal};
 
-const USAGE: &str =
-    "usage: ublk_file FILE SIZE_MIB [--id N] [--recover] [--identity N] | --check | --stop N";
-/// Says to the kernel whose the device is, unless told otherwise.
-const IDENTITY: u64 = 0x616e_6b6f_6c65;
+const USAGE: &str = "usage: device_file ublk|nbd \
+    {FILE SIZE_MIB [--id N] [--recover] [--volume NAME] | --check | --stop N}";
+/// Whose the device is, unless told otherwise.
+const VOLUME: &str = "file";
 
 /// A file; its calls block, which is good enough for a file in memory.
 struct FileDisk {
@@ -95,18 +95,19 @@ impl Disk for FileDisk {
 struct Arguments {
     file: String,
     size_bytes: u64,
-    options: Options,
+    origin: Origin,
+    volume: String,
 }
 
 fn parse(words: &[String]) -> Option<Arguments> {
     let [file, size_mib, flags @ ..] = words else { return None };
     let size_bytes = size_mib.parse::<u64>().ok()?.checked_mul(1 << 20)?;
-    let (mut id, mut recover, mut identity, mut flags) = (None, false, IDENTITY, flags.iter());
+    let (mut id, mut recover, mut volume, mut flags) = (None, false, VOLUME, flags.iter());
     while let Some(flag) = flags.next() {
         match flag.as_str() {
             "--id" => id = Some(flags.next()?.parse().ok()?),
             "--recover" => recover = true,
-            "--identity" => identity = flags.next()?.parse().ok()?,
+            "--volume" => volume = flags.next()?,
             _ => return None,
         }
     }
@@ -114,12 +115,12 @@ fn parse(words: &[String]) -> Option<Arguments> {
         (true, id) => Origin::Recovery { id: id? },
         (false, id) => Origin::New { id },
     };
-    Some(Arguments { file: file.clone(), size_bytes, options: Options::new(origin, identity) })
+    Some(Arguments { file: file.clone(), size_bytes, origin, volume: volume.to_owned() })
 }
 
 type Failure = Box<dyn std::error::Error>;
 
-async fn serve(arguments: Arguments) -> Result<(), Failure> {
+async fn serve(driver: Driver, arguments: Arguments) -> Result<(), Failure> {
     let file = OpenOptions::new()
         .read(true)
         .write(true)
@@ -132,7 +133,8 @@ async fn serve(arguments: Arguments) -> Result<(), Failure> {
     let mut stop = signal(SignalKind::terminate())?;
     let mut leave = signal(SignalKind::hangup())?;
     let mut grow = signal(SignalKind::user_defined1())?;
-    let mut device = ublk::serve(disk.clone(), arguments.options).await?;
+    let (origin, volume) = (arguments.origin, &arguments.volume);
+    let mut device = device::serve(driver, disk.clone(), origin, volume).await?;
     println!("{}", device.path().display());
     loop {
         tokio::select! {
@@ -156,17 +158,24 @@ async fn serve(arguments: Arguments) -> Result<(), Failure> {
 }
 
 fn run(words: &[String]) -> Result<(), Failure> {
-    match words {
-        [flag] if flag == "--check" => {
+    let [driver, words @ ..] = words else { return Err(USAGE.into()) };
+    let driver: Driver = driver.parse()?;
+    match (words, driver) {
+        ([flag], Driver::Ublk) if flag == "--check" => {
             let features = ublk::is_available()?;
             println!("features {:#x}, resize {}", features.bits(), features.can_resize());
             Ok(())
         }
-        [flag, id] if flag == "--stop" => Ok(ublk::stop_device(id.parse()?)?),
+        ([flag], Driver::Nbd) if flag == "--check" => {
+            kernel_nbd::is_available()?;
+            println!("resize true");
+            Ok(())
+        }
+        ([flag, id], _) if flag == "--stop" => Ok(device::stop(driver, id.parse()?, VOLUME)?),
         _ => {
             let arguments = parse(words).ok_or(USAGE)?;
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            tokio::task::LocalSet::new().block_on(&runtime, serve(arguments))
+            tokio::task::LocalSet::new().block_on(&runtime, serve(driver, arguments))
         }
     }
 }
@@ -174,7 +183,7 @@ fn run(words: &[String]) -> Result<(), Failure> {
 fn report(error: &dyn std::error::Error) {
     let causes = std::iter::successors(error.source(), |cause| cause.source());
     let causes: String = causes.map(|cause| format!(": {cause}")).collect();
-    eprintln!("ublk_file: {error}{causes}");
+    eprintln!("device_file: {error}{causes}");
 }
 
 fn main() -> ExitCode {

@@ -1,0 +1,152 @@
+//! A disk as a block device of the kernel, by whichever driver there is.
+//!
+//! ```text
+//!            ┌─▶ ublk        /dev/ublkbN
+//! Device ────┤
+//!            └─▶ kernel_nbd  /dev/nbdN
+//! ```
+
+mod life;
+
+use std::path::PathBuf;
+use std::rc::Rc;
+
+pub use life::{Ended, Origin};
+pub(crate) use life::{Ending, ended, is_in_use};
+
+use crate::disk::Disk;
+use crate::kernel_nbd::{self, NbdDeviceError};
+use crate::ublk::{self, UblkError};
+
+/// Whose devices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Driver {
+    Ublk,
+    Nbd,
+}
+
+/// A device that is being served. Dropping it leaves the device to a successor, without waiting.
+#[must_use = "dropping it leaves the device without a server"]
+pub enum Device {
+    Ublk(ublk::Device),
+    Nbd(kernel_nbd::Device),
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceError {
+    #[error(transparent)]
+    Ublk(#[from] UblkError),
+    #[error(transparent)]
+    Nbd(#[from] NbdDeviceError),
+}
+
+impl std::fmt::Display for Driver {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Self::Ublk => "ublk",
+            Self::Nbd => "nbd",
+        })
+    }
+}
+
+impl std::str::FromStr for Driver {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        [Self::Ublk, Self::Nbd]
+            .into_iter()
+            .find(|driver| driver.to_string() == text)
+            .ok_or_else(|| format!("{text:?} is no driver of block devices: ublk or nbd"))
+    }
+}
+
+/// Makes or takes over a device of `volume` and serves it from `disk`. Returns when the device can
+/// be used. Runs within a `LocalSet`, whose thread should have nothing else to do. Not to be
+/// dropped half way: a device may stay behind, to be taken over or stopped.
+pub async fn serve<D: Disk + 'static>(
+    driver: Driver,
+    disk: Rc<D>,
+    origin: Origin,
+    volume: &str,
+) -> Result<Device, DeviceError> {
+    Ok(match driver {
+        Driver::Ublk => {
+            let options = ublk::Options::new(origin, hash(volume));
+            Device::Ublk(ublk::serve(disk, options).await?)
+        }
+        Driver::Nbd => {
+            let options = kernel_nbd::Options::new(origin, volume);
+            Device::Nbd(kernel_nbd::serve(disk, options).await?)
+        }
+    })
+}
+
+/// For a supervisor whose engine doesn't come back: stops the device of `volume`. Requests that
+/// wait get `EIO`; a file system on it shuts down, and can be unmounted. Blocks. Kill a server that
+/// hangs first.
+pub fn stop(driver: Driver, id: u32, volume: &str) -> Result<(), DeviceError> {
+    match driver {
+        Driver::Ublk => ublk::stop_device(id)?,
+        Driver::Nbd => kernel_nbd::stop_device(id, volume)?,
+    }
+    Ok(())
+}
+
+/// What ublk keeps with a device, so that no other volume's engine takes it over: FNV-1a of the
+/// volume's name (64 bits, after Fowler, Noll and Vo).
+fn hash(volume: &str) -> u64 {
+    volume.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
+    })
+}
+
+impl Device {
+    /// /dev/ublkbN or /dev/nbdN.
+    pub fn path(&self) -> PathBuf {
+        match self {
+            Self::Ublk(device) => device.path(),
+            Self::Nbd(device) => device.path(),
+        }
+    }
+
+    /// Waits until the device isn't served any more though nobody here asked for that.
+    pub async fn ended(&self) -> Ended {
+        match self {
+            Self::Ublk(device) => device.ended().await,
+            Self::Nbd(device) => device.ended().await,
+        }
+    }
+
+    /// Waits for what is in flight and takes the device away. Refuses while it is mounted or held.
+    pub async fn stop(self) -> Result<(), (Self, DeviceError)> {
+        match self {
+            Self::Ublk(device) => {
+                let stopped = device.stop().await;
+                stopped.map_err(|(device, error)| (Self::Ublk(device), error.into()))
+            }
+            Self::Nbd(device) => {
+                let stopped = device.stop().await;
+                stopped.map_err(|(device, error)| (Self::Nbd(device), error.into()))
+            }
+        }
+    }
+
+    /// Leaves the device to the next server: its requests wait. Returns when the disk isn't used
+    /// any more.
+    pub async fn hand_over(self) -> Result<(), DeviceError> {
+        match self {
+            Self::Ublk(device) => device.hand_over().await?,
+            Self::Nbd(device) => device.hand_over().await,
+        }
+        Ok(())
+    }
+
+    /// Shows the kernel that the disk has grown.
+    pub async fn resize(&self, size_bytes: u64) -> Result<(), DeviceError> {
+        match self {
+            Self::Ublk(device) => device.resize(size_bytes).await?,
+            Self::Nbd(device) => device.resize(size_bytes).await?,
+        }
+        Ok(())
+    }
+}
