@@ -3,9 +3,6 @@
 //! A device outlives its server: when that dies, requests wait in the kernel, and the next server
 //! takes the device over and gets them again.
 
-use std::fs::OpenOptions;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
 use std::rc::Rc;
 
 use tokio::sync::watch;
@@ -60,11 +57,4 @@ pub(crate) async fn ended(ending: &watch::Receiver<Option<Ended>>) -> Ended {
     // The other end has gone without a word only if its tasks were aborted.
     let reason = ending.wait_for(Option::is_some).await.ok().and_then(|ended| *ended);
     reason.unwrap_or(Ended::Failed)
-}
-
-/// Mounted, or held by another program that wants it alone. Stopping a device under a mounted file
-/// system shuts that down with what it had not written.
-pub(crate) fn is_in_use(path: &Path) -> bool {
-    let opened = OpenOptions::new().read(true).custom_flags(libc::O_EXCL).open(path);
-    opened.is_err_and(|error| error.raw_os_error() == Some(libc::EBUSY))
 }

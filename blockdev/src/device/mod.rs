@@ -7,12 +7,14 @@
 //! ```
 
 mod life;
+mod users;
 
 use std::path::PathBuf;
 use std::rc::Rc;
 
 pub use life::{Ended, Origin};
-pub(crate) use life::{Ending, ended, is_in_use};
+pub(crate) use life::{Ending, ended};
+pub(crate) use users::users;
 
 use crate::disk::Disk;
 use crate::kernel_nbd::{self, NbdDeviceError};
@@ -115,6 +117,16 @@ impl Device {
             Self::Ublk(device) => device.ended().await,
             Self::Nbd(device) => device.ended().await,
         }
+    }
+
+    /// Who uses it, in words.
+    pub async fn users(&self) -> Vec<String> {
+        let path = self.path();
+        let looking = tokio::task::spawn_blocking(move || users(&path));
+        looking.await.unwrap_or_else(|gone| match gone.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(_) => Vec::new(), // the runtime ends
+        })
     }
 
     /// Waits for what is in flight and takes the device away. Refuses while it is mounted or held.

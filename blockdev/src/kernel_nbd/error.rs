@@ -22,8 +22,8 @@ pub enum NbdDeviceError {
     Command { step: Step, device: DeviceName, source: io::Error },
     #[error("make a connection for the driver nbd")]
     Connection(#[source] io::Error),
-    #[error("/dev/nbd{device} is in use (mounted, or held by another program): release it first")]
-    InUse { device: u32 },
+    #[error("/dev/nbd{device} is in use ({users}): release it first")]
+    InUse { device: u32, users: String },
     #[error(
         "/dev/nbd{device} belongs to another volume ({found:?}, expected {expected:?}); it is left \
              alone"

@@ -15,8 +15,9 @@
 //! **When the server dies** the kernel keeps the device, and requests wait for
 //! [`Options::dead_connection`]; then they get `EIO`. The next server brings new connections. What
 //! was in flight is sent again, but the driver looks for that only every [`RESEND_INTERVAL`]. **A
-//! request that takes long** is left in peace: with a time limit the driver would cut its
-//! connection and send it again, also while a volume waits for space on a disk.
+//! request that takes long** is left in peace, since a volume may wait for space on a disk: with a
+//! time limit, or a second connection, the driver would cut its connection and send it again, and
+//! again. Seen on Linux 6.1 and read in `nbd_xmit_timeout` of `drivers/block/nbd.c`.
 
 mod driver;
 mod error;
@@ -28,7 +29,6 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdStream;
 use std::path::PathBuf;
 use std::rc::Rc;
-use std::thread;
 use std::time::Duration;
 
 use tokio::net::UnixStream;
@@ -53,22 +53,17 @@ pub struct Options {
     /// Says whose device this is, e.g. the volume's id. The kernel keeps it with the device, and a
     /// device with another identity isn't taken over.
     pub identity: String,
-    /// Connections: one for each processor, but not more than this.
-    pub connections_max: usize,
+    /// With more than one the driver takes a request that needs longer than [`RESEND_INTERVAL`]
+    /// for lost: it cuts its connection and sends it again by another one.
+    pub connections: usize,
     /// So long requests wait for the next server; whole seconds.
     pub dead_connection: Duration,
 }
 
 impl Options {
     pub fn new(origin: Origin, identity: impl Into<String>) -> Self {
-        // More connections than this don't make one engine thread faster.
         let dead_connection = Duration::from_secs(300);
-        Self { origin, identity: identity.into(), connections_max: 4, dead_connection }
-    }
-
-    fn connection_count(&self) -> usize {
-        let processors = thread::available_parallelism().map_or(1, usize::from);
-        processors.clamp(1, self.connections_max.max(1))
+        Self { origin, identity: identity.into(), connections: 1, dead_connection }
     }
 }
 
@@ -117,7 +112,7 @@ pub async fn serve<D: Disk + 'static>(
     let transmission_flags = export.transmission_flags();
     let (stop, stopping) = watch::channel(false);
     let lines = Rc::new(Lines::new(export, options.identity.clone(), stopping, ending));
-    let (ours, theirs) = pairs(options.connection_count())?;
+    let (ours, theirs) = pairs(options.connections.max(1))?;
     let tasks = ours.into_iter().map(|end| spawn_local(lines.clone().serve(end))).collect();
     let identity = options.identity.clone();
     let connecting = finish(move || connect(&options, size_bytes, transmission_flags, &theirs));
@@ -157,12 +152,15 @@ impl Device {
 
     /// Disconnects the device. Refuses while it is mounted or held.
     pub async fn stop(self) -> Result<(), (Self, NbdDeviceError)> {
-        if device::is_in_use(&self.path()) {
-            let device = self.id;
-            return Err((self, NbdDeviceError::InUse { device }));
-        }
         let (id, identity) = (self.id, self.identity.clone());
-        match finish(move || stop_device(id, &identity)).await {
+        let stopping = finish(move || {
+            let users = device::users(&block_device_path(id));
+            if !users.is_empty() {
+                return Err(NbdDeviceError::InUse { device: id, users: users.join(", ") });
+            }
+            stop_device(id, &identity)
+        });
+        match stopping.await {
             Ok(()) => {
                 self.hand_over().await;
                 Ok(())

@@ -191,8 +191,9 @@ impl ControlledDevice {
     }
 
     fn stop(&mut self) -> Result<(), UblkError> {
-        if device::is_in_use(&super::block_device_path(self.id)) {
-            return Err(UblkError::InUse { device: self.id });
+        let users = device::users(&super::block_device_path(self.id));
+        if !users.is_empty() {
+            return Err(UblkError::InUse { device: self.id, users: users.join(", ") });
         }
         check(self.control.kill_dev()).map_err(|source| self.failed(Step::Stop, source))?;
         self.join_queues();

@@ -33,11 +33,8 @@ pub enum UblkError {
     Queue { device: u32, queue: u16, source: io::Error },
     #[error("start a thread for a ublk device")]
     Thread(#[source] io::Error),
-    #[error(
-        "ublk device {device} is in use (mounted, or held by another program): release \
-             /dev/ublkb{device} first"
-    )]
-    InUse { device: u32 },
+    #[error("/dev/ublkb{device} is in use ({users}): release it first")]
+    InUse { device: u32, users: String },
     #[error(
         "ublk device {device} belongs to another volume (identity {found:#x}, expected \
              {expected:#x}); it is left alone"

@@ -263,6 +263,8 @@ pub enum Reason {
     /// Nothing runs while a person chooses a copy.
     Salvaging,
     Stopping,
+    /// Somebody uses the device of a volume that is to be detached.
+    InUse,
 }
 
 /// A volume as it is shown: `GET /v1/volumes/V`.

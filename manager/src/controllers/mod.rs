@@ -39,6 +39,8 @@ pub struct Context {
     pub boot_id: String,
     stopping: AtomicBool,
     held: Mutex<BTreeSet<Name>>,
+    /// Why engines wouldn't detach, until their tasks have heard of it.
+    refusals: Mutex<BTreeMap<Name, String>>,
     look: Notify,
 }
 
@@ -63,6 +65,7 @@ impl Context {
             boot_id,
             stopping: AtomicBool::new(false),
             held: Mutex::default(),
+            refusals: Mutex::default(),
             look: Notify::new(),
         }
     }
@@ -91,6 +94,20 @@ impl Context {
 
     pub fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::Acquire)
+    }
+
+    /// The volume's engine doesn't detach, since its device is in use.
+    pub fn refused(&self, volume: &Name, why: String) {
+        self.refusals().insert(volume.clone(), why);
+        self.look.notify_one();
+    }
+
+    fn take_refusal(&self, volume: &Name) -> Option<String> {
+        self.refusals().remove(volume)
+    }
+
+    fn refusals(&self) -> std::sync::MutexGuard<'_, BTreeMap<Name, String>> {
+        self.refusals.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Until it is dropped no process of the volume is wanted. None if somebody holds it already.

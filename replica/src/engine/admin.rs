@@ -125,12 +125,12 @@ impl Engine {
     pub async fn revert(&self, name: &str) -> Done {
         self.until_open().await?;
         let to = self.layer_of(name)?;
-        let clients = (self.0.clients.borrow())();
-        if clients > 0 {
+        let users = self.users().await;
+        if !users.is_empty() {
             let message = format!(
-                "volume {} is in use by {clients} client(s), a ublk device among them if it has one, \
-                 which would see its content change under them; disconnect them first",
+                "volume {} is in use ({}): its content would change under them; disconnect them first",
                 self.0.volume,
+                users.join(", "),
             );
             return Err((ErrorKind::Conflict, message));
         }

@@ -53,10 +53,12 @@ const TICK: Duration = Duration::from_secs(1);
 #[derive(Clone)]
 pub struct Engine(Rc<Shared>);
 
-/// Asks a frontend to let go of the volume.
-pub struct Close {
-    /// The reason, if something is in the way.
-    pub done: oneshot::Sender<Result<(), String>>,
+/// What a frontend is asked.
+pub enum FrontendRequest {
+    /// To let go of the volume. The answer is the reason, if something is in the way.
+    Close(oneshot::Sender<Result<(), String>>),
+    /// Who uses the volume's device, in words.
+    Users(oneshot::Sender<Vec<String>>),
 }
 
 struct Shared {
@@ -70,7 +72,7 @@ struct Shared {
     size_bytes: watch::Sender<u64>,
     end: watch::Sender<Option<End>>,
     endpoint: RefCell<Option<String>>,
-    frontend: RefCell<Option<mpsc::Sender<Close>>>,
+    frontend: RefCell<Option<mpsc::Sender<FrontendRequest>>>,
     clients: RefCell<Box<dyn Fn() -> u32>>,
     counts: Cell<RequestCounts>,
     volume: String,
@@ -183,18 +185,33 @@ impl Engine {
     }
 
     /// Where to ask the frontend to close before a detach.
-    pub fn set_frontend(&self, close: mpsc::Sender<Close>) {
-        self.0.frontend.replace(Some(close));
+    pub fn set_frontend(&self, frontend: mpsc::Sender<FrontendRequest>) {
+        self.0.frontend.replace(Some(frontend));
     }
 
     /// Asks the frontend, if there is one, to let go of the volume. The reason if it can't.
     pub async fn close_frontend(&self) -> Result<(), String> {
         let Some(frontend) = self.0.frontend.borrow().clone() else { return Ok(()) };
         let (done, closed) = oneshot::channel();
-        if frontend.send(Close { done }).await.is_err() {
+        if frontend.send(FrontendRequest::Close(done)).await.is_err() {
             return Ok(()); // it has gone already
         }
         closed.await.unwrap_or(Ok(()))
+    }
+
+    /// Who uses the volume, but for its own jobs: in words.
+    pub async fn users(&self) -> Vec<String> {
+        let clients = (self.0.clients.borrow())();
+        let clients = (clients > 0).then(|| format!("{clients} client(s) of its socket"));
+        let mut users = Vec::from_iter(clients);
+        let frontend = self.0.frontend.borrow().clone();
+        if let Some(frontend) = frontend {
+            let (answer, answered) = oneshot::channel();
+            if frontend.send(FrontendRequest::Users(answer)).await.is_ok() {
+                users.extend(answered.await.unwrap_or_default());
+            }
+        }
+        users
     }
 
     /// Returns when the volume has another size than when this was called.
@@ -206,7 +223,7 @@ impl Engine {
         }
     }
 
-    /// How to learn how many clients the frontend has: a revert is refused while there are any.
+    /// How to learn how many clients the frontend's socket has.
     pub fn count_clients(&self, count: impl Fn() -> u32 + 'static) {
         *self.0.clients.borrow_mut() = Box::new(count);
     }

@@ -286,6 +286,7 @@ fn ask_to_detach(context: &Context, volume: &Name) {
             Ok(_) => return,
             Err(AdminError::NoAnswer(_)) if context.supervisor.wait(&name, DETACH_RETRY) => return,
             Err(AdminError::NoAnswer(_)) => {}
+            Err(AdminError::Refused { message, .. }) => return context.refused(volume, message),
             Err(error) => {
                 tracing::warn!(%volume, %error, "the engine doesn't detach");
                 return;

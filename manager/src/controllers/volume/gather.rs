@@ -46,6 +46,7 @@ pub fn gather(
         pid: process.pid,
         instance: InstanceId(label(process, INSTANCE_LABEL)),
         asked_to_end: memory.asked_to_end(&Part::Engine),
+        refused: memory.refused.as_ref().map(|(at, why)| (at.elapsed(), why.clone())),
         status: engine_status(context, name).map(Box::new),
         waits: memory.engine_waits(),
     });

@@ -39,6 +39,8 @@ pub struct Memory {
     failing: Backoff,
     engine_killed: bool,
     engine_left: bool,
+    /// When the engine last refused to detach, and why.
+    refused: Option<(Instant, String)>,
     /// When each condition of the last pass began, in seconds of Unix time.
     conditions: BTreeMap<(Reason, Option<ReplicaId>), u64>,
     engine_waits: Option<(Instant, u64)>,
@@ -105,6 +107,11 @@ impl Memory {
         memory.asked_to_end = None;
     }
 
+    fn refused(&mut self, why: String) {
+        self.parts.entry(Part::Engine).or_default().asked_to_end = None;
+        self.refused = Some((Instant::now(), why));
+    }
+
     fn ask_to_end(&mut self, part: Part) {
         self.parts.entry(part).or_default().asked_to_end.get_or_insert_with(Instant::now);
     }
@@ -116,6 +123,7 @@ impl Memory {
             let well = ended.how.as_deref().is_none_or(|how| how == "exit status: 0");
             self.engine_left = asked && well && !self.engine_killed;
             self.engine_killed = false;
+            self.refused = None;
         }
         if !asked {
             let lived = memory.started.map(|started| started.elapsed());
@@ -171,6 +179,9 @@ fn now_unix_s() -> u64 {
 
 /// When to look again at the latest; None when the volume is gone.
 fn pass(context: &Arc<Context>, name: &Name, memory: &mut Memory) -> Option<Duration> {
+    if let Some(why) = context.take_refusal(name) {
+        memory.refused(why);
+    }
     let seen = match gather::gather(context, name, memory) {
         Ok(seen) => seen?,
         Err(error) => {

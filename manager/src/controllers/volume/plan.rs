@@ -27,6 +27,8 @@ use crate::api::volume::{
 
 /// An engine drains and flushes within this, or the disks are in trouble.
 pub const DETACH_PATIENCE: Duration = Duration::from_secs(60);
+/// Before an engine is asked again that has refused to detach.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
 /// A replica without an engine has nothing left to do.
 pub const REPLICA_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -60,6 +62,8 @@ pub struct EngineSeen {
     pub pid: u32,
     pub instance: InstanceId,
     pub asked_to_end: Option<Duration>,
+    /// When it last refused to detach, and why.
+    pub refused: Option<(Duration, String)>,
     /// None while it doesn't answer.
     pub status: Option<Box<EngineStatus>>,
     /// How long it has been waiting for something.
@@ -314,14 +318,10 @@ impl Plan {
         let attachment = seen.volume.status.attachment.as_ref();
         if let Some(engine) = &seen.engine {
             let granted = seen.volume.status.record.as_ref().is_some_and(|r| is_granted(r, engine));
-            if !granted {
-                self.act(Action::KillEngine);
-            } else if engine.asked_to_end.is_none() {
-                self.act(Action::DetachEngine);
+            if granted {
+                self.detach_engine(engine);
             } else {
-                let message = format!("the engine, pid {}, flushes and detaches", engine.pid);
-                self.wait(Reason::Stopping, message);
-                self.give_up_waiting(engine);
+                self.act(Action::KillEngine);
             }
             return false;
         }
@@ -342,6 +342,23 @@ impl Plan {
             self.act(Action::ClearAttachment);
         }
         true
+    }
+
+    /// It refuses while its device is in use, and is asked again and again.
+    fn detach_engine(&mut self, engine: &EngineSeen) {
+        if let Some((_, why)) = &engine.refused {
+            let in_use = Condition::new(Reason::InUse, why.clone());
+            self.note(in_use.next("unmount it, or end who uses it: it is detached then"));
+        } else if engine.asked_to_end.is_some() {
+            let message = format!("the engine, pid {}, flushes and detaches", engine.pid);
+            self.wait(Reason::Stopping, message);
+        }
+        let ago = engine.refused.as_ref().map_or(ASK_AGAIN, |(ago, _)| *ago);
+        match engine.asked_to_end {
+            Some(_) => self.give_up_waiting(engine),
+            None if ago < ASK_AGAIN => self.look_within(ASK_AGAIN - ago),
+            None => self.act(Action::DetachEngine),
+        }
     }
 
     /// Nothing of the volume runs, and nothing else changes: an engine that waits for replicas has

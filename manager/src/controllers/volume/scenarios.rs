@@ -94,6 +94,7 @@ fn attached() -> Seen {
         pid: 10,
         instance: InstanceId("old".into()),
         asked_to_end: None,
+        refused: None,
         status: Some(Box::new(status)),
         waits: None,
     });
@@ -288,6 +289,19 @@ fn scenarios() -> Vec<(&'static str, Seen)> {
             with(attached(), |s| {
                 s.engine = None;
                 s.engine_left = true;
+            }),
+        ),
+        (
+            "its device is mounted: the engine has refused to detach",
+            with(unwanted(attached()), |s| {
+                let why = "/dev/ublkb2 is in use (mounted on /mnt): release it first";
+                engine(s).refused = Some((Duration::from_millis(400), why.into()));
+            }),
+        ),
+        (
+            "it is mounted, and the engine is asked again",
+            with(unwanted(attached()), |s| {
+                engine(s).refused = Some((Duration::from_secs(2), "/dev/ublkb2 is in use".into()));
             }),
         ),
         ("the engine has left", with(unwanted(attached()), |s| s.engine = None)),

@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use ankole_blockdev::device::{self, Device, Ended, Origin};
 use ankole_blockdev::nbd::{self, Export, Limits, Listener};
-use ankole_replica::engine::Engine;
+use ankole_replica::engine::{Engine, FrontendRequest};
 use anyhow::Context;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
@@ -14,13 +14,13 @@ use super::EngineArgs;
 
 /// Serves clients until the engine ends, or someone asks to detach and nothing is in the way.
 pub(super) async fn serve(engine: &Engine, args: &EngineArgs) -> anyhow::Result<()> {
-    let (close, mut asked) = mpsc::channel(1);
+    let (ask, mut asked) = mpsc::channel(1);
     let socket = Socket::start(engine, args).await?;
     let mut device = match args.frontend.driver() {
         Some(driver) => Some(start_device(engine, args, driver).await?),
         None => None,
     };
-    engine.set_frontend(close);
+    engine.set_frontend(ask);
     let endpoint = match &device {
         Some(device) => device.path().display().to_string(),
         None => socket.uri.clone(),
@@ -29,19 +29,26 @@ pub(super) async fn serve(engine: &Engine, args: &EngineArgs) -> anyhow::Result<
     engine.set_endpoint(endpoint);
     loop {
         tokio::select! {
-            Some(close) = asked.recv() => {
-                match stop_device(device.take()).await {
+            Some(request) = asked.recv() => match request {
+                FrontendRequest::Users(answer) => {
+                    let users = match &device {
+                        Some(device) => device.users().await,
+                        None => Vec::new(),
+                    };
+                    let _gone = answer.send(users);
+                }
+                FrontendRequest::Close(done) => match stop_device(device.take()).await {
                     Ok(()) => {
                         socket.stop().await;
-                        let _gone = close.done.send(Ok(()));
+                        let _gone = done.send(Ok(()));
                         return Ok(());
                     }
                     Err((still_there, reason)) => {
                         device = Some(still_there);
-                        let _gone = close.done.send(Err(reason));
+                        let _gone = done.send(Err(reason));
                     }
-                }
-            }
+                },
+            },
             ended = device_ended(&device) => match ended {
                 Ended::Stopped => {
                     warn!(volume = args.volume, "somebody stopped the device: detaching");
@@ -79,10 +86,7 @@ impl Socket {
             ..Export::new(args.volume.clone(), Rc::new(engine.clone()))
         };
         let clients = export.clients.clone();
-        // Whether a device is mounted can't be seen from here (it may be in another mount namespace),
-        // so it counts as a client: a revert under a file system would destroy it.
-        let devices = u32::from(args.frontend.driver().is_some());
-        engine.count_clients(move || clients.get() + devices);
+        engine.count_clients(move || clients.get());
         let listener = Listener::bind_unix(&args.socket).await?;
         let uri = listener.uri();
         let (stop, stopped) = oneshot::channel();
@@ -118,10 +122,9 @@ async fn start_device(
 
 async fn stop_device(device: Option<Device>) -> Result<(), (Device, String)> {
     let Some(device) = device else { return Ok(()) };
-    let path = device.path().display().to_string();
     device.stop().await.map_err(|(device, error)| {
         let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}"));
-        (device, format!("{path} is in use: {error}{}", cause.unwrap_or_default()))
+        (device, format!("{error}{}", cause.unwrap_or_default()))
     })
 }
 
