@@ -27,7 +27,7 @@ fn what_is_wrong_is_named_with_its_cause_and_the_next_step() {
         (&["volume", "create", "V1", "--size", "1G"], 2, &["'V'", "a-z"]),
         (&["volume", "create", "../v", "--size", "1G"], 2, &["'.'"]),
         (&["volume", "create", "v1", "--size", "1G", "--replicas", "0"], 2, &["v1", "0 replicas"]),
-        (&["volume", "create", "v1", "--size", "1G", "--frontend", "nbd"], 2, &["nbd isn't built"]),
+        (&["volume", "create", "v1", "--size", "1G", "--frontend", "tgt"], 2, &["tgt isn't built"]),
         (&["volume", "show", "v9"], 3, &["volume v9 doesn't exist", "volume ls"]),
         (&["volume", "attach", "v9"], 3, &["v9"]),
         (&["volume", "detach", "v9"], 3, &["v9"]),
@@ -191,9 +191,9 @@ fn check_finds_the_socket_and_says_what_to_do_about_the_rest() {
     assert!(findings.iter().any(|f| f["name"] == "socket" && f["found"] == "yes"));
     let problem = findings.iter().any(|f| f["found"] == "problem");
     assert_eq!(said.code == 6, problem);
-    assert!(
-        findings.iter().all(|f| f["found"] == "yes" || f["next"].is_string() || f["name"] == "nbd")
-    );
+    for finding in findings {
+        assert!(finding["found"] == "yes" || finding["next"].is_string(), "{finding}");
+    }
 }
 
 #[test]

@@ -3,7 +3,6 @@
 use std::fs;
 use std::time::Duration;
 
-use ankole_blockdev::device::Driver;
 use ankole_replica::admin::{Answer, EngineStatus, Request};
 use ankole_replica::arbiter::InstanceId;
 use ankole_replica::inspect;
@@ -70,6 +69,7 @@ pub fn gather(
             Some((inspect::newest_generation(directory, name, replica)?, replica.clone()))
         })
         .max();
+    let devices = devices(context, &volume, engine.is_none())?;
     Ok(Some(Seen {
         newest_seen,
         boot_id: context.boot_id.clone(),
@@ -77,7 +77,7 @@ pub fn gather(
         engine_history: memory.history(&Part::Engine),
         engine_left: memory.engine_left,
         replicas: replicas.collect(),
-        devices: devices(context, &volume)?,
+        devices,
         fresh_instance: InstanceId(random_hex::<8>().map_err(GatherError::Random)?),
         volume,
     }))
@@ -99,7 +99,12 @@ pub fn address_of(process: &Process) -> String {
     label(process, ADDRESS_LABEL)
 }
 
-fn devices(context: &Context, volume: &Volume) -> Result<DevicesSeen, StoreError> {
+/// The drivers are asked only when an engine may have to be started.
+fn devices(
+    context: &Context,
+    volume: &Volume,
+    is_choosing: bool,
+) -> Result<DevicesSeen, StoreError> {
     let own = volume.status.attachment.as_ref().and_then(|attachment| attachment.device);
     let taken: Vec<Device> = context
         .store
@@ -108,12 +113,15 @@ fn devices(context: &Context, volume: &Volume) -> Result<DevicesSeen, StoreError
         .filter_map(|other| other.status.attachment.as_ref()?.device)
         .collect();
     let free = |device: fn(u32) -> Device| {
+        if !is_choosing || !probe::can_serve(device(0).driver()) {
+            return None;
+        }
         let mut numbers = 0..u32::MAX;
         numbers.find(|number| !taken.contains(&device(*number)) && !exists(device(*number)))
     };
     Ok(DevicesSeen {
-        free_ublk: probe::can_serve(Driver::Ublk).then(|| free(Device::Ublk)).flatten(),
-        free_nbd: probe::can_serve(Driver::Nbd).then(|| free(Device::Nbd)).flatten(),
+        free_ublk: free(Device::Ublk),
+        free_nbd: free(Device::Nbd),
         own_left: own.is_some_and(exists),
     })
 }

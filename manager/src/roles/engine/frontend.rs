@@ -1,5 +1,6 @@
 //! How an engine's volume is shown: always on the NBD socket, and as a device if asked.
 
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use ankole_blockdev::device::{self, Device, Ended, Origin};
@@ -11,6 +12,7 @@ use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
 use super::EngineArgs;
+use super::link::{self, Link};
 
 /// Serves clients until the engine ends, or someone asks to detach and nothing is in the way.
 pub(super) async fn serve(engine: &Engine, args: &EngineArgs) -> anyhow::Result<()> {
@@ -20,6 +22,7 @@ pub(super) async fn serve(engine: &Engine, args: &EngineArgs) -> anyhow::Result<
         Some(driver) => Some(start_device(engine, args, driver).await?),
         None => None,
     };
+    let mut link = device.as_ref().and_then(|device| make_link(&args.volume, device.path()));
     engine.set_frontend(ask);
     let endpoint = match &device {
         Some(device) => device.path().display().to_string(),
@@ -39,6 +42,7 @@ pub(super) async fn serve(engine: &Engine, args: &EngineArgs) -> anyhow::Result<
                 }
                 FrontendRequest::Close(done) => match stop_device(device.take()).await {
                     Ok(()) => {
+                        remove_link(link.take());
                         socket.stop().await;
                         let _gone = done.send(Ok(()));
                         return Ok(());
@@ -52,6 +56,7 @@ pub(super) async fn serve(engine: &Engine, args: &EngineArgs) -> anyhow::Result<
             ended = device_ended(&device) => match ended {
                 Ended::Stopped => {
                     warn!(volume = args.volume, "somebody stopped the device: detaching");
+                    remove_link(link.take());
                     socket.stop().await;
                     engine.detach();
                     return Ok(());
@@ -126,6 +131,26 @@ async fn stop_device(device: Option<Device>) -> Result<(), (Device, String)> {
         let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}"));
         (device, format!("{error}{}", cause.unwrap_or_default()))
     })
+}
+
+/// A volume can do without.
+fn make_link(volume: &str, device: PathBuf) -> Option<Link> {
+    match Link::make(Path::new(link::FOLDER), volume, &device) {
+        Ok(link) => {
+            info!(volume, link = %link.path().display(), "the device has a stable name");
+            Some(link)
+        }
+        Err(error) => {
+            warn!(volume, %error, "the device has no stable name in {}", link::FOLDER);
+            None
+        }
+    }
+}
+
+fn remove_link(link: Option<Link>) {
+    if let Some(Err(error)) = link.map(Link::remove) {
+        warn!(%error, "a link in {} is left", link::FOLDER);
+    }
 }
 
 async fn device_ended(device: &Option<Device>) -> Ended {

@@ -1,6 +1,8 @@
 //! `ankole engine run`: the process of one attached volume.
 
 mod frontend;
+mod link;
+mod namespace;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -103,6 +105,12 @@ fn replica(text: &str) -> Result<ReplicaAddress, String> {
 /// Runs until the engine ends: detached, or because another engine has the volume.
 pub fn run(args: EngineArgs) -> anyhow::Result<()> {
     super::raise_file_limit();
+    if args.frontend.driver().is_some()
+        && let Err(error) = namespace::enter_own()
+    {
+        warn!(volume = args.volume, %error, "no mount namespace of its own: when the last process \
+            of this one ends, file systems that are still mounted there may hang");
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     LocalSet::new().block_on(&runtime, serve(args))
 }
