@@ -9,7 +9,9 @@ use super::salvage::{self, SalvageArgs};
 use super::{Done, Outcome, Session, confirm, is_not_found, poll, seconds};
 use crate::api::attachment::AttachRequest;
 use crate::api::size::{VolumeSize, human};
-use crate::api::volume::{Frontend, Robustness, State, Transport, VolumeRequest, VolumeView};
+use crate::api::volume::{
+    Condition, Frontend, Reason, Robustness, State, Transport, VolumeRequest, VolumeView,
+};
 use crate::api::why::{explain, lasting, next_steps, progress};
 use crate::api::{ApiError, Name};
 use crate::client::Client;
@@ -263,15 +265,7 @@ fn attach(session: &Session<'_>, client: &Client, args: AttachArgs) -> Outcome {
             };
             Ok(done)
         }
-        last => {
-            let reasons = last.iter().flat_map(|volume| explain(volume, now_unix_s()));
-            let reasons = reasons.collect::<Vec<_>>().join(" ");
-            Err(ApiError::timed_out(format!(
-                "volume {name} can't be used after {} s. {reasons}",
-                timeout.as_secs()
-            ))
-            .next(format!("it is tried on; ankole volume why {name} says how far it is")))
-        }
+        _ => Err(late(client, &name, "can't be used", timeout)),
     }
 }
 
@@ -282,14 +276,27 @@ fn detach(client: &Client, args: &DetachArgs) -> Outcome {
         remark(&format!("volume {name} stays attached until the {} is done", ticket.kind));
         return Ok(Done::Well);
     }
-    let detached =
-        poll(*timeout, || Ok((client.volume(name)?.state == State::Detached).then_some(())))?;
-    let late = || {
-        let seconds = timeout.as_secs();
-        ApiError::timed_out(format!("volume {name} isn't detached after {seconds} s"))
-            .next(format!("it is tried on; ankole volume why {name} says how far it is"))
-    };
-    detached.map(|()| Done::Well).ok_or_else(late)
+    let mut told = false;
+    let detached = poll(*timeout, || {
+        let volume = client.volume(name)?;
+        let in_use = volume.conditions.iter().find(|it| it.reason == Reason::InUse);
+        if let Some(Condition { message, next, .. }) = in_use.filter(|_| !told) {
+            told = true;
+            remark(&format!("{message}; {}", next.as_deref().unwrap_or_default()));
+        }
+        Ok((volume.state == State::Detached).then_some(()))
+    })?;
+    detached.map(|()| Done::Well).ok_or_else(|| late(client, name, "isn't detached", *timeout))
+}
+
+/// What a volume has not become in time, and why.
+fn late(client: &Client, name: &Name, what: &str, timeout: Duration) -> ApiError {
+    let volume = client.volume(name).ok();
+    let reasons = volume.iter().flat_map(|volume| explain(volume, now_unix_s()));
+    let reasons = reasons.collect::<Vec<_>>().join(" ");
+    let seconds = timeout.as_secs();
+    ApiError::timed_out(format!("volume {name} {what} after {seconds} s. {reasons}"))
+        .next(format!("it is tried on; ankole volume why {name} says how far it is"))
 }
 
 fn remove(client: &Client, args: &RemoveArgs) -> Outcome {
@@ -302,10 +309,5 @@ fn remove(client: &Client, args: &RemoveArgs) -> Outcome {
         let look = client.volume(name);
         if is_not_found(&look) { Ok(Some(())) } else { look.map(|_| None) }
     })?;
-    let late = || {
-        let seconds = timeout.as_secs();
-        ApiError::timed_out(format!("volume {name} isn't removed after {seconds} s"))
-            .next(format!("it is tried on; ankole volume why {name} says how far it is"))
-    };
-    gone.map(|()| Done::Well).ok_or_else(late)
+    gone.map(|()| Done::Well).ok_or_else(|| late(client, name, "isn't removed", *timeout))
 }
