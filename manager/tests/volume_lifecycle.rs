@@ -124,6 +124,29 @@ fn a_killed_engine_loses_nothing_that_was_flushed() {
     assert!(read_volume(&world, &endpoint) == bytes);
 }
 
+/// A device goes on by itself, which `ci/vm/tests/volume` proves; clients of the socket reconnect.
+#[test]
+fn an_engine_hands_over_to_one_of_another_binary() {
+    let (world, endpoint) = attached();
+    let bytes = pattern(4);
+    write_volume(&world, &endpoint, &bytes);
+    let old = world.json(&["volume", "show", "v1"])["enginePid"].as_u64().unwrap();
+    let other = world.path().join("ankole-other");
+    std::fs::copy(env!("CARGO_BIN_EXE_ankole"), &other).unwrap();
+
+    let refused = world.say(&["engine", "upgrade", "v1", "--program", "/bin/false"]);
+    assert_eq!(refused.code, 2, "{refused:?}");
+    assert!(refused.err.contains("/bin/false: it has no `engine run`"), "{}", refused.err);
+    world.well(&["engine", "upgrade", "v1", "--program", other.to_str().unwrap()]);
+
+    let shown = world.json(&["volume", "show", "v1"]);
+    let new = shown["enginePid"].as_u64().unwrap();
+    assert_ne!(new, old);
+    assert_eq!(std::fs::read_link(format!("/proc/{new}/exe")).unwrap(), other);
+    assert_eq!(shown["unsettledBytes"], 0, "the old one has said goodbye");
+    assert!(read_volume(&world, &endpoint) == bytes);
+}
+
 #[test]
 fn a_killed_replica_is_rebuilt_with_what_it_missed() {
     let (world, endpoint) = attached();

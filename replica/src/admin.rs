@@ -36,6 +36,8 @@ pub enum Request {
     },
     /// Drains, flushes, says goodbye to the replicas and ends the process.
     Detach,
+    /// The same, but leaves the device to the next engine: its requests wait in the kernel.
+    HandOver,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

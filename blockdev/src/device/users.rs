@@ -16,7 +16,7 @@ pub(crate) fn users(device: &Path) -> Vec<String> {
         let places = mounts.iter().flatten().find_map(|mounts| mount_point(mounts, number));
         users.push(match places {
             Some(place) => format!("mounted on {place}"),
-            None => "held by the kernel: mounted in a container, or part of another device".into(),
+            None => "held by a program, or by the kernel: mounted in a container, or part of another device".into(),
         });
     }
     users.extend(processes(number));

@@ -1,6 +1,7 @@
 //! The volume: what is wanted of it, what is durable about it, and how it is shown.
 
 use std::fmt;
+use std::path::PathBuf;
 
 use ankole_blockdev::device::Driver;
 use ankole_replica::admin::{self, EngineStatus};
@@ -37,10 +38,22 @@ pub struct VolumeSpec {
     pub transport: Transport,
     /// The one replica lives inside the engine's process.
     pub in_engine: bool,
+    #[serde(default)]
+    pub engine: EngineSpec,
     /// Attached while there is any.
     pub tickets: Vec<Ticket>,
     /// Set once and never taken back: everything of the volume goes.
     pub deleting: bool,
+}
+
+/// What the volume's engine is to be. One that was started for an earlier turn hands over.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EngineSpec {
+    /// The binary; the manager's own if it is left out.
+    pub program: Option<PathBuf>,
+    /// Rises with each upgrade.
+    pub turn: u64,
 }
 
 /// What is true of a volume and can't be seen again after a restart.
@@ -127,6 +140,15 @@ pub struct ResizeRequest {
     pub size_bytes: u64,
 }
 
+/// What `PUT /v1/volumes/V/engine` takes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct UpgradeRequest {
+    /// The manager's own if it is left out.
+    #[serde(default)]
+    pub program: Option<PathBuf>,
+}
+
 impl VolumeRequest {
     /// The spec, or what is wrong with the request.
     pub fn validate(&self) -> Result<VolumeSpec, ApiError> {
@@ -153,6 +175,7 @@ impl VolumeRequest {
             frontend: self.frontend,
             transport: self.transport,
             in_engine: self.in_engine,
+            engine: EngineSpec::default(),
             tickets: Vec::new(),
             deleting: false,
         })
@@ -263,6 +286,8 @@ pub enum Reason {
     /// Nothing runs while a person chooses a copy.
     Salvaging,
     Stopping,
+    /// The engine hands over to another one.
+    Upgrading,
     /// Somebody uses the device of a volume that is to be detached.
     InUse,
 }

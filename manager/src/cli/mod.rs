@@ -8,6 +8,7 @@
 mod backup;
 mod check;
 mod connect;
+mod engine;
 mod output;
 mod replica;
 mod salvage;
@@ -109,17 +110,11 @@ enum Command {
     Replica(replica::ReplicaCommand),
     /// The process of an attached volume
     #[command(subcommand)]
-    Engine(EngineCommand),
+    Engine(engine::EngineCommand),
     /// Completions for a shell
     Completion { shell: clap_complete::Shell },
     /// The version of this program
     Version,
-}
-
-#[derive(Debug, Subcommand)]
-enum EngineCommand {
-    /// Serve a volume; started by the agent, usable by hand
-    Run(roles::engine::EngineArgs),
 }
 
 /// How a verb ends when it doesn't fail.
@@ -173,7 +168,10 @@ pub fn run(args: impl Iterator<Item = OsString>, environment: &Environment) -> E
 fn dispatch(session: &Session<'_>, command: Command) -> Result<ExitCode, ApiError> {
     let done = match command {
         Command::Demo(args) => return demo(session, args),
-        Command::Engine(EngineCommand::Run(args)) => return role(roles::engine::run(args)),
+        Command::Engine(engine::EngineCommand::Run(args)) => {
+            return role(roles::engine::run(args));
+        }
+        Command::Engine(engine::EngineCommand::Upgrade(args)) => engine::upgrade(session, args),
         Command::Replica(replica::ReplicaCommand::Serve(args)) => {
             return role(roles::replica::run(args));
         }
@@ -240,7 +238,7 @@ fn complain(error: &ApiError) {
 fn start_log(environment: &Environment, command: &Command) {
     let default = match command {
         Command::Standalone(_)
-        | Command::Engine(_)
+        | Command::Engine(engine::EngineCommand::Run(_))
         | Command::Replica(replica::ReplicaCommand::Serve(_)) => "info",
         _ => "warn",
     };

@@ -12,7 +12,7 @@ use crate::api::replica::ReplicaView;
 use crate::api::salvage::{SalvageRequest, SalvageView};
 use crate::api::snapshot::{Chain, SnapshotRequest};
 use crate::api::target::{BackupTarget, TargetRequest};
-use crate::api::volume::{ResizeRequest, VolumeRequest, VolumeView};
+use crate::api::volume::{ResizeRequest, UpgradeRequest, VolumeRequest, VolumeView};
 use crate::api::{ApiError, ErrorKind, Name};
 
 /// A snapshot waits for the engine to settle and flush.
@@ -58,6 +58,14 @@ impl Client {
     }
     pub fn resize_volume(&self, volume: &Name, size_bytes: u64) -> Result<VolumeView, ApiError> {
         self.send("PUT", &format!("/v1/volumes/{volume}/size"), &ResizeRequest { size_bytes })
+    }
+    /// Answers at once; it is done when there is another engine.
+    pub fn upgrade_engine(
+        &self,
+        volume: &Name,
+        request: &UpgradeRequest,
+    ) -> Result<VolumeView, ApiError> {
+        self.send("PUT", &format!("/v1/volumes/{volume}/engine"), request)
     }
     /// Answers at once; the volume is gone when it isn't found any more.
     pub fn delete_volume(&self, volume: &Name) -> Result<VolumeView, ApiError> {

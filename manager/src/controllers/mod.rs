@@ -25,6 +25,7 @@ use crate::store::{Changed, Kind, Store, StoreError};
 /// Labels of processes.
 pub const INSTANCE_LABEL: &str = "instance";
 pub const ADDRESS_LABEL: &str = "address";
+pub const TURN_LABEL: &str = "turn";
 
 /// What every controller works with.
 pub struct Context {

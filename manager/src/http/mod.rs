@@ -46,6 +46,7 @@ pub fn router(service: Service, token: String) -> Router {
         .route("/v1/volumes", get(volumes::list).post(volumes::create))
         .route("/v1/volumes/{volume}", get(volumes::show).delete(volumes::remove))
         .route("/v1/volumes/{volume}/size", put(volumes::resize))
+        .route("/v1/volumes/{volume}/engine", put(volumes::upgrade))
         .route(
             "/v1/volumes/{volume}/tickets/{ticket}",
             put(volumes::attach).delete(volumes::detach),

@@ -9,7 +9,7 @@ use super::{Answer, Body, Refusal, blocking, name};
 use crate::api::attachment::{AttachRequest, TicketKind};
 use crate::api::replica::ReplicaView;
 use crate::api::salvage::{SalvageRequest, SalvageView};
-use crate::api::volume::{ResizeRequest, VolumeRequest, VolumeView};
+use crate::api::volume::{ResizeRequest, UpgradeRequest, VolumeRequest, VolumeView};
 use crate::service::Service;
 
 pub(super) async fn list(State(service): State<Service>) -> Answer<Vec<VolumeView>> {
@@ -43,6 +43,14 @@ pub(super) async fn resize(
     Body(request): Body<ResizeRequest>,
 ) -> Answer<VolumeView> {
     blocking(move || service.resize_volume(&name(&volume)?, request.size_bytes)).await
+}
+
+pub(super) async fn upgrade(
+    State(service): State<Service>,
+    Path(volume): Path<String>,
+    Body(request): Body<UpgradeRequest>,
+) -> Answer<VolumeView> {
+    blocking(move || service.upgrade_engine(&name(&volume)?, &request)).await
 }
 
 pub(super) async fn attach(

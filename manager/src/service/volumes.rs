@@ -1,7 +1,8 @@
 //! Volumes: made, attached, resized, shown, removed.
 
 use std::net::TcpListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use ankole_replica::admin::{EngineStatus, ReplicaAddress};
@@ -14,7 +15,8 @@ use crate::api::attachment::{AttachRequest, Ticket, TicketKind};
 use crate::api::replica::{Mode, Place, ReplicaView, seconds_left};
 use crate::api::size::{VolumeSize, human};
 use crate::api::volume::{
-    Robustness, State, Transport, Volume, VolumeRequest, VolumeSpec, VolumeStatus, VolumeView,
+    Robustness, State, Transport, UpgradeRequest, Volume, VolumeRequest, VolumeSpec, VolumeStatus,
+    VolumeView,
 };
 use crate::api::{ApiError, Name};
 use crate::controllers::volume::gather::{address_of, engine_status};
@@ -224,6 +226,32 @@ impl Service {
         self.volume(name)
     }
 
+    /// The engine hands over to one of another program, or of the same one anew.
+    pub fn upgrade_engine(
+        &self,
+        name: &Name,
+        request: &UpgradeRequest,
+    ) -> Result<VolumeView, ApiError> {
+        if let Some(program) = &request.program {
+            check_program(program).map_err(|why| {
+                ApiError::invalid(format!("volume {name}: {}: {why}", program.display()))
+                    .next("name the absolute path of an ankole that runs on this node")
+            })?;
+        }
+        self.context.store.modify(name, |volume: &mut Volume| {
+            refuse_deleting(volume)?;
+            let jobs = volume.spec.tickets.iter().filter(|ticket| ticket.kind != TicketKind::User);
+            if let Some(job) = jobs.map(|ticket| ticket.kind).next() {
+                return Err(ApiError::conflict(format!("volume {name} has a running {job}"))
+                    .next("wait until it is done: it reads from the engine"));
+            }
+            volume.spec.engine.program.clone_from(&request.program);
+            volume.spec.engine.turn += 1;
+            Ok(())
+        })?;
+        self.volume(name)
+    }
+
     /// Marks it; a controller removes everything and then the object.
     pub fn delete_volume(&self, name: &Name) -> Result<VolumeView, ApiError> {
         self.context.store.modify(name, |volume: &mut Volume| {
@@ -388,6 +416,19 @@ pub(super) fn refuse_deleting(volume: &Volume) -> Result<(), ApiError> {
         return Err(ApiError::conflict(format!("volume {} is being deleted", volume.name)));
     }
     Ok(())
+}
+
+/// One that doesn't run would leave the volume without an engine.
+fn check_program(program: &Path) -> Result<(), String> {
+    if !program.is_absolute() {
+        return Err("it isn't an absolute path".into());
+    }
+    let output = Command::new(program).args(["engine", "run", "--help"]).output();
+    let output = output.map_err(|error| error.to_string())?;
+    match output.status.success() {
+        true => Ok(()),
+        false => Err(format!("it has no `engine run` ({})", output.status)),
+    }
 }
 
 /// Bound all at once, so that they differ, and let go.

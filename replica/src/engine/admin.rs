@@ -72,19 +72,21 @@ impl Engine {
             Request::RemoveSnapshot { name } => self.remove_snapshot(&name).await,
             Request::Expand { size_bytes } => self.expand(size_bytes).await,
             Request::SetReplicas { replicas } => self.set_replicas(replicas),
-            Request::Detach => match self.close_frontend().await {
-                Ok(()) => {
-                    self.detach();
-                    self.ended().await;
-                    Ok(())
-                }
-                Err(reason) => Err((ErrorKind::Conflict, reason)),
-            },
+            Request::Detach => self.end_after(self.close_frontend().await).await,
+            Request::HandOver => self.end_after(self.leave_frontend().await).await,
         };
         match done {
             Ok(()) => Answer::Ok,
             Err((kind, message)) => refuse(kind, message),
         }
+    }
+
+    /// Once nothing of the frontend is in the way.
+    async fn end_after(&self, frontend: Result<(), String>) -> Done {
+        frontend.map_err(|reason| (ErrorKind::Conflict, reason))?;
+        self.detach();
+        self.ended().await;
+        Ok(())
     }
 
     /// What the volume has isn't known before it is open: a snapshot would seem to be gone.

@@ -57,6 +57,8 @@ pub struct Engine(Rc<Shared>);
 pub enum FrontendRequest {
     /// To let go of the volume. The answer is the reason, if something is in the way.
     Close(oneshot::Sender<Result<(), String>>),
+    /// To leave the device to the next engine.
+    HandOver(oneshot::Sender<Result<(), String>>),
     /// Who uses the volume's device, in words.
     Users(oneshot::Sender<Vec<String>>),
 }
@@ -191,12 +193,24 @@ impl Engine {
 
     /// Asks the frontend, if there is one, to let go of the volume. The reason if it can't.
     pub async fn close_frontend(&self) -> Result<(), String> {
+        self.ask_frontend(FrontendRequest::Close).await
+    }
+
+    /// The same, but its device stays for the next engine.
+    pub async fn leave_frontend(&self) -> Result<(), String> {
+        self.ask_frontend(FrontendRequest::HandOver).await
+    }
+
+    async fn ask_frontend(
+        &self,
+        request: impl FnOnce(oneshot::Sender<Result<(), String>>) -> FrontendRequest,
+    ) -> Result<(), String> {
         let Some(frontend) = self.0.frontend.borrow().clone() else { return Ok(()) };
-        let (done, closed) = oneshot::channel();
-        if frontend.send(FrontendRequest::Close(done)).await.is_err() {
+        let (done, answered) = oneshot::channel();
+        if frontend.send(request(done)).await.is_err() {
             return Ok(()); // it has gone already
         }
-        closed.await.unwrap_or(Ok(()))
+        answered.await.unwrap_or(Ok(()))
     }
 
     /// Who uses the volume, but for its own jobs: in words.

@@ -22,7 +22,7 @@ use crate::api::Name;
 use crate::api::replica::Place;
 use crate::api::volume::{Attachment, Volume};
 use crate::arbiter::ArbiterError;
-use crate::controllers::{ADDRESS_LABEL, Context, INSTANCE_LABEL};
+use crate::controllers::{ADDRESS_LABEL, Context, INSTANCE_LABEL, TURN_LABEL};
 use crate::store::StoreError;
 
 const KILL_PATIENCE: Duration = Duration::from_secs(10);
@@ -101,9 +101,11 @@ impl Hands<'_> {
             }
             Action::StartEngine(start) => self.start_engine(start),
             Action::DetachEngine => {
-                self.memory.ask_to_end(Part::Engine);
-                let (context, name) = (Arc::clone(self.context), name.clone());
-                thread::spawn(move || ask_to_detach(&context, &name));
+                self.ask_to_end(Request::Detach);
+                Ok(())
+            }
+            Action::HandOverEngine => {
+                self.ask_to_end(Request::HandOver);
                 Ok(())
             }
             Action::KillEngine => self.kill_engine(),
@@ -198,7 +200,10 @@ impl Hands<'_> {
         let mut flags = vec![];
         flags.extend(start.recover.then_some("--recover"));
         flags.extend(start.read_only.then_some("--read-only"));
-        let labels = BTreeMap::from([(INSTANCE_LABEL.into(), start.instance.0.clone())]);
+        let labels = BTreeMap::from([
+            (INSTANCE_LABEL.into(), start.instance.0.clone()),
+            (TURN_LABEL.into(), self.volume.spec.engine.turn.to_string()),
+        ]);
         self.memory.engine_left = false;
         self.start(ProcessName::engine(name), ["engine", "run"], &args, &flags, labels)
     }
@@ -217,7 +222,9 @@ impl Hands<'_> {
         let args = role.map(String::from).into_iter().chain(options).chain(flags).collect();
         let log = self.context.layout.log(&name);
         let part = name.part.clone();
-        let program = self.context.program.clone();
+        let chosen = self.volume.spec.engine.program.clone();
+        let program = chosen.filter(|_| part == Part::Engine);
+        let program = program.unwrap_or_else(|| self.context.program.clone());
         self.context.supervisor.start(ProcessSpec { name, program, args, log, labels })?;
         self.memory.started(part);
         Ok(())
@@ -242,6 +249,13 @@ impl Hands<'_> {
             volume.status.attachment = Some(attachment.clone());
             Ok::<_, ApplyError>(())
         })
+    }
+
+    /// On a thread of its own: the answer comes when everything is flushed.
+    fn ask_to_end(&mut self, how: Request) {
+        self.memory.ask_to_end(Part::Engine);
+        let (context, name) = (Arc::clone(self.context), self.volume.name.clone());
+        thread::spawn(move || ask_to_end(&context, &name, &how));
     }
 
     fn kill_engine(&mut self) -> Result<(), ApplyError> {
@@ -275,14 +289,13 @@ impl Hands<'_> {
     }
 }
 
-/// Until it is understood, refused, or the engine is gone. Runs on a thread of its own: the answer
-/// comes when everything is flushed.
-fn ask_to_detach(context: &Context, volume: &Name) {
+/// Until it is understood, refused, or the engine is gone.
+fn ask_to_end(context: &Context, volume: &Name, how: &Request) {
     let socket = context.layout.admin(volume);
     let name = ProcessName::engine(volume);
     let deadline = Instant::now() + DETACH_PATIENCE;
     while Instant::now() < deadline {
-        match admin::ask(&socket, &Request::Detach, DETACH_PATIENCE) {
+        match admin::ask(&socket, how, DETACH_PATIENCE) {
             Ok(_) => return,
             Err(AdminError::NoAnswer(_)) if context.supervisor.wait(&name, DETACH_RETRY) => return,
             Err(AdminError::NoAnswer(_)) => {}

@@ -13,7 +13,7 @@ use crate::agent::layout::random_hex;
 use crate::agent::{Part, Process, admin, probe};
 use crate::api::Name;
 use crate::api::volume::{Device, Volume};
-use crate::controllers::{ADDRESS_LABEL, Context, INSTANCE_LABEL};
+use crate::controllers::{ADDRESS_LABEL, Context, INSTANCE_LABEL, TURN_LABEL};
 use crate::store::StoreError;
 
 const STATUS_TIMEOUT: Duration = Duration::from_secs(1);
@@ -44,6 +44,7 @@ pub fn gather(
     let engine = process_of(&Part::Engine).map(|process| EngineSeen {
         pid: process.pid,
         instance: InstanceId(label(process, INSTANCE_LABEL)),
+        turn: label(process, TURN_LABEL).parse().unwrap_or_default(),
         asked_to_end: memory.asked_to_end(&Part::Engine),
         refused: memory.refused.as_ref().map(|(at, why)| (at.elapsed(), why.clone())),
         status: engine_status(context, name).map(Box::new),

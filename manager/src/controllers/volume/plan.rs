@@ -3,6 +3,7 @@
 //! ```text
 //! attach   lost replica formatted ─▶ replicas started ─▶ grant ─▶ engine started ─▶ wait for its endpoint
 //! engine died                                            grant (same attach epoch) ─▶ started with --recover
+//! upgrade  engine hands over ─▶ gone ─▶ grant (same attach epoch) ─▶ started with --recover
 //! detach   engine asked ─▶ gone ─▶ replicas ended ─▶ attachment cleared     (asked in vain: killed)
 //! held     engine killed ─▶ replicas ended          (while a person chooses a copy)
 //! gone     as detach, then the directories, then the object
@@ -61,6 +62,8 @@ pub struct Seen {
 pub struct EngineSeen {
     pub pid: u32,
     pub instance: InstanceId,
+    /// Of the upgrade for which it was started.
+    pub turn: u64,
     pub asked_to_end: Option<Duration>,
     /// When it last refused to detach, and why.
     pub refused: Option<(Duration, String)>,
@@ -118,6 +121,7 @@ pub enum Action {
     },
     StartEngine(EngineStart),
     DetachEngine,
+    HandOverEngine,
     KillEngine,
     Expand {
         size_bytes: u64,
@@ -301,6 +305,11 @@ impl Plan {
         };
         self.state = State::Attached;
         self.look_again = WHILE_ATTACHED;
+        if engine.turn != seen.volume.spec.engine.turn {
+            let message = format!("the engine, pid {}, hands over to another one", engine.pid);
+            self.note(Condition::new(Reason::Upgrading, message));
+            return self.act(Action::HandOverEngine);
+        }
         if engine.waits.is_some_and(|waits| waits > OPEN_PATIENCE) && !status.has_readable() {
             let message = "no replica can be read; requests wait";
             let hint = salvage_hint(&seen.volume.name);
@@ -481,6 +490,7 @@ impl fmt::Display for Action {
                 f.write_str(if *read_only { ", read-only" } else { "" })
             }
             Self::DetachEngine => f.write_str("ask the engine to detach"),
+            Self::HandOverEngine => f.write_str("ask the engine to hand over"),
             Self::KillEngine => f.write_str("kill the engine and wait for its end"),
             Self::Expand { size_bytes } => write!(f, "expand to {size_bytes} bytes"),
             Self::ClearAttachment => f.write_str("clear the attachment"),

@@ -93,6 +93,7 @@ fn attached() -> Seen {
     seen.engine = Some(EngineSeen {
         pid: 10,
         instance: InstanceId("old".into()),
+        turn: 0,
         asked_to_end: None,
         refused: None,
         status: Some(Box::new(status)),
@@ -192,6 +193,22 @@ fn scenarios() -> Vec<(&'static str, Seen)> {
             with(wanted(), |s| s.newest_seen = Some((Generation::FIRST, "r2".into()))),
         ),
         ("the volume shall be larger", with(attached(), |s| s.volume.spec.size_bytes = 4 << 20)),
+        ("another engine is wanted", with(attached(), |s| s.volume.spec.engine.turn = 1)),
+        (
+            "it hands over to another one",
+            with(attached(), |s| {
+                s.volume.spec.engine.turn = 1;
+                engine(s).asked_to_end = Some(Duration::from_secs(1));
+            }),
+        ),
+        (
+            "it has handed over its device",
+            with(attached(), |s| {
+                on_ublk(s);
+                s.engine = None;
+                s.engine_left = true;
+            }),
+        ),
         ("the engine died", with(attached(), |s| s.engine = None)),
         (
             "the engine died and its ublk device waits",
