@@ -88,7 +88,7 @@ pub async fn serve<D: Disk + 'static>(
 /// hangs first.
 pub fn stop(driver: Driver, id: u32, volume: &str) -> Result<(), DeviceError> {
     match driver {
-        Driver::Ublk => ublk::stop_device(id)?,
+        Driver::Ublk => ublk::stop_device(id, hash(volume))?,
         Driver::Nbd => kernel_nbd::stop_device(id, volume)?,
     }
     Ok(())

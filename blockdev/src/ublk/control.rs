@@ -263,10 +263,7 @@ fn take_over(id: u32, options: &Options, geometry: Geometry) -> Result<UblkCtrl,
         .dev_flags(UblkFlags::UBLK_DEV_F_RECOVER_DEV)
         .build()
         .map_err(|error| failed(Step::Inspect, cause(error)))?;
-    let found = control.dev_info().ublksrv_flags;
-    if found != options.identity {
-        return Err(UblkError::OtherVolume { device: id, found, expected: options.identity });
-    }
+    check_identity(&control, id, options.identity)?;
     let mut params = ublk_params::default();
     check(control.get_params(&mut params)).map_err(|error| failed(Step::Inspect, error))?;
     let device_bytes = geometry::size_bytes(&params);
@@ -284,12 +281,20 @@ fn library_id(id: u32) -> io::Result<i32> {
 }
 
 /// See [`super::stop_device`].
-pub(super) fn stop_and_delete(id: u32) -> Result<(), UblkError> {
+pub(super) fn stop_and_delete(id: u32, identity: u64) -> Result<(), UblkError> {
     let failed = |step, source| UblkError::Command { step, device: DeviceName(Some(id)), source };
     let number = library_id(id).map_err(|error| failed(Step::Inspect, error))?;
     let control =
         UblkCtrl::new_simple(number).map_err(|error| failed(Step::Inspect, cause(error)))?;
+    check_identity(&control, id, identity)?;
     check(control.kill_dev()).map_err(|error| failed(Step::Stop, error))?;
     check(control.del_dev()).map_err(|error| failed(Step::Delete, error))?;
     Ok(())
+}
+
+fn check_identity(control: &UblkCtrl, device: u32, expected: u64) -> Result<(), UblkError> {
+    match control.dev_info().ublksrv_flags {
+        found if found == expected => Ok(()),
+        found => Err(UblkError::OtherVolume { device, found, expected }),
+    }
 }

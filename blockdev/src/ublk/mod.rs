@@ -167,9 +167,9 @@ impl Device {
 /// Requests that wait get `EIO`; a file system on it shuts down, and can be unmounted.
 ///
 /// Blocks. Kill a server that hangs first: with one alive this waits for the requests it has.
-pub fn stop_device(id: u32) -> Result<(), UblkError> {
+pub fn stop_device(id: u32, identity: u64) -> Result<(), UblkError> {
     is_available()?;
-    control::stop_and_delete(id)
+    control::stop_and_delete(id, identity)
 }
 
 fn block_device_path(id: u32) -> PathBuf {

@@ -286,6 +286,8 @@ pub enum Reason {
     /// Nothing runs while a person chooses a copy.
     Salvaging,
     Stopping,
+    /// The device's requests wait, since no engine serves them.
+    Unserved,
     /// The engine hands over to another one.
     Upgrading,
     /// Somebody uses the device of a volume that is to be detached.

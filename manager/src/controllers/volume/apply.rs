@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use ankole_blockdev::device::{self, DeviceError};
 use ankole_replica::admin::Request;
 use ankole_replica::arbiter::{Change, EngineGrant, InstanceId, Member, Record};
 use ankole_replica::types::ReplicaId;
@@ -20,7 +21,7 @@ use crate::agent::supervisor::{Signal, SupervisorError};
 use crate::agent::{Part, ProcessName, ProcessSpec, admin};
 use crate::api::Name;
 use crate::api::replica::Place;
-use crate::api::volume::{Attachment, Volume};
+use crate::api::volume::{Attachment, Device, Volume};
 use crate::arbiter::ArbiterError;
 use crate::controllers::{ADDRESS_LABEL, Context, INSTANCE_LABEL, TURN_LABEL};
 use crate::store::StoreError;
@@ -42,6 +43,8 @@ pub(super) enum ApplyError {
     Format { replica: ReplicaId, directory: PathBuf, source: FormatError },
     #[error("remove {path}")]
     Remove { path: PathBuf, source: io::Error },
+    #[error("stop device {device}, whose requests wait for no engine")]
+    StopDevice { device: Device, source: DeviceError },
     #[error("the killed engine hasn't ended after {} s", KILL_PATIENCE.as_secs())]
     StillThere,
     #[error("replica {replica} has no place")]
@@ -103,6 +106,10 @@ impl Hands<'_> {
             Action::DetachEngine => {
                 self.ask_to_end(Request::Detach);
                 Ok(())
+            }
+            Action::StopDevice(it) => {
+                let stopped = device::stop(it.driver(), it.number(), name);
+                stopped.map_err(|source| ApplyError::StopDevice { device: *it, source })
             }
             Action::HandOverEngine => {
                 self.ask_to_end(Request::HandOver);

@@ -124,6 +124,7 @@ fn devices(
         free_ublk: free(Device::Ublk),
         free_nbd: free(Device::Nbd),
         own_left: own.is_some_and(exists),
+        unserved: None,
     })
 }
 

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use ankole_replica::types::ReplicaId;
 use tokio::sync::mpsc;
 
-use self::plan::{EngineSeen, History};
+use self::plan::{EngineSeen, History, Seen};
 use self::validate::Wanted;
 use super::Context;
 use super::backoff::Backoff;
@@ -44,6 +44,8 @@ pub struct Memory {
     /// When each condition of the last pass began, in seconds of Unix time.
     conditions: BTreeMap<(Reason, Option<ReplicaId>), u64>,
     engine_waits: Option<(Instant, u64)>,
+    /// Since when the device has no engine.
+    unserved: Option<Instant>,
 }
 
 #[derive(Debug, Default)]
@@ -68,6 +70,18 @@ impl Memory {
     /// How long the engine has been waiting for something without a break.
     fn engine_waits(&self) -> Option<Duration> {
         self.engine_waits.map(|(since, _)| since.elapsed())
+    }
+
+    /// How long the device has been waiting for an engine.
+    fn note_unserved(&mut self, seen: &Seen) -> Option<Duration> {
+        let is_served = match &seen.engine {
+            Some(EngineSeen { status: Some(status), .. }) => status.endpoint.is_some(),
+            Some(_) => self.unserved.is_none(), // too busy to answer: it is as it was
+            None => false,
+        };
+        let since = self.unserved.unwrap_or_else(Instant::now);
+        self.unserved = (seen.devices.own_left && !is_served).then_some(since);
+        self.unserved.map(|since| since.elapsed())
     }
 
     fn note_waiting(&mut self, engine: Option<&EngineSeen>) {
@@ -182,7 +196,7 @@ fn pass(context: &Arc<Context>, name: &Name, memory: &mut Memory) -> Option<Dura
     if let Some(why) = context.take_refusal(name) {
         memory.refused(why);
     }
-    let seen = match gather::gather(context, name, memory) {
+    let mut seen = match gather::gather(context, name, memory) {
         Ok(seen) => seen?,
         Err(error) => {
             let error = crate::api::error::chain(&error);
@@ -191,6 +205,7 @@ fn pass(context: &Arc<Context>, name: &Name, memory: &mut Memory) -> Option<Dura
         }
     };
     memory.note_waiting(seen.engine.as_ref());
+    seen.devices.unserved = memory.note_unserved(&seen);
     let wanted = if context.is_held(name) {
         memory.forgive();
         Wanted::Still

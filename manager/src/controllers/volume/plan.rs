@@ -28,6 +28,9 @@ use crate::api::volume::{
 
 /// An engine drains and flushes within this, or the disks are in trouble.
 pub const DETACH_PATIENCE: Duration = Duration::from_secs(60);
+/// Requests of a device without an engine wait so long, and then get errors: a supervisor must not
+/// let its clients hang for ever. A disk's time-outs are shorter, a node's reboot takes less.
+pub const DEVICE_PATIENCE: Duration = Duration::from_secs(300);
 /// Before an engine is asked again that has refused to detach.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 /// A replica without an engine has nothing left to do.
@@ -102,6 +105,8 @@ pub struct DevicesSeen {
     pub free_nbd: Option<u32>,
     /// The device of the present attachment is still in the kernel.
     pub own_left: bool,
+    /// How long its requests have been waiting for an engine.
+    pub unserved: Option<Duration>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -120,6 +125,8 @@ pub enum Action {
         attachment: Attachment,
     },
     StartEngine(EngineStart),
+    /// Its requests get errors, and it goes.
+    StopDevice(Device),
     DetachEngine,
     HandOverEngine,
     KillEngine,
@@ -184,6 +191,7 @@ impl Plan {
             return self.refuse_rolled_back(seen, record, *newest, replica);
         }
         let servable = self.start_replicas(seen, record);
+        self.free_clients(seen);
         match &seen.engine {
             Some(engine) if !is_granted(record, engine) => {
                 self.act(Action::KillEngine);
@@ -202,6 +210,23 @@ impl Plan {
                 self.hold_off(Reason::EngineEnded, None, "the engine", &seen.engine_history);
             }
             None => self.start_engine(seen, record, read_only),
+        }
+    }
+
+    /// Those that wait for an engine which doesn't come.
+    fn free_clients(&mut self, seen: &Seen) {
+        let device = seen.volume.status.attachment.as_ref().and_then(|it| it.device);
+        let Some((device, unserved)) = device.zip(seen.devices.unserved) else { return };
+        let left = DEVICE_PATIENCE.saturating_sub(unserved);
+        if left.is_zero() {
+            self.act(Action::StopDevice(device));
+        } else if unserved > OPEN_PATIENCE {
+            let message = format!(
+                "requests of device {device} wait for an engine; in {} s they get errors",
+                left.as_secs()
+            );
+            self.note(Condition::new(Reason::Unserved, message));
+            self.look_within(left);
         }
     }
 
@@ -489,6 +514,7 @@ impl fmt::Display for Action {
                 f.write_str(if *recover { ", recovering" } else { "" })?;
                 f.write_str(if *read_only { ", read-only" } else { "" })
             }
+            Self::StopDevice(device) => write!(f, "stop device {device}"),
             Self::DetachEngine => f.write_str("ask the engine to detach"),
             Self::HandOverEngine => f.write_str("ask the engine to hand over"),
             Self::KillEngine => f.write_str("kill the engine and wait for its end"),

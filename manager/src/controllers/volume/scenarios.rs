@@ -7,8 +7,8 @@ use ankole_replica::arbiter::{EngineGrant, InstanceId, Member, Record};
 use ankole_replica::types::{Generation, Incarnation};
 
 use super::plan::{
-    Action, DETACH_PATIENCE, DevicesSeen, EngineSeen, History, REPLICA_PATIENCE, ReplicaProcess,
-    ReplicaSeen, Seen, plan,
+    Action, DETACH_PATIENCE, DEVICE_PATIENCE, DevicesSeen, EngineSeen, History, REPLICA_PATIENCE,
+    ReplicaProcess, ReplicaSeen, Seen, plan,
 };
 use super::validate::{Wanted, validate};
 use crate::api::attachment::{Ticket, TicketKind};
@@ -54,7 +54,7 @@ fn detached() -> Seen {
         engine_left: false,
         replicas,
         newest_seen: None,
-        devices: DevicesSeen { free_ublk: None, free_nbd: None, own_left: false },
+        devices: DevicesSeen { free_ublk: None, free_nbd: None, own_left: false, unserved: None },
         fresh_instance: InstanceId("fresh".into()),
     }
 }
@@ -215,6 +215,24 @@ fn scenarios() -> Vec<(&'static str, Seen)> {
             with(attached(), |s| {
                 on_ublk(s);
                 s.engine = None;
+            }),
+        ),
+        (
+            "no engine comes back, and clients of the device wait",
+            with(attached(), |s| {
+                on_ublk(s);
+                s.engine = None;
+                s.engine_history = ended(4);
+                s.devices.unserved = Some(Duration::from_secs(20));
+            }),
+        ),
+        (
+            "they have waited long enough",
+            with(attached(), |s| {
+                on_ublk(s);
+                s.engine = None;
+                s.engine_history = ended(4);
+                s.devices.unserved = Some(DEVICE_PATIENCE);
             }),
         ),
         (
