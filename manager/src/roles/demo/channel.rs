@@ -1,7 +1,7 @@
 //! The way to the bytes of a volume: its socket, or its device.
 //!
 //! An engine that dies takes its NBD connections with it: connect again and repeat what has no
-//! answer. A ublk device needs none of that, the kernel waits for the next engine.
+//! answer. A device needs none of that, the kernel waits for the next engine.
 
 use std::cell::{Cell, RefCell};
 use std::fs::File;

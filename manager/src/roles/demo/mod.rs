@@ -33,6 +33,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
+use ankole_blockdev::device::Driver;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
@@ -46,7 +47,6 @@ use crate::agent::probe;
 use crate::api::ApiError;
 use crate::api::size::{VolumeSize, human};
 use crate::api::volume::Frontend;
-use ankole_blockdev::device::Driver;
 
 #[derive(Clone, Debug, clap::Args)]
 pub struct DemoArgs {
@@ -194,13 +194,15 @@ fn prepare(args: &DemoArgs, surroundings: &Surroundings, reporter: &Reporter) ->
     let plan = Plan::new(args.size.bytes, args.replicas)?;
     let tools = Tools::find(&surroundings.search_path)?;
     let is_root = rustix::process::geteuid().is_root();
-    let (frontend, by) = match is_root && probe::can_serve(Driver::Ublk) {
-        true => (Frontend::Ublk, "a ublk device and a mounted file system"),
-        false => (Frontend::Socket, "an NBD socket, without root and kernel modules"),
+    let drivers = [(Driver::Ublk, Frontend::Ublk), (Driver::Nbd, Frontend::Nbd)];
+    let device = drivers.into_iter().find(|(driver, _)| is_root && probe::can_serve(*driver));
+    let (frontend, by) = match device {
+        Some((driver, frontend)) => {
+            mount::enter_private_namespace()?;
+            (frontend, format!("a device of the driver {driver} and a mounted file system"))
+        }
+        None => (Frontend::Socket, "an NBD socket, without root and kernel modules".to_owned()),
     };
-    if frontend == Frontend::Ublk {
-        mount::enter_private_namespace()?;
-    }
     let costs = STEPS.iter().map(|step| step.cost).chain([plan::END]);
     let time: Duration = costs.map(|cost| cost.estimate(&plan)).sum();
     reporter.say(&format!(

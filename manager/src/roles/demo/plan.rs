@@ -15,7 +15,7 @@ const BESIDES_BYTES: u64 = 64 * MIB;
 /// 0                          5/8                                  1
 /// | ext4, files of 1/3        | region of the write load (1/8) | - |     of the volume
 /// ```
-/// As root with ublk, the region is a file in the file system.
+/// As root, on a kernel with ublk or nbd, the region is a file in the file system.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Plan {
     pub(super) size_bytes: u64,

@@ -114,7 +114,7 @@ impl Demo {
         surroundings: &Surroundings,
     ) -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let base_bytes = if frontend == Frontend::Ublk { 0 } else { plan.filesystem_bytes };
+        let base_bytes = if frontend.forced_driver().is_some() { 0 } else { plan.filesystem_bytes };
         Ok(Self {
             server: None,
             runtime: runtime.map_err(failed("start a runtime for", place.root()))?,
@@ -309,7 +309,7 @@ impl Demo {
 
     /// Of a new snapshot, whose checksum is taken first.
     fn back_up(&mut self, snapshot: &str, progress: &Progress<'_>) -> Result<BackupView> {
-        if self.frontend == Frontend::Ublk {
+        if self.frontend.forced_driver().is_some() {
             // The kernel's file system has changed what it liked; nobody has mounted it now.
             self.sum = Some(self.checksum(&progress.silent())?);
         } else {
