@@ -115,14 +115,15 @@ pub async fn serve<D: Disk + 'static>(
     let (ours, theirs) = pairs(options.connections.max(1))?;
     let tasks = ours.into_iter().map(|end| spawn_local(lines.clone().serve(end))).collect();
     let identity = options.identity.clone();
-    let connecting = finish(move || connect(&options, size_bytes, transmission_flags, &theirs));
-    let connected = connecting.await;
-    let id = *connected.as_ref().unwrap_or(&u32::MAX);
+    let connected = finish(move || connect(&options, size_bytes, transmission_flags, &theirs));
+    let id = match connected.await {
+        Ok(id) => id,
+        Err(error) => {
+            stop.send_replace(true);
+            return Err(error);
+        }
+    };
     let device = Device { id, identity, ended, stop, lines: tasks };
-    if let Err(error) = connected {
-        device.stop.send_replace(true);
-        return Err(error);
-    }
     lines.now_device(id);
     if let Err(error) = driver::set_resend_interval(id, RESEND_INTERVAL) {
         tracing::warn!(device = id, %error, "set the device's io_timeout: after a crash its \
