@@ -118,11 +118,12 @@ fn a_rebuild_that_was_interrupted_does_not_move_again_what_is_there() {
     });
 }
 
+/// While only one region may be on its way, the second replica waited for the end of the first.
 #[test]
 fn two_replicas_are_rebuilt_at_once_while_the_client_writes() {
     run(async {
         let cluster = Cluster::new(4, false).await;
-        cluster.limit.set(Some(6 * MIB)); // the second has seconds to begin
+        cluster.limit.set(Some(4 * MIB)); // the second has seconds to begin
         let engine = cluster.start_engine(false).await;
         let away = ["r2", "r4"].map(ReplicaId::from);
         away.iter().for_each(|replica| cluster.kill_replica(replica));

@@ -59,6 +59,8 @@ pub(super) struct Rebuilds {
     /// was asked has answered.
     steps: BTreeMap<StepId, Step>,
     next_step: u64,
+    /// Whose region began last: the next one is another's, since the pace may admit only one.
+    served: Option<Slot>,
     pace: Pace,
     started: u64,
     /// What the last one of each replica came to.
@@ -136,6 +138,7 @@ impl Rebuilds {
             by_target: BTreeMap::new(),
             steps: BTreeMap::new(),
             next_step: 0,
+            served: None,
             pace: Pace::new(now, limit),
             started: 0,
             ended: BTreeMap::new(),
@@ -144,6 +147,14 @@ impl Rebuilds {
 
     pub(super) fn is_idle(&self) -> bool {
         self.by_target.is_empty()
+    }
+
+    /// All targets; whoever was served last comes last.
+    fn in_turn(&self) -> Vec<Slot> {
+        let mut targets: Vec<Slot> = self.by_target.keys().copied().collect();
+        let first = targets.partition_point(|target| Some(*target) <= self.served);
+        targets.rotate_left(first);
+        targets
     }
 
     /// No region is on its way.

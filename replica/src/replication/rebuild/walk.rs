@@ -78,7 +78,7 @@ impl Core {
         if !self.ios.is_empty() {
             self.rebuilds.notice_foreground(now); // one that takes long is still in use
         }
-        let targets: Vec<Slot> = self.rebuilds.by_target.keys().copied().collect();
+        let targets = self.rebuilds.in_turn();
         for target in &targets {
             self.rebuild_catches_up(now, *target);
         }
@@ -136,6 +136,7 @@ impl Core {
         };
         let id = StepId(self.rebuilds.next_step);
         self.rebuilds.next_step += 1;
+        self.rebuilds.served = Some(target);
         self.rebuilds.pace.began();
         let step = Step {
             target,
