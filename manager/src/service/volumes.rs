@@ -394,17 +394,17 @@ fn add_ticket(volume: &mut Volume, ticket: &Ticket) -> Result<(), ApiError> {
         return Err(ApiError::conflict(format!("volume {name} is attached read-only"))
             .next(format!("ankole volume detach {name}, then attach it again")));
     }
-    match tickets.iter().find(|present| present.id == ticket.id) {
-        Some(present) if present.read_only != ticket.read_only => {
-            Err(ApiError::conflict(format!("volume {name} is attached to be written"))
-                .next(format!("ankole volume detach {name}, then attach it again")))
-        }
-        Some(_) => Ok(()),
-        None => {
-            tickets.push(ticket.clone());
-            Ok(())
-        }
+    if let Some(writer) = tickets.iter().find(|present| !present.read_only && ticket.read_only) {
+        let kind = writer.kind;
+        let error = ApiError::conflict(format!(
+            "volume {name} is attached to be written ({kind}); its device can't refuse writes"
+        ));
+        return Err(error.next(format!("once it is detached, attach {name} again")));
     }
+    if !tickets.iter().any(|present| present.id == ticket.id) {
+        tickets.push(ticket.clone());
+    }
+    Ok(())
 }
 
 fn is_being_restored(volume: &Volume) -> bool {
