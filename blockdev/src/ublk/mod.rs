@@ -20,6 +20,7 @@
 //! buffers of ours, so that the kernel never holds a pointer to our memory.
 
 mod control;
+mod copy;
 mod error;
 mod geometry;
 mod link;
