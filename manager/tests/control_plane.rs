@@ -70,6 +70,7 @@ fn run_standalone(folder: &Path) -> i32 {
         runtime_folder: folder.join("ankole"),
         program,
         format,
+        search_path: "/usr/bin".into(),
         until_stdin_closes: false,
     });
     match ended {

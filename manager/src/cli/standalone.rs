@@ -41,6 +41,7 @@ pub(super) fn run(session: &Session<'_>, args: StandaloneArgs) -> Result<ExitCod
         runtime_folder: runtime_folder(session.environment.runtime_dir.as_deref()),
         program,
         format,
+        search_path: session.environment.search_path.clone(),
         until_stdin_closes: args.until_stdin_closes,
     };
     match standalone::run(&options) {

@@ -16,7 +16,7 @@ use self::board::Board;
 use self::volume::Event;
 use crate::agent::format::Format;
 use crate::agent::supervisor::{Ended, Signal};
-use crate::agent::{Layout, Supervisor};
+use crate::agent::{Layout, Supervisor, probe};
 use crate::api::Name;
 use crate::api::replica::Place;
 use crate::api::volume::Volume;
@@ -38,6 +38,8 @@ pub struct Context {
     pub program: PathBuf,
     pub format: Format,
     pub boot_id: String,
+    /// What this node could show volumes by when it last looked.
+    pub frontends: probe::Watch,
     stopping: AtomicBool,
     held: Mutex<BTreeSet<Name>>,
     /// Why engines wouldn't detach, until their tasks have heard of it.
@@ -64,6 +66,7 @@ impl Context {
             program,
             format,
             boot_id,
+            frontends: probe::Watch::default(),
             stopping: AtomicBool::new(false),
             held: Mutex::default(),
             refusals: Mutex::default(),

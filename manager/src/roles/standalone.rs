@@ -7,12 +7,13 @@
 //! kill -9   engines and replicas go on; the next start adopts them
 //! ```
 
+use std::ffi::OsString;
 use std::fs;
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
@@ -20,7 +21,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::agent::format::Format;
 use crate::agent::layout::{Layout, LayoutError, is_ours, make_private_folder, registration_path};
 use crate::agent::supervisor::Signal;
-use crate::agent::{LocalSupervisor, Part, Supervisor, pidfile};
+use crate::agent::{LocalSupervisor, Part, Supervisor, pidfile, probe};
 use crate::api::volume::Volume;
 use crate::arbiter;
 use crate::controllers::{self, Context};
@@ -45,6 +46,8 @@ pub struct Options {
     /// The binary that is started as engine and replica.
     pub program: PathBuf,
     pub format: Format,
+    /// PATH
+    pub search_path: OsString,
     /// End as by a signal when standard input is closed. The pipe of a parent closes however the
     /// parent ends.
     pub until_stdin_closes: bool,
@@ -93,6 +96,7 @@ async fn serve(options: &Options) -> anyhow::Result<Ended> {
         .with_context(|| format!("listen on {}", layout.arbiter().display()))?;
     tokio::spawn(arbiter::serve(arbiter, Arc::clone(&context.store)));
     tokio::spawn(controllers::run(Arc::clone(&context)));
+    tokio::spawn(watch_frontends(Arc::clone(&context), options.search_path.clone()));
     let address = api.local_addr()?.to_string();
     let router = http::router(service, layout.token()?);
     let serving = tokio::spawn(async move { axum::serve(api, router).await });
@@ -133,6 +137,18 @@ fn open(options: &Options, layout: Layout) -> anyhow::Result<(Arc<Context>, Serv
     controllers::end_strays(&context)?;
     let service = Service::open(Arc::clone(&context))?;
     Ok((context, service))
+}
+
+/// For as long as the process lives: asking the drivers costs a few system calls.
+async fn watch_frontends(context: Arc<Context>, search_path: OsString) {
+    loop {
+        let (watch, path) = (Arc::clone(&context), search_path.clone());
+        let look = move || watch.frontends.note(probe::frontends(&path), SystemTime::now());
+        if tokio::task::spawn_blocking(look).await.is_err() {
+            return; // the process ends, or the panic is in its log
+        }
+        tokio::time::sleep(probe::INTERVAL).await;
+    }
 }
 
 async fn stdin_closes(is_wanted: bool) {
