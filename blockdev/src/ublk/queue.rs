@@ -194,7 +194,7 @@ impl Worker<'_> {
             match Command::parse(self.queue.get_iod(tag.0)) {
                 Ok(command) => {
                     let length_bytes = usize::try_from(command.data_bytes());
-                    let data = Buffer::zeroed(length_bytes.expect("parse() has bounded it"));
+                    let data = Buffer::for_data(length_bytes.expect("parse() has bounded it"));
                     if let Command::Write(..) = command {
                         writing.push((tag, command));
                         moves.push((self.data_offset(tag), data));
