@@ -47,10 +47,10 @@ def in_guest(options):
     metadata = json.loads(output_of("cargo", "metadata", "--format-version=1", "--no-deps", cwd=ROOT))
     server = pathlib.Path(metadata["target_directory"]) / release / "examples/device_file"
     words = [
-        ROOT / "ci/vm/run", "-k", options.kernel, "-m", "ublk_drv", "-m", "nbd", "-m", "loop", "-p", "fio,jq,e2fsprogs",
+        ROOT / "ci/vm/run", "-k", options.kernel, "-m", "ublk_drv", "-m", "nbd", "-m", "loop", "-p", "fio,jq,e2fsprogs,valgrind",
         "-f", options.binary, "-f", server, "--memory", "2048", "--cpus", str(options.cpus), "-t", str(options.limit_s),
         "-e", f"ROUNDS={options.rounds}", "-e", f"SECONDS_EACH={options.seconds}", "-e", f"SIZE_MIB={options.size_mib}",
-        "-e", f"TARGETS={' '.join(TARGETS)}", "--", (ROOT / "ci/bench/devices.guest").read_text(),
+        "-e", f"COUNT={0 if options.quick else 4000}", "-e", f"TARGETS={' '.join(TARGETS)}", "--", (ROOT / "ci/bench/devices.guest").read_text(),
     ]
     said = output_of(*words)
     return [json.loads(line) for line in said.splitlines() if line.startswith("{")]
@@ -107,6 +107,8 @@ def ratios(samples, pattern, what, of):
 
 
 def report(samples, attached, options, took_s):
+    counts = {(one["pattern"], one["target"]): one["instructions"] for one in samples if "instructions" in one}
+    samples = [one for one in samples if "iops" in one]
     measured = lambda pattern, target: [one for one in samples if (one["pattern"], one["target"]) == (pattern, target)]
     table = lambda value, targets: rows(["", *(TARGETS[target] for target in targets)], (
         [name, *(spread([value(one) for one in measured(pattern, target)]) for target in targets)] for pattern, name in PATTERNS.items()))
@@ -124,6 +126,13 @@ def report(samples, attached, options, took_s):
     yield ""
     yield from table(lambda one: one["calls"] / one["counted"], served)
     yield ""
+    if counts:
+        files = [target for target in served if target.endswith("-file")]
+        yield "**Instructions** of the server's own code for one request, counted by valgrind."
+        yield ""
+        yield from rows(["", *(TARGETS[target] for target in files)], (
+            [name, *(f"{counts[pattern, target]}" for target in files)] for pattern, name in PATTERNS.items()))
+        yield ""
     yield "**CPU** of the server in the emulator: µs for one request, in its own code / in the kernel."
     yield ""
     cpu = lambda one, which: TICK_US * one[which] / one["ios"]
