@@ -93,6 +93,13 @@ impl Lu {
     }
 
     /// # Safety
+    /// As above, in tgtd's thread.
+    pub unsafe fn set_size_bytes(self, size_bytes: u64) {
+        // SAFETY: by this function's condition.
+        unsafe { self.0.add(lu::SIZE).cast::<u64>().write_unaligned(size_bytes) }
+    }
+
+    /// # Safety
     /// As above.
     pub unsafe fn block_bytes(self) -> u64 {
         // SAFETY: by this function's condition.

@@ -151,7 +151,7 @@ pub fn work_of(command: &Command<'_>) -> Result<Work, Sense> {
         opcode::WRITE_SAME_10 | opcode::WRITE_SAME_16 => write_same(command, flags),
         opcode::COMPARE_AND_WRITE => {
             let half = command.sent.len() / 2;
-            if half as u64 != command.length || command.sent.len() % 2 != 0 {
+            if half as u64 != command.length || !command.sent.len().is_multiple_of(2) {
                 return Err(Sense::INVALID_FIELD);
             }
             command.within(offset, half as u64)?;

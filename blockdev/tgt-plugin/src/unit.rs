@@ -13,7 +13,7 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread::JoinHandle;
 
@@ -51,6 +51,7 @@ pub struct Done {
 }
 
 pub struct Unit {
+    path: PathBuf,
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
     export: Export,
@@ -85,12 +86,17 @@ impl Unit {
             bell,
             alone: RwLock::new(()),
         });
-        let mut unit = Self { shared, workers: Vec::new(), export };
+        let mut unit = Self { path: socket.to_owned(), shared, workers: Vec::new(), export };
         for _ in 0..WORKERS {
             let shared = unit.shared.clone();
             unit.workers.push(crate::thread::spawn("ankole-lun", move || shared.work())?);
         }
         Ok(unit)
+    }
+
+    /// The engine's socket.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     pub fn export(&self) -> Export {

@@ -54,7 +54,13 @@ fn detached() -> Seen {
         engine_left: false,
         replicas,
         newest_seen: None,
-        devices: DevicesSeen { free_ublk: None, free_nbd: None, own_left: false, unserved: None },
+        devices: DevicesSeen {
+            free_ublk: None,
+            free_nbd: None,
+            free_tgt: None,
+            own_left: false,
+            unserved: None,
+        },
         fresh_instance: InstanceId("fresh".into()),
     }
 }
@@ -142,6 +148,13 @@ fn scenarios() -> Vec<(&'static str, Seen)> {
             with(wanted(), |s| {
                 s.volume.spec.frontend = Frontend::Auto;
                 s.devices.free_nbd = Some(3);
+            }),
+        ),
+        (
+            "auto takes tgt where the node has neither ublk nor kernel NBD",
+            with(wanted(), |s| {
+                s.volume.spec.frontend = Frontend::Auto;
+                s.devices.free_tgt = Some(3260);
             }),
         ),
         (
