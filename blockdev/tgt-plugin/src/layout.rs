@@ -119,6 +119,10 @@ pub struct Area {
 unsafe impl Send for Area {}
 
 impl Area {
+    pub fn length_bytes(self) -> usize {
+        self.length
+    }
+
     /// # Safety
     /// The command isn't done, and nobody else has the area.
     pub unsafe fn bytes<'a>(self) -> &'a [u8] {

@@ -135,10 +135,10 @@ pub fn work_of(command: &Command<'_>) -> Result<Work, Sense> {
             Ok(Work::WriteAndVerify { offset })
         }
         opcode::VERIFY_10 | opcode::VERIFY_12 | opcode::VERIFY_16 => {
-            command.within(offset, command.length)?;
+            command.within(offset, command.sent.len() as u64)?;
             match flags >> 1 & 3 {
                 0 => Ok(Work::Nothing), // the medium is looked after without being asked
-                1 if command.sent.len() as u64 == command.length => Ok(Work::Compare { offset }),
+                1 => Ok(Work::Compare { offset }),
                 _ => Err(Sense::INVALID_FIELD),
             }
         }
