@@ -177,6 +177,7 @@ fn status(
     });
     EngineStatus {
         volume: volume.into(),
+        version: None,
         instance: me.clone(),
         generation: record.generation,
         size_bytes,
