@@ -125,6 +125,7 @@ fn devices(
         free_nbd: free(Device::Nbd),
         own_left: own.is_some_and(exists),
         unserved: None,
+        patience: context.device_patience,
     })
 }
 

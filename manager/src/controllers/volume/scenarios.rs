@@ -54,7 +54,13 @@ fn detached() -> Seen {
         engine_left: false,
         replicas,
         newest_seen: None,
-        devices: DevicesSeen { free_ublk: None, free_nbd: None, own_left: false, unserved: None },
+        devices: DevicesSeen {
+            free_ublk: None,
+            free_nbd: None,
+            own_left: false,
+            unserved: None,
+            patience: DEVICE_PATIENCE,
+        },
         fresh_instance: InstanceId("fresh".into()),
     }
 }
@@ -74,6 +80,7 @@ fn attached() -> Seen {
     }
     let status = EngineStatus {
         volume: "v1".into(),
+        version: None,
         instance: InstanceId("old".into()),
         generation: Generation::FIRST,
         size_bytes: 2 << 20,
