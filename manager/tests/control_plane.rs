@@ -71,6 +71,7 @@ fn run_standalone(folder: &Path) -> i32 {
         program,
         format,
         until_stdin_closes: false,
+        device_patience: Duration::from_secs(300),
     });
     match ended {
         Ok(Ended::Clean) => 0,
@@ -177,6 +178,7 @@ fn status(
     });
     EngineStatus {
         volume: volume.into(),
+        version: None,
         instance: me.clone(),
         generation: record.generation,
         size_bytes,

@@ -310,6 +310,9 @@ pub struct VolumeView {
     pub endpoint: Option<String>,
     pub node: Option<String>,
     pub engine_pid: Option<u32>,
+    /// Of the program that runs as engine: after an upgrade not necessarily the server's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub engine_version: Option<String>,
     /// Clients that are connected to the frontend.
     pub clients: u32,
     pub tickets: Vec<Ticket>,

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::{Notify, broadcast, mpsc};
 
@@ -38,6 +39,8 @@ pub struct Context {
     pub program: PathBuf,
     pub format: Format,
     pub boot_id: String,
+    /// How long requests of a device may wait for an engine.
+    pub device_patience: Duration,
     stopping: AtomicBool,
     held: Mutex<BTreeSet<Name>>,
     /// Why engines wouldn't detach, until their tasks have heard of it.
@@ -54,6 +57,7 @@ impl Context {
         program: PathBuf,
         format: Format,
         boot_id: String,
+        device_patience: Duration,
     ) -> Self {
         Self {
             store,
@@ -64,6 +68,7 @@ impl Context {
             program,
             format,
             boot_id,
+            device_patience,
             stopping: AtomicBool::new(false),
             held: Mutex::default(),
             refusals: Mutex::default(),

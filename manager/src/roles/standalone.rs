@@ -45,6 +45,7 @@ pub struct Options {
     /// The binary that is started as engine and replica.
     pub program: PathBuf,
     pub format: Format,
+    pub device_patience: Duration,
     /// End as by a signal when standard input is closed. The pipe of a parent closes however the
     /// parent ends.
     pub until_stdin_closes: bool,
@@ -129,6 +130,7 @@ fn open(options: &Options, layout: Layout) -> anyhow::Result<(Arc<Context>, Serv
         options.program.clone(),
         options.format,
         pidfile::boot_id().context("read the boot's id")?,
+        options.device_patience,
     ));
     controllers::end_strays(&context)?;
     let service = Service::open(Arc::clone(&context))?;

@@ -128,6 +128,7 @@ fn devices(
         free_tgt: choose(Driver::Tgt, &|| tgt::free_port(|port| !is_free(Device::Tgt(port)))),
         own_left: own.is_some_and(exists),
         unserved: None,
+        patience: context.device_patience,
     })
 }
 

@@ -109,6 +109,8 @@ pub struct DevicesSeen {
     pub own_left: bool,
     /// How long its requests have been waiting for an engine.
     pub unserved: Option<Duration>,
+    /// How long they may.
+    pub patience: Duration,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -219,7 +221,7 @@ impl Plan {
     fn free_clients(&mut self, seen: &Seen) {
         let device = seen.volume.status.attachment.as_ref().and_then(|it| it.device);
         let Some((device, unserved)) = device.zip(seen.devices.unserved) else { return };
-        let left = DEVICE_PATIENCE.saturating_sub(unserved);
+        let left = seen.devices.patience.saturating_sub(unserved);
         if left.is_zero() {
             self.act(Action::StopDevice(device));
         } else if unserved > OPEN_PATIENCE {

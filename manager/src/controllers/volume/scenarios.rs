@@ -60,6 +60,7 @@ fn detached() -> Seen {
             free_tgt: None,
             own_left: false,
             unserved: None,
+            patience: DEVICE_PATIENCE,
         },
         fresh_instance: InstanceId("fresh".into()),
     }
@@ -80,6 +81,7 @@ fn attached() -> Seen {
     }
     let status = EngineStatus {
         volume: "v1".into(),
+        version: None,
         instance: InstanceId("old".into()),
         generation: Generation::FIRST,
         size_bytes: 2 << 20,

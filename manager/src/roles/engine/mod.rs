@@ -106,7 +106,7 @@ fn replica(text: &str) -> Result<ReplicaAddress, String> {
 
 /// Runs until the engine ends: detached, or because another engine has the volume.
 pub fn run(args: EngineArgs) -> anyhow::Result<()> {
-    super::raise_file_limit();
+    super::prepare_to_serve();
     if args.frontend.driver().is_some()
         && let Err(error) = namespace::enter_own()
     {
