@@ -199,6 +199,6 @@ fn check_finds_the_socket_and_says_what_to_do_about_the_rest() {
 #[test]
 fn version_and_completions_need_no_server() {
     let world = World::real();
-    assert_eq!(world.well(&["version"]), format!("ankole {}\n", env!("CARGO_PKG_VERSION")));
+    assert_eq!(world.well(&["version"]), format!("ankole {}\n", ankole_replica::VERSION));
     assert!(world.well(&["completion", "bash"]).contains("standalone"));
 }

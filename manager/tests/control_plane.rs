@@ -70,8 +70,8 @@ fn run_standalone(folder: &Path) -> i32 {
         runtime_folder: folder.join("ankole"),
         program,
         format,
-        search_path: "/usr/bin".into(),
         until_stdin_closes: false,
+        device_patience: Duration::from_secs(300),
     });
     match ended {
         Ok(Ended::Clean) => 0,
@@ -178,6 +178,7 @@ fn status(
     });
     EngineStatus {
         volume: volume.into(),
+        version: None,
         instance: me.clone(),
         generation: record.generation,
         size_bytes,

@@ -74,6 +74,9 @@ pub struct ReplicaAddress {
 #[serde(rename_all = "camelCase")]
 pub struct EngineStatus {
     pub volume: String,
+    /// Of the engine's program; unknown of those that don't say it yet.
+    #[serde(default)]
+    pub version: Option<String>,
     pub instance: InstanceId,
     pub generation: Generation,
     pub size_bytes: u64,

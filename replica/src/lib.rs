@@ -25,3 +25,10 @@ pub mod store;
 mod stream;
 pub mod types;
 pub mod wire;
+
+/// Of the program. A debug build says that it is one: it is another program than the release.
+pub const VERSION: &str = if cfg!(debug_assertions) {
+    concat!(env!("CARGO_PKG_VERSION"), "+debug")
+} else {
+    env!("CARGO_PKG_VERSION")
+};

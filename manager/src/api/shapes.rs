@@ -65,6 +65,7 @@ pub(super) fn volume() -> VolumeView {
         endpoint: Some("nbd+unix:///?socket=/data/run/v1.nbd".into()),
         node: Some("localhost".into()),
         engine_pid: Some(11),
+        engine_version: Some("1.2.3".into()),
         clients: 1,
         tickets: vec![Ticket { id: "user".into(), kind: TicketKind::User, read_only: false }],
         replicas: vec![replica("r1", Mode::ReadWrite, true), rebuilt],

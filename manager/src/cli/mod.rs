@@ -24,6 +24,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use ankole_replica::VERSION;
 use clap::{CommandFactory, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
@@ -58,7 +59,7 @@ pub struct Environment {
 
 /// Replicated block storage
 #[derive(Debug, Parser)]
-#[command(name = "ankole", version, propagate_version = true, max_term_width = 100)]
+#[command(name = "ankole", version = VERSION, propagate_version = true, max_term_width = 100)]
 #[command(after_help = "\
 Which server: --server, --data, then ANKOLE_SERVER, ANKOLE_DATA, then http://127.0.0.1:9500.
 The token: ANKOLE_TOKEN, or the file `token` of the data folder. ANKOLE_LOG sets the log's filter.
@@ -200,14 +201,11 @@ fn dispatch(session: &Session<'_>, command: Command) -> Result<ExitCode, ApiErro
             clap_complete::generate(shell, &mut Cli::command(), "ankole", &mut text);
             session.output.text(&String::from_utf8_lossy(&text))
         }
-        Command::Version => {
-            let version = env!("CARGO_PKG_VERSION");
-            match session.output.format {
-                Format::Json => session.output.json(&serde_json::json!({ "version": version })),
-                Format::Name => session.output.line(version),
-                Format::Table | Format::Wide => session.output.line(&format!("ankole {version}")),
-            }
-        }
+        Command::Version => match session.output.format {
+            Format::Json => session.output.json(&serde_json::json!({ "version": VERSION })),
+            Format::Name => session.output.line(VERSION),
+            Format::Table | Format::Wide => session.output.line(&format!("ankole {VERSION}")),
+        },
     };
     Ok(match done? {
         Done::Well => ExitCode::SUCCESS,

@@ -3,11 +3,13 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use super::Session;
 use crate::agent::format::format;
 use crate::agent::layout::runtime_folder;
 use crate::api::ApiError;
+use crate::controllers::volume::plan::DEVICE_PATIENCE;
 use crate::roles::standalone::{self, Ended, Options};
 
 #[derive(Debug, clap::Args)]
@@ -24,6 +26,9 @@ pub(super) struct StandaloneArgs {
     /// End when standard input is closed: when whoever started this has ended
     #[arg(long, hide = true)]
     until_stdin_closes: bool,
+    /// For tests: so long requests of a device wait for an engine
+    #[arg(long, hide = true, value_name = "SECONDS", value_parser = super::seconds)]
+    device_patience: Option<Duration>,
 }
 
 pub(super) fn run(session: &Session<'_>, args: StandaloneArgs) -> Result<ExitCode, ApiError> {
@@ -41,7 +46,7 @@ pub(super) fn run(session: &Session<'_>, args: StandaloneArgs) -> Result<ExitCod
         runtime_folder: runtime_folder(session.environment.runtime_dir.as_deref()),
         program,
         format,
-        search_path: session.environment.search_path.clone(),
+        device_patience: args.device_patience.unwrap_or(DEVICE_PATIENCE),
         until_stdin_closes: args.until_stdin_closes,
     };
     match standalone::run(&options) {

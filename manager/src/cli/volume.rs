@@ -178,6 +178,11 @@ fn list(session: &Session<'_>, volumes: &[VolumeView]) -> Outcome {
     )
 }
 
+fn engine(volume: &VolumeView) -> Option<String> {
+    let version = volume.engine_version.as_deref().unwrap_or("that is unknown");
+    volume.engine_pid.map(|pid| format!("pid {pid}, version {version}"))
+}
+
 fn replicas_in_short(volume: &VolumeView) -> String {
     let in_sync = volume.replicas.iter().filter(|replica| replica.in_sync).count();
     format!("{in_sync}/{}", volume.replicas.len())
@@ -198,6 +203,7 @@ fn show(session: &Session<'_>, volume: &VolumeView) -> Outcome {
         ("size", human(volume.size_bytes)),
         ("frontend", volume.frontend.to_string()),
         ("node", volume.node.clone().unwrap_or_else(dash)),
+        ("engine", engine(volume).unwrap_or_else(dash)),
         ("clients", volume.clients.to_string()),
     ];
     for replica in &volume.replicas {

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::{Notify, broadcast, mpsc};
 
@@ -40,6 +41,8 @@ pub struct Context {
     pub boot_id: String,
     /// What this node could show volumes by when it last looked.
     pub frontends: probe::Watch,
+    /// How long requests of a device may wait for an engine.
+    pub device_patience: Duration,
     stopping: AtomicBool,
     held: Mutex<BTreeSet<Name>>,
     /// Why engines wouldn't detach, until their tasks have heard of it.
@@ -56,6 +59,7 @@ impl Context {
         program: PathBuf,
         format: Format,
         boot_id: String,
+        device_patience: Duration,
     ) -> Self {
         Self {
             store,
@@ -67,6 +71,7 @@ impl Context {
             format,
             boot_id,
             frontends: probe::Watch::default(),
+            device_patience,
             stopping: AtomicBool::new(false),
             held: Mutex::default(),
             refusals: Mutex::default(),

@@ -79,7 +79,7 @@ struct Version {
 }
 
 async fn version() -> Json<Version> {
-    Json(Version { version: env!("CARGO_PKG_VERSION") })
+    Json(Version { version: ankole_replica::VERSION })
 }
 
 async fn node(State(service): State<Service>) -> Json<NodeView> {

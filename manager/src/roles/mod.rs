@@ -5,6 +5,18 @@ pub mod engine;
 pub mod replica;
 pub mod standalone;
 
+/// What a process needs that serves a volume's data; before it starts a thread.
+fn prepare_to_serve() {
+    raise_file_limit();
+    // The file system on the volume may be on this machine, and memory only be free once it has
+    // been written: through the engine, and by the replicas. A replica that waited for that, in
+    // any of its threads, would wait for itself.
+    if let Err(error) = ankole_blockdev::reclaim::set_io_flusher() {
+        tracing::debug!(%error, "set PR_SET_IO_FLUSHER: under memory pressure a volume that is \
+            used on this machine may deadlock");
+    }
+}
+
 /// Raises the soft limit of open files to the hard one: a replica has two for each layer, an engine
 /// one for each client and replica.
 fn raise_file_limit() {

@@ -24,7 +24,7 @@ pub struct ReplicaArgs {
 
 /// Runs until a signal ends it; what it holds is then closed in order.
 pub fn run(args: ReplicaArgs) -> anyhow::Result<()> {
-    super::raise_file_limit();
+    super::prepare_to_serve();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     LocalSet::new().block_on(&runtime, async {
         let address: Address = args.listen.parse()?;

@@ -7,7 +7,6 @@
 //! kill -9   engines and replicas go on; the next start adopts them
 //! ```
 
-use std::ffi::OsString;
 use std::fs;
 use std::io::{self, Write};
 use std::net::SocketAddr;
@@ -46,8 +45,7 @@ pub struct Options {
     /// The binary that is started as engine and replica.
     pub program: PathBuf,
     pub format: Format,
-    /// PATH
-    pub search_path: OsString,
+    pub device_patience: Duration,
     /// End as by a signal when standard input is closed. The pipe of a parent closes however the
     /// parent ends.
     pub until_stdin_closes: bool,
@@ -96,7 +94,7 @@ async fn serve(options: &Options) -> anyhow::Result<Ended> {
         .with_context(|| format!("listen on {}", layout.arbiter().display()))?;
     tokio::spawn(arbiter::serve(arbiter, Arc::clone(&context.store)));
     tokio::spawn(controllers::run(Arc::clone(&context)));
-    tokio::spawn(watch_frontends(Arc::clone(&context), options.search_path.clone()));
+    tokio::spawn(watch_frontends(Arc::clone(&context)));
     let address = api.local_addr()?.to_string();
     let router = http::router(service, layout.token()?);
     let serving = tokio::spawn(async move { axum::serve(api, router).await });
@@ -133,6 +131,7 @@ fn open(options: &Options, layout: Layout) -> anyhow::Result<(Arc<Context>, Serv
         options.program.clone(),
         options.format,
         pidfile::boot_id().context("read the boot's id")?,
+        options.device_patience,
     ));
     controllers::end_strays(&context)?;
     let service = Service::open(Arc::clone(&context))?;
@@ -140,10 +139,10 @@ fn open(options: &Options, layout: Layout) -> anyhow::Result<(Arc<Context>, Serv
 }
 
 /// For as long as the process lives: asking the drivers costs a few system calls.
-async fn watch_frontends(context: Arc<Context>, search_path: OsString) {
+async fn watch_frontends(context: Arc<Context>) {
     loop {
-        let (watch, path) = (Arc::clone(&context), search_path.clone());
-        let look = move || watch.frontends.note(probe::frontends(&path), SystemTime::now());
+        let watch = Arc::clone(&context);
+        let look = move || watch.frontends.note(probe::frontends(), SystemTime::now());
         if tokio::task::spawn_blocking(look).await.is_err() {
             return; // the process ends, or the panic is in its log
         }

@@ -337,6 +337,7 @@ impl Service {
             endpoint: endpoint.filter(|_| state == State::Attached),
             node: engine_process.map(|_| self.context.node.clone()),
             engine_pid: engine_process.map(|process| process.pid),
+            engine_version: engine.as_ref().and_then(|engine| engine.version.clone()),
             clients: engine.as_ref().map_or(0, |engine| engine.clients),
             unsettled_bytes: engine.as_ref().map_or(0, |engine| engine.unsettled_bytes),
             waiting_since_unix_s: engine

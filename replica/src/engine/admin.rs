@@ -215,6 +215,7 @@ impl Engine {
         });
         EngineStatus {
             volume: self.0.volume.clone(),
+            version: Some(crate::VERSION.into()),
             instance: state.core.instance().clone(),
             generation: status.generation.unwrap_or(crate::types::Generation::FIRST),
             size_bytes: chain.size_bytes(),

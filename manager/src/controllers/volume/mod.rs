@@ -212,6 +212,9 @@ fn pass(context: &Arc<Context>, name: &Name, memory: &mut Memory) -> Option<Dura
     } else {
         validate::validate(&seen.volume, context.is_stopping())
     };
+    if let Wanted::Attached { .. } = wanted {
+        memory.refused = None; // nobody asks for that any more
+    }
     let mut plan = plan::plan(wanted, &seen);
     memory.date(&mut plan.conditions);
     let look_again = plan.look_again;

@@ -105,10 +105,14 @@ pub struct DevicesSeen {
     /// Numbers that are free, of the drivers that can be used.
     pub free_ublk: Option<u32>,
     pub free_nbd: Option<u32>,
+    /// A port.
+    pub free_tgt: Option<u32>,
     /// The device of the present attachment is still in the kernel.
     pub own_left: bool,
     /// How long its requests have been waiting for an engine.
     pub unserved: Option<Duration>,
+    /// How long they may.
+    pub patience: Duration,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -219,7 +223,7 @@ impl Plan {
     fn free_clients(&mut self, seen: &Seen) {
         let device = seen.volume.status.attachment.as_ref().and_then(|it| it.device);
         let Some((device, unserved)) = device.zip(seen.devices.unserved) else { return };
-        let left = DEVICE_PATIENCE.saturating_sub(unserved);
+        let left = seen.devices.patience.saturating_sub(unserved);
         if left.is_zero() {
             self.act(Action::StopDevice(device));
         } else if unserved > OPEN_PATIENCE {
@@ -481,11 +485,13 @@ impl Seen {
     fn new_attachment(&self) -> Result<Attachment, Driver> {
         let ublk = self.devices.free_ublk.map(Device::Ublk);
         let nbd = self.devices.free_nbd.map(Device::Nbd);
+        let tgt = self.devices.free_tgt.map(Device::Tgt);
         let device = match self.volume.spec.frontend {
-            Frontend::Auto => ublk.or(nbd),
+            Frontend::Auto => ublk.or(nbd).or(tgt),
             Frontend::Ublk => Some(ublk.ok_or(Driver::Ublk)?),
             Frontend::Nbd => Some(nbd.ok_or(Driver::Nbd)?),
-            Frontend::Tgt | Frontend::Socket => None,
+            Frontend::Tgt => Some(tgt.ok_or(Driver::Tgt)?),
+            Frontend::Socket => None,
         };
         Ok(Attachment { boot_id: self.boot_id.clone(), device })
     }

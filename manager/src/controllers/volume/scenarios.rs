@@ -54,7 +54,14 @@ fn detached() -> Seen {
         engine_left: false,
         replicas,
         newest_seen: None,
-        devices: DevicesSeen { free_ublk: None, free_nbd: None, own_left: false, unserved: None },
+        devices: DevicesSeen {
+            free_ublk: None,
+            free_nbd: None,
+            free_tgt: None,
+            own_left: false,
+            unserved: None,
+            patience: DEVICE_PATIENCE,
+        },
         fresh_instance: InstanceId("fresh".into()),
     }
 }
@@ -74,6 +81,7 @@ fn attached() -> Seen {
     }
     let status = EngineStatus {
         volume: "v1".into(),
+        version: None,
         instance: InstanceId("old".into()),
         generation: Generation::FIRST,
         size_bytes: 2 << 20,
@@ -142,6 +150,13 @@ fn scenarios() -> Vec<(&'static str, Seen)> {
             with(wanted(), |s| {
                 s.volume.spec.frontend = Frontend::Auto;
                 s.devices.free_nbd = Some(3);
+            }),
+        ),
+        (
+            "auto takes tgt where the node has neither ublk nor kernel NBD",
+            with(wanted(), |s| {
+                s.volume.spec.frontend = Frontend::Auto;
+                s.devices.free_tgt = Some(3260);
             }),
         ),
         (
