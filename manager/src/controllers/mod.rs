@@ -15,6 +15,7 @@ use tokio::sync::{Notify, broadcast, mpsc};
 
 use self::board::Board;
 use self::volume::Event;
+use self::volume::plan::DEVICE_PATIENCE;
 use crate::agent::format::Format;
 use crate::agent::supervisor::{Ended, Signal};
 use crate::agent::{Layout, Supervisor, probe};
@@ -59,7 +60,6 @@ impl Context {
         program: PathBuf,
         format: Format,
         boot_id: String,
-        device_patience: Duration,
     ) -> Self {
         Self {
             store,
@@ -71,7 +71,7 @@ impl Context {
             format,
             boot_id,
             frontends: probe::Watch::default(),
-            device_patience,
+            device_patience: DEVICE_PATIENCE,
             stopping: AtomicBool::new(false),
             held: Mutex::default(),
             refusals: Mutex::default(),

@@ -123,7 +123,7 @@ async fn serve(options: &Options) -> anyhow::Result<Ended> {
 fn open(options: &Options, layout: Layout) -> anyhow::Result<(Arc<Context>, Service)> {
     let store: Arc<dyn Store> = Arc::new(EmbeddedStore::open(&layout.store())?);
     let supervisor: Arc<dyn Supervisor> = Arc::new(LocalSupervisor::open(&layout.run())?);
-    let context = Arc::new(Context::new(
+    let mut context = Context::new(
         store,
         supervisor,
         layout,
@@ -131,8 +131,9 @@ fn open(options: &Options, layout: Layout) -> anyhow::Result<(Arc<Context>, Serv
         options.program.clone(),
         options.format,
         pidfile::boot_id().context("read the boot's id")?,
-        options.device_patience,
-    ));
+    );
+    context.device_patience = options.device_patience;
+    let context = Arc::new(context);
     controllers::end_strays(&context)?;
     let service = Service::open(Arc::clone(&context))?;
     Ok((context, service))
