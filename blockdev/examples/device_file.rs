@@ -1,4 +1,4 @@
-//! Serves a file as a block device, /dev/ublkbN or /dev/nbdN.
+//! Serves a file as a block device, /dev/ublkbN, /dev/nbdN or /dev/sdX.
 //!
 //! ```text
 //! device_file DRIVER FILE SIZE_MIB [--id N] [--recover] [--volume NAME]
@@ -6,26 +6,28 @@
 //!                                                SIGHUP leaves it to the next server,
 //!                                                SIGUSR1 doubles the disk and the device
 //! device_file DRIVER --check                     what this kernel offers
-//! device_file DRIVER --stop N                    stops a device whose server doesn't come back
+//! device_file DRIVER --stop N FILE                  stops a device whose server doesn't come back
 //! ```
 //!
-//! DRIVER is ublk or nbd. With a file in /dev/shm this is a memory disk that outlives its server,
+//! DRIVER is ublk, nbd or tgt, for which N is the port, and FILE.nbd the socket. With a file in /dev/shm this is a memory disk that outlives its server,
 //! which is what the proof of recovery in ci/vm/tests/devices needs.
 
 use std::cell::Cell;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::rc::Rc;
 
-use ankole_blockdev::device::{self, Driver, Origin};
+use ankole_blockdev::device::{self, Driver, Origin, Volume};
 use ankole_blockdev::disk::{Allocation, Buffer, Disk, Durability, Extent, Hold};
-use ankole_blockdev::{kernel_nbd, ublk};
+use ankole_blockdev::nbd::{self, Export, Limits, Listener};
+use ankole_blockdev::{kernel_nbd, namespace, tgt, ublk};
 use tokio::signal::unix::{SignalKind, signal};
 
-const USAGE: &str = "usage: device_file ublk|nbd \
-    {FILE SIZE_MIB [--id N] [--recover] [--volume NAME] | --check | --stop N}";
+const USAGE: &str = "usage: device_file ublk|nbd|tgt \
+    {FILE SIZE_MIB [--id N] [--recover] [--volume NAME] | --check | --stop N FILE}";
 /// Whose the device is, unless told otherwise.
 const VOLUME: &str = "file";
 
@@ -133,8 +135,15 @@ async fn serve(driver: Driver, arguments: Arguments) -> Result<(), Failure> {
     let mut stop = signal(SignalKind::terminate())?;
     let mut leave = signal(SignalKind::hangup())?;
     let mut grow = signal(SignalKind::user_defined1())?;
-    let (origin, volume) = (arguments.origin, &arguments.volume);
-    let mut device = device::serve(driver, disk.clone(), origin, volume).await?;
+    let socket = socket(&arguments.file);
+    if driver == Driver::Tgt {
+        let listener = Listener::bind_unix(&socket).await?;
+        let export = Export::new(arguments.volume.clone(), disk.clone());
+        let serving = nbd::serve(listener, export, Limits::default(), std::future::pending());
+        tokio::task::spawn_local(serving);
+    }
+    let volume = Volume { name: &arguments.volume, socket: &socket };
+    let mut device = device::serve(driver, disk.clone(), arguments.origin, volume).await?;
     println!("{}", device.path().display());
     loop {
         tokio::select! {
@@ -157,6 +166,10 @@ async fn serve(driver: Driver, arguments: Arguments) -> Result<(), Failure> {
     }
 }
 
+fn socket(file: &str) -> PathBuf {
+    PathBuf::from(format!("{file}.nbd"))
+}
+
 fn run(words: &[String]) -> Result<(), Failure> {
     let [driver, words @ ..] = words else { return Err(USAGE.into()) };
     let driver: Driver = driver.parse()?;
@@ -171,9 +184,18 @@ fn run(words: &[String]) -> Result<(), Failure> {
             println!("resize true");
             Ok(())
         }
-        ([flag, id], _) if flag == "--stop" => Ok(device::stop(driver, id.parse()?, VOLUME)?),
+        ([flag], Driver::Tgt) if flag == "--check" => {
+            tgt::is_available()?;
+            println!("resize true");
+            Ok(())
+        }
+        ([flag, id, file], _) if flag == "--stop" => {
+            let volume = Volume { name: VOLUME, socket: &socket(file) };
+            Ok(device::stop(driver, id.parse()?, volume)?)
+        }
         _ => {
             let arguments = parse(words).ok_or(USAGE)?;
+            namespace::enter_own()?;
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             tokio::task::LocalSet::new().block_on(&runtime, serve(driver, arguments))
         }

@@ -4,9 +4,13 @@
 //! disks that wrap other disks. Promises that a request which reaches a `Disk` lies within it.
 //! A byte that a client sent never causes a panic here.
 
+mod blocking;
 pub mod device;
 pub mod disk;
 pub mod kernel_nbd;
+pub mod namespace;
 pub mod nbd;
+mod privilege;
 pub mod reclaim;
+pub mod tgt;
 pub mod ublk;

@@ -14,6 +14,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use ankole_manager::agent::format::FormatError;
 use ankole_manager::roles::standalone::{self, Ended, Options};
@@ -71,6 +72,7 @@ fn run_standalone(folder: &Path) -> i32 {
         program,
         format,
         until_stdin_closes: false,
+        device_patience: Duration::from_secs(300),
     });
     match ended {
         Ok(Ended::Clean) => 0,

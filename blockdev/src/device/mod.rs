@@ -2,29 +2,42 @@
 //!
 //! ```text
 //!            ┌─▶ ublk        /dev/ublkbN
-//! Device ────┤
-//!            └─▶ kernel_nbd  /dev/nbdN
+//! Device ────┼─▶ kernel_nbd  /dev/nbdN
+//!            └─▶ tgt         /dev/sdX
 //! ```
 
 mod life;
 mod users;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 pub use life::{Ended, Origin};
 pub(crate) use life::{Ending, ended};
 pub(crate) use users::users;
 
+use crate::blocking::blocking;
 use crate::disk::Disk;
 use crate::kernel_nbd::{self, NbdDeviceError};
+use crate::tgt::{self, TgtError};
 use crate::ublk::{self, UblkError};
 
 /// Whose devices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Driver {
     Ublk,
+    /// The kernel's NBD client.
     Nbd,
+    /// The kernel's iSCSI initiator, and tgtd.
+    Tgt,
+}
+
+/// Whose device, to all drivers.
+#[derive(Clone, Copy, Debug)]
+pub struct Volume<'a> {
+    pub name: &'a str,
+    /// Where its engine serves it as NBD, which is what tgtd reads from.
+    pub socket: &'a Path,
 }
 
 /// A device that is being served. Dropping it leaves the device to a successor, without waiting.
@@ -32,6 +45,7 @@ pub enum Driver {
 pub enum Device {
     Ublk(ublk::Device),
     Nbd(kernel_nbd::Device),
+    Tgt(tgt::Device),
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -40,6 +54,8 @@ pub enum DeviceError {
     Ublk(#[from] UblkError),
     #[error(transparent)]
     Nbd(#[from] NbdDeviceError),
+    #[error(transparent)]
+    Tgt(#[from] TgtError),
 }
 
 impl std::fmt::Display for Driver {
@@ -47,6 +63,7 @@ impl std::fmt::Display for Driver {
         f.pad(match self {
             Self::Ublk => "ublk",
             Self::Nbd => "nbd",
+            Self::Tgt => "tgt",
         })
     }
 }
@@ -55,10 +72,10 @@ impl std::str::FromStr for Driver {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        [Self::Ublk, Self::Nbd]
+        [Self::Ublk, Self::Nbd, Self::Tgt]
             .into_iter()
             .find(|driver| driver.to_string() == text)
-            .ok_or_else(|| format!("{text:?} is no driver of block devices: ublk or nbd"))
+            .ok_or_else(|| format!("{text:?} is no driver of block devices: ublk, nbd or tgt"))
     }
 }
 
@@ -69,16 +86,20 @@ pub async fn serve<D: Disk + 'static>(
     driver: Driver,
     disk: Rc<D>,
     origin: Origin,
-    volume: &str,
+    volume: Volume<'_>,
 ) -> Result<Device, DeviceError> {
     Ok(match driver {
         Driver::Ublk => {
-            let options = ublk::Options::new(origin, hash(volume));
+            let options = ublk::Options::new(origin, hash(volume.name));
             Device::Ublk(ublk::serve(disk, options).await?)
         }
         Driver::Nbd => {
-            let options = kernel_nbd::Options::new(origin, volume);
+            let options = kernel_nbd::Options::new(origin, volume.name);
             Device::Nbd(kernel_nbd::serve(disk, options).await?)
+        }
+        Driver::Tgt => {
+            let (volume, socket) = (volume.name.to_owned(), volume.socket.to_owned());
+            Device::Tgt(tgt::serve(disk, tgt::Options { origin, volume, socket }).await?)
         }
     })
 }
@@ -86,28 +107,30 @@ pub async fn serve<D: Disk + 'static>(
 /// For a supervisor whose engine doesn't come back: stops the device of `volume`. Requests that
 /// wait get `EIO`; a file system on it shuts down, and can be unmounted. Blocks. Kill a server that
 /// hangs first.
-pub fn stop(driver: Driver, id: u32, volume: &str) -> Result<(), DeviceError> {
+pub fn stop(driver: Driver, id: u32, volume: Volume<'_>) -> Result<(), DeviceError> {
     match driver {
-        Driver::Ublk => ublk::stop_device(id, hash(volume))?,
-        Driver::Nbd => kernel_nbd::stop_device(id, volume)?,
+        Driver::Ublk => ublk::stop_device(id, hash(volume.name))?,
+        Driver::Nbd => kernel_nbd::stop_device(id, volume.name)?,
+        Driver::Tgt => tgt::stop_device(id, volume.name, volume.socket)?,
     }
     Ok(())
 }
 
-/// What ublk keeps with a device, so that no other volume's engine takes it over: FNV-1a of the
-/// volume's name (64 bits, after Fowler, Noll and Vo).
-fn hash(volume: &str) -> u64 {
+/// A volume's name where a driver wants a number, so that no other volume's engine takes its device
+/// over: FNV-1a (64 bits, after Fowler, Noll and Vo).
+pub(crate) fn hash(volume: &str) -> u64 {
     volume.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
     })
 }
 
 impl Device {
-    /// /dev/ublkbN or /dev/nbdN.
+    /// /dev/ublkbN, /dev/nbdN or /dev/sdX.
     pub fn path(&self) -> PathBuf {
         match self {
             Self::Ublk(device) => device.path(),
             Self::Nbd(device) => device.path(),
+            Self::Tgt(device) => device.path(),
         }
     }
 
@@ -116,17 +139,14 @@ impl Device {
         match self {
             Self::Ublk(device) => device.ended().await,
             Self::Nbd(device) => device.ended().await,
+            Self::Tgt(device) => device.ended().await,
         }
     }
 
     /// Who uses it, in words.
     pub async fn users(&self) -> Vec<String> {
         let path = self.path();
-        let looking = tokio::task::spawn_blocking(move || users(&path));
-        looking.await.unwrap_or_else(|gone| match gone.try_into_panic() {
-            Ok(panic) => std::panic::resume_unwind(panic),
-            Err(_) => Vec::new(), // the runtime ends
-        })
+        blocking(move || users(&path)).await
     }
 
     /// Waits for what is in flight and takes the device away. Refuses while it is mounted or held.
@@ -140,6 +160,10 @@ impl Device {
                 let stopped = device.stop().await;
                 stopped.map_err(|(device, error)| (Self::Nbd(device), error.into()))
             }
+            Self::Tgt(device) => {
+                let stopped = device.stop().await;
+                stopped.map_err(|(device, error)| (Self::Tgt(device), error.into()))
+            }
         }
     }
 
@@ -149,6 +173,7 @@ impl Device {
         match self {
             Self::Ublk(device) => device.hand_over().await?,
             Self::Nbd(device) => device.hand_over().await,
+            Self::Tgt(device) => device.hand_over(),
         }
         Ok(())
     }
@@ -158,6 +183,7 @@ impl Device {
         match self {
             Self::Ublk(device) => device.resize(size_bytes).await?,
             Self::Nbd(device) => device.resize(size_bytes).await?,
+            Self::Tgt(device) => device.resize(size_bytes).await?,
         }
         Ok(())
     }

@@ -223,11 +223,3 @@ pub(super) fn size_bytes(id: u32) -> io::Result<u64> {
 pub(super) fn set_resend_interval(id: u32, interval: Duration) -> io::Result<()> {
     fs::write(in_sys(id, "queue/io_timeout"), interval.as_millis().to_string())
 }
-
-/// The driver's commands need CAP_SYS_ADMIN (bit 21, `include/uapi/linux/capability.h`).
-pub(super) fn may_administrate() -> bool {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    let effective = effective.and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok());
-    effective.is_some_and(|bits| bits & (1 << 21) != 0)
-}

@@ -9,7 +9,8 @@ use tokio::net::UnixStream;
 use tokio::sync::watch;
 
 use super::driver::{self, Driver};
-use super::{NbdDeviceError, Step, failed, finish, pairs};
+use super::{NbdDeviceError, Step, failed, pairs};
+use crate::blocking::blocking;
 use crate::device::{Ended, Ending};
 use crate::disk::{Allocation, Buffer, Disk, Durability, Extent, Hold};
 use crate::nbd::{self, Export, Limits};
@@ -146,7 +147,7 @@ impl<D: Disk + 'static> Lines<D> {
     async fn reconnect(&self, id: u32) -> Result<UnixStream, NbdDeviceError> {
         let (mut ours, theirs) = pairs(1)?;
         let identity = self.identity.clone();
-        finish(move || {
+        blocking(move || {
             let found = driver::identity(id).map_err(failed(Step::Inspect, Some(id)))?;
             if found.as_deref() != Some(&identity) {
                 return Err(NbdDeviceError::NotConnected { device: id });

@@ -33,14 +33,15 @@ use std::time::Duration;
 
 use tokio::net::UnixStream;
 use tokio::sync::watch;
-use tokio::task::{JoinHandle, spawn_blocking, spawn_local};
+use tokio::task::{JoinHandle, spawn_local};
 
 pub use error::{DeviceName, NbdDeviceError, Step, Unavailable};
 
+use crate::blocking::blocking;
 use crate::device::{self, Ended, Ending, Origin};
 use crate::disk::Disk;
 use crate::nbd::Export;
-use crate::reclaim;
+use crate::{privilege, reclaim};
 use driver::{Connect, Driver};
 use lines::{Lasting, Lines};
 
@@ -115,7 +116,7 @@ pub async fn serve<D: Disk + 'static>(
     let (ours, theirs) = pairs(options.connections.max(1))?;
     let tasks = ours.into_iter().map(|end| spawn_local(lines.clone().serve(end))).collect();
     let identity = options.identity.clone();
-    let connected = finish(move || connect(&options, size_bytes, transmission_flags, &theirs));
+    let connected = blocking(move || connect(&options, size_bytes, transmission_flags, &theirs));
     let id = match connected.await {
         Ok(id) => id,
         Err(error) => {
@@ -154,7 +155,7 @@ impl Device {
     /// Disconnects the device. Refuses while it is mounted or held.
     pub async fn stop(self) -> Result<(), (Self, NbdDeviceError)> {
         let (id, identity) = (self.id, self.identity.clone());
-        let stopping = finish(move || {
+        let stopping = blocking(move || {
             let users = device::users(&block_device_path(id));
             if !users.is_empty() {
                 return Err(NbdDeviceError::InUse { device: id, users: users.join(", ") });
@@ -183,7 +184,7 @@ impl Device {
     /// Shows the kernel that the disk has grown.
     pub async fn resize(&self, size_bytes: u64) -> Result<(), NbdDeviceError> {
         let (id, identity) = (self.id, self.identity.clone());
-        finish(move || {
+        blocking(move || {
             let done = Driver::open()?.resize(id, &identity, size_bytes);
             done.map_err(failed(Step::Resize, Some(id)))
         })
@@ -194,7 +195,7 @@ impl Device {
 /// Whether the driver can be used here. Newer kernels load it for that.
 pub fn is_available() -> Result<(), Unavailable> {
     Driver::open()?;
-    if driver::may_administrate() { Ok(()) } else { Err(Unavailable::NoPrivilege) }
+    if privilege::may_administrate() { Ok(()) } else { Err(Unavailable::NoPrivilege) }
 }
 
 /// What a device was connected with; None if it isn't connected.
@@ -262,19 +263,6 @@ fn pairs(count: usize) -> Result<(Vec<UnixStream>, Vec<OwnedFd>), NbdDeviceError
         theirs.push(OwnedFd::from(their_end));
     }
     Ok((ours, theirs))
-}
-
-/// The driver's commands block, some of them until requests were served here.
-async fn finish<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, NbdDeviceError> + Send + 'static,
-) -> Result<T, NbdDeviceError> {
-    match spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(gone) => match gone.try_into_panic() {
-            Ok(panic) => std::panic::resume_unwind(panic),
-            Err(_) => std::future::pending().await, // the runtime ends, and we with it
-        },
-    }
 }
 
 fn failed(step: Step, id: Option<u32>) -> impl FnOnce(io::Error) -> NbdDeviceError {

@@ -93,6 +93,13 @@ impl Lu {
     }
 
     /// # Safety
+    /// As above, in tgtd's thread.
+    pub unsafe fn set_size_bytes(self, size_bytes: u64) {
+        // SAFETY: by this function's condition.
+        unsafe { self.0.add(lu::SIZE).cast::<u64>().write_unaligned(size_bytes) }
+    }
+
+    /// # Safety
     /// As above.
     pub unsafe fn block_bytes(self) -> u64 {
         // SAFETY: by this function's condition.
@@ -112,6 +119,10 @@ pub struct Area {
 unsafe impl Send for Area {}
 
 impl Area {
+    pub fn length_bytes(self) -> usize {
+        self.length
+    }
+
     /// # Safety
     /// The command isn't done, and nobody else has the area.
     pub unsafe fn bytes<'a>(self) -> &'a [u8] {

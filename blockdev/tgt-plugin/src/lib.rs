@@ -34,6 +34,9 @@ use unit::{Task, Unit};
 const NAME: &CStr = c"ankole";
 const GOOD: c_int = 0;
 const CHECK_CONDITION: c_int = 2;
+/// tgtd looks for holes in the file of a LUN, in a loop that ends only if there are some, or if it
+/// can't look (`sbc_getlbastatus`).
+const NO_FILE: c_int = -1;
 
 /// This library in a tgtd that is known.
 struct Plugin {
@@ -120,10 +123,10 @@ unsafe extern "C" fn open(lu: Lu, path: *mut c_char, fd: *mut c_int, size: *mut 
         // SAFETY: tgtd's strings end with a zero.
         let path = Path::new(OsStr::from_bytes(unsafe { CStr::from_ptr(path) }.to_bytes()));
         match open_unit(plugin, lu, path) {
-            Ok((bell, size_bytes)) => {
+            Ok(size_bytes) => {
                 // SAFETY: both lead to fields of the LUN.
                 unsafe {
-                    *fd = bell;
+                    *fd = NO_FILE;
                     *size = size_bytes;
                 }
                 0
@@ -136,7 +139,9 @@ unsafe extern "C" fn open(lu: Lu, path: *mut c_char, fd: *mut c_int, size: *mut 
     })
 }
 
-fn open_unit(plugin: &Plugin, lu: Lu, path: &Path) -> std::io::Result<(c_int, u64)> {
+/// All LUNs of this socket learn how large the disk is by now: so it is grown while it is in use, for
+/// which tgtd has no command.
+fn open_unit(plugin: &Plugin, lu: Lu, path: &Path) -> std::io::Result<u64> {
     // SAFETY: the call takes numbers only.
     let bell = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
     if bell < 0 {
@@ -154,7 +159,12 @@ fn open_unit(plugin: &Plugin, lu: Lu, path: &Path) -> std::io::Result<(c_int, u6
         plugin.change(|units| units.remove(&lu));
         return Err(std::io::Error::other("tgtd doesn't wait for its completions"));
     }
-    Ok((fd, size_bytes))
+    plugin.change(|units| {
+        let others = units.iter().filter(|(other, unit)| **other != lu && unit.path() == path);
+        // SAFETY: the LUNs are ours, and tgtd has called from its thread.
+        others.for_each(|(other, _)| unsafe { other.set_size_bytes(size_bytes) });
+    });
+    Ok(size_bytes)
 }
 
 unsafe extern "C" fn close(lu: Lu) {

@@ -171,10 +171,13 @@ impl Shared {
             Some(pending) => (pending.header, pending.out),
             None => return Ok(()),
         };
-        // SAFETY: who sends is the caller, whose memory it is, or the reader, which alone answers
-        // what the caller waits for.
-        let data =
-            if length == 0 { &[][..] } else { unsafe { std::slice::from_raw_parts(data, length) } };
+        let data = if length == 0 {
+            &[][..]
+        } else {
+            // SAFETY: who sends is the caller, whose memory it is, or the reader, which alone
+            // answers what the caller waits for.
+            unsafe { std::slice::from_raw_parts(data, length) }
+        };
         write_all(stream, &header, data)
     }
 
@@ -190,11 +193,11 @@ impl Shared {
                 if lock(&self.state).is_closing {
                     return self.give_up();
                 }
+                std::thread::sleep(pause); // an engine that ends may still take connections
                 match self.reconnect() {
                     Ok(stream) => break stream,
-                    Err(_) => std::thread::sleep(pause),
+                    Err(_) => pause = (2 * pause).min(RETRY_MAX),
                 }
-                pause = (2 * pause).min(RETRY_MAX);
             };
             crate::log(&format!("{}: connected again", self.path.display()));
         }
@@ -210,6 +213,9 @@ impl Shared {
             let (true, Some((into, length))) = (magic == REPLY_MAGIC, into) else {
                 return Err(io::Error::new(io::ErrorKind::InvalidData, "not a reply to a request"));
             };
+            if errno == libc::ESHUTDOWN {
+                return Err(io::Error::from_raw_os_error(errno)); // the next engine is asked
+            }
             if errno == 0 && length > 0 {
                 // SAFETY: the caller has lent this memory and waits for the answer, which is given
                 // below; nobody else touches it.

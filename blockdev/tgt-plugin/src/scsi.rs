@@ -135,10 +135,10 @@ pub fn work_of(command: &Command<'_>) -> Result<Work, Sense> {
             Ok(Work::WriteAndVerify { offset })
         }
         opcode::VERIFY_10 | opcode::VERIFY_12 | opcode::VERIFY_16 => {
-            command.within(offset, command.length)?;
+            command.within(offset, command.sent.len() as u64)?;
             match flags >> 1 & 3 {
                 0 => Ok(Work::Nothing), // the medium is looked after without being asked
-                1 if command.sent.len() as u64 == command.length => Ok(Work::Compare { offset }),
+                1 => Ok(Work::Compare { offset }),
                 _ => Err(Sense::INVALID_FIELD),
             }
         }
@@ -151,7 +151,7 @@ pub fn work_of(command: &Command<'_>) -> Result<Work, Sense> {
         opcode::WRITE_SAME_10 | opcode::WRITE_SAME_16 => write_same(command, flags),
         opcode::COMPARE_AND_WRITE => {
             let half = command.sent.len() / 2;
-            if half as u64 != command.length || command.sent.len() % 2 != 0 {
+            if half as u64 != command.length || !command.sent.len().is_multiple_of(2) {
                 return Err(Sense::INVALID_FIELD);
             }
             command.within(offset, half as u64)?;

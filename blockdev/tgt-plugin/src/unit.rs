@@ -13,7 +13,7 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread::JoinHandle;
 
@@ -23,6 +23,10 @@ use crate::scsi::{Range, Sense, Work, sense_of};
 
 /// As many commands of a LUN are under way; an initiator has 32 of a session by default.
 const WORKERS: usize = 32;
+/// What tgtd is told nothing else of, and the unit of what an engine is asked for.
+const DISK_BLOCK_BYTES: usize = 512;
+/// Unit of a volume's map: what is discarded is forgotten in whole ones.
+const VOLUME_BLOCK_BYTES: u64 = 4096;
 /// The longest range of one discard or zeroing, a multiple of any block.
 const RANGE_BYTES_MAX: u32 = 1 << 30;
 /// Of the bytes that are repeated over a range.
@@ -51,6 +55,7 @@ pub struct Done {
 }
 
 pub struct Unit {
+    path: PathBuf,
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
     export: Export,
@@ -85,12 +90,17 @@ impl Unit {
             bell,
             alone: RwLock::new(()),
         });
-        let mut unit = Self { shared, workers: Vec::new(), export };
+        let mut unit = Self { path: socket.to_owned(), shared, workers: Vec::new(), export };
         for _ in 0..WORKERS {
             let shared = unit.shared.clone();
             unit.workers.push(crate::thread::spawn("ankole-lun", move || shared.work())?);
         }
         Ok(unit)
+    }
+
+    /// The engine's socket.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     pub fn export(&self) -> Export {
@@ -164,7 +174,8 @@ impl Shared {
     }
 
     fn perform(&self, task: &Task) -> Result<(), Sense> {
-        if task.work.is_exclusive() {
+        let ends_within_block = !task.sent.length_bytes().is_multiple_of(DISK_BLOCK_BYTES);
+        if task.work.is_exclusive() || ends_within_block {
             let _alone = self.alone.write().unwrap_or_else(PoisonError::into_inner);
             self.carry_out(task)
         } else {
@@ -187,13 +198,8 @@ impl Shared {
                 self.compare(*offset, sent)
             }
             Work::Flush => self.ask(Request::Flush, true),
-            Work::Discard(ranges) => ranges.iter().try_for_each(|range| {
-                pieces(*range).try_for_each(|(offset, length)| {
-                    self.ask(Request::Discard { offset, length }, true)
-                })
-            }),
-            Work::Zero(range) => pieces(*range)
-                .try_for_each(|(offset, length)| self.ask(Request::Zero { offset, length }, true)),
+            Work::Discard(ranges) => ranges.iter().try_for_each(|range| self.discard(*range)),
+            Work::Zero(range) => self.zero(*range),
             Work::Repeat(range) => self.repeat(*range, sent),
             Work::Compare { offset } => self.compare(*offset, sent),
             Work::CompareAndWrite { offset, half } => {
@@ -214,16 +220,50 @@ impl Shared {
         self.client.call(request).map_err(|errno| sense_of(errno, is_write))
     }
 
+    /// An initiator may want less than whole blocks, and send less.
     fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), Sense> {
-        if into.is_empty() { Ok(()) } else { self.ask(Request::Read { offset, into }, false) }
+        let whole = into.len() - into.len() % DISK_BLOCK_BYTES;
+        let (blocks, rest) = into.split_at_mut(whole);
+        if !blocks.is_empty() {
+            self.ask(Request::Read { offset, into: blocks }, false)?;
+        }
+        if !rest.is_empty() {
+            let mut last = [0; DISK_BLOCK_BYTES];
+            let offset = offset + whole as u64;
+            self.ask(Request::Read { offset, into: &mut last }, false)?;
+            rest.copy_from_slice(&last[..rest.len()]);
+        }
+        Ok(())
     }
 
     fn write(&self, offset: u64, from: &[u8], forced: bool) -> Result<(), Sense> {
-        if from.is_empty() {
-            Ok(())
-        } else {
-            self.ask(Request::Write { offset, from, forced }, true)
+        let (blocks, rest) = from.split_at(from.len() - from.len() % DISK_BLOCK_BYTES);
+        if !blocks.is_empty() {
+            self.ask(Request::Write { offset, from: blocks, forced }, true)?;
         }
+        if !rest.is_empty() {
+            let mut last = [0; DISK_BLOCK_BYTES];
+            let offset = offset + blocks.len() as u64;
+            self.ask(Request::Read { offset, into: &mut last }, true)?;
+            last[..rest.len()].copy_from_slice(rest);
+            self.ask(Request::Write { offset, from: &last, forced }, true)?;
+        }
+        Ok(())
+    }
+
+    fn zero(&self, range: Range) -> Result<(), Sense> {
+        let mut pieces = pieces(range);
+        pieces.try_for_each(|(offset, length)| self.ask(Request::Zero { offset, length }, true))
+    }
+
+    /// tgtd says that what is unmapped reads as zeroes (LBPRZ; SBC-4, 6.6.4): a volume promises that
+    /// for whole blocks only, so the rest is written.
+    fn discard(&self, range: Range) -> Result<(), Sense> {
+        let [before, whole, after] = parts(range);
+        self.zero(before)?;
+        pieces(whole)
+            .try_for_each(|(offset, length)| self.ask(Request::Discard { offset, length }, true))?;
+        self.zero(after)
     }
 
     fn compare(&self, offset: u64, expected: &[u8]) -> Result<(), Sense> {
@@ -245,6 +285,15 @@ impl Shared {
     }
 }
 
+/// What lies before, in and after whole blocks of the volume; each may be empty.
+fn parts(range: Range) -> [Range; 3] {
+    let (start, end) = (range.offset, range.offset + range.length);
+    let first = start.next_multiple_of(VOLUME_BLOCK_BYTES).min(end);
+    let last = (end - end % VOLUME_BLOCK_BYTES).max(first);
+    [(start, first), (first, last), (last, end)]
+        .map(|(from, to)| Range { offset: from, length: to - from })
+}
+
 /// In requests whose length fits.
 fn pieces(range: Range) -> impl Iterator<Item = (u64, u32)> {
     let mut left = range;
@@ -259,4 +308,20 @@ fn pieces(range: Range) -> impl Iterator<Item = (u64, u32)> {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The first block of 512 bytes that was unmapped alone still held its data.
+    #[test]
+    fn parts_of_blocks_are_not_left_to_a_discard() {
+        let lengths = |offset, length| parts(Range { offset, length }).map(|part| part.length);
+        assert_eq!(lengths(0, 512), [0, 0, 512]);
+        assert_eq!(lengths(4096, 8192), [0, 8192, 0]);
+        assert_eq!(lengths(3584, 8192), [512, 4096, 3584]);
+        assert_eq!(lengths(512, 4096), [3584, 0, 512]);
+        assert_eq!(lengths(512, 0), [0, 0, 0]);
+    }
 }

@@ -36,7 +36,16 @@ now_ms() { echo $(($(date +%s%N) / 1000000)); }
 show() { ankole volume show v1 -o json | jq -r "$1"; }
 healthy() { [ "$(show .robustness)" = healthy ]; }
 serve() { # standalone, with the driver that shows devices
-    case $DRIVER in ublk) modprobe ublk_drv ;; nbd) modprobe nbd ;; esac
+    case $DRIVER in
+    ublk) modprobe ublk_drv ;;
+    nbd) modprobe nbd ;;
+    tgt) # what systemd and udev do elsewhere; nbd isn't loaded, so that auto takes this
+        modprobe -a iscsi_tcp sd_mod
+        mkdir -p /run/lock
+        echo InitiatorName=iqn.2026-11.test:guest >/etc/iscsi/initiatorname.iscsi
+        iscsid
+        ;;
+    esac
     ankole standalone "$@" >/run/standalone 2>&1 &
     STANDALONE=$!
     until_true "standalone serves" 60 grep -q 'ankole standalone' /run/standalone
@@ -46,6 +55,7 @@ attach() { # sets $DEVICE
     case $DEVICE in
     /dev/ublkb*) [ $DRIVER = ublk ] ;;
     /dev/nbd*) [ $DRIVER = nbd ] ;;
+    /dev/sd*) [ $DRIVER = tgt ] ;;
     *) false ;;
     esac || fail "it is $DEVICE"
     [ "$(readlink -f /dev/ankole/v1)" = $DEVICE ] || fail "/dev/ankole/v1 leads elsewhere"

@@ -3,7 +3,7 @@
 cd "$(dirname "$0")/../../.."
 
 if [ -z "${ANKOLE:-}" ]; then
-    cargo build --quiet --release -p ankole
+    cargo build --quiet --release -p ankole -p ankole-tgt-plugin
     ANKOLE=${CARGO_TARGET_DIR:-target}/release/ankole
 fi
 
@@ -15,8 +15,13 @@ in_guest() (
     [ "$filesystem" != "$rest" ] || filesystem=ext4
     case $filesystem in *+luks) luks=yes ;; *) luks= ;; esac
     shift 2
+    packages=jq,e2fsprogs,xfsprogs,cryptsetup-bin,fio
+    if [ $driver = tgt ]; then # from beside the binary, as on a node
+        packages=$packages,tgt,open-iscsi
+        set -- "$@" -f "${ANKOLE%/*}/libbs_ankole.so"
+    fi
     echo "== $proof: $driver, $kernel, ${filesystem%+luks}${luks:+ on LUKS2}"
-    exec ci/vm/run -k "$kernel" -p jq,e2fsprogs,xfsprogs,cryptsetup-bin,fio -f "$ANKOLE" -f ci/vm/tests/guest.sh \
+    exec ci/vm/run -k "$kernel" -p $packages -f "$ANKOLE" -f ci/vm/tests/guest.sh \
         -e "DRIVER=$driver" -e "FILESYSTEM=${filesystem%+luks}" -e "LUKS=$luks" "$@" -- \
         "$(cat "ci/vm/tests/$proof.guest")"
 )

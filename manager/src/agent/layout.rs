@@ -9,6 +9,7 @@
 //!        run/V.engine.process, V.R.process  pid files
 //!        run/sockets                        the folder of the sockets, if it isn't run/
 //!        run/arbiter.sock, V.admin, V.nbd, V.R
+//!        run/V.tgt/                         of the volume's tgtd
 //!        logs/V.engine.log, V.R.log
 //! ```
 //! The path of a unix socket has at most 107 bytes. When `run` is too long for the longest name,
@@ -27,7 +28,7 @@ use crate::api::name::NAME_LENGTH_MAX;
 
 /// `sun_path` has 108 bytes, the last is 0.
 const SOCKET_PATH_BYTES_MAX: usize = 107;
-const LONGEST_SUFFIX: &str = "/.admin";
+const LONGEST_SUFFIX: &str = "/.tgt/c.0";
 
 #[derive(Clone, Debug)]
 pub struct Layout {

@@ -87,6 +87,8 @@ pub enum Device {
     Ublk(u32),
     /// /dev/nbdN
     Nbd(u32),
+    /// /dev/sdX, by the port of its target
+    Tgt(u32),
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
@@ -99,7 +101,7 @@ pub enum Frontend {
     Ublk,
     /// /dev/nbdN
     Nbd,
-    /// iSCSI by tgtd (not built yet)
+    /// iSCSI by tgtd, /dev/sdX
     Tgt,
     /// An NBD server on a unix socket, no kernel driver
     Socket,
@@ -332,7 +334,8 @@ impl Frontend {
         match self {
             Self::Ublk => Some(Driver::Ublk),
             Self::Nbd => Some(Driver::Nbd),
-            Self::Auto | Self::Tgt | Self::Socket => None,
+            Self::Tgt => Some(Driver::Tgt),
+            Self::Auto | Self::Socket => None,
         }
     }
 }
@@ -342,12 +345,13 @@ impl Device {
         match self {
             Self::Ublk(_) => Driver::Ublk,
             Self::Nbd(_) => Driver::Nbd,
+            Self::Tgt(_) => Driver::Tgt,
         }
     }
 
     pub fn number(self) -> u32 {
         match self {
-            Self::Ublk(number) | Self::Nbd(number) => number,
+            Self::Ublk(number) | Self::Nbd(number) | Self::Tgt(number) => number,
         }
     }
 }

@@ -1,14 +1,13 @@
 //! Ways to show a volume, best first.
 
-use std::ffi::OsStr;
 use std::fs;
 use std::path::Path;
 
 use ankole_blockdev::device::Driver;
 use ankole_blockdev::kernel_nbd;
+use ankole_blockdev::tgt;
 use ankole_blockdev::ublk::{self, Unavailable};
 
-use super::tools::find_program;
 use super::{Area, Finding, Found};
 use crate::api::error::chain;
 
@@ -16,12 +15,13 @@ pub fn can_serve(driver: Driver) -> bool {
     match driver {
         Driver::Ublk => ublk::is_available().is_ok(),
         Driver::Nbd => kernel_nbd::is_available().is_ok(),
+        Driver::Tgt => tgt::is_available().is_ok() && has_initiator(),
     }
 }
 
-pub(super) fn look(search_path: &OsStr) -> Vec<Finding> {
+pub(super) fn look() -> Vec<Finding> {
     let socket = "NBD on a unix socket; needs no driver";
-    vec![ublk(), kernel_nbd(), tgt(search_path), finding("socket", Found::Yes, socket.into())]
+    vec![ublk(), kernel_nbd(), tgt(), finding("socket", Found::Yes, socket.into())]
 }
 
 fn finding(name: &str, found: Found, detail: String) -> Finding {
@@ -80,15 +80,31 @@ fn kernel_nbd() -> Finding {
     }
 }
 
-/// Looked for, but not built yet: nobody should install it for us.
-fn tgt(search_path: &OsStr) -> Finding {
-    let programs = ["tgtd", "tgtadm", "iscsiadm", "iscsid"];
-    let there = programs.into_iter().filter(|name| find_program(name, search_path).is_some());
-    let there = there.collect::<Vec<_>>().join(", ");
-    let found =
-        if there.is_empty() { "nothing of it is here".into() } else { format!("{there} are here") };
-    finding("tgt", Found::Missing, format!("iSCSI isn't built yet; {found}"))
-        .next("use another frontend")
+fn tgt() -> Finding {
+    let missing = |why: String| finding("tgt", Found::Missing, why);
+    match tgt::is_available() {
+        Ok(()) if has_initiator() => {
+            finding("tgt", Found::Yes, "tgtd and iscsiadm are here, and iscsid answers".into())
+        }
+        Ok(()) => missing("this kernel has no driver iscsi_tcp".into())
+            .next("use a kernel with CONFIG_ISCSI_TCP, or another frontend"),
+        Err(error) => {
+            let next = match error {
+                tgt::Unavailable::NoProgram(_) => "apt-get install tgt open-iscsi",
+                tgt::Unavailable::NoPlugin => {
+                    "build it: cargo build --release -p ankole-tgt-plugin"
+                }
+                tgt::Unavailable::NoInitiator => "as root: systemctl start iscsid",
+                tgt::Unavailable::NoPrivilege => "run ankole as root",
+            };
+            missing(chain(&error)).next(next)
+        }
+    }
+}
+
+/// The kernel's side of iSCSI, which iscsid loads when it is needed.
+fn has_initiator() -> bool {
+    Path::new("/sys/class/iscsi_transport/tcp").exists() || kernel_has("iscsi_tcp")
 }
 
 /// A module that could be loaded, or is built in.

@@ -65,7 +65,7 @@ impl Finding {
 
 /// `search_path` is PATH.
 pub fn check(data: &Path, search_path: &OsStr) -> Vec<Finding> {
-    let mut findings = frontends::look(search_path);
+    let mut findings = frontends::look();
     findings.extend(system::look(search_path));
     findings.extend(tools::look(search_path));
     findings.push(disk::look(data));

@@ -108,7 +108,9 @@ impl Hands<'_> {
                 Ok(())
             }
             Action::StopDevice(it) => {
-                let stopped = device::stop(it.driver(), it.number(), name);
+                let socket = self.context.layout.nbd(name);
+                let volume = device::Volume { name, socket: &socket };
+                let stopped = device::stop(it.driver(), it.number(), volume);
                 stopped.map_err(|source| ApplyError::StopDevice { device: *it, source })
             }
             Action::HandOverEngine => {

@@ -1,8 +1,11 @@
 //! What is true of a volume on this machine right now.
 
 use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
+use ankole_blockdev::device::Driver;
+use ankole_blockdev::tgt;
 use ankole_replica::admin::{Answer, EngineStatus, Request};
 use ankole_replica::arbiter::InstanceId;
 use ankole_replica::inspect;
@@ -113,27 +116,29 @@ fn devices(
         .iter()
         .filter_map(|other| other.status.attachment.as_ref()?.device)
         .collect();
-    let free = |device: fn(u32) -> Device| {
-        if !is_choosing || !probe::can_serve(device(0).driver()) {
-            return None;
-        }
-        let mut numbers = 0..u32::MAX;
-        numbers.find(|number| !taken.contains(&device(*number)) && !exists(device(*number)))
+    let socket = context.layout.nbd(&volume.name);
+    let exists = |device| exists(device, &volume.name, &socket);
+    let is_free = |device| !taken.contains(&device) && !exists(device);
+    let choose = |driver, find: &dyn Fn() -> Option<u32>| {
+        if is_choosing && probe::can_serve(driver) { find() } else { None }
     };
     Ok(DevicesSeen {
-        free_ublk: free(Device::Ublk),
-        free_nbd: free(Device::Nbd),
+        free_ublk: choose(Driver::Ublk, &|| (0..).find(|number| is_free(Device::Ublk(*number)))),
+        free_nbd: choose(Driver::Nbd, &|| (0..).find(|number| is_free(Device::Nbd(*number)))),
+        free_tgt: choose(Driver::Tgt, &|| tgt::free_port(|port| !is_free(Device::Tgt(port)))),
         own_left: own.is_some_and(exists),
         unserved: None,
         patience: context.device_patience,
     })
 }
 
-/// Whoever serves it. The driver nbd has nodes for devices that don't exist yet.
-fn exists(device: Device) -> bool {
+/// Whoever serves it, but for tgt, whose ports are no devices. The driver nbd has nodes for devices
+/// that don't exist yet.
+fn exists(device: Device, volume: &Name, socket: &Path) -> bool {
     let path = match device {
         Device::Ublk(number) => format!("/dev/ublkc{number}"),
         Device::Nbd(number) => format!("/sys/block/nbd{number}/pid"),
+        Device::Tgt(port) => return tgt::exists(port, volume, socket),
     };
     fs::exists(path).unwrap_or(true)
 }

@@ -103,6 +103,8 @@ pub struct DevicesSeen {
     /// Numbers that are free, of the drivers that can be used.
     pub free_ublk: Option<u32>,
     pub free_nbd: Option<u32>,
+    /// A port.
+    pub free_tgt: Option<u32>,
     /// The device of the present attachment is still in the kernel.
     pub own_left: bool,
     /// How long its requests have been waiting for an engine.
@@ -480,11 +482,13 @@ impl Seen {
     fn new_attachment(&self) -> Result<Attachment, Driver> {
         let ublk = self.devices.free_ublk.map(Device::Ublk);
         let nbd = self.devices.free_nbd.map(Device::Nbd);
+        let tgt = self.devices.free_tgt.map(Device::Tgt);
         let device = match self.volume.spec.frontend {
-            Frontend::Auto => ublk.or(nbd),
+            Frontend::Auto => ublk.or(nbd).or(tgt),
             Frontend::Ublk => Some(ublk.ok_or(Driver::Ublk)?),
             Frontend::Nbd => Some(nbd.ok_or(Driver::Nbd)?),
-            Frontend::Tgt | Frontend::Socket => None,
+            Frontend::Tgt => Some(tgt.ok_or(Driver::Tgt)?),
+            Frontend::Socket => None,
         };
         Ok(Attachment { boot_id: self.boot_id.clone(), device })
     }

@@ -57,6 +57,7 @@ fn detached() -> Seen {
         devices: DevicesSeen {
             free_ublk: None,
             free_nbd: None,
+            free_tgt: None,
             own_left: false,
             unserved: None,
             patience: DEVICE_PATIENCE,
@@ -149,6 +150,13 @@ fn scenarios() -> Vec<(&'static str, Seen)> {
             with(wanted(), |s| {
                 s.volume.spec.frontend = Frontend::Auto;
                 s.devices.free_nbd = Some(3);
+            }),
+        ),
+        (
+            "auto takes tgt where the node has neither ublk nor kernel NBD",
+            with(wanted(), |s| {
+                s.volume.spec.frontend = Frontend::Auto;
+                s.devices.free_tgt = Some(3260);
             }),
         ),
         (

@@ -194,7 +194,11 @@ fn prepare(args: &DemoArgs, surroundings: &Surroundings, reporter: &Reporter) ->
     let plan = Plan::new(args.size.bytes, args.replicas)?;
     let tools = Tools::find(&surroundings.search_path)?;
     let is_root = rustix::process::geteuid().is_root();
-    let drivers = [(Driver::Ublk, Frontend::Ublk), (Driver::Nbd, Frontend::Nbd)];
+    let drivers = [
+        (Driver::Ublk, Frontend::Ublk),
+        (Driver::Nbd, Frontend::Nbd),
+        (Driver::Tgt, Frontend::Tgt),
+    ];
     let device = drivers.into_iter().find(|(driver, _)| is_root && probe::can_serve(*driver));
     let (frontend, by) = match device {
         Some((driver, frontend)) => {

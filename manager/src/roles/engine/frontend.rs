@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use ankole_blockdev::device::{self, Device, Ended, Origin};
+use ankole_blockdev::device::{self, Device, Driver, Ended, Origin, Volume};
 use ankole_blockdev::nbd::{self, Export, Limits, Listener};
 use ankole_replica::engine::{Engine, FrontendRequest};
 use anyhow::Context;
@@ -105,7 +105,9 @@ impl Socket {
             ..Export::new(args.volume.clone(), Rc::new(engine.clone()))
         };
         let clients = export.clients.clone();
-        engine.count_clients(move || clients.get());
+        // tgtd is one of them, and no user.
+        let own = u32::from(args.frontend.driver() == Some(Driver::Tgt));
+        engine.count_clients(move || clients.get().saturating_sub(own));
         let listener = Listener::bind_unix(&args.socket).await?;
         let uri = listener.uri();
         let (stop, stopped) = oneshot::channel();
@@ -128,14 +130,15 @@ impl Socket {
 async fn start_device(
     engine: &Engine,
     args: &EngineArgs,
-    driver: device::Driver,
+    driver: Driver,
 ) -> anyhow::Result<Device> {
     let origin = match (args.recover, args.device) {
         (true, Some(id)) => Origin::Recovery { id },
         (_, id) => Origin::New { id },
     };
     let disk = Rc::new(engine.clone());
-    let device = device::serve(driver, disk, origin, &args.volume).await;
+    let volume = Volume { name: &args.volume, socket: &args.socket };
+    let device = device::serve(driver, disk, origin, volume).await;
     device.with_context(|| format!("show volume {} by the driver {driver}", args.volume))
 }
 

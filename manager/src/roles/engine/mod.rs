@@ -2,13 +2,13 @@
 
 mod frontend;
 mod link;
-mod namespace;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use ankole_blockdev::device::Driver;
+use ankole_blockdev::namespace;
 use ankole_replica::admin::ReplicaAddress;
 use ankole_replica::arbiter::InstanceId;
 use ankole_replica::engine::{Engine, SocketArbiter, serve_admin};
@@ -52,7 +52,7 @@ pub struct EngineArgs {
     /// The unix socket that serves NBD, whatever the frontend is
     #[arg(long, value_name = "PATH")]
     pub socket: PathBuf,
-    /// Number of the block device
+    /// Number of the block device; for tgt the port of its target
     #[arg(long, value_name = "N")]
     pub device: Option<u32>,
     /// Take over from an engine that died: clients of its frontend may be waiting
@@ -80,6 +80,7 @@ pub enum EngineFrontend {
     Socket,
     Ublk,
     Nbd,
+    Tgt,
 }
 
 impl EngineFrontend {
@@ -89,6 +90,7 @@ impl EngineFrontend {
             Self::Socket => None,
             Self::Ublk => Some(Driver::Ublk),
             Self::Nbd => Some(Driver::Nbd),
+            Self::Tgt => Some(Driver::Tgt),
         }
     }
 }

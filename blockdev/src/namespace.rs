@@ -1,8 +1,8 @@
-//! A mount namespace of the engine's own.
+//! A mount namespace of a server's own.
 //!
 //! When the last process of a namespace ends, the kernel unmounts what is mounted there, and writes
-//! back what is dirty: to our device, which nobody serves any more if that process was its engine.
-//! So an engine leaves the namespace that it was started in. Nor may it keep what it found there:
+//! back what is dirty: to our device, which nobody serves any more if that process was its server.
+//! So a server leaves the namespace that it was started in. Nor may it keep what it found there:
 //! a volume that is unmounted where people see it must not stay mounted here.
 
 use std::fs;
@@ -11,8 +11,10 @@ use std::path::Path;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 
+use crate::tgt;
+
 /// Before any other thread is started. Needs CAP_SYS_ADMIN.
-pub(super) fn enter_own() -> nix::Result<()> {
+pub fn enter_own() -> nix::Result<()> {
     unshare(CloneFlags::CLONE_NEWNS)?;
     // What is unmounted outside goes here too, where mounts propagate; nothing goes the other way.
     let follow = MsFlags::MS_REC | MsFlags::MS_SLAVE;
@@ -20,7 +22,7 @@ pub(super) fn enter_own() -> nix::Result<()> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     for place in mounts.lines().rev().filter_map(of_volume) {
         if let Err(error) = umount2(place.as_str(), MntFlags::MNT_DETACH) {
-            tracing::warn!(place, %error, "a mounted volume stays in this engine's namespace");
+            tracing::warn!(place, %error, "a mounted volume stays in this server's namespace");
         }
     }
     Ok(())
@@ -41,6 +43,7 @@ fn is_on_volume(device: &Path) -> bool {
     let below = fs::read_dir(real.join("slaves")).into_iter().flatten().flatten();
     name.starts_with("ublkb")
         || name.starts_with("nbd")
+        || tgt::is_ours(&real)
         || below.into_iter().any(|below| is_on_volume(&below.path()))
 }
 
