@@ -9,6 +9,7 @@ started=$SECONDS
 
 step() { echo "[$((SECONDS - started)) s] $*"; }
 fail() {
+    exec >&2 # wherever the output of the step goes
     echo "FAILED: $*"
     ankole volume why v1 || true
     tail -n 20 $ANKOLE_DATA/log/*v1* 2>/dev/null || true
