@@ -492,6 +492,23 @@ fn a_volume_grows_while_it_is_attached_and_never_shrinks() {
     assert!(said.err.contains("would shrink"), "{}", said.err);
 }
 
+/// A device can be written or not for as long as it is there: who asks for the other one besides
+/// would get a device that takes writes, or one that refuses them.
+#[test]
+fn a_volume_is_attached_to_be_written_or_read_only_and_not_both() {
+    let world = attached();
+    let said = world.say(&["volume", "attach", "v1", "--read-only"]);
+    assert_eq!(said.code, 4, "{said:?}");
+    assert!(said.err.contains("attached to be written"), "{}", said.err);
+    world.well(&["volume", "detach", "v1"]);
+    world.well(&["volume", "attach", "v1", "--read-only"]);
+    assert!(engine_args(&world).contains("--read-only"));
+    world.well(&["volume", "attach", "v1", "--read-only"]);
+    let said = world.say(&["volume", "attach", "v1"]);
+    assert_eq!(said.code, 4, "{said:?}");
+    assert!(said.err.contains("attached read-only"), "{}", said.err);
+}
+
 /// Reading the snapshots of a volume that nobody uses attaches it for a moment.
 #[test]
 fn a_job_attaches_the_volume_and_lets_go() {

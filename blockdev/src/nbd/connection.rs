@@ -161,7 +161,7 @@ async fn perform<D: Disk>(
     let done = |result: io::Result<Hold>| result.map(|hold| Reply::done(cookie, hold));
     let (command, result) = match request {
         Request::Read(at) => {
-            let (result, data) = disk.read(at, Buffer::zeroed(at.length_bytes as usize)).await;
+            let (result, data) = disk.read(at, Buffer::for_data(at.length_bytes as usize)).await;
             let reply = result.map(|hold| Reply::data(cookie, at, data, hold, structured));
             (Command::Read, reply)
         }

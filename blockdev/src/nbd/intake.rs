@@ -145,7 +145,7 @@ impl Intake {
                     self.start += RawRequest::BYTES + length;
                     return Ok(Progress::Event(Event::Request { cookie, request, data }));
                 }
-                let mut data = Buffer::zeroed(length);
+                let mut data = Buffer::for_data(length);
                 let filled = after.len();
                 data[..filled].copy_from_slice(after);
                 self.start = self.end;

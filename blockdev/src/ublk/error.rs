@@ -18,6 +18,12 @@ pub enum Unavailable {
     TooOld,
     #[error("the ublk driver lacks {0}; a newer kernel is needed")]
     MissingFeature(&'static str),
+    #[error(
+        "the ublk driver makes no more devices than the {used} that there are; as root: \
+             echo {} > /sys/module/ublk_drv/parameters/ublks_max",
+        used.saturating_mul(2).max(64)
+    )]
+    Full { used: u32 },
     #[error("kernel {release} is known to be dangerous with ublk: {reason}; use another kernel")]
     KnownBad { release: String, reason: &'static str },
 }

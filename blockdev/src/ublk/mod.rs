@@ -20,6 +20,7 @@
 //! buffers of ours, so that the kernel never holds a pointer to our memory.
 
 mod control;
+mod copy;
 mod error;
 mod geometry;
 mod link;
@@ -38,7 +39,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::{JoinHandle, spawn_local};
 
 pub use error::{DeviceName, Step, UblkError, Unavailable};
-pub use probe::{Features, is_available};
+pub use probe::{Features, Room, has_room, is_available, room};
 
 use crate::device::{self, Ended, Ending, Origin};
 use crate::disk::Disk;
@@ -84,7 +85,10 @@ pub struct Device {
 ///
 /// Not to be dropped half way: a device may stay behind, to be taken over or stopped.
 pub async fn serve<D: Disk + 'static>(disk: Rc<D>, options: Options) -> Result<Device, UblkError> {
-    let features = is_available()?;
+    let features = match options.origin {
+        Origin::New { .. } => has_room()?,
+        Origin::Recovery { .. } => is_available()?,
+    };
     if let Err(error) = crate::reclaim::set_io_flusher() {
         tracing::warn!(%error, "set PR_SET_IO_FLUSHER: under memory pressure ublk may deadlock");
     }

@@ -12,6 +12,9 @@ use libublk::sys;
 use super::error::Unavailable;
 
 const CONTROL_PATH: &str = "/dev/ublk-control";
+const LIMIT_PATH: &str = "/sys/module/ublk_drv/parameters/ublks_max";
+/// One entry for each device.
+const DEVICES_PATH: &str = "/sys/class/ublk-char";
 
 /// What the driver offers, bit by bit as `GET_FEATURES` tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +51,12 @@ impl Features {
         self.has(sys::UBLK_F_SAFE_STOP_DEV)
     }
 
+    /// The driver's limit is one for unprivileged devices only. It became that in Linux 6.15, which has no
+    /// feature of its own; with 6.16 came growing.
+    fn counts_unprivileged_only(self) -> bool {
+        self.can_resize()
+    }
+
     /// The first feature that is needed and absent.
     pub(super) fn missing(self) -> Option<&'static str> {
         Self::NEEDED.into_iter().find(|&(flag, _)| !self.has(flag)).map(|(_, name)| name)
@@ -78,6 +87,44 @@ pub fn is_available() -> Result<Features, Unavailable> {
     }
 }
 
+/// How many devices there are, and how many the driver allows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Room {
+    pub used: u32,
+    /// None: as many as fit into memory.
+    pub most: Option<u32>,
+}
+
+impl Room {
+    pub fn is_full(self) -> bool {
+        self.most.is_some_and(|most| self.used >= most)
+    }
+
+    /// The next ones fit, but somebody should look.
+    pub fn is_nearly_full(self) -> bool {
+        self.most.is_some_and(|most| u64::from(self.used) * 10 >= u64::from(most) * 9)
+    }
+}
+
+/// Looks at the driver's limit without trying it.
+pub fn room(features: Features) -> Room {
+    let used = fs::read_dir(DEVICES_PATH).map_or(0, Iterator::count);
+    let most = fs::read_to_string(LIMIT_PATH).ok().and_then(|text| text.trim().parse().ok());
+    Room {
+        used: u32::try_from(used).unwrap_or(u32::MAX),
+        most: most.filter(|_| !features.counts_unprivileged_only()),
+    }
+}
+
+/// [`is_available`], and there is room for one more device.
+pub fn has_room() -> Result<Features, Unavailable> {
+    let features = is_available()?;
+    match room(features) {
+        room if room.is_full() => Err(Unavailable::Full { used: room.used }),
+        _ => Ok(features),
+    }
+}
+
 /// Kernels on which making a device was seen to panic or to fail, by others.
 fn known_bad(release: &str) -> Option<&'static str> {
     if release.starts_with("6.17.0-") && release.ends_with("-aws") {
@@ -102,6 +149,16 @@ mod tests {
         {
             assert_eq!(known_bad(good), None, "{good}");
         }
+    }
+
+    #[test]
+    fn a_node_is_nearly_full_before_it_is_full_and_never_without_a_limit() {
+        let room = |used, most| Room { used, most };
+        let states = [room(57, Some(64)), room(58, Some(64)), room(64, Some(64)), room(999, None)];
+        let states = states.map(|room| (room.is_nearly_full(), room.is_full()));
+        assert_eq!(states, [(false, false), (true, false), (true, true), (false, false)]);
+        assert!(!Features(0x1fe).counts_unprivileged_only());
+        assert!(Features(0xfffff).counts_unprivileged_only());
     }
 
     /// Seen on Linux 6.12 (0x1fe) and 7.2 (0xfffff).

@@ -8,17 +8,18 @@
 //! ┌▶ answers of the engine ─▶ commits ─▶ submit; wait only if there were none ─┐
 //! └── turn to the engine ◀── requests, their data copied in ◀── completions ◀──┘
 //! ```
+//!
+//! Each arrow is one system call at most, however many requests it carries.
 
-use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::FileExt;
 
 use io_uring::{opcode, types};
 use libublk::io::{BufDesc, BufDescList, UblkDev, UblkIOCtx, UblkQueue};
 use libublk::sys::{UBLK_IO_RES_ABORT, UBLK_IO_RES_OK};
 use libublk::{UblkError as LibraryError, UblkIORes, UblkUringData};
 
+use super::copy::Copier;
 use super::error::cause;
 use super::link::{Answer, Pause, QueueEnd, Request, Tag, Turn};
 use super::request::{Command, Errno, result_code};
@@ -35,9 +36,10 @@ pub(super) fn serve(
 ) -> io::Result<()> {
     let queue = UblkQueue::new(index, device).map_err(cause)?;
     let queue = queue.submit_fetch_commands_unified(BufDescList::Slices(None)).map_err(cause)?;
-    let data = sys::character_device(device)?;
-    let in_hand = vec![None; usize::from(device.dev_info.queue_depth)];
-    let mut worker = Worker { index, queue, link, data, in_hand, answers: Vec::new() };
+    let depth = device.dev_info.queue_depth;
+    let copier = Copier::new(sys::character_device(device)?, depth)?;
+    let in_hand = vec![None; usize::from(depth)];
+    let mut worker = Worker { index, queue, link, copier, in_hand, answers: Vec::new() };
     let result = worker.run(ready);
     match result {
         Ok(End::Stopped) => {}
@@ -59,8 +61,7 @@ struct Worker<'a> {
     index: u16,
     queue: UblkQueue<'a>,
     link: &'a QueueEnd,
-    /// Reading and writing it at a tag's offset moves the data of the tag's request.
-    data: File,
+    copier: Copier,
     /// By tag, what the engine is doing.
     in_hand: Vec<Option<Command>>,
     answers: Vec<Answer>,
@@ -82,8 +83,7 @@ impl Worker<'_> {
         ready();
         let mut committed = Vec::new();
         loop {
-            let requests = reaped.requested.into_iter().filter_map(|tag| self.accept(tag));
-            let turn = Turn { requests: requests.collect(), committed };
+            let turn = Turn { requests: self.accept(&reaped.requested), committed };
             if !turn.is_empty() && self.link.turns.blocking_send(Ok(turn)).is_err() {
                 return Ok(End::Left);
             }
@@ -112,22 +112,31 @@ impl Worker<'_> {
         let mut answers = std::mem::take(&mut self.answers);
         self.link.mailbox.take_answers(&mut answers);
         let tags = answers.iter().map(|answer| answer.tag).collect();
+        let (mut given, mut moves) = (Vec::new(), Vec::new());
         for Answer { tag, outcome } in answers.drain(..) {
             let command = self.in_hand[tag.index()].take();
             let command = command.expect("the engine answers what it was asked, once");
-            let outcome = outcome.and_then(|read| {
-                if let Command::Read(_) = command {
-                    self.data.write_all_at(&read, self.data_offset(tag)).map_err(|error| {
-                        tracing::error!(queue = self.index, tag = tag.0, %error, "give read data");
-                        Errno(libc::EIO)
-                    })?;
+            match outcome {
+                Ok(read) if matches!(command, Command::Read(_)) => {
+                    given.push((tag, command));
+                    moves.push((self.data_offset(tag), read));
                 }
-                Ok(command.data_bytes())
-            });
-            self.commit(tag, outcome);
+                outcome => self.commit(tag, outcome.map(|_| command.data_bytes())),
+            }
+        }
+        for ((tag, command), result) in given.into_iter().zip(self.copier.give(&moves)) {
+            let outcome = self.or_log(tag, result, "give read data");
+            self.commit(tag, outcome.map(|()| command.data_bytes()));
         }
         self.answers = answers; // keeps its memory for the next round
         tags
+    }
+
+    fn or_log(&self, tag: Tag, result: io::Result<()>, what: &str) -> Result<(), Errno> {
+        result.map_err(|error| {
+            tracing::error!(queue = self.index, tag = tag.0, %error, "{what}");
+            Errno(libc::EIO)
+        })
     }
 
     fn commit(&self, tag: Tag, outcome: Result<u64, Errno>) {
@@ -177,29 +186,36 @@ impl Worker<'_> {
         self.queue.ublk_submit_sqe_sync(poll).map_err(cause)
     }
 
-    /// Takes a request from the kernel with its data. What can't be taken is answered here.
-    fn accept(&mut self, tag: Tag) -> Option<Request> {
-        let taken = Command::parse(self.queue.get_iod(tag.0)).and_then(|command| {
-            let length_bytes = usize::try_from(command.data_bytes());
-            let mut data = Buffer::zeroed(length_bytes.expect("parse() has bounded it"));
-            if let Command::Write(..) = command {
-                self.data.read_exact_at(&mut data, self.data_offset(tag)).map_err(|error| {
-                    tracing::error!(queue = self.index, tag = tag.0, %error, "take write data");
-                    Errno(libc::EIO)
-                })?;
-            }
-            Ok(Request { tag, command, data })
-        });
-        match taken {
-            Ok(request) => {
-                self.in_hand[tag.index()] = Some(request.command);
-                Some(request)
-            }
-            Err(errno) => {
-                self.commit(tag, Err(errno));
-                None
+    /// Takes requests from the kernel with their data. What can't be taken is answered here.
+    fn accept(&mut self, tags: &[Tag]) -> Vec<Request> {
+        let mut requests = Vec::with_capacity(tags.len());
+        let (mut writing, mut moves) = (Vec::new(), Vec::new());
+        for &tag in tags {
+            match Command::parse(self.queue.get_iod(tag.0)) {
+                Ok(command) => {
+                    let length_bytes = usize::try_from(command.data_bytes());
+                    let data = Buffer::for_data(length_bytes.expect("parse() has bounded it"));
+                    if let Command::Write(..) = command {
+                        writing.push((tag, command));
+                        moves.push((self.data_offset(tag), data));
+                    } else {
+                        requests.push(Request { tag, command, data });
+                    }
+                }
+                Err(errno) => self.commit(tag, Err(errno)),
             }
         }
+        let results = self.copier.take(&mut moves);
+        for (((tag, command), (_, data)), result) in writing.into_iter().zip(moves).zip(results) {
+            match self.or_log(tag, result, "take write data") {
+                Ok(()) => requests.push(Request { tag, command, data }),
+                Err(errno) => self.commit(tag, Err(errno)),
+            }
+        }
+        for request in &requests {
+            self.in_hand[request.tag.index()] = Some(request.command);
+        }
+        requests
     }
 
     fn data_offset(&self, tag: Tag) -> u64 {

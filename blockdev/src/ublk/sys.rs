@@ -20,11 +20,17 @@ pub(super) fn event_fd() -> io::Result<File> {
     Ok(File::from(unsafe { OwnedFd::from_raw_fd(fd) }))
 }
 
-/// Another handle to the device's /dev/ublkcN, which the kernel lets be opened only once.
+/// Another handle to the device's /dev/ublkcN, which the kernel lets be opened only once. Both become
+/// non-blocking, which they are anyway: a ring hands what may block to threads of its own.
 pub(super) fn character_device(device: &UblkDev) -> io::Result<File> {
     // SAFETY: the descriptor belongs to `device`, which is borrowed until this returns.
     let borrowed = unsafe { BorrowedFd::borrow_raw(device.tgt.fds[0].as_raw_fd()) };
-    Ok(File::from(borrowed.try_clone_to_owned()?))
+    let handle = borrowed.try_clone_to_owned()?;
+    // SAFETY: the call takes numbers only, and the descriptor is open.
+    if unsafe { libc::fcntl(handle.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(File::from(handle))
 }
 
 /// Ends a queue whose commands are still with the kernel. The queue's destructor would wait for

@@ -9,6 +9,7 @@ pub mod attachment;
 pub mod backup;
 pub mod error;
 pub mod name;
+pub mod node;
 pub mod replica;
 pub mod salvage;
 #[cfg(test)]

@@ -9,6 +9,7 @@ mod backup;
 mod check;
 mod connect;
 mod engine;
+mod node;
 mod output;
 mod replica;
 mod salvage;
@@ -100,6 +101,9 @@ enum Command {
     /// Snapshots of a volume
     #[command(subcommand)]
     Snapshot(snapshot::SnapshotCommand),
+    /// The node that the server runs on
+    #[command(subcommand)]
+    Node(node::NodeCommand),
     /// Backups of snapshots
     #[command(subcommand)]
     Backup(backup::BackupCommand),
@@ -180,6 +184,7 @@ fn dispatch(session: &Session<'_>, command: Command) -> Result<ExitCode, ApiErro
         Command::Check => check::run(session),
         Command::Volume(command) => volume::run(session, command),
         Command::Snapshot(command) => snapshot::run(session, command),
+        Command::Node(command) => node::run(session, command),
         Command::Backup(command) => backup::run(session, command),
         Command::Target(command) => target::run(session, command),
         Command::Replica(replica::ReplicaCommand::Ls { volume }) => {
@@ -280,7 +285,7 @@ fn poll<T>(
             return Ok(None);
         }
         std::thread::sleep(pause);
-        pause = (pause * 3 / 2).min(Duration::from_millis(500));
+        pause = (pause * 5 / 4).min(Duration::from_millis(500));
     }
 }
 

@@ -8,6 +8,7 @@ use serde::de::DeserializeOwned;
 
 use crate::api::attachment::{AttachRequest, USER_TICKET};
 use crate::api::backup::{BackupRequest, Job, RestoreRequest};
+use crate::api::node::NodeView;
 use crate::api::replica::ReplicaView;
 use crate::api::salvage::{SalvageRequest, SalvageView};
 use crate::api::snapshot::{Chain, SnapshotRequest};
@@ -37,6 +38,10 @@ impl Client {
             .build();
         let server = server.trim_end_matches('/').into();
         Self { agent: config.into(), server, token: token.into() }
+    }
+
+    pub fn node(&self) -> Result<NodeView, ApiError> {
+        self.get("/v1/node", &[])
     }
 
     pub fn volumes(&self) -> Result<Vec<VolumeView>, ApiError> {

@@ -15,9 +15,10 @@ use tokio::sync::{Notify, broadcast, mpsc};
 
 use self::board::Board;
 use self::volume::Event;
+use self::volume::plan::DEVICE_PATIENCE;
 use crate::agent::format::Format;
 use crate::agent::supervisor::{Ended, Signal};
-use crate::agent::{Layout, Supervisor};
+use crate::agent::{Layout, Supervisor, probe};
 use crate::api::Name;
 use crate::api::replica::Place;
 use crate::api::volume::Volume;
@@ -39,6 +40,8 @@ pub struct Context {
     pub program: PathBuf,
     pub format: Format,
     pub boot_id: String,
+    /// What this node could show volumes by when it last looked.
+    pub frontends: probe::Watch,
     /// How long requests of a device may wait for an engine.
     pub device_patience: Duration,
     stopping: AtomicBool,
@@ -57,7 +60,6 @@ impl Context {
         program: PathBuf,
         format: Format,
         boot_id: String,
-        device_patience: Duration,
     ) -> Self {
         Self {
             store,
@@ -68,7 +70,8 @@ impl Context {
             program,
             format,
             boot_id,
-            device_patience,
+            frontends: probe::Watch::default(),
+            device_patience: DEVICE_PATIENCE,
             stopping: AtomicBool::new(false),
             held: Mutex::default(),
             refusals: Mutex::default(),

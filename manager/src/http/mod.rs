@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! GET    /v1/version
+//! GET    /v1/node
 //! GET    /v1/volumes              POST {name, sizeBytes, …}
 //! GET    /v1/volumes/V            DELETE
 //! PUT    /v1/volumes/V/size       {sizeBytes}
@@ -34,6 +35,7 @@ use axum::{Json, Router};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::api::node::NodeView;
 use crate::api::{ApiError, ErrorKind, Name};
 use crate::service::Service;
 
@@ -43,6 +45,7 @@ pub fn router(service: Service, token: String) -> Router {
     let token: &'static str = token.leak(); // one for the life of the process
     Router::new()
         .route("/v1/version", get(version))
+        .route("/v1/node", get(node))
         .route("/v1/volumes", get(volumes::list).post(volumes::create))
         .route("/v1/volumes/{volume}", get(volumes::show).delete(volumes::remove))
         .route("/v1/volumes/{volume}/size", put(volumes::resize))
@@ -77,6 +80,10 @@ struct Version {
 
 async fn version() -> Json<Version> {
     Json(Version { version: ankole_replica::VERSION })
+}
+
+async fn node(State(service): State<Service>) -> Json<NodeView> {
+    Json(service.node())
 }
 
 async fn require_token(

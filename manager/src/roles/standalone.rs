@@ -12,7 +12,7 @@ use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
@@ -20,7 +20,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::agent::format::Format;
 use crate::agent::layout::{Layout, LayoutError, is_ours, make_private_folder, registration_path};
 use crate::agent::supervisor::Signal;
-use crate::agent::{LocalSupervisor, Part, Supervisor, pidfile};
+use crate::agent::{LocalSupervisor, Part, Supervisor, pidfile, probe};
 use crate::api::volume::Volume;
 use crate::arbiter;
 use crate::controllers::{self, Context};
@@ -94,6 +94,7 @@ async fn serve(options: &Options) -> anyhow::Result<Ended> {
         .with_context(|| format!("listen on {}", layout.arbiter().display()))?;
     tokio::spawn(arbiter::serve(arbiter, Arc::clone(&context.store)));
     tokio::spawn(controllers::run(Arc::clone(&context)));
+    tokio::spawn(watch_frontends(Arc::clone(&context)));
     let address = api.local_addr()?.to_string();
     let router = http::router(service, layout.token()?);
     let serving = tokio::spawn(async move { axum::serve(api, router).await });
@@ -122,7 +123,7 @@ async fn serve(options: &Options) -> anyhow::Result<Ended> {
 fn open(options: &Options, layout: Layout) -> anyhow::Result<(Arc<Context>, Service)> {
     let store: Arc<dyn Store> = Arc::new(EmbeddedStore::open(&layout.store())?);
     let supervisor: Arc<dyn Supervisor> = Arc::new(LocalSupervisor::open(&layout.run())?);
-    let context = Arc::new(Context::new(
+    let mut context = Context::new(
         store,
         supervisor,
         layout,
@@ -130,11 +131,24 @@ fn open(options: &Options, layout: Layout) -> anyhow::Result<(Arc<Context>, Serv
         options.program.clone(),
         options.format,
         pidfile::boot_id().context("read the boot's id")?,
-        options.device_patience,
-    ));
+    );
+    context.device_patience = options.device_patience;
+    let context = Arc::new(context);
     controllers::end_strays(&context)?;
     let service = Service::open(Arc::clone(&context))?;
     Ok((context, service))
+}
+
+/// For as long as the process lives: asking the drivers costs a few system calls.
+async fn watch_frontends(context: Arc<Context>) {
+    loop {
+        let watch = Arc::clone(&context);
+        let look = move || watch.frontends.note(probe::frontends(), SystemTime::now());
+        if tokio::task::spawn_blocking(look).await.is_err() {
+            return; // the process ends, or the panic is in its log
+        }
+        tokio::time::sleep(probe::INTERVAL).await;
+    }
 }
 
 async fn stdin_closes(is_wanted: bool) {

@@ -19,6 +19,7 @@ pub use volumes::Engaged;
 use self::jobs::Jobs;
 use crate::agent::admin::AdminError;
 use crate::api::error::chain;
+use crate::api::node::NodeView;
 use crate::api::{ApiError, ErrorKind};
 use crate::controllers::Context;
 use crate::store::{Kind, StoreError};
@@ -35,6 +36,11 @@ impl Service {
         let service = Self { context, jobs: Arc::default() };
         service.drop_job_tickets()?;
         Ok(service)
+    }
+
+    pub fn node(&self) -> NodeView {
+        let frontends = self.context.frontends.capabilities();
+        NodeView { name: self.context.node.clone(), frontends }
     }
 }
 

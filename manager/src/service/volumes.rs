@@ -15,8 +15,8 @@ use crate::api::attachment::{AttachRequest, Ticket, TicketKind};
 use crate::api::replica::{Mode, Place, ReplicaView, seconds_left};
 use crate::api::size::{VolumeSize, human};
 use crate::api::volume::{
-    Robustness, State, Transport, UpgradeRequest, Volume, VolumeRequest, VolumeSpec, VolumeStatus,
-    VolumeView,
+    Condition, Device, Reason, Robustness, State, Transport, UpgradeRequest, Volume, VolumeRequest,
+    VolumeSpec, VolumeStatus, VolumeView,
 };
 use crate::api::{ApiError, Name};
 use crate::controllers::volume::gather::{address_of, engine_status};
@@ -322,6 +322,9 @@ impl Service {
         } else if state == State::Detached && !volume.spec.tickets.is_empty() {
             state = State::Attaching;
         }
+        let mut conditions = observed.as_ref().map_or_else(Vec::new, |it| it.conditions.clone());
+        let device = volume.status.attachment.as_ref().and_then(|it| it.device);
+        conditions.extend(device.and_then(|device| self.lost_driver(device)));
         let endpoint = engine.as_ref().and_then(|engine| engine.endpoint.clone());
         if state == State::Attached && endpoint.is_none() {
             state = State::Attaching;
@@ -342,13 +345,25 @@ impl Service {
                 .filter(|engine| !engine.waiting.is_empty())
                 .and_then(|_| observed.as_ref()?.waiting_since_unix_s),
             waiting: engine.map_or_else(Vec::new, |engine| engine.waiting),
-            conditions: observed.map_or_else(Vec::new, |observed| observed.conditions),
+            conditions,
             tickets: volume.spec.tickets,
             record: volume.status.record,
             replicas,
             uid: volume.uid,
             name: volume.name,
         }
+    }
+
+    /// A volume's device goes on as long as its engine lives.
+    fn lost_driver(&self, device: Device) -> Option<Condition> {
+        let lost = self.context.frontends.lost(&device.driver().to_string())?;
+        let message = format!(
+            "this node has lost {}: {}; if the engine ends, no other can take the device over",
+            lost.finding.name, lost.finding.detail
+        );
+        let mut condition = Condition::new(Reason::NoFrontend, message);
+        condition.since_unix_s = Some(lost.since_unix_s);
+        Some(condition.next(lost.finding.next.unwrap_or_else(|| "bring the driver back".into())))
     }
 
     pub fn is_stopping(&self) -> bool {
@@ -384,10 +399,15 @@ fn add_ticket(volume: &mut Volume, ticket: &Ticket) -> Result<(), ApiError> {
             .next("wait until it holds everything"));
     }
     if let Some(driver) = volume.spec.frontend.forced_driver()
-        && !probe::can_serve(driver)
+        && volume.spec.tickets.is_empty()
+        && let Some(obstacle) = probe::obstacle(driver)
     {
-        return Err(ApiError::conflict(format!("volume {name}: this node can't serve {driver}"))
-            .next("ankole check says what is missing"));
+        let why = obstacle.detail;
+        let error = ApiError::conflict(format!(
+            "volume {name}: this node can't make a device of {driver} now: {why}"
+        ));
+        let look = || "ankole check says what is missing".to_owned();
+        return Err(error.next(obstacle.next.unwrap_or_else(look)));
     }
     let tickets = &mut volume.spec.tickets;
     let read_only_now = !tickets.is_empty() && tickets.iter().all(|ticket| ticket.read_only);
@@ -395,17 +415,17 @@ fn add_ticket(volume: &mut Volume, ticket: &Ticket) -> Result<(), ApiError> {
         return Err(ApiError::conflict(format!("volume {name} is attached read-only"))
             .next(format!("ankole volume detach {name}, then attach it again")));
     }
-    match tickets.iter().find(|present| present.id == ticket.id) {
-        Some(present) if present.read_only != ticket.read_only => {
-            Err(ApiError::conflict(format!("volume {name} is attached to be written"))
-                .next(format!("ankole volume detach {name}, then attach it again")))
-        }
-        Some(_) => Ok(()),
-        None => {
-            tickets.push(ticket.clone());
-            Ok(())
-        }
+    if let Some(writer) = tickets.iter().find(|present| !present.read_only && ticket.read_only) {
+        let kind = writer.kind;
+        let error = ApiError::conflict(format!(
+            "volume {name} is attached to be written ({kind}); its device can't refuse writes"
+        ));
+        return Err(error.next(format!("once it is detached, attach {name} again")));
     }
+    if !tickets.iter().any(|present| present.id == ticket.id) {
+        tickets.push(ticket.clone());
+    }
+    Ok(())
 }
 
 fn is_being_restored(volume: &Volume) -> bool {

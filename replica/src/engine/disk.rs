@@ -117,6 +117,10 @@ impl Disk for Engine {
         *self.0.size_bytes.borrow()
     }
 
+    fn is_read_only(&self) -> bool {
+        self.0.is_read_only.get()
+    }
+
     async fn read(&self, at: Extent, mut into: Buffer) -> (io::Result<Hold>, Buffer) {
         let mut held = None;
         let mut done = 0;

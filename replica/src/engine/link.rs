@@ -2,9 +2,10 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::io;
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{Mutex, mpsc};
 use tokio::task::JoinHandle;
@@ -18,6 +19,10 @@ use crate::server::{Conversation, Peer, Replica};
 use crate::store::StoreError;
 use crate::stream::{FrameReader, write_frames};
 use crate::wire::{self, Frame};
+
+/// So long nobody has to listen yet where a connection is made.
+const LISTEN_PATIENCE: Duration = Duration::from_millis(150);
+const LISTEN_RETRY: Duration = Duration::from_millis(5);
 
 /// Dropping it closes the connection.
 pub(super) struct Link {
@@ -99,6 +104,23 @@ impl Link {
     }
 }
 
+/// A replica that is started together with its engine listens a few milliseconds later. To give up
+/// at once would make an attach wait for the core's next try.
+async fn connect(address: &Address) -> io::Result<(listen::Reader, listen::Writer)> {
+    let deadline = Instant::now() + LISTEN_PATIENCE;
+    loop {
+        match listen::connect(address).await {
+            Err(error)
+                if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused)
+                    && Instant::now() < deadline =>
+            {
+                tokio::time::sleep(LISTEN_RETRY).await;
+            }
+            result => return result,
+        }
+    }
+}
+
 /// Reads answers until the connection ends.
 async fn talk(
     engine: &Engine,
@@ -107,7 +129,7 @@ async fn talk(
     address: &Address,
     route: &Rc<RefCell<Route>>,
 ) -> io::Result<()> {
-    let (reader, writer) = listen::connect(address).await?;
+    let (reader, writer) = connect(address).await?;
     let (queue, frames) = mpsc::unbounded_channel();
     route.replace(Route::Socket(queue));
     // It ends when the queue's sender goes with the route.

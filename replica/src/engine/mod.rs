@@ -72,6 +72,7 @@ struct Shared {
     /// When the timer looks again.
     awake_at: Cell<Instant>,
     size_bytes: watch::Sender<u64>,
+    is_read_only: Cell<bool>,
     end: watch::Sender<Option<End>>,
     endpoint: RefCell<Option<String>>,
     frontend: RefCell<Option<mpsc::Sender<FrontendRequest>>>,
@@ -134,6 +135,7 @@ impl Engine {
             sooner: Notify::new(),
             awake_at: Cell::new(Instant::now()),
             size_bytes: watch::Sender::new(0),
+            is_read_only: Cell::new(false),
             end: watch::Sender::new(None),
             endpoint: RefCell::new(None),
             frontend: RefCell::new(None),
@@ -179,6 +181,11 @@ impl Engine {
     /// Closes the replicas inside this process, after the end.
     pub async fn close(&self) -> Result<(), StoreError> {
         self.0.local.close().await
+    }
+
+    /// Frontends that are opened from now on refuse what writes; the engine's own jobs go on.
+    pub fn show_read_only(&self) {
+        self.0.is_read_only.set(true);
     }
 
     /// What `volume show` calls the endpoint, once there is one.

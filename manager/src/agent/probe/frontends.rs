@@ -11,15 +11,25 @@ use ankole_blockdev::ublk::{self, Unavailable};
 use super::{Area, Finding, Found};
 use crate::api::error::chain;
 
+/// Whether one more device can be made.
 pub fn can_serve(driver: Driver) -> bool {
     match driver {
-        Driver::Ublk => ublk::is_available().is_ok(),
+        Driver::Ublk => ublk::has_room().is_ok(),
         Driver::Nbd => kernel_nbd::is_available().is_ok(),
         Driver::Tgt => tgt::is_available().is_ok() && has_initiator(),
     }
 }
 
-pub(super) fn look() -> Vec<Finding> {
+/// Why no device can be made now, and what to do about it.
+pub fn obstacle(driver: Driver) -> Option<Finding> {
+    (!can_serve(driver)).then(|| match driver {
+        Driver::Ublk => ublk(),
+        Driver::Nbd => kernel_nbd(),
+        Driver::Tgt => tgt(),
+    })
+}
+
+pub fn look() -> Vec<Finding> {
     let socket = "NBD on a unix socket; needs no driver";
     vec![ublk(), kernel_nbd(), tgt(), finding("socket", Found::Yes, socket.into())]
 }
@@ -36,15 +46,29 @@ fn ublk() -> Finding {
                 true => "grows them in use",
                 false => "growing needs a re-attach",
             });
-            let limit = fs::read_to_string("/sys/module/ublk_drv/parameters/ublks_max");
-            let limit = limit.map(|limit| format!("; ublks_max {}", limit.trim()));
+            let room = ublk::room(features);
+            let most = room.most.map_or("no limit".into(), |most| format!("at most {most}"));
             let detail = format!(
-                "features {:#x}: {}{}",
+                "features {:#x}: {}; {} devices, {most}",
                 features.bits(),
                 can.join(", "),
-                limit.unwrap_or_default()
+                room.used
             );
-            finding("ublk", Found::Yes, detail)
+            match room.is_nearly_full() {
+                false => finding("ublk", Found::Yes, detail),
+                true => finding("ublk", Found::Problem, detail).next(format!(
+                    "as root: echo {} > /sys/module/ublk_drv/parameters/ublks_max",
+                    room.used.saturating_mul(2).max(64)
+                )),
+            }
+        }
+        Err(Unavailable::NoDriver) if fs::exists("/sys/module/ublk_drv").unwrap_or(false) => {
+            finding(
+                "ublk",
+                Found::Missing,
+                "the driver is there, its /dev/ublk-control isn't".into(),
+            )
+            .next("in a container: mount the node's /dev")
         }
         Err(Unavailable::NoDriver) if kernel_has("ublk_drv") => {
             finding("ublk", Found::Missing, "the driver isn't loaded".into())

@@ -5,12 +5,14 @@
 //! system      the kernel, limits, and what else on the node meets our devices
 //! tools       programs that users and the demo want
 //! disk        the file system of the data folder
+//! watch       what becomes of the frontends while a node runs
 //! ```
 
 mod disk;
 mod frontends;
 mod system;
 mod tools;
+mod watch;
 
 use std::ffi::OsStr;
 use std::path::Path;
@@ -18,8 +20,9 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 pub use disk::free_bytes;
-pub use frontends::can_serve;
+pub use frontends::{can_serve, look as frontends, obstacle};
 pub use tools::find_program;
+pub use watch::{Capability, INTERVAL, Watch};
 
 /// One thing that was looked for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

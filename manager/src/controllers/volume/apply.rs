@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use ankole_blockdev::device::{self, DeviceError};
+use ankole_blockdev::device::{self, DeviceError, Driver};
 use ankole_replica::admin::Request;
 use ankole_replica::arbiter::{Change, EngineGrant, InstanceId, Member, Record};
 use ankole_replica::types::ReplicaId;
@@ -17,11 +17,12 @@ use super::Memory;
 use super::plan::{Action, DETACH_PATIENCE, EngineStart, Plan};
 use crate::agent::admin::AdminError;
 use crate::agent::format::FormatError;
+use crate::agent::probe::{self, Finding};
 use crate::agent::supervisor::{Signal, SupervisorError};
 use crate::agent::{Part, ProcessName, ProcessSpec, admin};
 use crate::api::Name;
 use crate::api::replica::Place;
-use crate::api::volume::{Attachment, Device, Volume};
+use crate::api::volume::{Attachment, Device, Frontend, Volume};
 use crate::arbiter::ArbiterError;
 use crate::controllers::{ADDRESS_LABEL, Context, INSTANCE_LABEL, TURN_LABEL};
 use crate::store::StoreError;
@@ -205,6 +206,7 @@ impl Hands<'_> {
                 args.push(("--replica", format!("{replica}={served}")));
             }
         }
+        self.log_second_choice(start);
         args.extend(start.device.map(|device| ("--device", device.number().to_string())));
         let mut flags = vec![];
         flags.extend(start.recover.then_some("--recover"));
@@ -215,6 +217,17 @@ impl Hands<'_> {
         ]);
         self.memory.engine_left = false;
         self.start(ProcessName::engine(name), ["engine", "run"], &args, &flags, labels)
+    }
+
+    /// Why a volume that is shown by the best has something else.
+    fn log_second_choice(&self, start: &EngineStart) {
+        let has_best = start.device.is_some_and(|device| device.driver() == Driver::Ublk);
+        if self.volume.spec.frontend == Frontend::Auto
+            && !(has_best || start.recover)
+            && let Some(Finding { detail: why, next, .. }) = probe::obstacle(Driver::Ublk)
+        {
+            tracing::info!(volume = %self.volume.name, why, next, "not shown over ublk");
+        }
     }
 
     fn start(

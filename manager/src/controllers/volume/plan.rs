@@ -39,7 +39,9 @@ pub const REPLICA_PATIENCE: Duration = Duration::from_secs(10);
 /// An engine that opens gives silent members some 10 s; what it waits for longer may never come.
 const OPEN_PATIENCE: Duration = Duration::from_secs(12);
 
-const WHILE_STARTING: Duration = Duration::from_millis(100);
+/// An engine opens within a few of these; one that waits for something is asked less often.
+const WHILE_STARTING: Duration = Duration::from_millis(20);
+const WHILE_WAITING: Duration = Duration::from_millis(200);
 const WHILE_ATTACHED: Duration = Duration::from_secs(2);
 const WHILE_IDLE: Duration = Duration::from_secs(60);
 
@@ -329,7 +331,8 @@ impl Plan {
                 starting = starting.next(salvage_hint(&seen.volume.name));
             }
             self.note(starting);
-            self.look_again = WHILE_STARTING;
+            let waits = engine.waits.is_some_and(|waits| waits > WHILE_WAITING);
+            self.look_again = if waits { WHILE_WAITING } else { WHILE_STARTING };
             return;
         };
         self.state = State::Attached;

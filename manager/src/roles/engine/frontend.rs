@@ -17,6 +17,9 @@ use super::link::{self, Link};
 /// Serves clients until the engine ends, or someone asks to detach and nothing is in the way.
 pub(super) async fn serve(engine: &Engine, args: &EngineArgs) -> anyhow::Result<()> {
     let (ask, mut asked) = mpsc::channel(1);
+    if args.read_only {
+        engine.show_read_only();
+    }
     let socket = Socket::start(engine, args).await?;
     let mut device = match args.frontend.driver() {
         Some(driver) => Some(start_device(engine, args, driver).await?),
@@ -100,10 +103,7 @@ struct Socket {
 
 impl Socket {
     async fn start(engine: &Engine, args: &EngineArgs) -> anyhow::Result<Self> {
-        let export = Export {
-            read_only: args.read_only,
-            ..Export::new(args.volume.clone(), Rc::new(engine.clone()))
-        };
+        let export = Export::new(args.volume.clone(), Rc::new(engine.clone()));
         let clients = export.clients.clone();
         // tgtd is one of them, and no user.
         let own = u32::from(args.frontend.driver() == Some(Driver::Tgt));
