@@ -117,25 +117,31 @@ fn lock_owner(file: &File) -> io::Result<Option<libc::pid_t>> {
 mod tests {
     use super::*;
 
-    /// The system's `flock` program takes another kind of lock, so this uses python's `lockf`.
     #[test]
     fn a_process_is_found_by_its_lock_and_not_when_it_has_ended() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("lock");
-        let file = File::options().create(true).truncate(false).write(true).read(true).open(&path);
-        let file = file.unwrap();
-        assert!(Process::that_locks(&file).unwrap().is_none());
-        let mut child = Command::new("python3")
-            .args(["-c", "import fcntl,sys,time; f=open(sys.argv[1],'w'); fcntl.lockf(f,fcntl.LOCK_EX,1); print('x',flush=True); time.sleep(60)"])
-            .arg(&path)
-            .stdout(std::process::Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut ready = [0];
-        io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut ready).unwrap();
-        Process::that_locks(&file).unwrap().expect("it is found").kill().unwrap();
+        // Not open while the child is made: it would close it, and with that let go of its lock.
+        let owner =
+            || Process::that_locks(&File::open(folder.path().join("lock")).unwrap()).unwrap();
+        File::create_new(&path).unwrap();
+        assert!(owner().is_none());
+        let path = c_path(&path).unwrap();
+        let lock = move || {
+            // SAFETY: the string ends with a zero. The descriptor stays, and with it the lock.
+            match unsafe {
+                libc::lockf(libc::open(path.as_ptr(), libc::O_WRONLY), libc::F_TLOCK, 1)
+            } {
+                0 => Ok(()),
+                _ => Err(io::Error::last_os_error()),
+            }
+        };
+        let mut sleep = Command::new("sleep");
+        // SAFETY: the closure makes two system calls on memory that exists already.
+        let mut child = unsafe { sleep.arg("60").pre_exec(lock) }.spawn().unwrap();
+        owner().expect("it is found").kill().unwrap();
         let end = child.wait().unwrap();
         assert_eq!(std::os::unix::process::ExitStatusExt::signal(&end), Some(libc::SIGKILL));
-        assert!(Process::that_locks(&file).unwrap().is_none());
+        assert!(owner().is_none());
     }
 }
