@@ -160,7 +160,10 @@ async fn serve(driver: Driver, arguments: Arguments) -> Result<(), Failure> {
                     report(&error);
                 }
             }
-            _ = leave.recv() => return Ok(device.hand_over().await?),
+            _ = leave.recv() => {
+                device.hand_over().await;
+                return Ok(());
+            }
             reason = device.ended() => return Err(format!("the device has ended: {reason:?}").into()),
         }
     }

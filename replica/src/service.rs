@@ -154,7 +154,7 @@ async fn read<S: Storage>(
     range: BlockRange,
     trust: Trust,
 ) -> Outcome {
-    let into = Buffer::zeroed(range.length_bytes() as usize);
+    let into = Buffer::for_data(range.length_bytes() as usize);
     let (result, data) = replica.store.read(view, range, into).await;
     let report = result.map_err(|error| read_refusal(&error))?;
     if trust == Trust::Compared && !report.unverified.is_empty() {

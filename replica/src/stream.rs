@@ -50,7 +50,7 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         let header = Header::decode(&header).map_err(bad_data)?;
         let mut meta = vec![0; header.meta_bytes as usize];
         self.read_exact(&mut meta).await?;
-        let mut data = Buffer::zeroed(header.data_bytes as usize);
+        let mut data = Buffer::for_data(header.data_bytes as usize);
         self.read_exact(&mut data).await?;
         Ok(Some((header, meta, data)))
     }

@@ -169,13 +169,12 @@ impl Device {
 
     /// Leaves the device to the next server: its requests wait. Returns when the disk isn't used
     /// any more.
-    pub async fn hand_over(self) -> Result<(), DeviceError> {
+    pub async fn hand_over(self) {
         match self {
-            Self::Ublk(device) => device.hand_over().await?,
+            Self::Ublk(device) => device.hand_over().await,
             Self::Nbd(device) => device.hand_over().await,
             Self::Tgt(device) => device.hand_over(),
         }
-        Ok(())
     }
 
     /// Shows the kernel that the disk has grown.

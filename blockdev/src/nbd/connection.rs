@@ -298,7 +298,10 @@ where
                 self.reading = Reading::WantsRoom;
                 return;
             }
-            let room_bytes = self.limits.memory_bytes_max - self.memory_bytes;
+            let room_bytes = match self.memory_bytes {
+                0 => u64::MAX, // alone, any request fits
+                taken => self.limits.memory_bytes_max.saturating_sub(taken),
+            };
             match self.intake.next(&terms, room_bytes) {
                 Ok(intake::Progress::Event(event)) => self.begin(event),
                 Ok(intake::Progress::NeedsBytes) => {

@@ -64,8 +64,8 @@ pub struct Limits {
     pub connections_max: usize,
     /// Requests of one client that are begun and whose reply isn't written.
     pub requests_max: usize,
-    /// Memory of one client's requests and replies, in bytes. At least
-    /// [`PAYLOAD_BYTES_MAX`](super::PAYLOAD_BYTES_MAX), so that any request fits alone.
+    /// Memory of one client's requests and replies, in bytes. A request that takes more, up to
+    /// [`PAYLOAD_BYTES_MAX`](super::PAYLOAD_BYTES_MAX), is alone.
     pub memory_bytes_max: u64,
     /// A client that isn't done with its handshake by then is disconnected.
     pub handshake: Duration,
@@ -83,7 +83,7 @@ impl Default for Limits {
         Self {
             connections_max: 64,
             requests_max: 256,
-            memory_bytes_max: 64 << 20,
+            memory_bytes_max: 16 << 20,
             handshake: Duration::from_secs(10),
             stall: Duration::from_secs(30),
             drain: Duration::from_secs(5),

@@ -1,13 +1,12 @@
 //! The control thread: adds, takes over, starts, stops and leaves one device.
 //!
 //! Commands of the driver block, some of them until requests were served, so they can't run on the
-//! engine's thread; and the library keeps its control ring by thread. Owns the device's handles and
-//! its queue threads. Promises never to delete a device except when asked to stop it, or when a
-//! device that it has just added doesn't start.
+//! engine's thread; and the library keeps its control ring by thread. Promises never to delete a
+//! device except when asked to stop it, or when a device that it has just added doesn't start.
 
+use std::convert::Infallible;
 use std::io;
 use std::sync::{Arc, mpsc};
-use std::thread::{self, JoinHandle};
 
 use libublk::UblkFlags;
 use libublk::ctrl::{UblkCtrl, UblkCtrlBuilder};
@@ -15,74 +14,74 @@ use libublk::io::UblkDev;
 use libublk::sys::ublk_params;
 use tokio::sync::oneshot;
 
+use super::Options;
 use super::error::{DeviceName, Step, UblkError, cause, check};
 use super::geometry::{self, Geometry};
-use super::link::{self, EngineEnd, Mailbox, QueueEnd};
 use super::probe::Features;
 use super::request::REQUEST_BYTES_MAX;
-use super::{Options, queue};
 use crate::device::{self, Origin};
 
+/// A device whose queue can be opened; to be dropped when that is closed.
 pub(super) struct Opened {
     pub(super) id: u32,
-    pub(super) queues: Vec<EngineEnd>,
+    pub(super) data: Arc<UblkDev>,
+    /// After `data`: its end is waited for.
+    _is_open: mpsc::Sender<Infallible>,
 }
 
 pub(super) type Reply = oneshot::Sender<Result<(), UblkError>>;
 
 pub(super) enum Order {
+    /// The queue is served from now on.
+    Start(Reply),
+    /// The queue is closed, or about to be.
+    Close(Reply),
     Stop(Reply),
-    HandOver(Reply),
     Resize(u64, Reply),
 }
 
-/// Body of the thread. Ends when the device is stopped or left; if the one who gives the orders
-/// has gone, the device is left.
+/// Body of the thread. Ends when the one who gives the orders has gone: then the device is closed.
 pub(super) fn run(
     options: &Options,
     geometry: Geometry,
     features: Features,
     opened: oneshot::Sender<Result<Opened, UblkError>>,
-    started: Reply,
     orders: &mpsc::Receiver<Order>,
 ) {
-    let (mut device, queues) = match ControlledDevice::open(options, geometry, features) {
+    let (mut device, open) = match ControlledDevice::open(options, geometry, features) {
         Ok(open) => open,
         Err(error) => return drop(opened.send(Err(error))),
     };
-    let id = device.id;
-    if opened.send(Ok(Opened { id, queues })).is_err() {
-        return device.give_up();
-    }
-    if let Err(error) = device.start() {
-        device.give_up();
-        return drop(started.send(Err(error)));
-    }
     // Whoever doesn't listen has dropped the orders too.
-    let _ = started.send(Ok(()));
+    let _ = opened.send(Ok(open));
     for order in orders {
         let (reply, result) = match order {
+            Order::Start(reply) => (reply, device.start()),
+            Order::Close(reply) => (reply, device.close()),
             Order::Resize(size_bytes, reply) => (reply, device.resize(size_bytes)),
-            Order::HandOver(reply) => {
-                device.leave();
-                (reply, Ok(()))
-            }
             Order::Stop(reply) => (reply, device.stop()),
         };
         let _ = reply.send(result);
     }
-    device.leave();
+    if let Err(error) = device.close() {
+        tracing::warn!(device = device.id, %error, "close a ublk device");
+    }
 }
 
 struct ControlledDevice {
     id: u32,
+    /// Nobody has used it yet.
     is_new: bool,
     features: Features,
     control: UblkCtrl,
-    /// `None` once left.
-    data: Option<Arc<UblkDev>>,
-    threads: Vec<JoinHandle<()>>,
-    mailboxes: Vec<Arc<Mailbox>>,
+    /// `None` once its queue is closed.
+    open: Option<Open>,
+}
+
+struct Open {
+    data: Arc<UblkDev>,
+    /// Until [`Opened`] is dropped.
+    queue: mpsc::Receiver<Infallible>,
 }
 
 impl ControlledDevice {
@@ -90,7 +89,7 @@ impl ControlledDevice {
         options: &Options,
         geometry: Geometry,
         features: Features,
-    ) -> Result<(Self, Vec<EngineEnd>), UblkError> {
+    ) -> Result<(Self, Opened), UblkError> {
         let (control, is_new) = match options.origin {
             Origin::New { id } => (add(id, options, features)?, true),
             Origin::Recovery { id } => (take_over(id, options, geometry)?, false),
@@ -98,96 +97,64 @@ impl ControlledDevice {
         // From here on only del_dev() deletes.
         control.disown();
         let (id, flags) = (control.dev_info().dev_id, control.dev_info().flags);
-        let mut device = Self {
-            id,
-            is_new,
-            features: Features::from_bits(flags),
-            control,
-            data: None,
-            threads: Vec::new(),
-            mailboxes: Vec::new(),
-        };
-        match device.set_up(geometry) {
-            Ok(queues) => Ok((device, queues)),
+        let features = Features::from_bits(flags);
+        let mut device = Self { id, is_new, features, control, open: None };
+        match device.open_data(geometry) {
+            Ok(opened) => Ok((device, opened)),
             Err(error) => {
-                device.give_up();
+                let _worse = device.close();
                 Err(error)
             }
         }
     }
 
-    fn set_up(&mut self, geometry: Geometry) -> Result<Vec<EngineEnd>, UblkError> {
+    fn open_data(&mut self, geometry: Geometry) -> Result<Opened, UblkError> {
         if let Some(missing) = self.features.missing() {
+            return Err(UblkError::NotRecoverable { device: self.id, missing });
+        }
+        if self.control.dev_info().nr_hw_queues != 1 {
+            let missing = "a queue for all processors";
             return Err(UblkError::NotRecoverable { device: self.id, missing });
         }
         let prepare = |device: &mut UblkDev| {
             device.tgt.dev_size = geometry.size_bytes;
             device.tgt.params = geometry.params();
-            // Room for the bell beside an answer for each tag.
-            device.tgt.cq_depth = 2 * device.dev_info.queue_depth;
             Ok(())
         };
         let data = UblkDev::new("ankole".to_owned(), prepare, &self.control);
         let data = Arc::new(data.map_err(|error| self.failed(Step::Open, cause(error)))?);
-        self.data = Some(data.clone());
-
-        let (report, reports) = mpsc::channel();
-        let mut engine_ends = Vec::new();
-        for queue in 0..data.dev_info.nr_hw_queues {
-            let (queue_end, engine_end) = link::pair(data.dev_info.queue_depth)
-                .map_err(|source| UblkError::Queue { device: self.id, queue, source })?;
-            self.mailboxes.push(engine_end.mailbox.clone());
-            engine_ends.push(engine_end);
-            let (data, report) = (data.clone(), report.clone());
-            let thread = thread::Builder::new()
-                .name(format!("ublk{}-q{queue}", self.id))
-                .spawn(move || queue_thread(queue, &data, &queue_end, &report))
-                .map_err(UblkError::Thread)?;
-            self.threads.push(thread);
-        }
-        drop(report);
-        for _ in &engine_ends {
-            // A thread that panicked has dropped its sender without a report.
-            let (queue, result) = reports.recv().map_err(|_| UblkError::ControlGone)?;
-            let thread =
-                result.map_err(|source| UblkError::Queue { device: self.id, queue, source })?;
-            self.control.set_thread_affinity(queue, thread);
-        }
-        Ok(engine_ends)
+        let (_is_open, queue) = mpsc::channel();
+        self.open = Some(Open { data: data.clone(), queue });
+        Ok(Opened { id: self.id, data, _is_open })
     }
 
     /// Makes the device appear, or go on. Returns when the kernel has looked for partitions, so
-    /// the queues and the engine must be serving.
-    fn start(&self) -> Result<(), UblkError> {
-        let data = self.data.as_ref().expect("a device is started before it is left");
-        check(self.control.start_dev(data)).map_err(|source| self.failed(Step::Start, source))?;
+    /// the queue must be served.
+    fn start(&mut self) -> Result<(), UblkError> {
+        let open = self.open.as_ref().expect("a device is started before it is stopped");
+        check(self.control.start_dev(&open.data))
+            .map_err(|source| self.failed(Step::Start, source))?;
+        self.is_new = false;
         Ok(())
     }
 
-    /// A new device that didn't start is of no use to anybody; an old one is its successor's.
-    fn give_up(mut self) {
-        self.leave();
-        if self.is_new
-            && let Err(error) = check(self.control.del_dev())
-        {
-            tracing::warn!(device = self.id, %error, "delete a ublk device that didn't start");
-        }
+    /// Its requests wait in the kernel for the next server. A new device that didn't start is of no
+    /// use to anybody; an old one is its successor's.
+    fn close(&mut self) -> Result<(), UblkError> {
+        self.let_go();
+        if std::mem::take(&mut self.is_new) { self.delete() } else { Ok(()) }
     }
 
-    /// Ends the queues and closes the device. Its requests wait in the kernel for the next server.
-    fn leave(&mut self) {
-        for mailbox in &self.mailboxes {
-            mailbox.ask_to_leave();
-        }
-        self.join_queues();
+    fn delete(&self) -> Result<(), UblkError> {
+        check(self.control.del_dev()).map_err(|source| self.failed(Step::Delete, source))?;
+        Ok(())
     }
 
-    fn join_queues(&mut self) {
-        for thread in self.threads.drain(..) {
-            // A panic has been reported, and what the queue had is left to the next server.
-            let _ = thread.join();
+    /// As soon as its queue is closed: the driver deletes nothing that is open.
+    fn let_go(&mut self) {
+        if let Some(open) = self.open.take() {
+            let _closed = open.queue.recv();
         }
-        self.data = None;
     }
 
     fn stop(&mut self) -> Result<(), UblkError> {
@@ -196,9 +163,8 @@ impl ControlledDevice {
             return Err(UblkError::InUse { device: self.id, users: users.join(", ") });
         }
         check(self.control.kill_dev()).map_err(|source| self.failed(Step::Stop, source))?;
-        self.join_queues();
-        check(self.control.del_dev()).map_err(|source| self.failed(Step::Delete, source))?;
-        Ok(())
+        self.let_go();
+        self.delete()
     }
 
     fn resize(&self, size_bytes: u64) -> Result<(), UblkError> {
@@ -215,26 +181,6 @@ impl ControlledDevice {
     }
 }
 
-type QueueReport = (u16, io::Result<libc::pid_t>);
-
-fn queue_thread(index: u16, data: &UblkDev, link: &QueueEnd, report: &mpsc::Sender<QueueReport>) {
-    // Sets PR_SET_IO_FLUSHER, if that is permitted.
-    let thread = UblkCtrl::init_queue_thread();
-    let mut is_ready = false;
-    let result = queue::serve(index, data, link, || {
-        is_ready = true;
-        let _ = report.send((index, Ok(thread)));
-    });
-    if let Err(error) = result {
-        // Before the queue was ready only the control thread listens, afterwards only the engine.
-        if is_ready {
-            let _ = link.turns.blocking_send(Err(error));
-        } else {
-            let _ = report.send((index, Err(error)));
-        }
-    }
-}
-
 fn add(id: Option<u32>, options: &Options, features: Features) -> Result<UblkCtrl, UblkError> {
     let failed = |source| UblkError::Command { step: Step::Add, device: DeviceName(id), source };
     let number = match id {
@@ -244,7 +190,7 @@ fn add(id: Option<u32>, options: &Options, features: Features) -> Result<UblkCtr
     let control = UblkCtrlBuilder::default()
         .name("ankole")
         .id(number)
-        .nr_queues(options.queue_count())
+        .nr_queues(1)
         .depth(options.depth)
         .io_buf_bytes(REQUEST_BYTES_MAX)
         .ctrl_flags(features.device_flags())

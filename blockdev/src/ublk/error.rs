@@ -35,8 +35,8 @@ pub enum UblkError {
     Unavailable(#[from] Unavailable),
     #[error("{step} ublk device {device}{}", hint(.source, .step))]
     Command { step: Step, device: DeviceName, source: io::Error },
-    #[error("set up queue {queue} of ublk device {device}")]
-    Queue { device: u32, queue: u16, source: io::Error },
+    #[error("set up the queue of ublk device {device}")]
+    Queue { device: u32, source: io::Error },
     #[error("start a thread for a ublk device")]
     Thread(#[source] io::Error),
     #[error("/dev/ublkb{device} is in use ({users}): release it first")]

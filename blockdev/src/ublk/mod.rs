@@ -1,18 +1,17 @@
 //! A disk as /dev/ublkbN: block requests of the kernel, served in this process.
 //!
-//! Owns the threads that talk to the driver, one for each queue and one for control; the disk
-//! stays on the engine's thread. Promises that a device outlives its server: when this process
-//! dies, requests wait in the kernel, and the next process gets them again
-//! ([`Origin::Recovery`]). A device is deleted only by [`Device::stop`] and [`stop_device`].
-//! What may never happen: an answer for a request whose disk has gone; a device that continues
-//! with another volume's disk.
+//! Owns the device and its queue, which is served on the engine's thread: between the kernel and
+//! the disk lies no other thread. A thread of control has the commands of the driver that block.
+//! Promises that a device outlives its server: when this process dies, requests wait in the kernel,
+//! and the next process gets them again ([`Origin::Recovery`]). A device is deleted only by
+//! [`Device::stop`] and [`stop_device`]. What may never happen: an answer for a request whose disk
+//! has gone; a device that continues with another volume's disk.
 //!
 //! ```text
-//!  kernel                 queue threads (1…queues_max)          engine thread (LocalSet)
-//!  /dev/ublkbN ─request─▶ ring ─ copy in ──── Turn ───────────▶ service ─▶ Disk
-//!              ◀─commit── ring ◀ copy out ─── Mailbox, bell ◀── answer, keeps the Hold
-//!                          └───────────────── Turn.committed ─▶ drops the Hold
-//!  ublk-control ◀──────── control thread ◀─── Order ──────────  Device
+//!  kernel                     engine thread (LocalSet)
+//!  /dev/ublkbN ─request─▶ ring ─ data copied in ──▶ service ─▶ Disk
+//!              ◀─commit── ring ◀─ data copied out ─ answer; drops the Hold once it is consumed
+//!  ublk-control ◀──── control thread ◀─── Order ─── Device
 //! ```
 //!
 //! The driver's interface comes from the crate `libublk`, which nothing outside of this module
@@ -23,18 +22,19 @@ mod control;
 mod copy;
 mod error;
 mod geometry;
-mod link;
 mod probe;
 mod queue;
 mod request;
 mod service;
 mod sys;
 
+use std::convert::Infallible;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::mpsc;
 use std::thread;
 
+use futures_util::FutureExt;
 use tokio::sync::{oneshot, watch};
 use tokio::task::{JoinHandle, spawn_local};
 
@@ -43,8 +43,9 @@ pub use probe::{Features, Room, has_room, is_available, room};
 
 use crate::device::{self, Ended, Ending, Origin};
 use crate::disk::Disk;
-use control::{Opened, Order};
+use control::Order;
 use geometry::Geometry;
+use queue::Queue;
 
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -52,21 +53,13 @@ pub struct Options {
     /// Says whose device this is, e.g. a hash of the volume's id. The kernel keeps it with the
     /// device, and a device with another identity isn't taken over.
     pub identity: u64,
-    /// Queues, each with a thread: one for each processor, but not more than this.
-    pub queues_max: u16,
-    /// Requests that one queue has in flight.
+    /// Requests in flight.
     pub depth: u16,
 }
 
 impl Options {
     pub fn new(origin: Origin, identity: u64) -> Self {
-        // More queues than this don't make one engine thread faster.
-        Self { origin, identity, queues_max: 4, depth: 128 }
-    }
-
-    fn queue_count(&self) -> u16 {
-        let processors = thread::available_parallelism().map_or(1, usize::from);
-        u16::try_from(processors).unwrap_or(u16::MAX).clamp(1, self.queues_max.max(1))
+        Self { origin, identity, depth: 128 }
     }
 }
 
@@ -76,7 +69,9 @@ pub struct Device {
     id: u32,
     orders: mpsc::Sender<Order>,
     ended: watch::Receiver<Option<Ended>>,
-    services: Vec<JoinHandle<()>>,
+    /// Its end says that the device is to be left.
+    leave: oneshot::Sender<Infallible>,
+    service: JoinHandle<()>,
 }
 
 /// Makes or takes over a device and serves it from `disk`, until [`Device`] is stopped, handed
@@ -94,24 +89,38 @@ pub async fn serve<D: Disk + 'static>(disk: Rc<D>, options: Options) -> Result<D
     }
     let geometry = Geometry { size_bytes: disk.size_bytes(), is_read_only: disk.is_read_only() };
     let (opened, has_opened) = oneshot::channel();
-    let (started, has_started) = oneshot::channel();
     let (orders, incoming_orders) = mpsc::channel();
     thread::Builder::new()
         .name("ublk-control".to_owned())
-        .spawn(move || {
-            control::run(&options, geometry, features, opened, started, &incoming_orders);
-        })
+        .spawn(move || control::run(&options, geometry, features, opened, &incoming_orders))
         .map_err(UblkError::Thread)?;
-
-    let Opened { id, queues } = has_opened.await.map_err(|_| UblkError::ControlGone)??;
+    let opened = has_opened.await.map_err(|_| UblkError::ControlGone)??;
+    let id = opened.id;
     let (ending, ended) = Ending::new();
-    let services = queues
-        .into_iter()
-        .map(|link| spawn_local(service::serve(disk.clone(), link, ending.clone())))
-        .collect();
-    has_started.await.map_err(|_| UblkError::ControlGone)??;
+    let (is_open, has_queue) = oneshot::channel();
+    let (leave, told_to_leave) = oneshot::channel();
+    let service = spawn_local(async move {
+        match Queue::open(&opened.data) {
+            Ok(queue) => {
+                let _ = is_open.send(Ok(()));
+                service::serve(disk, queue, told_to_leave.map(drop), ending).await;
+            }
+            Err(source) => drop(is_open.send(Err(UblkError::Queue { device: id, source }))),
+        }
+        drop(opened);
+    });
+    let device = Device { id, orders, ended, leave, service };
+    let is_open = has_queue.await.map_err(|_| UblkError::ControlGone).flatten();
+    let is_started = match is_open {
+        Ok(()) => order(&device.orders, Order::Start).await,
+        Err(error) => Err(error),
+    };
+    if let Err(error) = is_started {
+        device.hand_over().await;
+        return Err(error);
+    }
     tracing::info!(device = id, "serving over ublk");
-    Ok(Device { id, orders, ended, services })
+    Ok(device)
 }
 
 impl Device {
@@ -131,9 +140,9 @@ impl Device {
 
     /// Waits for what is in flight and removes the device. Refuses while it is mounted or held.
     pub async fn stop(self) -> Result<(), (Self, UblkError)> {
-        match self.order(Order::Stop).await {
+        match order(&self.orders, Order::Stop).await {
             Ok(()) => {
-                self.services_done().await;
+                let _ = self.service.await; // it doesn't panic
                 Ok(())
             }
             Err(error) => Err((self, error)),
@@ -142,29 +151,27 @@ impl Device {
 
     /// Leaves the device to the next server: /dev/ublkbN stays, and its requests wait. Returns
     /// when the disk isn't used any more.
-    pub async fn hand_over(self) -> Result<(), UblkError> {
-        self.order(Order::HandOver).await?;
-        self.services_done().await;
-        Ok(())
+    pub async fn hand_over(self) {
+        drop(self.leave);
+        let _ = self.service.await; // it doesn't panic
+        if let Err(error) = order(&self.orders, Order::Close).await {
+            tracing::warn!(device = self.id, %error, "close a ublk device");
+        }
     }
 
     /// Shows the kernel that the disk has grown.
     pub async fn resize(&self, size_bytes: u64) -> Result<(), UblkError> {
-        self.order(|reply| Order::Resize(size_bytes, reply)).await
+        order(&self.orders, |reply| Order::Resize(size_bytes, reply)).await
     }
+}
 
-    async fn order(&self, order: impl FnOnce(control::Reply) -> Order) -> Result<(), UblkError> {
-        let (reply, answer) = oneshot::channel();
-        self.orders.send(order(reply)).map_err(|_| UblkError::ControlGone)?;
-        answer.await.map_err(|_| UblkError::ControlGone)?
-    }
-
-    async fn services_done(self) {
-        for service in self.services {
-            // A service doesn't panic: the disk's code runs in tasks of its own.
-            let _ = service.await;
-        }
-    }
+async fn order(
+    orders: &mpsc::Sender<Order>,
+    order: impl FnOnce(control::Reply) -> Order,
+) -> Result<(), UblkError> {
+    let (reply, answer) = oneshot::channel();
+    orders.send(order(reply)).map_err(|_| UblkError::ControlGone)?;
+    answer.await.map_err(|_| UblkError::ControlGone)?
 }
 
 /// For a supervisor whose engine doesn't come back: stops and deletes the device, whoever made it.

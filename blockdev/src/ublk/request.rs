@@ -7,13 +7,36 @@ use std::io;
 
 use libublk::sys::{self, ublksrv_io_desc};
 
-use crate::disk::{Durability, Extent, SECTOR_BYTES};
+use crate::disk::{Buffer, Durability, Extent, SECTOR_BYTES};
 
 /// Largest data of one request, in bytes. The kernel splits what is larger.
 pub(super) const REQUEST_BYTES_MAX: u32 = 1 << 20;
 /// Largest range of one discard or write-zeroes, in bytes: it bounds how long one request can keep
 /// others out of its range.
 pub(super) const TRIM_BYTES_MAX: u32 = 64 << 20;
+
+/// A request's slot in its queue; the kernel reuses it once it has been answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Tag(pub(super) u16);
+
+impl Tag {
+    pub(super) fn index(self) -> usize {
+        usize::from(self.0)
+    }
+}
+
+pub(super) struct Request {
+    pub(super) tag: Tag,
+    pub(super) command: Command,
+    /// What is to be written, or room for what is to be read; empty for all else.
+    pub(super) data: Buffer,
+}
+
+pub(super) struct Answer {
+    pub(super) tag: Tag,
+    /// What was read, or an empty buffer.
+    pub(super) outcome: Result<Buffer, Errno>,
+}
 
 /// A positive error number of the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

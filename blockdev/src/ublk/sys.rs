@@ -4,20 +4,23 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
-use libublk::io::{UblkDev, UblkQueue};
+use io_uring::IoUring;
+use libublk::io::{UblkDev, UblkQueue, with_task_io_ring, with_task_io_ring_mut};
 use libublk::sys::ublksrv_io_desc;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
-/// A counter in the kernel that a ring can poll: each write wakes it.
-pub(super) fn event_fd() -> io::Result<File> {
-    // SAFETY: the call takes no pointers.
-    let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the descriptor was just made, and nothing else knows it.
-    Ok(File::from(unsafe { OwnedFd::from_raw_fd(fd) }))
+/// Another handle to the library's ring of this thread: readable when it has completions.
+pub(super) fn ring() -> io::Result<AsyncFd<OwnedFd>> {
+    let handle = with_task_io_ring(|ring| {
+        // SAFETY: the descriptor belongs to `ring`, which is borrowed until this returns.
+        unsafe { BorrowedFd::borrow_raw(ring.as_raw_fd()) }.try_clone_to_owned()
+    })?;
+    // SAFETY: the descriptor stays open as long as what owns it is registered.
+    let registered = unsafe { AsyncFd::register_with_interest(handle, Interest::READABLE) };
+    Ok(registered?)
 }
 
 /// Another handle to the device's /dev/ublkcN, which the kernel lets be opened only once. Both become
@@ -34,8 +37,8 @@ pub(super) fn character_device(device: &UblkDev) -> io::Result<File> {
 }
 
 /// Ends a queue whose commands are still with the kernel. The queue's destructor would wait for
-/// them for ever; the ring, which ends with its thread, takes them back. Only the mapping of the
-/// descriptors has to go by hand, else the device would count as open. The rest is leaked.
+/// them for ever; its ring takes them back, once it and all handles to it are closed. Only the mapping
+/// of the descriptors has to go by hand, else the device would count as open. The rest is leaked.
 pub(super) fn abandon(queue: UblkQueue<'_>) {
     let descriptors = std::ptr::from_ref(queue.get_iod(0)).cast_mut();
     let length_bytes = queue.get_depth() as usize * size_of::<ublksrv_io_desc>();
@@ -44,4 +47,8 @@ pub(super) fn abandon(queue: UblkQueue<'_>) {
     // nothing refers to them now that it is forgotten, and its destructor won't unmap them again.
     let result = unsafe { libc::munmap(descriptors.cast(), length_bytes) };
     debug_assert_eq!(result, 0);
+    match IoUring::new(1) {
+        Ok(empty) => drop(with_task_io_ring_mut(|ring| std::mem::replace(ring, empty))),
+        Err(error) => tracing::warn!(%error, "the device is left when this process ends"),
+    }
 }

@@ -238,7 +238,7 @@ impl<S: Storage> Store<S> {
                 done
             } else {
                 let (done, part) =
-                    data.read(first.offset_bytes(), Buffer::zeroed(bytes.len())).await;
+                    data.read(first.offset_bytes(), Buffer::for_data(bytes.len())).await;
                 into[bytes].copy_from_slice(&part);
                 done
             };
