@@ -11,6 +11,7 @@ pub mod kernel_nbd;
 pub mod namespace;
 pub mod nbd;
 mod privilege;
+pub mod program;
 pub mod reclaim;
 pub mod tgt;
 pub mod ublk;

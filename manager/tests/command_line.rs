@@ -27,7 +27,7 @@ fn what_is_wrong_is_named_with_its_cause_and_the_next_step() {
         (&["volume", "create", "V1", "--size", "1G"], 2, &["'V'", "a-z"]),
         (&["volume", "create", "../v", "--size", "1G"], 2, &["'.'"]),
         (&["volume", "create", "v1", "--size", "1G", "--replicas", "0"], 2, &["v1", "0 replicas"]),
-        (&["volume", "create", "v1", "--size", "1G", "--frontend", "tgt"], 2, &["tgt isn't built"]),
+        (&["volume", "create", "v1", "--size", "1G", "--frontend", "fuse"], 2, &["fuse", "tgt"]),
         (&["volume", "show", "v9"], 3, &["volume v9 doesn't exist", "volume ls"]),
         (&["volume", "attach", "v9"], 3, &["v9"]),
         (&["volume", "detach", "v9"], 3, &["v9"]),

@@ -1,24 +1,17 @@
 //! Other programs: each run has a deadline, and its error tells what the program said.
 
 use std::io::Read;
-use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use super::TgtError;
+use crate::program;
 
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 
-/// In PATH, and where an ordinary user's PATH doesn't lead.
-pub(super) fn find(program: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let folders = std::env::split_paths(&path).chain(["/usr/sbin", "/sbin"].map(PathBuf::from));
-    folders.map(|folder| folder.join(program)).find(|found| found.is_file())
-}
-
 /// One that isn't found is named when it is started.
 pub(super) fn command(program: &str) -> Command {
-    Command::new(find(program).unwrap_or_else(|| program.into()))
+    Command::new(program::find(program).unwrap_or_else(|| program.into()))
 }
 
 /// Blocks. What it wrote to its standard output.

@@ -34,6 +34,7 @@ use crate::blocking::blocking;
 use crate::device::{self, Ended, Ending, Origin};
 use crate::disk::Disk;
 use crate::privilege;
+use crate::program;
 use initiator::Session;
 use target::Target;
 
@@ -137,7 +138,7 @@ impl Device {
 /// Whether the programs are here, and iscsid answers.
 pub fn is_available() -> Result<(), Unavailable> {
     for program in ["tgtd", "tgtadm", "iscsiadm"] {
-        if command::find(program).is_none() {
+        if program::find(program).is_none() {
             return Err(Unavailable::NoProgram(program));
         }
     }
@@ -181,8 +182,18 @@ pub fn stop_device(port: u32, volume: &str, socket: &Path) -> Result<(), TgtErro
         while !session.has_given_up() && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(50));
         }
-        initiator::log_out(&target)?;
     }
+    remove(&target)
+}
+
+/// Ends what an engine may have left that died before it had made a device. Blocks.
+pub fn clean_up(port: u32, volume: &str, socket: &Path) -> Result<(), TgtError> {
+    let target = Target::new(volume, number(port)?, socket);
+    if target.is_known() { remove(&target) } else { Ok(()) }
+}
+
+fn remove(target: &Target) -> Result<(), TgtError> {
+    initiator::log_out(target)?;
     target.end()?;
     target.remove()
 }
@@ -198,9 +209,7 @@ fn open_disk(
         Ok(path)
     });
     if shown.is_err() && matches!(options.origin, Origin::New { .. }) {
-        initiator::log_out(&target)?;
-        target.end()?;
-        target.remove()?;
+        remove(&target)?;
     }
     Ok((target, session, shown?))
 }
@@ -231,7 +240,8 @@ fn open(options: &Options, is_read_only: bool) -> Result<(Target, Session), TgtE
             let session = initiator::session(&target)?;
             let session =
                 session.ok_or_else(|| TgtError::NoSession { target: target.name().into() })?;
-            if target.daemon()?.is_none() {
+            if !target.is_served()? {
+                target.end()?;
                 target.start(&initiator::name()?, is_read_only)?;
             }
             Ok((target, session))

@@ -5,6 +5,7 @@
 //!        c.0                    it listens here for tgtadm
 //!        c.0.lock               it holds a lock on it as long as it lives
 //!        secret                 what an initiator has to know (0600)
+//!        configured             it has its target: whoever started it lived long enough to tell it
 //! ```
 //! tgtd outlives the engine that started it, as a device of the kernel would. What may never happen:
 //! that two volumes look like one disk, by which multipathd would mix them up. Each has its own
@@ -82,12 +83,35 @@ impl Target {
         folders.create(&stores).map_err(file_error("make", &stores))?;
         self.take_plugin(&stores)?;
         let secret = self.secret()?;
+        let mark = self.mark();
+        match fs::remove_file(&mark) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(file_error("remove", &mark)(error));
+            }
+            _ => {}
+        }
         self.start_daemon(&stores)?;
-        let configured = self.configure(initiator, &secret, is_read_only);
+        let configured = self
+            .configure(initiator, &secret, is_read_only)
+            .and_then(|()| File::create(&mark).map_err(file_error("make", &mark)));
         if configured.is_err() {
             self.end()?;
         }
-        configured
+        configured.map(drop)
+    }
+
+    /// Whether a tgtd was started for it, and not removed since.
+    pub(super) fn is_known(&self) -> bool {
+        self.folder.exists()
+    }
+
+    /// Whether a tgtd serves the LUN. One whose engine died before it had told it all doesn't.
+    pub(super) fn is_served(&self) -> Result<bool, TgtError> {
+        Ok(self.daemon()?.is_some() && self.mark().exists())
+    }
+
+    fn mark(&self) -> PathBuf {
+        self.folder.join("configured")
     }
 
     /// As it is now, or as the last engine had it, whose program may have lain elsewhere.
@@ -140,7 +164,9 @@ impl Target {
             match self.tell(["system", "show"], &[]) {
                 Ok(_) => break,
                 Err(error) if Instant::now() >= deadline => {
-                    self.end()?;
+                    // By its number: it may not hold its lock yet.
+                    let _ended_meanwhile = daemon.kill();
+                    let _ = daemon.wait();
                     return Err(error);
                 }
                 Err(_) => std::thread::sleep(LOOK_EVERY),
@@ -180,9 +206,11 @@ impl Target {
     /// when one is opened, and this one nobody can log in to.
     pub(super) fn grow(&self) -> Result<(), TgtError> {
         let name = format!("{}.size", self.name);
+        let delete = || self.tell(["target", "delete"], &["--tid", "2", "--force"]);
+        let _left_by_an_engine_that_died = delete(); // mostly there is none
         self.tell(["target", "new"], &["--tid", "2", "--targetname", &name])?;
         let added = self.add_unit("2");
-        self.tell(["target", "delete"], &["--tid", "2", "--force"])?;
+        delete()?;
         added
     }
 

@@ -151,7 +151,7 @@ fn open_unit(plugin: &Plugin, lu: Lu, path: &Path) -> std::io::Result<u64> {
     let bell = unsafe { File::from_raw_fd(bell) };
     let fd = bell.as_raw_fd();
     let unit = Arc::new(Unit::open(path, bell)?);
-    let size_bytes = unit.export().size_bytes;
+    let size_bytes = unit.size_bytes();
     plugin.change(|units| units.insert(lu, unit));
     // SAFETY: `collect` is there for ever, and looks the LUN up.
     let added = unsafe { (plugin.tgtd.event_add)(fd, libc::EPOLLIN, collect, lu.as_data()) };

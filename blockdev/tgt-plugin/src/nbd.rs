@@ -64,13 +64,6 @@ pub enum Request<'a> {
     },
 }
 
-/// What the handshake told.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Export {
-    pub size_bytes: u64,
-    pub is_read_only: bool,
-}
-
 pub struct Client {
     shared: Arc<Shared>,
     reader: Option<JoinHandle<()>>,
@@ -105,14 +98,15 @@ struct Pending {
 unsafe impl Send for Pending {}
 
 impl Client {
-    pub fn connect(path: &Path) -> io::Result<(Self, Export)> {
-        let (stream, export) = shake_hands(path)?;
+    /// And the disk's size in bytes.
+    pub fn connect(path: &Path) -> io::Result<(Self, u64)> {
+        let (stream, size_bytes) = shake_hands(path)?;
         let out = Mutex::new(Some(stream.try_clone()?));
         let (state, answered) = (Mutex::default(), Condvar::new());
         let shared = Arc::new(Shared { path: path.to_owned(), state, answered, out });
         let of_reader = shared.clone();
         let reader = crate::thread::spawn("ankole-nbd", move || of_reader.read(stream))?;
-        Ok((Self { shared, reader: Some(reader) }, export))
+        Ok((Self { shared, reader: Some(reader) }, size_bytes))
     }
 
     /// Waits for the answer, as long as it takes. An error is a number of errno.
@@ -292,7 +286,8 @@ fn header(kind: u16, flags: u16, cookie: u64, offset: u64, length: u32) -> [u8; 
     header
 }
 
-fn shake_hands(path: &Path) -> io::Result<(UnixStream, Export)> {
+/// A connection, and the disk's size in bytes.
+fn shake_hands(path: &Path) -> io::Result<(UnixStream, u64)> {
     let mut stream = UnixStream::connect(path)?;
     stream.set_read_timeout(Some(HANDSHAKE_PATIENCE))?;
     stream.set_write_timeout(Some(HANDSHAKE_PATIENCE))?;
@@ -309,7 +304,7 @@ fn shake_hands(path: &Path) -> io::Result<(UnixStream, Export)> {
     hello.extend(6_u32.to_be_bytes());
     hello.extend([0; 6]);
     stream.write_all(&hello)?;
-    let mut export = None;
+    let mut size_bytes = None;
     loop {
         let mut reply = [0; 20];
         stream.read_exact(&mut reply)?;
@@ -321,10 +316,8 @@ fn shake_hands(path: &Path) -> io::Result<(UnixStream, Export)> {
         stream.read_exact(&mut data)?;
         match kind {
             OPTION_REPLY_ACK => break,
-            OPTION_REPLY_INFO if data.len() >= 12 && data[..2] == INFO_EXPORT.to_be_bytes() => {
-                let flags = u16::from_be_bytes([data[10], data[11]]);
-                let is_read_only = flags & 2 != 0;
-                export = Some(Export { size_bytes: u64_at(&data, 2), is_read_only });
+            OPTION_REPLY_INFO if data.len() >= 10 && data[..2] == INFO_EXPORT.to_be_bytes() => {
+                size_bytes = Some(u64_at(&data, 2));
             }
             kind if kind & OPTION_REPLY_ERROR != 0 => return Err(wrong("the server refused GO")),
             _ => {}
@@ -332,7 +325,7 @@ fn shake_hands(path: &Path) -> io::Result<(UnixStream, Export)> {
     }
     stream.set_read_timeout(None)?;
     stream.set_write_timeout(None)?;
-    Ok((stream, export.ok_or_else(|| wrong("the server doesn't tell the export's size"))?))
+    Ok((stream, size_bytes.ok_or_else(|| wrong("the server doesn't tell the export's size"))?))
 }
 
 fn write_all(stream: &mut UnixStream, header: &[u8], data: &[u8]) -> io::Result<()> {

@@ -18,7 +18,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread::JoinHandle;
 
 use crate::layout::{Area, Cmd};
-use crate::nbd::{Client, Export, Request};
+use crate::nbd::{Client, Request};
 use crate::scsi::{Range, Sense, Work, sense_of};
 
 /// As many commands of a LUN are under way; an initiator has 32 of a session by default.
@@ -58,7 +58,7 @@ pub struct Unit {
     path: PathBuf,
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
-    export: Export,
+    size_bytes: u64,
 }
 
 struct Shared {
@@ -81,7 +81,7 @@ struct Queue {
 impl Unit {
     /// `bell` is an eventfd.
     pub fn open(socket: &Path, bell: File) -> io::Result<Self> {
-        let (client, export) = Client::connect(socket)?;
+        let (client, size_bytes) = Client::connect(socket)?;
         let shared = Arc::new(Shared {
             client,
             queue: Mutex::default(),
@@ -90,7 +90,7 @@ impl Unit {
             bell,
             alone: RwLock::new(()),
         });
-        let mut unit = Self { path: socket.to_owned(), shared, workers: Vec::new(), export };
+        let mut unit = Self { path: socket.to_owned(), shared, workers: Vec::new(), size_bytes };
         for _ in 0..WORKERS {
             let shared = unit.shared.clone();
             unit.workers.push(crate::thread::spawn("ankole-lun", move || shared.work())?);
@@ -103,8 +103,8 @@ impl Unit {
         &self.path
     }
 
-    pub fn export(&self) -> Export {
-        self.export
+    pub fn size_bytes(&self) -> u64 {
+        self.size_bytes
     }
 
     pub fn bell(&self) -> &File {

@@ -62,6 +62,7 @@ pub(super) fn volume() -> VolumeView {
         robustness: Robustness::Degraded,
         size_bytes: 1 << 30,
         frontend: Frontend::Socket,
+        better_frontends: Vec::new(),
         endpoint: Some("nbd+unix:///?socket=/data/run/v1.nbd".into()),
         node: Some("localhost".into()),
         engine_pid: Some(11),

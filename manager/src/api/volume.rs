@@ -13,6 +13,7 @@ use super::attachment::Ticket;
 use super::replica::{Place, ReplicaView};
 use super::size::VolumeSize;
 use super::{ApiError, Name};
+use crate::agent::probe::Finding;
 
 /// More copies cost more than they protect; the engine's sets are small by design.
 pub const REPLICAS_MAX: u8 = 8;
@@ -164,13 +165,6 @@ impl VolumeRequest {
         if self.in_engine && self.replicas != 1 {
             return invalid("only a single replica can live inside the engine's process".into());
         }
-        if self.frontend == Frontend::Tgt {
-            return Err(ApiError::invalid(format!(
-                "volume {volume}: the frontend {} isn't built yet",
-                self.frontend
-            ))
-            .next("use --frontend auto, ublk, nbd or socket"));
-        }
         Ok(VolumeSpec {
             size_bytes: size.bytes,
             replicas: self.replicas,
@@ -306,6 +300,9 @@ pub struct VolumeView {
     pub robustness: Robustness,
     pub size_bytes: u64,
     pub frontend: Frontend,
+    /// What `auto` would rather have shown it by, best first, as the node is now.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub better_frontends: Vec<Finding>,
     /// Device path, or a URI that libnbd understands; only while it can be used.
     pub endpoint: Option<String>,
     pub node: Option<String>,
@@ -422,7 +419,6 @@ mod tests {
         assert!(refused(|r| r.size_bytes = 0).contains("size 0"));
         assert!(refused(|r| r.replicas = 0).contains("0 replicas"));
         assert!(refused(|r| r.replicas = 9).contains("9 replicas"));
-        assert!(refused(|r| r.frontend = Frontend::Tgt).contains("tgt isn't built yet"));
         assert!(refused(|r| r.in_engine = true).contains("single replica"));
     }
 }

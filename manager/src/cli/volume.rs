@@ -7,6 +7,7 @@ use clap::Subcommand;
 use super::output::{Format, column, remark, wide};
 use super::salvage::{self, SalvageArgs};
 use super::{Done, Outcome, Session, confirm, is_not_found, poll, seconds};
+use crate::agent::probe::{Finding, Found};
 use crate::api::attachment::AttachRequest;
 use crate::api::size::{VolumeSize, human};
 use crate::api::volume::{
@@ -183,6 +184,19 @@ fn engine(volume: &VolumeView) -> Option<String> {
     volume.engine_pid.map(|pid| format!("pid {pid}, version {version}"))
 }
 
+/// With the reason if the best isn't used.
+fn frontend(volume: &VolumeView) -> String {
+    let mut text = volume.frontend.to_string();
+    for Finding { name, found, detail, next, .. } in &volume.better_frontends {
+        text += &match (found, next) {
+            (Found::Yes, _) => format!("; {name} could be used now: detach and attach the volume"),
+            (_, Some(next)) => format!("; not {name}: {detail} ({next})"),
+            (_, None) => format!("; not {name}: {detail}"),
+        };
+    }
+    text
+}
+
 fn replicas_in_short(volume: &VolumeView) -> String {
     let in_sync = volume.replicas.iter().filter(|replica| replica.in_sync).count();
     format!("{in_sync}/{}", volume.replicas.len())
@@ -201,7 +215,7 @@ fn show(session: &Session<'_>, volume: &VolumeView) -> Outcome {
         ("robustness", volume.robustness.to_string()),
         ("endpoint", volume.endpoint.clone().unwrap_or_else(dash)),
         ("size", human(volume.size_bytes)),
-        ("frontend", volume.frontend.to_string()),
+        ("frontend", frontend(volume)),
         ("node", volume.node.clone().unwrap_or_else(dash)),
         ("engine", engine(volume).unwrap_or_else(dash)),
         ("clients", volume.clients.to_string()),

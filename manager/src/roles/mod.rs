@@ -5,15 +5,18 @@ pub mod engine;
 pub mod replica;
 pub mod standalone;
 
+use ankole_blockdev::reclaim;
+
 /// What a process needs that serves a volume's data; before it starts a thread.
 fn prepare_to_serve() {
     raise_file_limit();
     // The file system on the volume may be on this machine, and memory only be free once it has
     // been written: through the engine, and by the replicas. A replica that waited for that, in
     // any of its threads, would wait for itself.
-    if let Err(error) = ankole_blockdev::reclaim::set_io_flusher() {
-        tracing::debug!(%error, "set PR_SET_IO_FLUSHER: under memory pressure a volume that is \
-            used on this machine may deadlock");
+    let precautions = [reclaim::set_io_flusher(), reclaim::keep_in_memory()];
+    for error in precautions.into_iter().filter_map(Result::err) {
+        tracing::debug!(%error, "a precaution for memory pressure: a volume that is used on this \
+            machine may hang when memory is short");
     }
 }
 

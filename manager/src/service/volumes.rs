@@ -10,13 +10,14 @@ use ankole_replica::types::ReplicaId;
 
 use super::Service;
 use crate::agent::layout::random_hex;
-use crate::agent::{Layout, Part, probe};
+use crate::agent::probe::{self, Finding};
+use crate::agent::{Layout, Part};
 use crate::api::attachment::{AttachRequest, Ticket, TicketKind};
 use crate::api::replica::{Mode, Place, ReplicaView, seconds_left};
 use crate::api::size::{VolumeSize, human};
 use crate::api::volume::{
-    Condition, Device, Reason, Robustness, State, Transport, UpgradeRequest, Volume, VolumeRequest,
-    VolumeSpec, VolumeStatus, VolumeView,
+    Condition, Device, Frontend, Reason, Robustness, State, Transport, UpgradeRequest, Volume,
+    VolumeRequest, VolumeSpec, VolumeStatus, VolumeView,
 };
 use crate::api::{ApiError, Name};
 use crate::controllers::volume::gather::{address_of, engine_status};
@@ -334,6 +335,7 @@ impl Service {
             robustness: Robustness::of(volume.spec.replicas, engine.as_ref()),
             size_bytes: volume.spec.size_bytes,
             frontend: volume.spec.frontend,
+            better_frontends: self.better_frontends(&volume),
             endpoint: endpoint.filter(|_| state == State::Attached),
             node: engine_process.map(|_| self.context.node.clone()),
             engine_pid: engine_process.map(|process| process.pid),
@@ -352,6 +354,17 @@ impl Service {
             uid: volume.uid,
             name: volume.name,
         }
+    }
+
+    /// Empty while it isn't attached, or if its frontend was asked for.
+    fn better_frontends(&self, volume: &Volume) -> Vec<Finding> {
+        let attachment = volume.status.attachment.as_ref();
+        let Some(attachment) = attachment.filter(|_| volume.spec.frontend == Frontend::Auto) else {
+            return Vec::new();
+        };
+        let has = attachment.device.map_or("socket".into(), |device| device.driver().to_string());
+        let findings = self.context.frontends.capabilities().into_iter().map(|it| it.finding);
+        findings.take_while(|finding| finding.name != has).collect()
     }
 
     /// A volume's device goes on as long as its engine lives.

@@ -21,7 +21,6 @@ use serde::{Deserialize, Serialize};
 
 pub use disk::free_bytes;
 pub use frontends::{can_serve, look as frontends, obstacle};
-pub use tools::find_program;
 pub use watch::{Capability, INTERVAL, Watch};
 
 /// One thing that was looked for.

@@ -3,8 +3,9 @@
 use std::ffi::OsStr;
 use std::fs;
 
+use ankole_blockdev::program;
+
 use super::frontends::kernel_has;
-use super::tools::find_program;
 use super::{Area, Finding, Found};
 
 /// An engine and its replicas need some; each client and each replica's layer some more.
@@ -65,7 +66,7 @@ fn propagation_of_root(mounts: &str) -> Option<bool> {
 
 /// It takes every new disk for one of its own, and a disk that it holds can't be mounted.
 fn multipathd(search_path: &OsStr) -> Finding {
-    if find_program("multipathd", search_path).is_none() {
+    if program::find_in(search_path, "multipathd").is_none() {
         return finding("multipathd", Found::Yes, "not installed: nothing takes our devices");
     }
     let settings = fs::read_to_string("/etc/multipath.conf").unwrap_or_default();
@@ -87,7 +88,7 @@ fn dm_crypt() -> Finding {
 fn nfs_client(search_path: &OsStr) -> Finding {
     let known = fs::read_to_string("/proc/filesystems").unwrap_or_default();
     let has_driver = known.split_whitespace().any(|name| name == "nfs4") || kernel_has("nfsv4");
-    match (has_driver, find_program("mount.nfs4", search_path)) {
+    match (has_driver, program::find_in(search_path, "mount.nfs4")) {
         (true, Some(_)) => finding("nfs", Found::Yes, "shared volumes can be mounted"),
         (true, None) => {
             finding("nfs", Found::Missing, "mount.nfs4 isn't installed; for shared volumes")

@@ -1,7 +1,8 @@
 //! Programs. Nothing here is needed to serve a volume.
 
 use std::ffi::OsStr;
-use std::path::PathBuf;
+
+use ankole_blockdev::program;
 
 use super::{Area, Finding, Found};
 
@@ -26,7 +27,7 @@ const TOOLS: [Tool; 6] = [
 
 impl Tool {
     fn look(&self, search_path: &OsStr) -> Finding {
-        match find_program(self.name, search_path) {
+        match program::find_in(search_path, self.name) {
             Some(path) => {
                 Finding::new(Area::Tool, self.name, Found::Yes, path.display().to_string())
             }
@@ -37,13 +38,6 @@ impl Tool {
             }
         }
     }
-}
-
-/// In PATH, and where a user's PATH may not lead.
-pub fn find_program(name: &str, search_path: &OsStr) -> Option<PathBuf> {
-    let folders =
-        std::env::split_paths(search_path).chain(["/usr/sbin", "/sbin"].map(PathBuf::from));
-    folders.map(|folder| folder.join(name)).find(|program| program.is_file())
 }
 
 #[cfg(test)]

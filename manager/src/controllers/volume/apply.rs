@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use ankole_blockdev::device::{self, DeviceError, Driver};
+use ankole_blockdev::device::{self, DeviceError};
+use ankole_blockdev::tgt;
 use ankole_replica::admin::Request;
 use ankole_replica::arbiter::{Change, EngineGrant, InstanceId, Member, Record};
 use ankole_replica::types::ReplicaId;
@@ -17,12 +18,11 @@ use super::Memory;
 use super::plan::{Action, DETACH_PATIENCE, EngineStart, Plan};
 use crate::agent::admin::AdminError;
 use crate::agent::format::FormatError;
-use crate::agent::probe::{self, Finding};
 use crate::agent::supervisor::{Signal, SupervisorError};
 use crate::agent::{Part, ProcessName, ProcessSpec, admin};
 use crate::api::Name;
 use crate::api::replica::Place;
-use crate::api::volume::{Attachment, Device, Frontend, Volume};
+use crate::api::volume::{Attachment, Device, Volume};
 use crate::arbiter::ArbiterError;
 use crate::controllers::{ADDRESS_LABEL, Context, INSTANCE_LABEL, TURN_LABEL};
 use crate::store::StoreError;
@@ -44,7 +44,7 @@ pub(super) enum ApplyError {
     Format { replica: ReplicaId, directory: PathBuf, source: FormatError },
     #[error("remove {path}")]
     Remove { path: PathBuf, source: io::Error },
-    #[error("stop device {device}, whose requests wait for no engine")]
+    #[error("stop device {device}, which has no engine")]
     StopDevice { device: Device, source: DeviceError },
     #[error("the killed engine hasn't ended after {} s", KILL_PATIENCE.as_secs())]
     StillThere,
@@ -126,6 +126,7 @@ impl Hands<'_> {
             }
             Action::ClearAttachment => {
                 self.memory.engine_left = false;
+                self.clean_up()?;
                 self.change_volume(|volume| volume.status.attachment = None)
             }
             Action::RemoveDirectories => self
@@ -206,7 +207,6 @@ impl Hands<'_> {
                 args.push(("--replica", format!("{replica}={served}")));
             }
         }
-        self.log_second_choice(start);
         args.extend(start.device.map(|device| ("--device", device.number().to_string())));
         let mut flags = vec![];
         flags.extend(start.recover.then_some("--recover"));
@@ -217,17 +217,6 @@ impl Hands<'_> {
         ]);
         self.memory.engine_left = false;
         self.start(ProcessName::engine(name), ["engine", "run"], &args, &flags, labels)
-    }
-
-    /// Why a volume that is shown by the best has something else.
-    fn log_second_choice(&self, start: &EngineStart) {
-        let has_best = start.device.is_some_and(|device| device.driver() == Driver::Ublk);
-        if self.volume.spec.frontend == Frontend::Auto
-            && !(has_best || start.recover)
-            && let Some(Finding { detail: why, next, .. }) = probe::obstacle(Driver::Ublk)
-        {
-            tracing::info!(volume = %self.volume.name, why, next, "not shown over ublk");
-        }
     }
 
     fn start(
@@ -271,6 +260,17 @@ impl Hands<'_> {
             volume.status.attachment = Some(attachment.clone());
             Ok::<_, ApplyError>(())
         })
+    }
+
+    /// After an engine that died before it had made its device.
+    fn clean_up(&self) -> Result<(), ApplyError> {
+        let attachment = self.volume.status.attachment.as_ref();
+        let Some(device @ Device::Tgt(port)) = attachment.and_then(|it| it.device) else {
+            return Ok(());
+        };
+        let name = &self.volume.name;
+        let cleaned = tgt::clean_up(port, name, &self.context.layout.nbd(name));
+        cleaned.map_err(|source| ApplyError::StopDevice { device, source: source.into() })
     }
 
     /// On a thread of its own: the answer comes when everything is flushed.

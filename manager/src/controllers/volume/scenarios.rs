@@ -171,6 +171,15 @@ fn scenarios() -> Vec<(&'static str, Seen)> {
                 s.devices.free_nbd = Some(0);
             }),
         ),
+        (
+            "another driver is asked for than the best",
+            with(wanted(), |s| {
+                s.volume.spec.frontend = Frontend::Tgt;
+                s.devices.free_ublk = Some(4);
+                s.devices.free_nbd = Some(0);
+                s.devices.free_tgt = Some(3261);
+            }),
+        ),
         ("attached, all is well", attached()),
         ("the engine doesn't answer yet", with(attached(), |s| engine(s).status = None)),
         (

@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
 
+use ankole_blockdev::program;
+
 use super::report::Progress;
 use super::trouble::{Result, failed};
-use crate::agent::probe::find_program;
 use crate::api::ApiError;
 
 /// Of what a program says on stderr.
@@ -23,7 +24,7 @@ pub(super) struct Tools {
 impl Tools {
     pub(super) fn find(search_path: &OsStr) -> std::result::Result<Self, ApiError> {
         let find = |name| {
-            find_program(name, search_path).ok_or_else(|| {
+            program::find_in(search_path, name).ok_or_else(|| {
                 ApiError::failed(format!("the demo needs {name}, which isn't on this machine"))
                     .next("install its package: apt-get install e2fsprogs")
             })

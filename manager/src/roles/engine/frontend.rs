@@ -44,15 +44,10 @@ pub(super) async fn serve(engine: &Engine, args: &EngineArgs) -> anyhow::Result<
                     let _gone = answer.send(users);
                 }
                 FrontendRequest::HandOver(done) => {
-                    let left = match device.take() {
-                        Some(device) => device.hand_over().await,
-                        None => Ok(()),
-                    };
-                    socket.stop().await;
-                    if let Err(error) = left {
-                        // Nobody serves it: the next engine takes it over from a dead one.
-                        anyhow::bail!("the device isn't handed over: {error}");
+                    if let Some(device) = device.take() {
+                        device.hand_over().await;
                     }
+                    socket.stop().await;
                     info!(volume = args.volume, "handed over");
                     let _gone = done.send(Ok(()));
                     return Ok(());
