@@ -25,16 +25,17 @@ from .nbd import Client
 
 TOOLS = {"qemu-system-x86_64": "qemu-system-x86", "mke2fs": "e2fsprogs", "depmod": "kmod"}
 PLACE = "devices"
+MODULES = ["ublk_drv", "nbd", "loop", "iscsi_tcp", "sd_mod"]
 
 # What is measured, and what it is called. A driver that comes, comes in here and in devices.guest.
 TARGETS = {
-    "loop": "kernel loop", "ublk-file": "ublk", "nbd-file": "kernel NBD",
-    "ublk-volume": "ublk, volume", "nbd-volume": "kernel NBD, volume",
+    "loop": "kernel loop", "ublk-file": "ublk", "nbd-file": "kernel NBD", "tgt-file": "tgt",
+    "ublk-volume": "ublk, volume", "nbd-volume": "kernel NBD, volume", "tgt-volume": "tgt, volume",
 }
 PATTERNS = {"randread": "4 KiB random read, QD 32", "randwrite": "4 KiB random write, QD 32"}
 TICK_US = 10_000  # of the guest's accounting
 # (what, of what, at least): aims of "Figures" in README.md; they are ratios of one round.
-AIMS = [("ublk-file", "loop", 1.0), ("ublk-file", "nbd-file", 1.3)]
+AIMS = [("ublk-file", "loop", 1.0), ("ublk-file", "nbd-file", 1.3), ("tgt-file", "nbd-file", 0.6)]
 ATTACH_AIM_MS = 150
 STEPS = ["asked → its processes run", "→ the engine has opened it", "→ the socket is served", "→ `volume attach` has answered", "→ the first read has"]
 
@@ -42,13 +43,13 @@ STEPS = ["asked → its processes run", "→ the engine has opened it", "→ the
 def in_guest(options):
     """A list of what was measured, each a dictionary as devices.guest prints it."""
     release = "debug" if options.quick else "release"
-    words = ["cargo", "build", "--quiet", "-p", "ankole-blockdev", "--example", "device_file"]
+    words = ["cargo", "build", "--quiet", "-p", "ankole-tgt-plugin", "-p", "ankole-blockdev", "--lib", "--example", "device_file"]
     output_of(*words, *(["--release"] if release == "release" else []), cwd=ROOT)
     metadata = json.loads(output_of("cargo", "metadata", "--format-version=1", "--no-deps", cwd=ROOT))
-    server = pathlib.Path(metadata["target_directory"]) / release / "examples/device_file"
+    built = pathlib.Path(metadata["target_directory"]) / release
     words = [
-        ROOT / "ci/vm/run", "-k", options.kernel, "-m", "ublk_drv", "-m", "nbd", "-m", "loop", "-p", "fio,jq,e2fsprogs,valgrind",
-        "-f", options.binary, "-f", server, "--memory", "2048", "--cpus", str(options.cpus), "-t", str(options.limit_s),
+        ROOT / "ci/vm/run", "-k", options.kernel, *(word for module in MODULES for word in ("-m", module)), "-p", "fio,jq,e2fsprogs,valgrind,tgt,open-iscsi",
+        "-f", options.binary, "-f", built / "examples/device_file", "-f", built / "libbs_ankole.so", "--memory", "2048", "--cpus", str(options.cpus), "-t", str(options.limit_s),
         "-e", f"ROUNDS={options.rounds}", "-e", f"SECONDS_EACH={options.seconds}", "-e", f"SIZE_MIB={options.size_mib}",
         "-e", f"COUNT={0 if options.quick else 4000}", "-e", f"TARGETS={' '.join(TARGETS)}", "--", (ROOT / "ci/bench/devices.guest").read_text(),
     ]
@@ -127,7 +128,7 @@ def report(samples, attached, options, took_s):
     yield from table(lambda one: one["calls"] / one["counted"], served)
     yield ""
     if counts:
-        files = [target for target in served if target.endswith("-file")]
+        files = [target for target in served if ("randread", target) in counts]
         yield "**Instructions** of the server's own code for one request, counted by valgrind."
         yield ""
         yield from rows(["", *(TARGETS[target] for target in files)], (

@@ -12,7 +12,7 @@ fail() {
     exec >&2 # wherever the output of the step goes
     echo "FAILED: $*"
     ankole volume why v1 || true
-    tail -n 20 $ANKOLE_DATA/log/*v1* 2>/dev/null || true
+    tail -n 20 $ANKOLE_DATA/logs/*v1* 2>/dev/null || true
     exit 1
 }
 until_true() { # WHAT SECONDS COMMAND…
