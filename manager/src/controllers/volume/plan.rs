@@ -225,15 +225,18 @@ impl Plan {
         let Some((device, unserved)) = device.zip(seen.devices.unserved) else { return };
         let left = seen.devices.patience.saturating_sub(unserved);
         if left.is_zero() {
-            self.act(Action::StopDevice(device));
-        } else if unserved > OPEN_PATIENCE {
+            return self.act(Action::StopDevice(device));
+        }
+        let quiet = OPEN_PATIENCE.saturating_sub(unserved);
+        if quiet.is_zero() {
             let message = format!(
                 "requests of device {device} wait for an engine; in {} s they get errors",
                 left.as_secs()
             );
             self.note(Condition::new(Reason::Unserved, message));
-            self.look_within(left);
         }
+        // Nothing else is sure to happen by then: a failing engine is tried more and more seldom.
+        self.look_within(if quiet.is_zero() { left } else { quiet.min(left) });
     }
 
     /// Each grant would raise the record, until it is above what the replicas have seen: then they

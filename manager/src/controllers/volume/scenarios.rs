@@ -242,6 +242,15 @@ fn scenarios() -> Vec<(&'static str, Seen)> {
             }),
         ),
         (
+            "no engine comes back, and soon clients have to be told",
+            with(attached(), |s| {
+                on_ublk(s);
+                s.engine = None;
+                s.engine_history = ended(4);
+                s.devices.unserved = Some(Duration::from_secs(10));
+            }),
+        ),
+        (
             "no engine comes back, and clients of the device wait",
             with(attached(), |s| {
                 on_ublk(s);
