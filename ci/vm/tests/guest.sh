@@ -40,9 +40,10 @@ serve() { # standalone, with the driver that shows devices
     case $DRIVER in
     ublk) modprobe ublk_drv ;;
     nbd) modprobe nbd ;;
-    tgt) # what systemd and udev do elsewhere; nbd isn't loaded, so that auto takes this
+    tgt) # what systemd and udev do elsewhere; nbd can't be loaded, so that auto takes this
+        mkdir -p /run/lock /etc/modprobe.d
+        echo 'install nbd /bin/false' >/etc/modprobe.d/nbd.conf # newer kernels load it when it is asked for
         modprobe -a iscsi_tcp sd_mod
-        mkdir -p /run/lock
         echo InitiatorName=iqn.2026-11.test:guest >/etc/iscsi/initiatorname.iscsi
         iscsid
         ;;
