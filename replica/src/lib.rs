@@ -17,6 +17,7 @@ pub mod mutation;
 pub mod payload;
 pub mod process;
 pub mod reader;
+pub mod regions;
 pub mod replication;
 pub mod salvage;
 pub mod server;
