@@ -34,6 +34,11 @@ def fio(*words):
     return job
 
 
+def for_seconds(seconds):
+    """So long, whatever the size. In milliseconds: fio takes whole numbers only, and 0 for all of the file."""
+    return ("--time_based=1", f"--runtime={round(1000 * seconds)}ms")
+
+
 def nbd(uri):
     return ("--ioengine=nbd", f"--uri={uri}")
 

@@ -50,7 +50,7 @@ def in_guest(options):
     words = [
         ROOT / "ci/vm/run", "-k", options.kernel, *(word for module in MODULES for word in ("-m", module)), "-p", "fio,jq,e2fsprogs,valgrind,tgt,open-iscsi",
         "-f", options.binary, "-f", built / "examples/device_file", "-f", built / "libbs_ankole.so", "--memory", "2048", "--cpus", str(options.cpus), "-t", str(options.limit_s),
-        "-e", f"ROUNDS={options.rounds}", "-e", f"SECONDS_EACH={options.seconds}", "-e", f"SIZE_MIB={options.size_mib}",
+        "-e", f"ROUNDS={options.rounds}", "-e", f"MS_EACH={round(1000 * options.seconds)}", "-e", f"SIZE_MIB={options.size_mib}",
         "-e", f"COUNT={0 if options.quick else 4000}", "-e", f"TARGETS={' '.join(TARGETS)}", "--", (ROOT / "ci/bench/devices.guest").read_text(),
     ]
     said = output_of(*words)
@@ -115,7 +115,7 @@ def report(samples, attached, options, took_s):
         [name, *(spread([value(one) for one in measured(pattern, target)]) for target in targets)] for pattern, name in PATTERNS.items()))
     served = [target for target in TARGETS if target != "loop"]
     yield common.made_by(took_s)
-    yield f"Rounds: {options.rounds}; each measurement {options.seconds} s; {options.size_mib} MiB in the guest's memory; kernel {options.kernel}; emulated CPUs: {options.cpus}."
+    yield f"Rounds: {options.rounds}; each measurement {options.seconds:g} s; {options.size_mib} MiB in the guest's memory; kernel {options.kernel}; emulated CPUs: {options.cpus}."
     yield ""
     yield from common.machine(options, "qemu-system-x86_64")
     yield ""
@@ -165,7 +165,7 @@ def aims(samples, attached):
 
 def add_arguments(parser):
     parser.add_argument("--rounds", type=int)
-    parser.add_argument("--seconds", type=int, help="of each measurement")
+    parser.add_argument("--seconds", type=float, help="of each measurement")
     parser.add_argument("--size-mib", type=int, default=128, help="of the file and of each volume, an even number")
     parser.add_argument("--kernel", default="6.12", help="of ci/vm; it must have ublk")
     parser.add_argument("--cpus", type=int, default=2, help="emulated processors")
@@ -176,7 +176,7 @@ def add_arguments(parser):
 def measure(options):
     """The table."""
     options.rounds = options.rounds or (1 if options.quick else 5)
-    options.seconds = options.seconds or (1 if options.quick else 2)
+    options.seconds = options.seconds or (0.2 if options.quick else 2)
     options.attaches = options.attaches or (1 if options.quick else 10)
     began = time.monotonic()
     attached = attaches(options)

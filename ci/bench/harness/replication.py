@@ -19,7 +19,7 @@ import time
 
 from . import common
 from .cluster import Volume, wait_until
-from .common import MIB, Ankole, Failed, fill, fio, nbd, rows, spread
+from .common import MIB, Ankole, Failed, fill, fio, for_seconds, nbd, rows, spread
 from .nbd import write_latencies
 
 TOOLS = {"fio": "fio", "cp": "coreutils"}
@@ -163,7 +163,7 @@ def copy_file(source, copy):
 def foreground(volume, size_mib, seconds):
     """Requests a second of a client that reads more than it writes."""
     job = fio(*nbd(volume.endpoint), "--rw=randrw", "--rwmixread=70", "--bs=4k", "--iodepth=32", f"--size={size_mib}m",
-              "--time_based=1", f"--runtime={seconds}", "--norandommap=1", "--randrepeat=0")
+              *for_seconds(seconds), "--norandommap=1", "--randrepeat=0")
     return job["read"]["iops"] + job["write"]["iops"]
 
 
@@ -199,7 +199,7 @@ def keep_marks_in_memory(bench, name):
 
 def random_writes(volume, offset_mib, size_mib, seconds):
     job = fio(*nbd(volume.endpoint), "--rw=randwrite", "--bs=4k", "--iodepth=32", f"--offset={offset_mib}m", f"--size={size_mib}m",
-              "--time_based=1", f"--runtime={seconds}", "--norandommap=1", "--randrepeat=0")
+              *for_seconds(seconds), "--norandommap=1", "--randrepeat=0")
     return job["write"]["iops"]
 
 

@@ -19,7 +19,7 @@ import tempfile
 import time
 
 from . import common
-from .common import MIB, Ankole, Failed, fill, fio, nbd, rows, spread, write_back
+from .common import MIB, Ankole, Failed, fill, fio, for_seconds, nbd, rows, spread, write_back
 
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
@@ -70,8 +70,8 @@ class Server:
     def measure(self, workload, size_bytes, seconds):
         before = cpu_seconds(self.pids.values())
         job = fio(*self.fio_target, f"--rw={workload.pattern}", f"--bs={workload.block}",
-                  f"--iodepth={workload.depth}", f"--size={size_bytes}", "--time_based=1",
-                  f"--runtime={seconds}", "--norandommap=1", "--randrepeat=0")
+                  f"--iodepth={workload.depth}", f"--size={size_bytes}", *for_seconds(seconds),
+                  "--norandommap=1", "--randrepeat=0")
         spent = cpu_seconds(self.pids.values()) - before
         side = job["read" if "read" in workload.pattern else "write"]
         rate = side["iops"] / 1000 if workload.unit == "k/s" else side["bw_bytes"] / MIB
@@ -200,8 +200,8 @@ def add_arguments(parser):
 def measure(options):
     """The table."""
     options.rounds = options.rounds or (1 if options.quick else 3)
-    options.seconds = options.seconds or (0.5 if options.quick else 1.5)
-    options.size_mib = options.size_mib or (64 if options.quick else 1024)
+    options.seconds = options.seconds or (0.1 if options.quick else 1.5)
+    options.size_mib = options.size_mib or (16 if options.quick else 1024)
     began, size_bytes = time.monotonic(), options.size_mib * MIB
     work = pathlib.Path(tempfile.mkdtemp(prefix="bench.", dir=options.dir))
     with contextlib.ExitStack() as cleanup:
