@@ -611,3 +611,39 @@ fn a_flush_covers_a_write_that_ran_during_the_flush_before_it() {
         }
     });
 }
+
+/// A flush that can't read an index page said that all was durable, and forgot the region: the page
+/// kept its fresh blocks, and a power cut after an overwrite took what had been flushed.
+#[test]
+fn a_flush_that_cannot_read_an_index_page_says_so_and_the_next_one_makes_up_for_it() {
+    run(async {
+        for seed in 0..40 {
+            let disk = Disk::new(seed);
+            Store::format(disk.clone(), identity(), 32 * VOLUME_UNIT_BYTES, LayerId(1))
+                .await
+                .unwrap();
+            let store = Store::open(disk.clone(), StoreOptions { index_cache_bytes: 0 });
+            let store = store.await.unwrap();
+            write_fill(&store, RANGE, Fill(1)).await.unwrap();
+            for region in 1..60 {
+                // So many that the first one's page leaves the memory.
+                let elsewhere = BlockRange::new(BlockIndex(region * 256), 1);
+                read_fill(&store, View::Top, elsewhere).await;
+            }
+            disk.spoil("layer-00000001.index", 0..4);
+            let error = store.flush().await.expect_err("a page can't be read").to_string();
+            assert!(error.contains("read the index"), "{error}");
+            disk.heal();
+            store.flush().await.unwrap();
+            write_fill(&store, RANGE, Fill(2)).await.unwrap();
+            let left = disk.after_power_cut(seed);
+            let store = Store::open(left, StoreOptions::default()).await.unwrap();
+            let buffer = Buffer::zeroed(RANGE.length_bytes() as usize);
+            let (report, left) = store.read(View::Top, RANGE, buffer).await;
+            report.expect("it is there");
+            for sector in left.chunks_exact(4096).flat_map(Fill::sectors_of) {
+                assert!(sector == Fill(1) || sector == Fill(2), "seed {seed}: {sector:?}");
+            }
+        }
+    });
+}

@@ -191,8 +191,9 @@ impl Core {
     }
 
     fn settle_compared(&mut self, now: Instant, region: Region) {
+        let is_oldest = self.chain.layer(self.chain.head).is_none_or(|head| head.parent.is_none());
         let Some(step) = self.settle.running.get_mut(&region) else { return };
-        step.repairs = repairs(&step.sums, &step.unreadable);
+        step.repairs = repairs(&step.sums, &step.unreadable, is_oldest);
         if step.repairs.is_empty() {
             let sound = |slot: &&Slot| !step.unreadable.contains_key(slot);
             let Some(from) = step.sums.keys().find(sound).copied() else {
@@ -386,9 +387,11 @@ impl Core {
 }
 
 /// Which blocks go from whom to the others; empty if all are alike, or nobody can read what differs.
+/// In the oldest layer a block that isn't there is one that was made zero, and as good as any.
 fn repairs(
     sums: &BTreeMap<Slot, RegionSums>,
     unreadable: &BTreeMap<Slot, Blocks>,
+    is_oldest: bool,
 ) -> VecDeque<Repair> {
     let mut by_winner: BTreeMap<Slot, Blocks> = BTreeMap::new();
     for block in 0..BLOCKS_PER_REGION as usize {
@@ -401,9 +404,11 @@ fn repairs(
             |slot: &Slot| unreadable.get(slot).is_some_and(|blocks| blocks.has(block));
         let doubt =
             |sum: BlockSum| sum.is_unverified() != mutation::is_on(Mutation::UnverifiedWins);
-        // Below a block that one member has, a join may have freed what the others still show.
+        // In a newer layer zero is written down: who has nothing has missed or lost the write, and
+        // below the block of who has it, a join may have freed what the others still show.
+        let is_missing = |sum: BlockSum| sum == BlockSum::Absent && !is_oldest;
         let rank = |(slot, sum): &(Slot, BlockSum)| {
-            (*sum == BlockSum::Absent, is_unreadable(slot), doubt(*sum), *slot)
+            (is_missing(*sum), is_unreadable(slot), doubt(*sum), *slot)
         };
         let (winner, _) = held().min_by_key(rank).expect("there is a first");
         if !is_unreadable(&winner) {
@@ -466,7 +471,7 @@ mod tests {
     fn members_that_are_alike_need_no_repair_however_sure_they_are() {
         let sums =
             [(Slot(0), region(&[(7, data(1, true))])), (Slot(1), region(&[(7, data(1, false))]))];
-        assert!(repairs(&sums.into_iter().collect(), &BTreeMap::new()).is_empty());
+        assert!(repairs(&sums.into_iter().collect(), &BTreeMap::new(), true).is_empty());
     }
 
     /// A join frees what lies below a block that the head has. Were such a block made absent again
@@ -474,9 +479,23 @@ mod tests {
     #[test]
     fn a_block_that_one_member_has_is_not_made_absent() {
         let sums = [(Slot(0), region(&[])), (Slot(1), region(&[(7, data(1, false))]))];
-        let repairs = repairs(&sums.into_iter().collect(), &BTreeMap::new());
+        let repairs = repairs(&sums.into_iter().collect(), &BTreeMap::new(), false);
         assert_eq!(repairs.len(), 1);
         assert_eq!(repairs[0].from, Slot(1));
+    }
+
+    /// In the oldest layer a zeroed block isn't there. Data won over it whoever had it, so that one
+    /// stale copy undid a discard on all others.
+    #[test]
+    fn in_the_oldest_layer_older_data_does_not_win_over_newer_zeroes() {
+        let sums = [
+            (Slot(0), region(&[])),
+            (Slot(1), region(&[])),
+            (Slot(2), region(&[(7, data(1, true))])),
+        ];
+        let repairs = repairs(&sums.into_iter().collect(), &BTreeMap::new(), true);
+        assert_eq!(repairs.len(), 1);
+        assert_eq!(repairs[0].from, Slot(0));
     }
 
     /// Rot in a marked region gets a fresh checksum at open; it must not win over a good copy.
@@ -492,7 +511,7 @@ mod tests {
             blocks
         };
         assert_eq!(
-            repairs(&sums.into_iter().collect(), &BTreeMap::new()),
+            repairs(&sums.into_iter().collect(), &BTreeMap::new(), false),
             [
                 Repair { from: Slot(0), blocks: blocks(9), remakes: None },
                 Repair { from: Slot(1), blocks: blocks(7), remakes: None }

@@ -1,5 +1,7 @@
 //! Flush, clear, close: what makes things durable, and in which order.
 
+use std::collections::BTreeMap;
+
 use super::meta::ReplicaMeta;
 use super::pages::{PageFault, WriteBack};
 use super::storage::{Storage, StorageFile};
@@ -26,13 +28,19 @@ impl<S: Storage> Store<S> {
                 return Err(error);
             }
         }
+        let mut flushing = BTreeMap::new();
         for &region in &regions {
-            // A damaged page has nothing that could become durable.
-            let fresh = self.pages.look(head.file, region, Page::fresh);
-            if let Ok(fresh) = fresh {
-                self.head_state.flushing.borrow_mut().insert(region, fresh);
+            match self.pages.look(head.file, region, Page::fresh) {
+                Ok(fresh) => drop(flushing.insert(region, fresh)),
+                Err(PageFault::Bad(_) | PageFault::Gone) => {} // nothing there could become durable
+                Err(fault) => {
+                    // Nothing was synced or forgotten: the next flush looks at all of it again.
+                    self.head_state.fresh.borrow_mut().extend(&regions);
+                    return Err(self.page_error(head.file, region, fault));
+                }
             }
         }
+        self.head_state.flushing.replace(flushing);
         self.sync_data().await?;
         let flushing = std::mem::take(&mut *self.head_state.flushing.borrow_mut());
         for (region, blocks) in flushing {
