@@ -74,13 +74,23 @@ fn kill_everything(world: &mut World) {
     until("all have ended", || all.iter().all(|pid| !alive(*pid)).then_some(()));
 }
 
-fn fail_for_good(directory: &Path) {
+fn change(directory: &Path, change: impl AsyncFnOnce(Store<Directory>)) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     tokio::task::LocalSet::new().block_on(&runtime, async {
         let opened = Directory::open(directory, &DirectoryOptions::default()).unwrap();
-        let store = Store::open(opened, StoreOptions::default()).await.unwrap();
+        change(Store::open(opened, StoreOptions::default()).await.unwrap()).await;
+    });
+}
+
+fn fail_for_good(directory: &Path) {
+    change(directory, async |store| {
         drop(store.give_up("make the data durable: Input/output error").await);
     });
+}
+
+/// Nothing tells any more that its machine has run on.
+fn forget_boot(directory: &Path) {
+    change(directory, async |store| store.pardon().await.unwrap());
 }
 
 fn refused(said: &Said, words: &[&str]) {
@@ -310,8 +320,7 @@ fn an_open_that_waits_for_a_missing_disk_says_so_and_goes_on_when_it_is_back() {
     fill(&endpoint, 1);
     let volume = until_healthy(&world);
     kill_everything(&mut world);
-    let incarnation = volume["record"]["inSync"][0]["incarnation"].as_str().unwrap();
-    fs::remove_file(format!("/dev/shm/ankole-witness-{incarnation}")).unwrap();
+    forget_boot(&directory(&volume, 0));
     let (disk, elsewhere) = (directory(&volume, 1), world.path().join("unmounted"));
     fs::rename(&disk, &elsewhere).unwrap();
     world.start();

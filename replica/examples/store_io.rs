@@ -44,7 +44,7 @@ async fn measure(dir: &Path, seconds: u64) -> Result<()> {
     fio(&raw, "write", 8, 30, &["--bs=1M", "--end_fsync=1"])?;
     let identity =
         Identity { volume: "bench".into(), replica: "r1".into(), incarnation: Incarnation(1) };
-    let options = DirectoryOptions { runtime_dir: dir.to_owned(), ..Default::default() };
+    let options = DirectoryOptions::default();
     Store::format(Directory::open(&replica, &options)?, identity, SIZE, LayerId(1)).await?;
     let directory = Directory::open(&replica, &options)?;
     println!("{:?}", directory.data_path());

@@ -18,8 +18,8 @@ use self::overlay::Overlay;
 use crate::arbiter::Member;
 use crate::store::file::{Directory, DirectoryOptions};
 use crate::store::{
-    Contents, Glimpse, ReplicaState, Storage, Store, StoreError, StoreOptions, VerifyReport,
-    contents, glimpse,
+    Contents, Continuity, Glimpse, ReplicaState, Storage, Store, StoreError, StoreOptions,
+    VerifyReport, contents, glimpse,
 };
 use crate::types::{Fence, Generation, Incarnation, ReplicaId};
 
@@ -119,22 +119,6 @@ impl Evidence {
 
 /// Looks at a directory. Blocks; takes as long as reading the index takes.
 pub fn inspect(directory: &Path) -> Evidence {
-    inspect_with(directory, &DirectoryOptions::default().runtime_dir)
-}
-
-/// The newest generation that this replica of this volume has seen, if it is the one that lies in
-/// `directory`. Costs one small read.
-pub fn newest_generation(
-    directory: &Path,
-    volume: &str,
-    replica: &ReplicaId,
-) -> Option<Generation> {
-    let Glimpse { identity, fence, .. } = glimpse(&overlay(directory, Path::new("/"))).ok()?;
-    let meant = identity.volume == volume && identity.replica == *replica;
-    fence.filter(|_| meant).map(|fence| fence.generation)
-}
-
-fn inspect_with(directory: &Path, runtime_dir: &Path) -> Evidence {
     let evidence = |held, found| Evidence { directory: directory.to_owned(), held, found };
     match fs::metadata(directory) {
         Ok(metadata) if metadata.is_dir() => {}
@@ -150,25 +134,37 @@ fn inspect_with(directory: &Path, runtime_dir: &Path) -> Evidence {
         Err(error) => return evidence(None, unreadable(format!("look for its lock: {error}"))),
     };
     let held = lock.as_ref().err().copied();
-    let storage = overlay(directory, runtime_dir);
+    let storage = overlay(directory);
     let found = match storage.list() {
         Err(error) => unreadable(error),
         Ok(names) => match contents(&names) {
             Contents::Empty => Found::Empty,
             Contents::HalfFormatted => Found::HalfFormatted,
             Contents::Foreign(file) => Found::Foreign { file },
-            Contents::Replica => read_copy(directory, runtime_dir, held.is_some()),
+            Contents::Replica => read_copy(directory, held.is_some()),
         },
     };
     evidence(held, found)
+}
+
+/// The newest generation that this replica of this volume has seen, if it is the one that lies in
+/// `directory`. Costs one small read.
+pub fn newest_generation(
+    directory: &Path,
+    volume: &str,
+    replica: &ReplicaId,
+) -> Option<Generation> {
+    let Glimpse { identity, fence, .. } = glimpse(&overlay(directory)).ok()?;
+    let meant = identity.volume == volume && identity.replica == *replica;
+    fence.filter(|_| meant).map(|fence| fence.generation)
 }
 
 fn unreadable(why: impl ToString) -> Found {
     Found::Unreadable { why: why.to_string() }
 }
 
-fn overlay(directory: &Path, runtime_dir: &Path) -> Overlay {
-    Overlay { path: directory.to_owned(), runtime_dir: runtime_dir.to_owned() }
+fn overlay(directory: &Path) -> Overlay {
+    Overlay { path: directory.to_owned() }
 }
 
 /// The lock, if it is free or there is none; else who has it.
@@ -189,8 +185,8 @@ fn try_lock(directory: &Path) -> io::Result<Result<Option<Flock<File>>, Holder>>
     }
 }
 
-fn read_copy(directory: &Path, runtime_dir: &Path, held: bool) -> Found {
-    let storage = overlay(directory, runtime_dir);
+fn read_copy(directory: &Path, held: bool) -> Found {
+    let storage = overlay(directory);
     let Glimpse { identity, fence, membership, failure } = match glimpse(&storage) {
         Ok(glimpse) => glimpse,
         Err(error) => return unreadable(error),
@@ -201,7 +197,7 @@ fn read_copy(directory: &Path, runtime_dir: &Path, held: bool) -> Found {
     let mut content = None;
     for _ in 0..if held { ATTEMPTS } else { 1 } {
         problems.clear();
-        match read_content(directory, runtime_dir, &mut problems) {
+        match read_content(directory, &mut problems) {
             Ok(read) => {
                 content = Some(read);
                 break;
@@ -223,12 +219,8 @@ fn read_copy(directory: &Path, runtime_dir: &Path, held: bool) -> Found {
     }))
 }
 
-fn read_content(
-    directory: &Path,
-    runtime_dir: &Path,
-    problems: &mut Vec<String>,
-) -> Result<Content, StoreError> {
-    let storage = overlay(directory, runtime_dir);
+fn read_content(directory: &Path, problems: &mut Vec<String>) -> Result<Content, StoreError> {
+    let storage = overlay(directory);
     let open = async || Store::open(storage, StoreOptions::default()).await;
     let store = on_this_thread(directory, open)??;
     let marked_regions = store.marked_regions()?.len() as u64;
@@ -253,16 +245,19 @@ fn read_content(
 }
 
 fn continuity<S: Storage>(store: &Store<S>, marked_regions: u64) -> String {
-    match (store.continuous(), store.is_witnessed()) {
-        (true, true) => "this machine has run without a break since it became a member".into(),
-        (true, false) => "no region is marked: nothing that could be lost was unflushed".into(),
-        (false, _) if store.failure().is_some() => {
-            "it failed: what its disk holds of the last writes isn't known".into()
+    if store.failure().is_some() {
+        return "it failed: what its disk holds of the last writes isn't known".into();
+    }
+    match store.continuity() {
+        Continuity::Unbroken => {
+            "this machine has run without a break since it became a member".into()
         }
-        (false, _) => format!(
-            "the machine lost power, was rebooted, or is another one: unflushed writes in \
-             {marked_regions} marked regions may be lost"
-        ),
+        _ if store.continuous() => {
+            "no region is marked: nothing that could be lost was unflushed".into()
+        }
+        Continuity::Doubtful(why) | Continuity::Lost(why) => {
+            format!("{why}: unflushed writes in {marked_regions} marked regions may be lost")
+        }
     }
 }
 
@@ -275,7 +270,7 @@ pub fn verify(directory: &Path) -> Result<VerifyReport, StoreError> {
         Ok(lock) => lock,
         Err(Holder { pid }) => return Err(StoreError::Locked { place, pid }),
     };
-    let storage = overlay(directory, &DirectoryOptions::default().runtime_dir);
+    let storage = overlay(directory);
     on_this_thread(directory, async || {
         Store::open(storage, StoreOptions::default()).await?.verify().await
     })?

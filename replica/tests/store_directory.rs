@@ -3,7 +3,7 @@
 mod store;
 
 use ankole_replica::chain::{ChainChange, ChainOp, Seal};
-use ankole_replica::store::file::{Directory, DirectoryOptions};
+use ankole_replica::store::file::{Directory, DirectoryOptions, file_system};
 use ankole_replica::store::{Store, StoreError, StoreOptions, View};
 use ankole_replica::types::{BlockIndex, BlockRange, ChainOpId, LayerId, Region};
 use store::{Fill, GENERATION, identity, read_fill, run, skip, write_fill};
@@ -152,4 +152,32 @@ fn requires_root_a_full_disk_stops_only_what_needs_space() {
         }
         assert_eq!(read_fill(&store, View::Top, place(2)).await, vec![Fill(3); 64]);
     });
+}
+
+/// What tells a file system that was mounted anew from one that a container sees elsewhere, or a
+/// process that was merely killed.
+#[test]
+fn requires_root_only_unmounting_makes_another_file_system_of_one() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let at = |name: &str| dir.path().join(name);
+    std::fs::create_dir(at("here")).and(std::fs::create_dir(at("there"))).expect("room");
+    let image = std::fs::File::create(at("image")).and_then(|image| image.set_len(16 << 20));
+    image.expect("room");
+    let run = |program: &str, arguments: &[&str]| {
+        let mut command = std::process::Command::new(program);
+        let done = command.args(arguments).current_dir(dir.path()).output();
+        done.is_ok_and(|done| done.status.success())
+    };
+    let mount = || run("mount", &["-o", "loop", "image", "here"]);
+    if !run("mke2fs", &["-q", "-F", "-t", "ext4", "image"]) || !mount() {
+        return skip("mounting an image");
+    }
+    let first = file_system(&at("here")).expect("it is there");
+    assert!(run("mount", &["--bind", "here", "there"]));
+    let bound = file_system(&at("there")).expect("it is there");
+    assert!(run("umount", &["there"]) && run("umount", &["here"]) && mount());
+    let second = file_system(&at("here")).expect("it is there");
+    assert!(run("umount", &["here"]));
+    assert_eq!((first, first.superblock.is_some()), (bound, true));
+    assert_ne!(first.superblock, second.superblock);
 }

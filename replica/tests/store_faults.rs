@@ -4,10 +4,10 @@ mod store;
 
 use ankole_blockdev::disk::Buffer;
 use ankole_replica::chain::{ChainChange, ChainOp, Seal};
-use ankole_replica::store::crash::{Disk, Faults, Random};
+use ankole_replica::store::crash::{Disk, Faults, Random, Trouble};
 use ankole_replica::store::{
-    BlockSum, Blocks, Membership, ReadError, Replacement, ReplicaState, Store, StoreError,
-    StoreOptions, View,
+    BlockSum, Blocks, Continuity, Membership, ReadError, Replacement, ReplicaState, Store,
+    StoreError, StoreOptions, View,
 };
 use ankole_replica::types::{
     BlockIndex, BlockRange, ChainOpId, Fence, Generation, LayerId, Region, Session,
@@ -644,6 +644,110 @@ fn a_flush_that_cannot_read_an_index_page_says_so_and_the_next_one_makes_up_for_
             for sector in left.chunks_exact(4096).flat_map(Fill::sectors_of) {
                 assert!(sector == Fill(1) || sector == Fill(2), "seed {seed}: {sector:?}");
             }
+        }
+    });
+}
+
+/// A member with a block that was written twice and never flushed: only the kernel has it, and its
+/// newest checksum is nowhere.
+async fn with_unflushed_writes(seed: u64) -> Disk {
+    let disk = Disk::new(seed);
+    Store::format(disk.clone(), identity(), VOLUME_UNIT_BYTES, LayerId(1))
+        .await
+        .expect("a new disk");
+    let store = Store::open(disk.clone(), StoreOptions::default()).await.expect("just made");
+    store.set_membership(member()).await.expect("a sound disk");
+    write_fill(&store, RANGE, Fill(1)).await.expect("a sound disk");
+    write_fill(&store, RANGE, Fill(2)).await.expect("a sound disk");
+    disk
+}
+
+/// A witness that was gone counted as power lost: after a mere kill, acknowledged writes became what
+/// was there before them, on all replicas. Now doubt costs a replica its place, never its data.
+#[test]
+fn a_replica_in_doubt_gives_way_to_others_and_keeps_what_it_has() {
+    run(async {
+        let disk = with_unflushed_writes(1).await;
+        disk.hide_mounts(true);
+        let disk = disk.after_kill();
+        let store = open(&disk).await.expect("it opens");
+        assert!(!store.continuous(), "{:?}", store.continuity());
+        assert!(matches!(store.continuity(), Continuity::Doubtful(_)));
+        assert_eq!(read_fill(&store, View::Top, RANGE).await, [Fill(2); 4]);
+        // A member again, it still can't tell one mount from another.
+        store.set_membership(member()).await.expect("a sound disk");
+        assert!(store.continuous());
+        drop(store);
+        disk.hide_mounts(false);
+        let store = open(&disk.after_kill()).await.expect("it opens");
+        assert!(!store.continuous());
+        store.set_membership(member()).await.expect("a sound disk");
+        assert_eq!(store.continuity(), Continuity::Unbroken);
+    });
+}
+
+/// A file system that is shut down and mounted again loses what wasn't synced, as in a power cut,
+/// and the machine runs on: the replica called itself continuous, and its old block won.
+#[test]
+fn a_file_system_that_was_mounted_anew_counts_as_a_power_cut() {
+    run(async {
+        for seed in 0..40 {
+            let disk = with_unflushed_writes(seed).await;
+            let store = open(&disk.after_remount(seed)).await.expect("it opens");
+            assert!(!store.continuous(), "seed {seed}");
+            assert!(matches!(store.continuity(), Continuity::Lost(_)), "seed {seed}");
+            let buffer = Buffer::zeroed(RANGE.length_bytes() as usize);
+            let (report, _) = store.read(View::Top, RANGE, buffer).await;
+            report.expect("it is told what is there");
+        }
+        // A kill within the same mount loses nothing.
+        let disk = with_unflushed_writes(1).await;
+        let store = open(&disk.after_kill()).await.expect("it opens");
+        assert_eq!(store.continuity(), Continuity::Unbroken);
+        assert_eq!(read_fill(&store, View::Top, RANGE).await, [Fill(2); 4]);
+    });
+}
+
+/// An error took the witness away. Now it leaves a mark of its own, durably, and that says why.
+#[test]
+fn an_error_of_the_disk_is_remembered_until_the_replica_is_in_sync_again() {
+    run(async {
+        let disk = with_unflushed_writes(3).await;
+        let store = open(&disk.after_kill()).await.expect("it opens");
+        let disk = store.storage().clone();
+        disk.spoil("layer-00000001.data", 80..88);
+        let (report, _) =
+            store.read(View::Top, RANGE, Buffer::zeroed(RANGE.length_bytes() as usize)).await;
+        report.expect_err("it can't be read");
+        assert!(!store.continuous());
+        disk.heal();
+        let disk = disk.after_kill();
+        let store = open(&disk).await.expect("it opens");
+        assert!(!store.continuous());
+        let Continuity::Doubtful(why) = store.continuity() else { panic!("it forgot") };
+        assert!(why.contains("error"), "{why}");
+        assert_eq!(read_fill(&store, View::Top, RANGE).await, [Fill(2); 4]);
+        store.set_membership(member()).await.expect("a sound disk");
+        drop(store);
+        let store = open(&disk.after_kill()).await.expect("it opens");
+        assert_eq!(store.continuity(), Continuity::Unbroken);
+    });
+}
+
+/// The disk fails in the middle of the word that it has failed: the other slot takes it.
+#[test]
+fn a_failure_is_remembered_even_if_one_slot_cannot_be_written() {
+    run(async {
+        for seed in 0..20 {
+            let disk = with_unflushed_writes(seed).await;
+            let store = open(&disk.after_kill()).await.expect("it opens");
+            let disk = store.storage().clone();
+            disk.set_trouble(Trouble { failing_syncs: 2, ..Trouble::default() });
+            store.flush().await.expect_err("a sync fails");
+            drop(store);
+            let store = open(&disk.after_power_cut(seed)).await.expect("it opens");
+            assert_eq!(store.state(), ReplicaState::Failed, "seed {seed}");
+            assert!(!store.continuous(), "seed {seed}");
         }
     });
 }

@@ -31,7 +31,6 @@ mount -o "$options" "$device" "$place"
 losetup --detach "$device" # once it isn't mounted any more
 trap - EXIT
 mount --bind "$boot_id" /proc/sys/kernel/random/boot_id
-mount -t tmpfs tmpfs /dev/shm
 exec setpriv --pdeathsig KILL "$@"
 "#;
 

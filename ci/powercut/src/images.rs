@@ -312,7 +312,7 @@ fn cut(
     let machine = |name: &&str| CaseMachine {
         replica: (*name).into(),
         fate: Fate::PowerLost,
-        boot: Boot { id: format!("{name}-rebooted"), ..Boot::default() },
+        boot: Boot { id: format!("{name}-rebooted") },
     };
     let name = format!("{:?} images, seed {}, cut {number}", plan.filesystem, plan.seed);
     let machines = REPLICAS.iter().map(machine).collect();

@@ -41,12 +41,7 @@ pub fn describe(wrong: &[Wrong]) -> Option<String> {
 
 /// Opens the store in `directory` as after a reboot, and reads all of it. Within a `LocalSet`.
 pub async fn inspect_directory(directory: &Path, expectation: &Expectation) -> Inspection {
-    let empty = match tempfile::tempdir() {
-        Ok(empty) => empty,
-        Err(error) => return Inspection::of_problem(format!("no place for a witness: {error}")),
-    };
-    let options =
-        DirectoryOptions { runtime_dir: empty.path().to_owned(), ..DirectoryOptions::default() };
+    let options = DirectoryOptions { boot_id: Some("another".into()), ..Default::default() };
     match Directory::open(directory, &options) {
         Ok(storage) => inspect(storage, expectation).await,
         Err(error) => Inspection::of_problem(format!("the directory can't be opened: {error}")),

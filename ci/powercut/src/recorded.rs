@@ -140,16 +140,15 @@ impl Recorded {
             }
             Fate::Killed => {
                 let files = life.log.after_kill(&life.before, at, random);
-                let volatile = life.log.volatile_at(at);
-                (files, Boot { id: life.boot_id.clone(), volatile })
+                (files, Boot { id: life.boot_id.clone() })
             }
         }
     }
 }
 
-/// The machine's `number`th boot, with nothing in its memory.
+/// The machine's `number`th boot.
 fn first_boot(index: usize, number: usize) -> Boot {
-    Boot { id: format!("{}-boot-{number}", REPLICAS[index]), volatile: Default::default() }
+    Boot { id: format!("{}-boot-{number}", REPLICAS[index]) }
 }
 
 /// One machine after the other loses power, and comes back, while the client works.

@@ -9,8 +9,7 @@ use std::rc::Rc;
 
 use ankole_blockdev::disk::Buffer;
 use ankole_replica::store::file::{Directory, DirectoryFile};
-use ankole_replica::store::storage::FileKind;
-use ankole_replica::store::storage::LockError;
+use ankole_replica::store::storage::{FileKind, FileSystem, LockError};
 use ankole_replica::store::{Storage, StorageFile};
 use serde::{Deserialize, Serialize};
 
@@ -29,8 +28,6 @@ pub struct Sabotage {
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Boot {
     pub id: String,
-    /// Its memory, as far as the store uses it.
-    pub volatile: BTreeMap<String, String>,
 }
 
 pub struct Recording {
@@ -38,7 +35,6 @@ pub struct Recording {
     log: WriteLog,
     sabotage: Sabotage,
     boot_id: String,
-    volatile: RefCell<BTreeMap<String, String>>,
     files: RefCell<BTreeMap<String, FileId>>,
     next_file: Cell<u32>,
 }
@@ -52,13 +48,9 @@ impl Recording {
         boot: Boot,
         sabotage: Sabotage,
     ) -> Self {
-        for (name, text) in &boot.volatile {
-            let (name, text) = (name.clone(), Some(text.clone()));
-            log.end(log.begin(Call::Volatile { name, text }));
-        }
         let next_file = Cell::new(files.len() as u32);
-        let (files, volatile) = (RefCell::new(files), RefCell::new(boot.volatile));
-        Self { directory, log, sabotage, boot_id: boot.id, volatile, files, next_file }
+        let files = RefCell::new(files);
+        Self { directory, log, sabotage, boot_id: boot.id, files, next_file }
     }
 
     /// Does it between its two entries in the log; a failure leaves the second one out.
@@ -137,24 +129,9 @@ impl Storage for Recording {
         Ok(self.boot_id.clone())
     }
 
-    fn read_volatile(&self, name: &str) -> io::Result<String> {
-        self.volatile.borrow().get(name).cloned().ok_or_else(|| io::ErrorKind::NotFound.into())
-    }
-
-    fn write_volatile(&self, name: &str, text: &str) -> io::Result<()> {
-        let call = Call::Volatile { name: name.into(), text: Some(text.into()) };
-        self.record(call, || {
-            self.volatile.borrow_mut().insert(name.into(), text.into());
-            Ok(())
-        })
-    }
-
-    fn remove_volatile(&self, name: &str) -> io::Result<()> {
-        let call = Call::Volatile { name: name.into(), text: None };
-        self.record(call, || {
-            let removed = self.volatile.borrow_mut().remove(name);
-            removed.map(drop).ok_or_else(|| io::ErrorKind::NotFound.into())
-        })
+    /// Each boot mounts it once.
+    fn file_system(&self) -> io::Result<FileSystem> {
+        Ok(FileSystem { device: 0, superblock: Some(0) })
     }
 }
 

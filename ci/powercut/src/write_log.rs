@@ -64,11 +64,6 @@ pub enum Call {
         file: FileId,
     },
     SyncDir,
-    /// In memory that a power cut clears; done at once.
-    Volatile {
-        name: String,
-        text: Option<String>,
-    },
 }
 
 #[derive(Clone, Debug)]
@@ -132,21 +127,6 @@ impl WriteLog {
             }
         }
         disk.as_the_kernel_shows_it()
-    }
-
-    /// What was in the memory that a power cut clears.
-    pub fn volatile_at(&self, at: Moment) -> BTreeMap<String, String> {
-        let mut texts = BTreeMap::new();
-        for entry in self.entries().iter().filter(|entry| entry.began <= at) {
-            match &entry.call {
-                Call::Volatile { name, text: Some(text) } => {
-                    texts.insert(name.clone(), text.clone());
-                }
-                Call::Volatile { name, text: None } => drop(texts.remove(name)),
-                _ => {}
-            }
-        }
-        texts
     }
 
     fn replay(&self, before: &Files, at: Moment) -> Disk {
@@ -332,7 +312,7 @@ impl Disk {
                 self.file(*file).punch(now, first..first + length_bytes / SECTOR as u64);
             }
             Call::Extend { file, length_bytes } => self.file(*file).extend(now, *length_bytes),
-            Call::Sync { .. } | Call::SyncDir | Call::Volatile { .. } => {}
+            Call::Sync { .. } | Call::SyncDir => {}
         }
     }
 

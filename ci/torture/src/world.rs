@@ -59,8 +59,6 @@ pub struct World {
     pub older: Option<Running>,
     engines: EngineNumber,
     route: watch::Sender<Route>,
-    /// Every directory that was ever formatted: each has a witness in memory.
-    incarnations: Vec<Incarnation>,
     began: Instant,
 }
 
@@ -130,9 +128,7 @@ impl World {
                 log: dir.join(format!("{name}.log")),
             });
         }
-        let mut incarnations: Vec<_> = in_sync.iter().map(|member| member.incarnation).collect();
-        let (decoy, incarnation) = Decoy::start(&binary, &dir, setup.size_bytes).await?;
-        incarnations.push(incarnation);
+        let decoy = Decoy::start(&binary, &dir, setup.size_bytes).await?;
         let arbiter = Arbiter::new(in_sync, oracle.clone());
         arbiter.serve(&dir.join("run/arbiter")).context("serve the arbiter")?;
         Ok(Self {
@@ -148,7 +144,6 @@ impl World {
             older: None,
             engines: 0,
             route: watch::Sender::default(),
-            incarnations,
             began: now,
         })
     }
@@ -355,9 +350,7 @@ impl World {
         host.process.take().map(Process::end).transpose()?;
         let dir = host.disk.replica();
         fs::remove_dir_all(&dir).with_context(|| format!("remove {}", dir.display()))?;
-        let incarnation = format(&dir, VOLUME, &host.id, size_bytes).await?;
-        self.incarnations.push(incarnation);
-        Ok(())
+        format(&dir, VOLUME, &host.id, size_bytes).await.map(drop)
     }
 
     pub fn replica_dir(&self, index: usize) -> PathBuf {
@@ -391,23 +384,16 @@ impl Drop for World {
         for host in &mut self.replicas {
             host.process = None;
         }
-        for incarnation in &self.incarnations {
-            let _gone = fs::remove_file(format!("/dev/shm/ankole-witness-{incarnation}"));
-        }
     }
 }
 
 impl Decoy {
-    async fn start(
-        binary: &Path,
-        dir: &Path,
-        size_bytes: u64,
-    ) -> anyhow::Result<(Self, Incarnation)> {
+    async fn start(binary: &Path, dir: &Path, size_bytes: u64) -> anyhow::Result<Self> {
         let (directory, socket) = (dir.join("decoy"), dir.join("run/decoy"));
         let (id, log) = (ReplicaId::from("r1"), dir.join("decoy.log"));
-        let incarnation = format(&directory, OTHER_VOLUME, &id, size_bytes).await?;
+        format(&directory, OTHER_VOLUME, &id, size_bytes).await?;
         let process = serve(binary, &directory, OTHER_VOLUME, &id, &socket, &log)?;
-        Ok((Self { socket, _process: process }, incarnation))
+        Ok(Self { socket, _process: process })
     }
 }
 

@@ -1,8 +1,8 @@
 //! A directory that is only looked at: what the store would write stays in memory.
 //!
 //! The store's own code opens it, so what is told about a directory is what a replica would find.
-//! Promises that no file of the directory is made, changed, renamed or removed, and that the lock
-//! and the witness are left alone.
+//! Promises that no file of the directory is made, changed, renamed or removed, and that the lock is
+//! left alone.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -15,7 +15,7 @@ use std::rc::Rc;
 
 use ankole_blockdev::disk::Buffer;
 
-use crate::store::storage::{FileKind, LockError};
+use crate::store::storage::{FileKind, FileSystem, LockError};
 use crate::store::{Storage, StorageFile};
 
 /// What is written at once: a page of the index, a sector of the intent map.
@@ -23,8 +23,6 @@ const PIECE_BYTES_MAX: usize = 64 << 10;
 
 pub(super) struct Overlay {
     pub(super) path: PathBuf,
-    /// Where the witness of an unbroken run lies.
-    pub(super) runtime_dir: PathBuf,
 }
 
 pub(super) struct OverlayFile {
@@ -81,16 +79,8 @@ impl Storage for Overlay {
         crate::process::boot_id()
     }
 
-    fn read_volatile(&self, name: &str) -> io::Result<String> {
-        std::fs::read_to_string(self.runtime_dir.join(name))
-    }
-
-    fn write_volatile(&self, _name: &str, _text: &str) -> io::Result<()> {
-        Err(read_only())
-    }
-
-    fn remove_volatile(&self, _name: &str) -> io::Result<()> {
-        Err(read_only())
+    fn file_system(&self) -> io::Result<FileSystem> {
+        crate::store::file::file_system(&self.path)
     }
 }
 

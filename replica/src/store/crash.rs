@@ -18,9 +18,11 @@ use std::rc::Rc;
 use ankole_blockdev::disk::Buffer;
 
 use self::file::File;
-use super::storage::{FileKind, LockError, Storage, StorageFile};
+use super::storage::{FileKind, FileSystem, LockError, Storage, StorageFile};
 
 const SECTOR: usize = 512;
+/// Its `st_dev`: major 8.
+const DEVICE: u64 = 8 << 8;
 /// Unwritten sectors of a file.
 const ZEROES: [u8; SECTOR] = [0; SECTOR];
 
@@ -73,8 +75,11 @@ pub struct Disk {
 struct State {
     names: BTreeMap<String, Rc<File>>,
     durable_names: BTreeMap<String, Rc<File>>,
-    volatile: BTreeMap<String, String>,
     boot: u64,
+    /// Counts the mounts of its file system.
+    mount: u64,
+    /// Nobody can tell one mount from another.
+    hides_mounts: bool,
     random: Random,
     faults: Faults,
     calls: u64,
@@ -126,8 +131,9 @@ impl Disk {
         let state = State {
             names: BTreeMap::new(),
             durable_names: BTreeMap::new(),
-            volatile: BTreeMap::new(),
             boot: 1,
+            mount: 1,
+            hides_mounts: false,
             random: Random::new(seed),
             faults: Faults::default(),
             calls: 0,
@@ -202,6 +208,11 @@ impl Disk {
         }
     }
 
+    /// From here on nobody can tell one mount of its file system from another, or can again.
+    pub fn hide_mounts(&self, are_hidden: bool) {
+        self.state.borrow_mut().hides_mounts = are_hidden;
+    }
+
     /// All sectors can be read again.
     pub fn heal(&self) {
         for file in self.state.borrow().names.values() {
@@ -240,6 +251,14 @@ impl Disk {
 
     /// The machine lost power: a new disk with what may be left, decided by `seed`.
     pub fn after_power_cut(&self, seed: u64) -> Self {
+        let disk = self.after_remount(seed);
+        disk.state.borrow_mut().boot += 1;
+        disk
+    }
+
+    /// Its file system was shut down and mounted again while the machine ran on: what is left is as
+    /// after a power cut.
+    pub fn after_remount(&self, seed: u64) -> Self {
         let mut random = Random::new(seed);
         let state = self.state.borrow();
         let mut names = BTreeMap::new();
@@ -254,10 +273,7 @@ impl Disk {
         }
         let mut disk = Self::new(random.number());
         disk.take_over(&state, names);
-        let mut after = disk.state.borrow_mut();
-        after.boot = state.boot + 1;
-        after.volatile.clear();
-        drop(after);
+        disk.state.borrow_mut().mount += 1;
         disk
     }
 
@@ -265,8 +281,8 @@ impl Disk {
         let mut state = self.state.borrow_mut();
         state.durable_names = names.clone();
         state.names = names;
-        state.volatile = from.volatile.clone();
-        state.boot = from.boot;
+        (state.boot, state.mount) = (from.boot, from.mount);
+        state.hides_mounts = from.hides_mounts;
         state.pace = from.pace.clone();
         state.trouble = from.trouble;
         state.observed = from.observed;
@@ -454,25 +470,10 @@ impl Storage for Disk {
         Ok(self.state.borrow().boot.to_string())
     }
 
-    fn read_volatile(&self, name: &str) -> io::Result<String> {
+    fn file_system(&self) -> io::Result<FileSystem> {
         let state = self.state.borrow();
-        state.volatile.get(name).cloned().ok_or_else(|| io::ErrorKind::NotFound.into())
-    }
-
-    fn write_volatile(&self, name: &str, text: &str) -> io::Result<()> {
-        let mut state = self.state.borrow_mut();
-        if !state.has_ended() {
-            state.volatile.insert(name.into(), text.into());
-        }
-        Ok(())
-    }
-
-    fn remove_volatile(&self, name: &str) -> io::Result<()> {
-        let mut state = self.state.borrow_mut();
-        if !state.has_ended() {
-            state.volatile.remove(name);
-        }
-        Ok(())
+        let superblock = (!state.hides_mounts).then_some(state.mount);
+        Ok(FileSystem { device: DEVICE, superblock })
     }
 }
 

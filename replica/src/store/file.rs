@@ -14,13 +14,16 @@ use std::rc::Rc;
 
 use ankole_blockdev::disk::{BLOCK_BYTES, Buffer};
 use nix::fcntl::{FallocateFlags, Flock, FlockArg, PosixFadviseAdvice, fallocate, posix_fadvise};
+use nix::sys::stat::{major, minor};
 use nix::unistd::{Whence, lseek};
 
-use super::storage::{FileKind, LockError, Storage, StorageFile};
+use super::storage::{FileKind, FileSystem, LockError, Storage, StorageFile};
 use super::uring::Ring;
 
 const LOCK: &str = "lock";
 const PROBE: &str = "probe.tmp";
+/// Those with a folder for each disk in `/sys/fs`.
+const DISK_FILE_SYSTEMS: [&str; 3] = ["ext4", "xfs", "f2fs"];
 
 /// How block data reaches the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,20 +39,20 @@ pub struct DataPath {
 pub struct DirectoryOptions {
     pub uring: bool,
     pub direct: bool,
-    /// Memory that a reboot clears: where the witness of an unbroken run lies.
-    pub runtime_dir: PathBuf,
+    /// Instead of the kernel's: what another boot would find.
+    pub boot_id: Option<String>,
 }
 
 impl Default for DirectoryOptions {
     fn default() -> Self {
-        Self { uring: true, direct: true, runtime_dir: "/dev/shm".into() }
+        Self { uring: true, direct: true, boot_id: None }
     }
 }
 
 /// One directory of the file system.
 pub struct Directory {
     path: PathBuf,
-    runtime_dir: PathBuf,
+    boot_id: Option<String>,
     direct: bool,
     /// Memory of a direct write starts at a multiple of this.
     memory_alignment: usize,
@@ -73,7 +76,7 @@ impl Directory {
         };
         let mut directory = Self {
             path,
-            runtime_dir: options.runtime_dir.clone(),
+            boot_id: options.boot_id.clone(),
             direct: false,
             memory_alignment: 1,
             ring,
@@ -191,19 +194,11 @@ impl Storage for Directory {
     }
 
     fn boot_id(&self) -> io::Result<String> {
-        crate::process::boot_id()
+        self.boot_id.clone().map_or_else(crate::process::boot_id, Ok)
     }
 
-    fn read_volatile(&self, name: &str) -> io::Result<String> {
-        std::fs::read_to_string(self.runtime_dir.join(name))
-    }
-
-    fn write_volatile(&self, name: &str, text: &str) -> io::Result<()> {
-        std::fs::write(self.runtime_dir.join(name), text)
-    }
-
-    fn remove_volatile(&self, name: &str) -> io::Result<()> {
-        std::fs::remove_file(self.runtime_dir.join(name))
+    fn file_system(&self) -> io::Result<FileSystem> {
+        file_system(&self.path)
     }
 }
 
@@ -349,6 +344,25 @@ async fn on_pool<T: Send + 'static>(
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {
     tokio::task::spawn_blocking(work).await.expect("a file operation doesn't panic")
+}
+
+/// The mounted file system on which `path` lies.
+///
+/// Each superblock of a disk has a folder in sysfs, whose inode number no other folder gets while
+/// the machine runs: mounting it once more elsewhere keeps it, unmounting and mounting it doesn't.
+/// What lies on memory is gone with its superblock, so that its device tells all.
+pub fn file_system(path: &Path) -> io::Result<FileSystem> {
+    let device = path.metadata()?.dev();
+    if is_volatile(path)? {
+        return Ok(FileSystem { device, superblock: Some(device) });
+    }
+    let number = format!("{}:{}", major(device), minor(device));
+    let disk = std::fs::canonicalize(Path::new("/sys/dev/block").join(number));
+    let superblock = disk.ok().and_then(|disk| {
+        let folder = |kind| Path::new("/sys/fs").join(kind).join(disk.file_name()?).metadata().ok();
+        DISK_FILE_SYSTEMS.into_iter().find_map(folder).map(|folder| folder.ino())
+    });
+    Ok(FileSystem { device, superblock })
 }
 
 /// Whether `path` lies on memory, which a reboot clears.

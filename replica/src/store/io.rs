@@ -243,7 +243,7 @@ impl<S: Storage> Store<S> {
                 done
             };
             if let Err(error) = done {
-                self.forget_witness();
+                self.doubt(&error).await;
                 bad.extend(self.unreadable(path, range, sources, piece.blocks, &error).await);
             }
         }
@@ -497,10 +497,10 @@ impl<S: Storage> Store<S> {
         blocks: impl Iterator<Item = BlockIndex>,
         error: std::io::Error,
     ) -> StoreError {
-        let error = self.io_error("write blocks", error);
-        if !error.is_no_space() {
-            self.forget_witness();
+        if !is_no_space(&error) {
+            self.doubt(&error).await;
         }
+        let error = self.io_error("write blocks", error);
         for block in blocks {
             let (region, slot) = (block.region(), (block.0 % BLOCKS_PER_REGION) as usize);
             let present = self.pages.look(layer.file, region, |page| page.present().has(slot));

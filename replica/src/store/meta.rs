@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::slots::SlotsKind;
+use super::witness::Witness;
 use crate::arbiter::InstanceId;
 use crate::process::ProcessIdentity;
 use crate::types::{Fence, Generation, Incarnation, ReplicaId};
@@ -53,14 +54,6 @@ pub struct Membership {
     pub synced_set: Vec<(ReplicaId, Incarnation)>,
 }
 
-/// Says that this boot of this machine has run the replica since it became a member.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Witness {
-    pub(super) boot_id: String,
-    /// Also in a file that a power cut loses.
-    pub(super) nonce: String,
-}
-
 /// To whom a read lease was lent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lessee {
@@ -80,6 +73,9 @@ pub(super) struct ReplicaMeta {
     pub(super) lessee_process: Option<ProcessIdentity>,
     pub(super) membership: Membership,
     pub(super) witness: Option<Witness>,
+    /// An I/O error since the witness was written: the disk may have lost more than it told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) doubt: Option<String>,
     pub(super) failure: Option<String>,
 }
 

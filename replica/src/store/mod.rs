@@ -38,6 +38,7 @@ mod slots;
 pub mod storage;
 mod uring;
 mod verify;
+mod witness;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
@@ -55,6 +56,7 @@ pub use repair::Replacement;
 pub use storage::{Storage, StorageFile};
 use tokio::sync::Mutex;
 pub use verify::VerifyReport;
+pub use witness::Continuity;
 
 pub use crate::chain::index::{BlockSum, Blocks};
 use crate::chain::{Chain, ChainError, ChainInfo};
@@ -62,10 +64,11 @@ pub use crate::checksum::ZERO_BLOCK_SUM;
 use crate::mutation::{self, Mutation};
 use crate::types::{Fence, Generation, LayerId, Region};
 use intent::{Intent, IntentError};
-use meta::{ReplicaMeta, Witness};
+use meta::ReplicaMeta;
 use pages::{PageFault, Pages};
 use rounds::Rounds;
 use slots::Slots;
+use witness::Witness;
 
 /// What is read: the volume as it is, or as it was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,8 +91,8 @@ pub struct Store<S: Storage> {
     head_state: HeadState,
     failure: RefCell<Option<String>>,
     continuous: Cell<bool>,
-    /// The witness on the disk and the one in volatile memory are the same.
-    witnessed: Cell<bool>,
+    /// What the witness says.
+    continuity: RefCell<Continuity>,
     /// The machine lost what wasn't synced: fresh blocks must prove that their data arrived.
     lost_power: bool,
     /// Regions that were marked when the store was opened, and whose sums weren't looked at yet.
@@ -240,19 +243,25 @@ impl<S: Storage> Store<S> {
         // A ready replica holds all that is acknowledged, durably: whatever an earlier power cut
         // took from it doesn't matter any more, even if its first `Advance` never comes.
         let counts = matches!(membership.state, ReplicaState::Ready | ReplicaState::Member);
-        if counts && !self.witnessed.get() {
+        let mut doubt = self.meta.get().doubt.clone();
+        let is_older = witness.as_ref().is_some_and(Witness::is_of_older_kind);
+        let is_renewed = counts && (!self.is_witnessed() || is_older);
+        if is_renewed {
             // What a power cut may have taken is decided now, since the new witness says that
             // none did; and what it left is made to stay, since a read may have shown it.
             self.recover_fresh().await?;
             self.flush().await?;
-            witness = self.new_witness();
+            (witness, doubt) = (self.new_witness(), None);
         }
         let is_witnessed = witness.is_some();
-        let change = |meta: &ReplicaMeta| ReplicaMeta { membership, witness, ..meta.clone() };
+        let change =
+            |meta: &ReplicaMeta| ReplicaMeta { membership, witness, doubt, ..meta.clone() };
         let done = self.meta.update(change).await;
         self.or_fail("make the membership durable", done).await?;
+        if is_renewed && is_witnessed {
+            self.continuity.replace(Continuity::Unbroken);
+        }
         if counts {
-            self.witnessed.set(is_witnessed);
             self.continuous.set(true);
         }
         Ok(())
@@ -358,46 +367,44 @@ impl<S: Storage> Store<S> {
         if first {
             tracing::error!(place = self.place(), reason, "the replica failed for good");
             *self.failure.borrow_mut() = Some(reason.clone());
-            self.forget_witness();
+            self.continuous.set(false);
+            self.continuity.replace(Continuity::Doubtful(reason.clone()));
             let failed = |meta: &ReplicaMeta| {
                 let mut meta = meta.clone();
                 meta.membership.state = ReplicaState::Failed;
                 meta.failure = Some(reason.clone());
                 meta
             };
-            if let Err(error) = self.meta.update(failed).await {
-                // The witness is gone: after a restart the replica is suspect.
+            if let Err(error) = self.meta.update_either(failed).await {
+                // The kernel shows it to the next process of this boot all the same.
                 tracing::error!(place = self.place(), %error, "the failure can't be made durable");
             }
         }
         StoreError::Failed { place: self.place(), reason }
     }
 
-    /// An I/O error ends what the witness says: the disk may have lost more than it told.
-    fn forget_witness(&self) {
+    /// An I/O error: the disk may have lost more than it told, whatever the witness says. Durable
+    /// when it returns; a disk that doesn't even take that has failed.
+    async fn doubt(&self, why: &std::io::Error) {
         self.continuous.set(false);
-        self.witnessed.set(false);
-        if let Err(error) = self.storage.remove_volatile(&self.witness_name()) {
-            tracing::debug!(%error, "there was no witness to remove");
+        if !self.is_witnessed() {
+            return; // it counts for nothing already
         }
-    }
-
-    fn witness_name(&self) -> String {
-        open::witness_name(&self.meta.get().identity)
+        self.continuity.replace(Continuity::Doubtful(why.to_string()));
+        let change =
+            |meta: &ReplicaMeta| ReplicaMeta { doubt: Some(why.to_string()), ..meta.clone() };
+        if let Err(error) = self.meta.update(change).await {
+            self.fail(format!("note an error of the disk: {error}")).await;
+        }
     }
 
     fn new_witness(&self) -> Option<Witness> {
-        let nonce = format!("{:032x}", open::random_bits());
-        let boot_id = self.storage.boot_id();
-        let written = self.storage.write_volatile(&self.witness_name(), &nonce);
-        match (boot_id, written) {
-            (Ok(boot_id), Ok(())) => Some(Witness { boot_id, nonce }),
-            (Err(error), _) | (_, Err(error)) => {
-                tracing::warn!(place = self.place(), %error,
-                    "no witness: after a crash this replica counts as one that lost power");
-                None
-            }
+        let witness = Witness::of_now(&self.storage);
+        if let Err(error) = &witness {
+            tracing::warn!(place = self.place(), %error,
+                "no witness: after a crash this replica counts as one that lost power");
         }
+        witness.ok()
     }
 
     fn io_error(&self, doing: &'static str, source: std::io::Error) -> StoreError {

@@ -2,7 +2,6 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
-use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::rc::Rc;
 
@@ -16,6 +15,7 @@ use super::meta::{
 use super::pages::{self, Pages};
 use super::slots::{self, Slots, SlotsError, SlotsKind};
 use super::storage::{FileKind, LockError, Storage, StorageFile};
+use super::witness::Continuity;
 use super::{
     DataFile, HeadState, Identity, Layers, Membership, OpenLayer, ReplicaState, Store, StoreError,
 };
@@ -95,18 +95,14 @@ impl<S: Storage> Store<S> {
         let layers = open_layers(&storage, &chain.get(), &pages, None)?;
         remove_unused(&storage, &chain.get(), &names);
 
-        let witnessed = meta.get().witness.as_ref().is_some_and(|witness| {
-            let boot_id = storage.boot_id().ok();
-            let nonce = storage.read_volatile(&witness_name(&meta.get().identity)).ok();
-            boot_id.as_ref() == Some(&witness.boot_id) && nonce.as_ref() == Some(&witness.nonce)
-        });
+        let continuity = Continuity::of(&storage, &meta.get());
         let marked = intent.marked().map_err(|error| intent_error(&storage, error))?;
         let unrecovered: BTreeSet<_> = marked.into_iter().map(|(region, _)| region).collect();
         let store = Self {
             failure: RefCell::new(meta.get().failure.clone()),
-            continuous: Cell::new(witnessed || unrecovered.is_empty()),
-            witnessed: Cell::new(witnessed),
-            lost_power: !witnessed,
+            continuous: Cell::new(continuity == Continuity::Unbroken || unrecovered.is_empty()),
+            lost_power: matches!(continuity, Continuity::Lost(_)),
+            continuity: RefCell::new(continuity),
             unrecovered: RefCell::new(unrecovered),
             storage,
             meta,
@@ -148,6 +144,7 @@ async fn write_new<S: Storage>(storage: &S, identity: Identity, chain: &Chain) -
         lessee_process: None,
         membership,
         witness: None,
+        doubt: None,
         failure: None,
     };
     let file = storage.create(UNFINISHED_FILE, FileKind::Metadata)?;
@@ -308,14 +305,4 @@ fn damaged<S: Storage>(storage: &S, file: &str, problem: String) -> StoreError {
 
 fn fail(place: &str, doing: &'static str, source: io::Error) -> StoreError {
     StoreError::Io { doing, place: place.to_owned(), source }
-}
-
-pub(super) fn witness_name(identity: &Identity) -> String {
-    format!("ankole-witness-{}", identity.incarnation)
-}
-
-/// From the kernel's randomness, by way of the seeds that the standard library takes from it.
-pub(super) fn random_bits() -> u128 {
-    let half = || u128::from(RandomState::new().hash_one(std::process::id()));
-    half() << 64 | half()
 }

@@ -5,7 +5,7 @@ use super::meta::{CHAIN, REPLICA, ReplicaMeta, UNFINISHED_FILE, is_ours};
 use super::open::open_slots;
 use super::pages::PageFault;
 use super::storage::Storage;
-use super::{Identity, Membership, ReplicaState, Store, StoreError};
+use super::{Continuity, Identity, Membership, ReplicaState, Store, StoreError};
 use crate::types::{Fence, REGION_BYTES, Region};
 
 /// What `replica.meta` says, whether the rest can be opened or not.
@@ -60,10 +60,14 @@ pub struct IndexCount {
 }
 
 impl<S: Storage> Store<S> {
-    /// The witness of this boot is there: the machine has run without a break since this replica
-    /// became a member.
-    pub fn is_witnessed(&self) -> bool {
-        self.witnessed.get()
+    /// What became of the writes that were answered before it was opened.
+    pub fn continuity(&self) -> Continuity {
+        self.continuity.borrow().clone()
+    }
+
+    /// The machine has run without a break since this replica became a member.
+    pub(super) fn is_witnessed(&self) -> bool {
+        *self.continuity.borrow() == Continuity::Unbroken
     }
 
     /// A rebuild was filling it: parts of it hold nothing, or what is older than the rest.
@@ -97,9 +101,11 @@ impl<S: Storage> Store<S> {
     /// A person has decided to trust what this replica has, although it failed: takes that word
     /// back, durably. It is suspect from then on, as after a power cut.
     pub async fn pardon(&self) -> Result<(), StoreError> {
-        self.forget_witness();
+        self.continuous.set(false);
+        self.continuity.replace(Continuity::Lost("a person trusts it after a failure".into()));
         let change = |meta: &ReplicaMeta| {
-            let mut meta = ReplicaMeta { witness: None, failure: None, ..meta.clone() };
+            let mut meta =
+                ReplicaMeta { witness: None, doubt: None, failure: None, ..meta.clone() };
             meta.membership.state = ReplicaState::Member;
             meta
         };

@@ -127,6 +127,14 @@ impl<F: StorageFile, T: Serialize + DeserializeOwned> Slots<F, T> {
         *self.value.borrow_mut() = Rc::new(value);
         self.file.write_at((1 - slot) * self.kind.slot_bytes, &bytes)
     }
+
+    /// The same; where one slot can't be written, in the other one.
+    pub(super) async fn update_either(&self, change: impl Fn(&T) -> T) -> io::Result<()> {
+        let Err(error) = self.update(&change).await else { return Ok(()) };
+        tracing::warn!(file = self.kind.file, %error, "one slot can't be written, the other is");
+        self.next.set(1 - self.next.get());
+        self.update(&change).await
+    }
 }
 
 fn encode<T: Serialize>(kind: SlotsKind, sequence: u64, value: &T) -> io::Result<Vec<u8>> {

@@ -1,4 +1,4 @@
-//! What the store needs of a disk: one directory with files, and memory that a power cut clears.
+//! What the store needs of a disk: one directory with files, and what tells a crash from a kill.
 //!
 //! [`Directory`](super::file::Directory) is the real one, [`Disk`](super::crash::Disk) the
 //! simulated one of the tests. Small metadata is read and written at once (it hits the page
@@ -11,6 +11,7 @@ use std::ops::Range;
 use std::rc::Rc;
 
 use ankole_blockdev::disk::Buffer;
+use serde::{Deserialize, Serialize};
 
 /// How a file is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,10 +51,18 @@ pub trait Storage: 'static {
 
     /// Changes with every boot of the machine.
     fn boot_id(&self) -> io::Result<String>;
-    /// A small text that a power cut or a reboot loses.
-    fn read_volatile(&self, name: &str) -> io::Result<String>;
-    fn write_volatile(&self, name: &str, text: &str) -> io::Result<()>;
-    fn remove_volatile(&self, name: &str) -> io::Result<()>;
+    /// The mounted file system on which the directory lies.
+    fn file_system(&self) -> io::Result<FileSystem>;
+}
+
+/// A mounted file system. Bind mounts and containers see the same one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileSystem {
+    /// `st_dev`.
+    pub device: u64,
+    /// A number that this superblock in memory has, and no other one of this boot. `None`: it
+    /// can't be told.
+    pub superblock: Option<u64>,
 }
 
 /// One open file.
