@@ -188,6 +188,7 @@ fn status(
         unsettled_bytes: 0,
         repaired_blocks: 0,
         unverified_bytes: 0,
+        full: vec![],
         lost: None,
         waiting: vec![],
         clients: 0,

@@ -94,6 +94,9 @@ pub struct EngineStatus {
     /// What no replica can read, in words, if there is such.
     #[serde(default)]
     pub lost: Option<String>,
+    /// Replicas that are in sync and whose disk is full, while writes wait for room there.
+    #[serde(default)]
+    pub full: Vec<ReplicaId>,
     /// What the volume waits for, in words; empty when it waits for nothing.
     pub waiting: Vec<String>,
     pub clients: u32,

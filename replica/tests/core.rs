@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 
 use ankole_replica::arbiter::{EngineGrant, InstanceId, Member, Record};
 use ankole_replica::chain::index::{BlockSum, Blocks};
-use ankole_replica::chain::{ChainInfo, LayerInfo};
+use ankole_replica::chain::{ChainChange, ChainInfo, ChainOp, LayerInfo, Seal};
 use ankole_replica::message::{Contents, Refusal, RegionSums, Reply, Request, Welcome};
 use ankole_replica::replication::{
-    Action, Config, Core, End, Failure, IoId, LinkId, Operation, Payload, Slot,
+    Action, Config, Core, End, Failure, IoId, Job, JobId, LinkId, Operation, Payload, Slot,
 };
 use ankole_replica::types::{
     BlockIndex, BlockRange, ChainOpId, Fence, Generation, Incarnation, LayerId, Region, ReplicaId,
@@ -49,8 +49,13 @@ struct Stage {
     hung: BTreeSet<Slot>,
     /// Came back after a power cut.
     suspect: BTreeSet<Slot>,
-    /// Answers this to what isn't a ping.
+    /// Answers this to what isn't a ping; that its disk is full only to what takes room.
     refusing: BTreeMap<Slot, Refusal>,
+    chain: ChainInfo,
+    /// Changes of the chain, and how they went.
+    jobs: BTreeMap<JobId, Result<(), String>>,
+    joined: u32,
+    goodbyes: u32,
     marked: BTreeSet<Region>,
     /// What each holds of the marked regions.
     sums: BTreeMap<Slot, RegionSums>,
@@ -62,6 +67,12 @@ fn member(slot: Slot) -> Member {
 
 fn replica(slot: Slot) -> ReplicaId {
     ReplicaId::from(format!("r{}", slot.0).as_str())
+}
+
+fn layer(number: u32) -> LayerInfo {
+    let parent = (number > 1).then(|| LayerId(number - 1));
+    let (id, size_bytes) = (LayerId(number), 2 << 20);
+    LayerInfo { id, parent, seal: None, removed: false, size_bytes, data_bytes: 0 }
 }
 
 impl Stage {
@@ -89,6 +100,10 @@ impl Stage {
             hung: BTreeSet::new(),
             suspect: BTreeSet::new(),
             refusing: BTreeMap::new(),
+            chain: ChainInfo { layers: vec![layer(1)], head: LayerId(1), last_op: ChainOpId(0) },
+            jobs: BTreeMap::new(),
+            joined: 0,
+            goodbyes: 0,
             marked: BTreeSet::new(),
             sums: BTreeMap::new(),
         }
@@ -112,6 +127,12 @@ impl Stage {
             let Asked { slot, link, seq, request } = self.asked.remove(at).expect("found");
             if self.links.get(&slot) == Some(&link) {
                 let reply = self.reply(slot, &request);
+                match &request {
+                    Request::Chain(op) if reply == Reply::Done => self.take_op(op),
+                    Request::Join { .. } => self.joined += 1,
+                    Request::Bye => self.goodbyes += 1,
+                    _ => {}
+                }
                 self.core.answered(self.now, slot, link, seq, reply);
             }
         }
@@ -151,7 +172,10 @@ impl Stage {
                 self.changes_to_open = self.changes;
             }
             Action::End(end) => self.ended = Some(end),
-            Action::Retire { .. } | Action::RetireTransfer { .. } | Action::JobDone { .. } => {}
+            Action::JobDone { job, result } => {
+                self.jobs.insert(job, result);
+            }
+            Action::Retire { .. } | Action::RetireTransfer { .. } => {}
         }
     }
 
@@ -159,8 +183,12 @@ impl Stage {
         if let Some(refusal) = self.refusing.get(&slot)
             && *request != Request::Ping
         {
-            let is_copy = matches!(request, Request::Copy { .. });
-            if is_copy || *refusal != Refusal::NoSpace {
+            let takes_room = match request {
+                Request::Copy { .. } | Request::Zero { .. } => true,
+                Request::Chain(op) => !matches!(op.change, ChainChange::Remove { .. }),
+                _ => false,
+            };
+            if takes_room || *refusal != Refusal::NoSpace {
                 return Reply::Refused(refusal.clone());
             }
         }
@@ -171,18 +199,7 @@ impl Stage {
                 continuous: !self.suspect.contains(&slot),
                 synced_generation: Some(Generation::FIRST),
                 marked: self.marked.iter().map(|it| (*it, Generation::FIRST)).collect(),
-                chain: ChainInfo {
-                    layers: vec![LayerInfo {
-                        id: LayerId(1),
-                        parent: None,
-                        seal: None,
-                        removed: false,
-                        size_bytes: 2 << 20,
-                        data_bytes: 0,
-                    }],
-                    head: LayerId(1),
-                    last_op: ChainOpId(0),
-                },
+                chain: self.chain.clone(),
                 lease_ms: 3000,
             })),
             Request::Read { .. } => Reply::Data(()),
@@ -190,8 +207,34 @@ impl Stage {
             Request::Fetch { .. } => Reply::Digest(1),
             Request::Copy { .. } => Reply::Digest(1),
             Request::Marked | Request::Stamps { .. } => Reply::Occupied(Vec::new()),
+            Request::DescribeChain => Reply::Chain(Box::new(self.chain.clone())),
             _ => Reply::Done,
         }
+    }
+
+    /// What the replicas have of it once the first has done it.
+    fn take_op(&mut self, op: &ChainOp) {
+        if op.id <= self.chain.last_op {
+            return;
+        }
+        self.chain.last_op = op.id;
+        match &op.change {
+            ChainChange::Remove { layer } => {
+                let layers = &mut self.chain.layers;
+                layers.iter_mut().filter(|it| it.id == *layer).for_each(|it| it.removed = true);
+            }
+            ChainChange::Snapshot { new_head, .. } => {
+                self.chain.layers.push(layer(new_head.0));
+                self.chain.head = *new_head;
+            }
+            other => panic!("{other:?} isn't played here"),
+        }
+    }
+
+    fn start_job(&mut self, job: Job) -> JobId {
+        let id = self.core.start_job(self.now, job);
+        self.settle();
+        id
     }
 
     /// Lets time pass, as the clock is told to.
@@ -565,11 +608,83 @@ fn settling_waits_for_room_while_only_one_other_member_remains() {
     stage.settle();
     stage.pass(20 * SECOND);
     assert_eq!((stage.changes, stage.members().len()), (0, 2));
-    assert!(stage.waits_for().contains("room on the disk of r1"), "{}", stage.waits_for());
+    assert!(stage.waits_for().contains("r1: its disk is full"), "{}", stage.waits_for());
     stage.refusing.clear();
     stage.sums.insert(B, sums(1));
     stage.pass(2 * SECOND);
     assert_eq!(stage.core.status().unsettled_bytes, 0);
+}
+
+/// What would have made room waited for those who waited for it: for ever.
+#[test]
+fn a_snapshot_is_removed_while_writes_wait_for_room() {
+    let mut stage = Stage::open(2);
+    let snapshot = stage.start_job(Job::Snapshot { seal: Seal::default() });
+    assert_eq!(stage.jobs.get(&snapshot), Some(&Ok(())));
+    stage.refusing.insert(B, Refusal::NoSpace);
+    let write = stage.write();
+    stage.pass(3 * SECOND);
+    assert_eq!((stage.done.get(&write), stage.members().len()), (None, 2));
+    let removal = stage.start_job(Job::Remove { layer: LayerId(1) });
+    assert_eq!(stage.jobs.get(&removal), Some(&Ok(())));
+    assert_eq!(stage.joined, 2, "the blocks are given back on both");
+    stage.refusing.clear();
+    stage.pass(SECOND);
+    assert_eq!(stage.done.get(&write), Some(&Ok(())), "it goes on by itself");
+    assert_eq!(stage.core.status().full, []);
+}
+
+/// It waited behind the writes, and all removals behind it.
+#[test]
+fn a_snapshot_is_refused_while_writes_wait_for_room_and_holds_up_no_removal() {
+    let mut stage = Stage::open(2);
+    stage.start_job(Job::Snapshot { seal: Seal::default() });
+    stage.refusing.insert(B, Refusal::NoSpace);
+    let write = stage.write();
+    assert_eq!(stage.core.status().full, [replica(B)]);
+    let snapshot = stage.start_job(Job::Snapshot { seal: Seal::default() });
+    let removal = stage.start_job(Job::Remove { layer: LayerId(1) });
+    let Some(Err(why)) = stage.jobs.get(&snapshot) else { panic!("{:?}", stage.jobs) };
+    assert!(why.contains("r1: its disk is full") && why.contains("remove"), "{why}");
+    assert_eq!(stage.jobs.get(&removal), Some(&Ok(())));
+    assert!(!stage.done.contains_key(&write) && stage.members().len() == 2);
+}
+
+/// It waited for the writes, which waited for room. Whoever waited behind such a write must not read
+/// what one member has of it and another hasn't.
+#[test]
+fn a_detach_gives_up_what_waits_for_room_and_keeps_the_marks() {
+    let mut stage = Stage::open(2);
+    stage.refusing.insert(B, Refusal::NoSpace);
+    let write = stage.write();
+    let range = BlockRange::new(BlockIndex(0), 1);
+    let behind = stage.submit(Operation::Read { range });
+    let elsewhere = stage.read();
+    let flush = stage.submit(Operation::Flush);
+    assert_eq!(stage.done.get(&elsewhere), Some(&Ok(())));
+    stage.core.detach(stage.now);
+    stage.settle();
+    for io in [write, behind] {
+        assert_eq!(stage.done.get(&io), Some(&Err(Failure::NoSpace)));
+    }
+    assert_eq!(stage.done.get(&flush), Some(&Ok(())));
+    assert_eq!((&stage.ended, stage.goodbyes), (&Some(End::Detached), 0));
+    assert_eq!(stage.members().len(), 2);
+}
+
+/// Of three members one is full and leaves, then another: the last two stay together and wait.
+#[test]
+fn full_disks_leave_only_while_two_others_remain() {
+    let mut stage = Stage::open(3);
+    stage.refusing.insert(C, Refusal::NoSpace);
+    let write = stage.write();
+    assert_eq!(stage.done.get(&write), Some(&Ok(())));
+    assert_eq!(stage.members(), [replica(A), replica(B)]);
+    stage.refusing.insert(B, Refusal::NoSpace);
+    let write = stage.write();
+    stage.pass(5 * SECOND);
+    assert_eq!((stage.done.get(&write), stage.members().len()), (None, 2));
+    assert!(stage.waits_for().contains("r1: its disk is full"), "{}", stage.waits_for());
 }
 
 // ---- who is slow -------------------------------------------------------------------------------

@@ -217,6 +217,8 @@ impl Robustness {
         match engine.replicas.iter().filter(readable).count() {
             0 => Self::Faulted,
             count if count < usize::from(wanted_replicas) => Self::Degraded,
+            // All are equal, and none of them takes what the full one can't.
+            _ if !engine.full.is_empty() => Self::Degraded,
             _ => Self::Healthy,
         }
     }
@@ -288,6 +290,8 @@ pub enum Reason {
     Upgrading,
     /// Somebody uses the device of a volume that is to be detached.
     InUse,
+    /// Writes wait for room on a replica's disk.
+    DiskFull,
 }
 
 /// A volume as it is shown: `GET /v1/volumes/V`.

@@ -225,6 +225,7 @@ impl Engine {
             repaired_blocks: status.repaired_blocks,
             unverified_bytes: status.unverified_bytes,
             lost: status.lost,
+            full: status.full,
             waiting: status.waiting,
             clients: (self.0.clients.borrow())(),
             snapshots: chain.layers.iter().filter_map(|layer| snapshot(chain, layer)).collect(),

@@ -95,6 +95,7 @@ impl Engine {
         outcome.map_err(|failure| {
             io::Error::from_raw_os_error(match failure {
                 Failure::Io => libc::EIO,
+                Failure::NoSpace => libc::ENOSPC,
                 Failure::Shutdown => libc::ESHUTDOWN,
             })
         })

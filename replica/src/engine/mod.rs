@@ -49,6 +49,9 @@ const ARBITER_RETRY: Duration = Duration::from_millis(200);
 /// The clock is looked at this often when nothing is due earlier.
 const TICK: Duration = Duration::from_secs(1);
 
+/// Requests that wait for room on a full disk may hold up the end of the frontend for so long.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
+
 /// A volume's engine; cheap to clone, bound to its thread.
 #[derive(Clone)]
 pub struct Engine(Rc<Shared>);
@@ -200,12 +203,32 @@ impl Engine {
 
     /// Asks the frontend, if there is one, to let go of the volume. The reason if it can't.
     pub async fn close_frontend(&self) -> Result<(), String> {
-        self.ask_frontend(FrontendRequest::Close).await
+        self.despite_full_disks(self.ask_frontend(FrontendRequest::Close)).await
     }
 
     /// The same, but its device stays for the next engine.
     pub async fn leave_frontend(&self) -> Result<(), String> {
-        self.ask_frontend(FrontendRequest::HandOver).await
+        self.despite_full_disks(self.ask_frontend(FrontendRequest::HandOver)).await
+    }
+
+    /// A frontend ends when its requests have, and those that wait for room on a full disk don't end
+    /// by themselves: when it hasn't ended for a while, the core gives them up.
+    async fn despite_full_disks(
+        &self,
+        frontend: impl Future<Output = Result<(), String>>,
+    ) -> Result<(), String> {
+        let mut frontend = std::pin::pin!(frontend);
+        loop {
+            tokio::select! {
+                done = &mut frontend => return done,
+                () = tokio::time::sleep(CLOSE_PATIENCE) => {
+                    if !self.0.state.borrow().core.status().full.is_empty() {
+                        warn!(volume = self.0.volume, "writes that wait for room get an error");
+                        self.detach();
+                    }
+                }
+            }
+        }
     }
 
     async fn ask_frontend(

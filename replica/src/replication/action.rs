@@ -78,6 +78,8 @@ pub enum Destination {
 pub enum Failure {
     /// No replica can read or write it.
     Io,
+    /// A disk had no room for it until the engine ended.
+    NoSpace,
     /// The engine ends: the request may or may not have been done.
     Shutdown,
 }

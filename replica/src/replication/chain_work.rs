@@ -1,4 +1,4 @@
-//! Changes of the chain: one at a time, as one cut through all writes.
+//! Changes of the chain: one at a time; all but a removal are one cut through all writes.
 //!
 //! ```text
 //! queued ─▶ Settling ─▶ Draining ─▶ Flushing ─▶ Applying ─▶ Describing ─▶ reported
@@ -9,7 +9,7 @@
 //! every change. Removed layers are joined to their children afterwards, in the background.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::action::{Action, End, Job, JobId};
 use super::core::{Closing, Core, Phase};
@@ -21,6 +21,9 @@ use crate::message::{Refusal, Reply, Request};
 use crate::mutation::{self, Mutation};
 use crate::types::{ChainOpId, LayerId};
 
+/// Pause before a join that found no room is tried again.
+const JOIN_RETRY: Duration = Duration::from_secs(10);
+
 #[derive(Debug, Default)]
 pub(super) struct ChainWork {
     pub(super) queue: VecDeque<(JobId, Job)>,
@@ -28,6 +31,8 @@ pub(super) struct ChainWork {
     /// Layers to be joined, per replica.
     joins: BTreeMap<Slot, BTreeSet<LayerId>>,
     joining: BTreeMap<Slot, LayerId>,
+    /// A join found no room: when it is tried again.
+    no_join_before: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -63,7 +68,8 @@ impl ChainWork {
     pub(super) fn parks(&self, io: &Io) -> bool {
         self.current.as_ref().is_some_and(|current| {
             let reverts = matches!(current.job, Job::Revert { .. });
-            current.stage != Stage::Settling && (io.is_write() || reverts)
+            let cuts = current.job.cuts() && current.stage != Stage::Settling;
+            cuts && (io.is_write() || reverts)
         })
     }
 
@@ -99,8 +105,17 @@ impl ChainWork {
     }
 }
 
+impl Job {
+    /// Whether it is a point in the order of writes, and takes room. A removal is neither: it goes on
+    /// beside writes, above all beside those that wait for the room that it gives back.
+    fn cuts(&self) -> bool {
+        !matches!(self, Self::Remove { .. })
+    }
+}
+
 impl Core {
     pub(super) fn drive_chain_work(&mut self, now: Instant) {
+        self.chain_work.no_join_before.take_if(|at| now >= *at);
         if !self.is_open() {
             return;
         }
@@ -112,6 +127,7 @@ impl Core {
         }
         let steady = self.is_steady();
         let live = self.live();
+        let lacks_room = self.lacks_room();
         let is_quiet = self.writes_in_flight == 0 && !self.clears_or_repairs();
         let Some(current) = &mut self.chain_work.current else {
             return self.drive_joins(now);
@@ -121,11 +137,19 @@ impl Core {
         let is_drained = is_quiet && !(reverts && self.ios.values().any(is_read));
         let is_drained = is_drained || mutation::is_on(Mutation::SnapshotUndrained);
         let is_settled = self.settle.is_done() || mutation::is_on(Mutation::SnapshotUnsettled);
+        let cuts = current.job.cuts();
         match &current.stage {
-            Stage::Settling if is_settled && self.promoting.is_none() => {
+            Stage::Settling | Stage::Draining if cuts && lacks_room.is_some() => {
+                current.result = lacks_room.map_or(Ok(()), Err);
+                current.stage = Stage::Removing;
+            }
+            Stage::Settling if (is_settled || !cuts) && self.promoting.is_none() => {
                 current.stage = Stage::Draining;
             }
-            Stage::Draining if steady && is_drained && self.rebuilds.is_at_rest() => {
+            Stage::Draining if !cuts && steady && self.rebuilds.is_at_rest() => {
+                return self.apply_change(now);
+            }
+            Stage::Draining if cuts && steady && is_drained && self.rebuilds.is_at_rest() => {
                 let waiting = self.writable();
                 self.set_stage_of_chain(Stage::Flushing { waiting });
                 for slot in waiting.iter() {
@@ -317,7 +341,8 @@ impl Core {
 
     fn drive_joins(&mut self, now: Instant) {
         let rebuilds = !self.rebuilds.is_idle() || self.wants_rebuild();
-        if rebuilds || !self.is_steady() || !matches!(self.phase, Phase::Serving) {
+        let rests = self.chain_work.no_join_before.is_some();
+        if rebuilds || rests || !self.is_steady() || !matches!(self.phase, Phase::Serving) {
             return;
         }
         for slot in self.live().iter() {
@@ -332,16 +357,26 @@ impl Core {
         }
     }
 
-    /// A join that was refused is tried again after the next change; the data is safe either way.
-    pub(super) fn joined(&mut self, now: Instant, slot: Slot, layer: LayerId, _reply: Reply<()>) {
+    /// A join that was refused is tried again after the next change, and one that found no room
+    /// after a while; the data is safe either way.
+    pub(super) fn joined(&mut self, now: Instant, slot: Slot, layer: LayerId, reply: Reply<()>) {
         if self.chain_work.joining.get(&slot) == Some(&layer) {
             self.chain_work.joining.remove(&slot);
+            if reply == Reply::Refused(Refusal::NoSpace) {
+                self.chain_work.joins.entry(slot).or_default().insert(layer);
+                self.chain_work.no_join_before = Some(now + JOIN_RETRY);
+                self.is_sooner = true;
+            }
         }
         let all_done = self.chain_work.joining.is_empty()
             && self.chain_work.joins.values().all(BTreeSet::is_empty);
         if all_done && self.chain_work.current.is_none() {
             self.refresh_chain(now);
         }
+    }
+
+    pub(super) fn next_join(&self) -> Option<Instant> {
+        self.chain_work.no_join_before
     }
 
     /// Looks at the chain anew: joins and writes change what it takes on the disk.
@@ -383,7 +418,8 @@ impl Core {
             }
             Closing::Flushing(waiting) if waiting.is_empty() => {
                 // With unsettled regions left the marks must stay, for the next engine.
-                if !self.settle.is_done() || self.repairs.has_undecided() {
+                let is_unequal = !self.settle.is_done() || self.has_given_up();
+                if is_unequal || self.repairs.has_undecided() {
                     return self.end(End::Detached);
                 }
                 let waiting = self.live();

@@ -20,6 +20,7 @@ use super::opening::Opening;
 use super::peer::{Absence, Asked, Peer, PeerState, Purpose};
 use super::rebuild::{Rebuilds, StepId};
 use super::repair::Repairs;
+use super::room::Room;
 use super::settle::Settle;
 use super::slots::{SLOTS_MAX, Slot, Slots};
 use crate::arbiter::{InstanceId, Record, Refused};
@@ -131,6 +132,7 @@ pub struct Core {
     pub(super) settle: Settle,
     pub(super) clearing: Clearing,
     pub(super) repairs: Repairs,
+    pub(super) room: Room,
     pub(super) rebuilds: Rebuilds,
     pub(super) chain_work: ChainWork,
     pub(super) chain: ChainInfo,
@@ -177,6 +179,7 @@ impl Core {
             settle: Settle::default(),
             clearing: Clearing::default(),
             repairs: Repairs::default(),
+            room: Room::default(),
             rebuilds,
             chain_work: ChainWork::default(),
             chain: ChainInfo::empty(),
@@ -289,7 +292,7 @@ impl Core {
         self.ask_whether_alive(now);
         self.drop_too_slow(now);
         self.hedge_reads(now);
-        self.retry_full_disks(now);
+        self.look_for_room(now);
         self.pump(now);
     }
 
@@ -311,10 +314,10 @@ impl Core {
         };
         peers
             .chain(opening)
-            .chain(self.next_disk_retry())
+            .chain(self.next_look_for_room())
+            .chain(self.next_join())
             .chain(self.next_rebuild_step())
             .chain(self.next_clear())
-            .chain(self.settle.retry_at().filter(|_| self.is_steady()))
             .chain(self.hedges.due())
             .chain(self.next_grace())
             .chain(self.next_pace_check())
@@ -382,6 +385,7 @@ impl Core {
         self.drive_flushes(now);
         self.drive_failed(now);
         self.drive_leases(now);
+        self.give_up_for_room(now);
         self.drive_closing(now);
     }
 
@@ -478,6 +482,9 @@ impl Core {
     pub(super) fn lose_for(&mut self, now: Instant, slot: Slot, reply: &Reply<()>) {
         if matches!(reply, Reply::Refused(Refusal::Failed { .. })) {
             self.peer_mut(slot).failed = true;
+        }
+        if *reply == Reply::Refused(Refusal::NoSpace) {
+            return self.lose_for_room(now, slot);
         }
         let reason = match reply {
             Reply::Refused(refusal) => refusal.to_string(),

@@ -29,8 +29,10 @@ pub(super) struct Io {
     /// read must not see a write meanwhile.
     pub(super) unconfirmed: Slots,
     pub(super) confirmed: Slots,
-    /// Replicas whose disk is full, and when they are asked again.
-    pub(super) full: Option<(Slots, Instant)>,
+    /// Whose disk had no room for it, and hasn't confirmed it since.
+    pub(super) refused: Slots,
+    /// Those of them that have yet to be asked again.
+    pub(super) full: Slots,
     pub(super) answered: bool,
     pub(super) released: bool,
     /// A read that waited once for blocks to be repaired.
@@ -67,7 +69,8 @@ impl Io {
             needs: Slots::NONE,
             unconfirmed: Slots::NONE,
             confirmed: Slots::NONE,
-            full: None,
+            refused: Slots::NONE,
+            full: Slots::NONE,
             answered: false,
             released: false,
             retried: false,
@@ -150,6 +153,10 @@ impl Core {
     }
 
     fn locked(&mut self, now: Instant, id: IoId) {
+        let range = self.io(id).range().expect("flushes take no lock");
+        if self.was_given_up(range) {
+            return self.give_up(now, id);
+        }
         match self.io(id).operation {
             Operation::Read { .. } | Operation::Map { .. } => {
                 self.io(id).stage = Stage::Reading { from: None, failed: Slots::NONE };
@@ -205,12 +212,6 @@ impl Core {
         let ids: Vec<_> = self.ios.keys().copied().collect();
         for id in ids {
             let io = self.io(id);
-            if let Some((full, _)) = &mut io.full {
-                full.remove(slot);
-                if full.is_empty() {
-                    io.full = None;
-                }
-            }
             match io.stage {
                 Stage::Reading { from: Some(from), failed } => {
                     io.unconfirmed.remove(slot);

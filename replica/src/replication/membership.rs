@@ -198,6 +198,7 @@ impl Core {
         }
         self.opening_lost(slot);
         self.rebuild_lost(now, slot, reason);
+        self.room_lost(slot);
         self.ios_lost(now, slot);
         self.settle_lost(slot);
         self.clear_lost(slot);

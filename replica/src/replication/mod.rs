@@ -35,6 +35,7 @@ mod peer;
 mod read;
 mod rebuild;
 mod repair;
+mod room;
 mod settle;
 mod slots;
 mod status;
@@ -45,5 +46,6 @@ pub use action::{
 };
 pub use core::{Config, Core};
 pub use rebuild::RebuildStatus;
+pub use room::waits_for_room;
 pub use slots::{SLOTS_MAX, Slot};
 pub use status::{CoreStatus, PeerStatus};

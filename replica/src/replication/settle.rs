@@ -18,7 +18,6 @@ use super::action::{Action, Destination, IoId, Payload, TransferId};
 use super::core::Core;
 use super::peer::Purpose;
 use super::slots::{Slot, Slots};
-use super::write::FULL_DISK_RETRY;
 use crate::chain::index::{BlockSum, Blocks};
 use crate::message::{BadRegion, Refusal, RegionSums, Reply, Request};
 use crate::mutation::{self, Mutation};
@@ -36,8 +35,8 @@ pub(super) struct Settle {
     demanded: VecDeque<Region>,
     running: BTreeMap<Region, Step>,
     waiting: Vec<(IoId, BlockRange)>,
-    /// A disk has no room for a copy and its owner is needed: until then nothing is begun.
-    full: Option<(Slot, Instant)>,
+    /// A disk has no room for a copy and its owner is needed: nothing is begun.
+    full: Option<Slot>,
 }
 
 #[derive(Debug)]
@@ -104,12 +103,13 @@ impl Settle {
         self.waiting.retain(|(waiting, _)| *waiting != io);
     }
 
-    pub(super) fn retry_at(&self) -> Option<Instant> {
-        self.full.map(|(_, at)| at)
+    pub(super) fn full_disk(&self) -> Option<Slot> {
+        self.full
     }
 
-    pub(super) fn full_disk(&self) -> Option<Slot> {
-        self.full.map(|(slot, _)| slot)
+    /// There may be room now.
+    pub(super) fn look_for_room(&mut self, slot: Slot) {
+        self.full.take_if(|full| *full == slot);
     }
 
     fn next(&mut self) -> Option<Region> {
@@ -127,7 +127,6 @@ impl Core {
         if self.settle.is_done() || !self.is_open() || !self.is_steady() {
             return;
         }
-        self.settle.full.take_if(|(_, at)| now >= *at);
         while self.settle.full.is_none() && self.settle.running.len() < WINDOW {
             let Some(region) = self.settle.next() else { break };
             let step = Step {
@@ -295,11 +294,11 @@ impl Core {
         region: Region,
         reply: Reply<()>,
     ) {
-        // Rule 21: while two others remain the full one leaves; else settling waits for room.
-        let others = self.live().without([slot].into_iter().collect());
-        if reply == Reply::Refused(Refusal::NoSpace) && others.len() < 2 {
-            self.settle.full = Some((slot, now + FULL_DISK_RETRY));
-            self.is_sooner = true;
+        if reply == Reply::Refused(Refusal::NoSpace) {
+            if !self.waits_for_room(now, slot) {
+                return;
+            }
+            self.settle.full = Some(slot);
             if let Some(step) = self.settle.running.get_mut(&region) {
                 step.abandoned = true;
             }
@@ -364,6 +363,7 @@ impl Core {
     /// Steps that the lost replica took part in begin again, when what they sent has been answered
     /// and the set is steady.
     pub(super) fn settle_lost(&mut self, slot: Slot) {
+        self.settle.look_for_room(slot);
         let regions: Vec<_> = self.settle.running.keys().copied().collect();
         for region in regions {
             let step = self.settle.running.get_mut(&region).expect("listed above");

@@ -18,6 +18,8 @@ pub struct CoreStatus {
     pub waiting: Vec<String>,
     /// What no replica can read, in words.
     pub lost: Option<String>,
+    /// Members whose disk is full while something waits for room there.
+    pub full: Vec<ReplicaId>,
     pub chain: ChainInfo,
 }
 
@@ -63,26 +65,22 @@ impl Core {
             unverified_bytes: self.repairs.unverified_bytes(),
             waiting: self.waits_for(),
             lost: self.repair_says(),
+            full: self.full_disks().iter().map(|slot| self.peer(slot).id.clone()).collect(),
             chain: self.chain.clone(),
         }
     }
 
     fn waits_for(&self) -> Vec<String> {
-        let full: Vec<_> =
-            self.full_disks().iter().map(|slot| self.peer(slot).id.to_string()).collect();
-        let full = (!full.is_empty()).then(|| {
-            format!("writes wait for room on the disk of {}; free some space", full.join(", "))
-        });
         [
             self.failed_waits_for(),
             self.opening_waits_for(),
             self.membership_waits_for(),
             self.lease_waits_for(),
             self.chain_waits_for(),
-            full,
         ]
         .into_iter()
         .flatten()
+        .chain(self.room_waits_for())
         .collect()
     }
 }

@@ -1,6 +1,6 @@
 //! Writes, from the moment at which they hold their range and are whole blocks.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::action::{Failure, IoId, Operation, Payload};
 use super::core::Core;
@@ -8,9 +8,6 @@ use super::io::Stage;
 use super::peer::Purpose;
 use super::slots::{Slot, Slots};
 use crate::message::{Refusal, Reply, Request};
-
-/// Pause before a replica whose disk is full is asked again.
-pub(super) const FULL_DISK_RETRY: Duration = Duration::from_secs(1);
 
 impl Core {
     pub(super) fn send_write(&mut self, now: Instant, id: IoId) {
@@ -45,9 +42,19 @@ impl Core {
             Reply::Done => {
                 io.unconfirmed.remove(slot);
                 io.confirmed.insert(slot);
+                if io.refused.contains(slot) {
+                    io.refused.remove(slot);
+                    self.forget_if_unwanted(slot);
+                }
                 self.check_write(now, id);
             }
-            Reply::Refused(Refusal::NoSpace) => self.disk_is_full(now, slot, id),
+            Reply::Refused(Refusal::NoSpace) => {
+                if self.waits_for_room(now, slot) {
+                    let io = self.io(id);
+                    io.refused.insert(slot);
+                    io.full.insert(slot);
+                }
+            }
             Reply::Refused(Refusal::Io { .. } | Refusal::Failed { .. })
                 if self.is_only_member(slot) =>
             {
@@ -55,42 +62,6 @@ impl Core {
             }
             other => self.lose_for(now, slot, &other),
         }
-    }
-
-    /// Rule 21: while two members remain the full one leaves; else the write waits for room.
-    fn disk_is_full(&mut self, now: Instant, slot: Slot, id: IoId) {
-        let io = self.io(id);
-        let (mut full, _) = io.full.unwrap_or((Slots::NONE, now));
-        full.insert(slot);
-        io.full = Some((full, now + FULL_DISK_RETRY));
-        self.is_sooner = true;
-        let others = self.live().without(full);
-        if others.len() >= 2 || !self.live().contains(slot) {
-            self.lose(now, slot, "its disk is full");
-        }
-    }
-
-    pub(super) fn retry_full_disks(&mut self, now: Instant) {
-        let due = self.ios.iter().filter_map(|(id, io)| {
-            let (full, at) = io.full?;
-            (at <= now).then_some((*id, full))
-        });
-        for (id, full) in due.collect::<Vec<_>>() {
-            self.io(id).full = None;
-            for slot in full.intersection(self.writable()).iter() {
-                self.send_write_to(now, id, slot);
-            }
-        }
-    }
-
-    pub(super) fn next_disk_retry(&self) -> Option<Instant> {
-        self.ios.values().filter_map(|io| io.full.map(|(_, at)| at)).min()
-    }
-
-    pub(super) fn full_disks(&self) -> Slots {
-        let full = self.ios.values().filter_map(|io| io.full.map(|(full, _)| full));
-        let settling: Slots = self.settle.full_disk().into_iter().collect();
-        full.fold(settling, Slots::union)
     }
 
     /// Whoever is being rebuilt may have the write that its only source lacks: it begins anew.

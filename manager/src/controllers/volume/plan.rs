@@ -18,6 +18,7 @@ use std::time::Duration;
 use ankole_blockdev::device::Driver;
 use ankole_replica::admin::EngineStatus;
 use ankole_replica::arbiter::{InstanceId, Record};
+use ankole_replica::replication::waits_for_room;
 use ankole_replica::types::{Generation, ReplicaId};
 
 use super::validate::Wanted;
@@ -349,6 +350,16 @@ impl Plan {
             let message = "no replica can be read; requests wait";
             let hint = salvage_hint(&seen.volume.name);
             self.note(Condition::new(Reason::NoReplica, message).next(hint));
+        }
+        for replica in &status.full {
+            let place = seen.volume.status.places.iter().find(|place| place.replica == *replica);
+            let disk =
+                place.map_or("its disk".into(), |place| place.directory.display().to_string());
+            let name = &seen.volume.name;
+            let full = Condition::new(Reason::DiskFull, waits_for_room(replica)).of(replica);
+            self.note(full.next(format!(
+                "free some space on the disk of {disk}, or remove snapshots: ankole snapshot ls {name}"
+            )));
         }
         let size_bytes = seen.volume.spec.size_bytes;
         if status.size_bytes < size_bytes {

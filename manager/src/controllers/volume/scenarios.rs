@@ -90,6 +90,7 @@ fn attached() -> Seen {
         unsettled_bytes: 0,
         repaired_blocks: 0,
         unverified_bytes: 0,
+        full: vec![],
         lost: None,
         waiting: vec![],
         clients: 0,
@@ -197,6 +198,13 @@ fn scenarios() -> Vec<(&'static str, Seen)> {
                 let status = engine(s).status.as_mut().unwrap();
                 status.endpoint = None;
                 status.waiting.push("replica r2 of the in-sync set doesn't answer".into());
+            }),
+        ),
+        (
+            "a replica's disk is full and writes wait",
+            with(attached(), |s| {
+                let status = engine(s).status.as_mut().unwrap();
+                status.full.push("r2".into());
             }),
         ),
         (
