@@ -43,8 +43,9 @@ STEPS = ["asked → its processes run", "→ the engine has opened it", "→ the
 def in_guest(options):
     """A list of what was measured, each a dictionary as devices.guest prints it."""
     release = "debug" if options.quick else "release"
-    words = ["cargo", "build", "--quiet", "-p", "ankole-tgt-plugin", "-p", "ankole-blockdev", "--lib", "--example", "device_file"]
-    output_of(*words, *(["--release"] if release == "release" else []), cwd=ROOT)
+    # The debug build is there already where tests were: the same crates with the same features.
+    crates = ["--workspace"] if options.quick else ["-p", "ankole-tgt-plugin", "-p", "ankole-blockdev", "--release"]
+    output_of("cargo", "build", "--quiet", *crates, "--lib", "--example", "device_file", cwd=ROOT)
     metadata = json.loads(output_of("cargo", "metadata", "--format-version=1", "--no-deps", cwd=ROOT))
     built = pathlib.Path(metadata["target_directory"]) / release
     words = [

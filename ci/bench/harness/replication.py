@@ -28,7 +28,7 @@ PLACE = "replication"
 # What is measured, in MiB, and how often.
 Sizes = collections.namedtuple("Sizes", "dense holes changed changed_in working_set fresh settled volumes")
 FULL = Sizes(dense=4096, holes=2048, changed=100, changed_in=10240, working_set=64, fresh=32768, settled=1024, volumes=10)
-QUICK = Sizes(dense=64, holes=16, changed=4, changed_in=32, working_set=8, fresh=64, settled=16, volumes=1)
+QUICK = Sizes(dense=64, holes=16, changed=4, changed_in=32, working_set=4, fresh=16, settled=16, volumes=1)
 REPLICAS = ("r1", "r2", "r3")
 # Long enough for any rebuild on a slow machine; not a figure.
 REBUILD_PATIENCE_S = 1800
@@ -369,7 +369,7 @@ def add_arguments(parser):
 def measure(options):
     """The table."""
     options.rounds = options.rounds or (1 if options.quick else 3)
-    options.seconds = options.seconds or (0.3 if options.quick else 2)
+    options.seconds = options.seconds or (0.1 if options.quick else 2)
     work = pathlib.Path(tempfile.mkdtemp(prefix="bench.", dir=options.dir))
     with contextlib.ExitStack() as cleanup:
         cleanup.callback(shutil.rmtree, work)
