@@ -12,6 +12,8 @@ use serde::{Deserialize, Serialize};
 /// Unit of the write-intent map and of one index page, in bytes.
 pub const REGION_BYTES: u64 = 1 << 20;
 pub const BLOCKS_PER_REGION: u64 = REGION_BYTES / BLOCK_BYTES;
+/// Neighbouring regions whose marks lie in one sector of the write-intent map.
+pub const REGIONS_PER_GROUP: u64 = 62;
 /// A volume's size is a multiple of this: the block of a backup.
 pub const VOLUME_UNIT_BYTES: u64 = 2 << 20;
 pub const VOLUME_BYTES_MAX: u64 = 64 << 40;
@@ -71,7 +73,10 @@ impl BlockRange {
         self.first < other.end() && other.first < self.end()
     }
     pub fn regions(self) -> impl Iterator<Item = Region> {
-        (self.first.region().0..=BlockIndex(self.end().0 - 1).region().0).map(Region)
+        (self.first.region().0..=self.last_region().0).map(Region)
+    }
+    pub fn last_region(self) -> Region {
+        BlockIndex(self.end().0 - 1).region()
     }
     /// The part of this range that lies in `region`, which it touches.
     pub fn clipped_to(self, region: Region) -> Self {
@@ -98,6 +103,21 @@ impl Region {
     }
     pub fn range(self) -> BlockRange {
         BlockRange::new(BlockIndex(self.0 * BLOCKS_PER_REGION), BLOCKS_PER_REGION)
+    }
+    pub const fn group(self) -> Group {
+        Group(self.0 / REGIONS_PER_GROUP)
+    }
+}
+
+/// 62 neighbouring regions: a client's first write marks the regions that it touches, and from the
+/// second region on all of them are marked by the same sync; they lose their marks together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Group(pub u64);
+
+impl Group {
+    pub fn range(self) -> BlockRange {
+        let blocks = REGIONS_PER_GROUP * BLOCKS_PER_REGION;
+        BlockRange::new(BlockIndex(self.0 * blocks), blocks)
     }
 }
 

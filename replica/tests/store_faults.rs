@@ -326,7 +326,7 @@ fn a_write_that_comes_beside_a_clearing_keeps_its_mark() {
             }
             store.flush().await.expect("a sound disk");
             disk.set_slow(true);
-            // The write of region 1 is sequential: it has regions 2 and 3 marked too.
+            // With regions 0 and 1 written, the whole group is marked.
             let all: Vec<Region> = (0..4).map(Region).collect();
             let (cleared, zero, one) = tokio::join!(
                 store.clear(&all),

@@ -1,49 +1,42 @@
-//! Marks are cleared while the volume is used (rules 13 and 14), so that after an unclean stop only
-//! what was written lately is compared.
+//! Marks are cleared while the volume is used (rules 13 and 14), so that after an unclean stop
+//! settling ends within a bounded time ([`Budget`](super::budget::Budget)).
 //!
-//! Owns the engine's idea of which regions the members have marked, and when each was written last.
 //! Promises that a `Clear` goes out only when every write in its regions is confirmed by all to
-//! whom it was sent (their range lock is held, shared: reads go on) and a flush that began after
-//! that is done on all members; that regions which are written all the time stay marked, since
-//! marking again costs a sync; and that an idle volume ends with no marks and sends nothing.
-//! A replica that is being rebuilt never clears.
+//! whom it was sent and a flush that began after that is done on all members; that while it is
+//! carried out nobody writes there (their range lock is held, shared: reads go on); that marks stay
+//! until the budget needs them, since marking again costs a sync; and that an idle volume ends with
+//! no marks and sends nothing. A replica that is being rebuilt never clears.
 //!
 //! ```text
-//! written ──quiet for a while, or too many──▶ locked ─▶ Flushing ─▶ Clearing ─▶ forgotten
-//!    ▲  ▲                                       │ all members  │          │
-//!    │  └──── busy, or a member was lost ───────┴──────────────┴──────────┘
+//! written ──quiet for long, or too many──▶ Flushing ──▶ locked, Clearing ──▶ forgotten
+//!    ▲  ▲                                     │ all members         │
+//!    │  └─── written again, a member lost ────┴─────────────────────┘
 //!    └─── Marked: members say what else they have marked
 //! ```
-//! What the engine has lost count of (marks ahead of a sequential writer, those of a replica that
-//! was rebuilt, those that a replica kept) it learns by asking when it has nothing else to clear.
+//! What the engine has lost count of (marks of a replica that was rebuilt, those that a replica
+//! kept) it learns by asking when it has nothing else to clear.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use super::action::IoId;
 use super::core::{Core, Phase};
 use super::locks::{LockId, LockMode};
+use super::marks::{Marks, Patience};
 use super::peer::{FlushFor, Purpose};
 use super::slots::{Slot, Slots};
 use crate::message::{Reply, Request};
 use crate::mutation::{self, Mutation};
-use crate::types::Region;
+use crate::types::{BlockRange, Group, REGION_BYTES, Region};
 
-/// Regions in one batch: one flush and one sync of the index for all of them. Each holds a lock.
-const BATCH: usize = 128;
-/// Between two batches: bounds what a load that writes everywhere costs.
+/// Between two batches. While there are too many marks no longer than the batch took.
 const PAUSE: Duration = Duration::from_millis(100);
-/// Regions that the engine keeps in mind; what is marked beyond that it asks for later.
-const KNOWN_MAX: usize = 64 << 10;
 /// Regions that are taken from one answer to `Marked`.
 const ASKED_MAX: usize = 16 << 10;
 
 #[derive(Debug, Default)]
 pub(super) struct Clearing {
-    /// When each region that may be marked was written last.
-    written: HashMap<Region, Instant>,
-    /// The same by time, but not newer than when it was looked at last.
-    by_age: BTreeSet<(Instant, Region)>,
+    marks: Marks,
     batch: Option<Batch>,
     batches: u64,
     rest_until: Option<Instant>,
@@ -59,7 +52,9 @@ pub(super) struct Clearing {
 #[derive(Debug)]
 struct Batch {
     number: u64,
-    regions: Vec<Region>,
+    began: Instant,
+    /// Without those that were written since.
+    groups: BTreeSet<Group>,
     locks: Vec<LockId>,
     stage: Stage,
     /// Who hasn't answered.
@@ -80,70 +75,21 @@ struct Asking {
     found: BTreeSet<Region>,
 }
 
-/// When a region's mark may go.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Patience {
-    /// So long after its last write.
-    pub(super) quiet: Duration,
-    /// Beyond so many regions it goes sooner, the least recently written first.
-    pub(super) budget: usize,
-}
-
-impl Patience {
-    /// Even beyond the budget: what was written just now will be written again.
-    fn least(&self) -> Duration {
-        self.quiet / 10
-    }
-}
-
 impl Clearing {
-    pub(super) fn note(&mut self, now: Instant, region: Region) {
-        if let Some(last) = self.written.get_mut(&region) {
-            *last = now;
-        } else if self.written.len() < KNOWN_MAX {
-            self.written.insert(region, now);
-            self.by_age.insert((now, region));
+    pub(super) fn note(&mut self, now: Instant, range: BlockRange) {
+        self.marks.note(now, range);
+        if let Some(batch) = &mut self.batch
+            && !mutation::is_on(Mutation::ClearWithoutLock)
+        {
+            let groups = range.first.region().group()..=range.last_region().group();
+            let again: Vec<_> = batch.groups.range(groups).copied().collect();
+            for group in again {
+                batch.groups.remove(&group);
+                self.marks.put_back(group);
+            }
         }
         self.is_unsure = true;
         self.stubborn.clear();
-    }
-
-    /// Regions whose turn it is, taken out of the order. Once one is due, those that will be soon
-    /// go with it.
-    fn take_due(&mut self, now: Instant, patience: Patience) -> Vec<Region> {
-        let mut due = Vec::new();
-        while due.len() < BATCH
-            && let Some(&(seen, region)) = self.by_age.first()
-        {
-            let last = self.written[&region];
-            if last > seen {
-                self.by_age.pop_first();
-                self.by_age.insert((last, region));
-                continue;
-            }
-            let quiet = if due.is_empty() { patience.quiet } else { patience.quiet / 2 };
-            let too_many = self.written.len() - due.len() > patience.budget;
-            let age = now.saturating_duration_since(last);
-            if age < quiet && !(too_many && age >= patience.least()) {
-                break;
-            }
-            self.by_age.pop_first();
-            due.push(region);
-        }
-        due
-    }
-
-    fn put_back(&mut self, region: Region) {
-        if let Some(last) = self.written.get(&region) {
-            self.by_age.insert((*last, region));
-        }
-    }
-
-    fn due_at(&self, patience: Patience) -> Option<Instant> {
-        let (seen, _) = self.by_age.first()?;
-        let too_many = self.written.len() > patience.budget;
-        let due = *seen + if too_many { patience.least() } else { patience.quiet };
-        Some(due.max(self.rest_until.unwrap_or(due)))
     }
 }
 
@@ -151,14 +97,16 @@ impl Core {
     /// From here on the members may have the regions of this write marked.
     pub(super) fn note_written(&mut self, now: Instant, id: IoId) {
         let range = self.io(id).range().expect("a write has a range");
-        for region in range.regions() {
-            self.clearing.note(now, region);
-        }
+        self.clearing.note(now, range);
         self.repairs_overwritten(range);
     }
 
     fn patience(&self) -> Patience {
-        Patience { quiet: self.config.clear_after, budget: self.config.marked_regions }
+        let affordable = self.budget.regions(self.config.settle_within);
+        Patience {
+            quiet: self.config.clear_after,
+            budget: affordable.min(self.config.marked_regions_max),
+        }
     }
 
     pub(super) fn drive_clear(&mut self, now: Instant) {
@@ -197,34 +145,24 @@ impl Core {
     }
 
     fn start_batch(&mut self, now: Instant) {
-        let due = self.clearing.take_due(now, self.patience());
-        let (mut regions, mut locks) = (Vec::new(), Vec::new());
-        for region in due {
-            if mutation::is_on(Mutation::ClearWithoutLock) {
-                regions.push(region);
-                continue;
+        let mut groups = self.clearing.marks.take_due(now, self.patience());
+        groups.retain(|group| {
+            let is_quiet = self.is_quiet(*group);
+            if !is_quiet {
+                self.clearing.marks.renew(now, *group);
             }
-            let undecided = self.repairs.is_undecided(region.range());
-            let (lock, free) = self.locks.acquire(region.range(), LockMode::Shared);
-            if free && !undecided {
-                regions.push(region);
-                locks.push(lock);
-            } else {
-                // It is being written: it isn't its turn after all.
-                self.unlock(now, lock);
-                self.clearing.note(now, region);
-                self.clearing.put_back(region);
-            }
-        }
-        if regions.is_empty() {
+            is_quiet
+        });
+        if groups.is_empty() {
+            self.clearing.rest_until = Some(now + PAUSE);
             return;
         }
         self.clearing.batches += 1;
         let number = self.clearing.batches;
         let waiting = self.live();
-        let stage = Stage::Flushing;
+        let (locks, stage) = (Vec::new(), Stage::Flushing);
         self.clearing.batch =
-            Some(Batch { number, regions, locks, stage, waiting, abandoned: false });
+            Some(Batch { number, began: now, groups, locks, stage, waiting, abandoned: false });
         if mutation::is_on(Mutation::ClearWithoutFlush) {
             return self.send_clear(now);
         }
@@ -234,16 +172,38 @@ impl Core {
         }
     }
 
+    /// No write is on its way there, and all members agree about it.
+    fn is_quiet(&self, group: Group) -> bool {
+        let range = group.range();
+        mutation::is_on(Mutation::ClearWithoutLock)
+            || self.locks.is_free(range, LockMode::Shared) && !self.repairs.is_undecided(range)
+    }
+
+    /// All is flushed that was written before; what was written since isn't in the batch any more.
     fn send_clear(&mut self, now: Instant) {
         let (steady, members) = (self.is_steady(), self.live());
-        let Some(batch) = &mut self.clearing.batch else { return };
-        if !steady {
-            batch.abandoned = true;
-            return self.end_batch(now, false);
-        }
+        let Some(mut batch) = self.clearing.batch.take() else { return };
+        batch.groups.retain(|group| {
+            let is_quiet = self.is_quiet(*group);
+            if !is_quiet {
+                self.clearing.marks.renew(now, *group);
+            } else if !mutation::is_on(Mutation::ClearWithoutLock) {
+                batch.locks.push(self.locks.acquire(group.range(), LockMode::Shared).0);
+            }
+            is_quiet
+        });
+        let is_empty = batch.groups.is_empty();
+        batch.abandoned |= !steady;
         batch.stage = Stage::Clearing;
         batch.waiting = members;
-        let (number, regions) = (batch.number, batch.regions.clone());
+        let (number, abandoned) = (batch.number, batch.abandoned);
+        let end = self.chain.size_bytes() / REGION_BYTES;
+        let regions = batch.groups.iter().flat_map(|group| group.range().regions());
+        let regions: Vec<_> = regions.filter(|region| region.0 < end).collect();
+        self.clearing.batch = Some(batch);
+        if is_empty || abandoned {
+            return self.end_batch(now, false);
+        }
         for slot in members.iter() {
             let request = Request::Clear { regions: regions.clone() };
             self.send(now, slot, Purpose::Clear(number), request, None);
@@ -270,14 +230,16 @@ impl Core {
 
     fn end_batch(&mut self, now: Instant, cleared: bool) {
         let Some(batch) = self.clearing.batch.take() else { return };
-        self.clearing.rest_until = Some(now + PAUSE);
-        for region in batch.regions {
+        for group in batch.groups {
             if cleared {
-                self.clearing.written.remove(&region);
+                self.clearing.marks.forget(group);
             } else {
-                self.clearing.put_back(region);
+                self.clearing.marks.put_back(group);
             }
         }
+        let too_many = cleared && self.clearing.marks.count() > self.patience().budget;
+        let took = now.saturating_duration_since(batch.began);
+        self.clearing.rest_until = Some(now + if too_many { took.min(PAUSE) } else { PAUSE });
         for lock in batch.locks {
             self.unlock(now, lock);
         }
@@ -298,21 +260,21 @@ impl Core {
 
     fn ask_what_is_marked(&mut self, now: Instant) {
         if let Some(asking) = self.clearing.asking.take_if(|asking| asking.waiting.is_empty()) {
-            let known = &self.clearing.written;
+            let known = &self.clearing.marks;
             let new: Vec<_> = asking
                 .found
                 .into_iter()
-                .filter(|region| !known.contains_key(region))
+                .filter(|region| !known.has(*region))
                 .filter(|region| !self.clearing.stubborn.contains(region))
                 .collect();
             let tried = std::mem::take(&mut self.clearing.stubborn);
-            new.iter().for_each(|region| self.clearing.note(now, *region));
+            new.iter().for_each(|region| self.clearing.note(now, region.range()));
             self.clearing.stubborn = tried;
             self.clearing.stubborn.extend(new);
         }
         let members = self.live();
         let is_new = self.clearing.members != members;
-        let has_time = self.clearing.is_unsure && self.clearing.written.is_empty();
+        let has_time = self.clearing.is_unsure && self.clearing.marks.is_empty();
         if self.clearing.asking.is_none() && (is_new || has_time) {
             if is_new {
                 self.clearing.stubborn.clear(); // who came has marks of its own
@@ -330,7 +292,7 @@ impl Core {
         let Reply::Occupied(regions) = reply else { return self.lose_for(now, slot, &reply) };
         if let Some(asking) = &mut self.clearing.asking {
             asking.waiting.remove(slot);
-            let size = self.chain.size_bytes() / crate::types::REGION_BYTES;
+            let size = self.chain.size_bytes() / REGION_BYTES;
             let within = regions.into_iter().filter(|region| region.0 < size);
             asking.found.extend(within.take(ASKED_MAX));
         }
@@ -338,68 +300,7 @@ impl Core {
 
     pub(super) fn next_clear(&self) -> Option<Instant> {
         let busy = self.clearing.batch.is_some() || !self.may_clear();
-        if busy { None } else { self.clearing.due_at(self.patience()) }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const PATIENCE: Patience = Patience { quiet: Duration::from_secs(10), budget: 4 };
-
-    fn seconds(start: Instant, seconds: u64) -> Instant {
-        start + Duration::from_secs(seconds)
-    }
-
-    /// Marking it again would cost a sync, for a mark that the next write needs anyway.
-    #[test]
-    fn a_region_that_is_written_all_the_time_keeps_its_mark() {
-        let start = Instant::now();
-        let mut clearing = Clearing::default();
-        clearing.note(start, Region(1));
-        clearing.note(start, Region(2));
-        for second in 1..100 {
-            clearing.note(seconds(start, second), Region(1));
-        }
-        let due = clearing.take_due(seconds(start, 99), PATIENCE);
-        assert_eq!(due, [Region(2)]);
-        assert_eq!(clearing.due_at(PATIENCE), Some(seconds(start, 109)));
-    }
-
-    #[test]
-    fn beyond_the_budget_the_least_recently_written_go_first_and_no_more_than_that() {
-        let start = Instant::now();
-        let mut clearing = Clearing::default();
-        for region in 0..7 {
-            clearing.note(seconds(start, region), Region(region));
-        }
-        clearing.note(seconds(start, 7), Region(0));
-        let due = clearing.take_due(seconds(start, 8), PATIENCE);
-        assert_eq!(due, [Region(1), Region(2), Region(3)]);
-    }
-
-    /// A load that writes everywhere would have each mark cleared and made again.
-    #[test]
-    fn what_was_written_just_now_stays_marked_even_beyond_the_budget() {
-        let start = Instant::now();
-        let mut clearing = Clearing::default();
-        (0..100).for_each(|region| clearing.note(start, Region(region)));
-        assert_eq!(clearing.take_due(start, PATIENCE), []);
-        assert_eq!(clearing.due_at(PATIENCE), Some(seconds(start, 1)));
-    }
-
-    /// One flush for what gets quiet about the same time.
-    #[test]
-    fn those_that_will_soon_be_due_go_with_the_first_that_is() {
-        let start = Instant::now();
-        let mut clearing = Clearing::default();
-        for region in 0..4 {
-            clearing.note(seconds(start, region * 3), Region(region));
-        }
-        let due = clearing.take_due(seconds(start, 10), PATIENCE);
-        assert_eq!(due, [Region(0), Region(1)]);
-        due.into_iter().for_each(|region| clearing.put_back(region));
-        assert_eq!(clearing.take_due(seconds(start, 19), PATIENCE).len(), 4);
+        let due = if busy { None } else { self.clearing.marks.due_at(self.patience()) };
+        due.map(|due| due.max(self.clearing.rest_until.unwrap_or(due)))
     }
 }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use super::action::{
     Action, Destination, End, IoId, JobId, LinkId, Operation, Payload, TransferId,
 };
+use super::budget::Budget;
 use super::chain_work::ChainWork;
 use super::clear::Clearing;
 use super::flush::Flushes;
@@ -58,8 +59,11 @@ pub struct Config {
     pub rebuild_bytes_per_second: Option<u64>,
     /// A region that wasn't written for so long loses its mark.
     pub clear_after: Duration,
-    /// Beyond so many marked regions, the least recently written lose theirs sooner.
-    pub marked_regions: usize,
+    /// After an unclean stop settling ends within so much work: of more regions than that allows,
+    /// the least recently written lose their marks sooner.
+    pub settle_within: Duration,
+    /// However fast settling is, no more regions than these are marked.
+    pub marked_regions_max: u64,
 }
 
 impl Config {
@@ -78,8 +82,9 @@ impl Config {
             local: Vec::new(),
             process: None,
             rebuild_bytes_per_second: None,
-            clear_after: Duration::from_secs(10),
-            marked_regions: 1024,
+            clear_after: Duration::from_secs(180),
+            settle_within: Duration::from_secs(60),
+            marked_regions_max: 64 << 10,
         }
     }
 }
@@ -130,6 +135,7 @@ pub struct Core {
     /// Writes wait here while the chain changes.
     pub(super) parked: VecDeque<IoId>,
     pub(super) settle: Settle,
+    pub(super) budget: Budget,
     pub(super) clearing: Clearing,
     pub(super) repairs: Repairs,
     pub(super) room: Room,
@@ -177,6 +183,7 @@ impl Core {
             flushes: Flushes::default(),
             parked: VecDeque::new(),
             settle: Settle::default(),
+            budget: Budget::default(),
             clearing: Clearing::default(),
             repairs: Repairs::default(),
             room: Room::default(),

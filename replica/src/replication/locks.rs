@@ -47,13 +47,19 @@ impl RangeLocks {
         let id = LockId(self.next_id);
         self.next_id += 1;
         let lock = Lock { id, range, mode };
-        let free = !self.held.iter().chain(&self.waiting).any(|other| lock.conflicts_with(other));
+        let free = self.is_free(range, mode);
         if free {
             self.held.push(lock);
         } else {
             self.waiting.push_back(lock);
         }
         (id, free)
+    }
+
+    /// Whether such a lock would be held at once.
+    pub fn is_free(&self, range: BlockRange, mode: LockMode) -> bool {
+        let lock = Lock { id: LockId(self.next_id), range, mode };
+        !self.held.iter().chain(&self.waiting).any(|other| lock.conflicts_with(other))
     }
 
     /// Gives a lock back, held or waiting; returns those that are held from now on, oldest first.

@@ -19,6 +19,7 @@
 //! ```
 
 mod action;
+mod budget;
 mod chain_work;
 mod clear;
 mod core;
@@ -28,6 +29,7 @@ mod hedge;
 mod io;
 mod lease;
 mod locks;
+mod marks;
 mod membership;
 mod opening;
 mod pace;

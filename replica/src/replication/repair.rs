@@ -395,7 +395,7 @@ impl Core {
                 let Some(transfer) = running.transfer else { return };
                 let payload = Payload::Transfer(transfer);
                 let request = Request::Repair { layer, region, payload };
-                self.clearing.note(now, region);
+                self.clearing.note(now, region.range());
                 self.send(now, bad, Purpose::Repair, request, None);
             }
             Reply::Refused(refusal) => {

@@ -21,7 +21,7 @@ use super::slots::{Slot, Slots};
 use crate::chain::index::{BlockSum, Blocks};
 use crate::message::{BadRegion, Refusal, RegionSums, Reply, Request};
 use crate::mutation::{self, Mutation};
-use crate::types::{BLOCKS_PER_REGION, BlockRange, REGION_BYTES, Region};
+use crate::types::{BLOCK_BYTES, BLOCKS_PER_REGION, BlockRange, REGION_BYTES, Region};
 
 /// Regions that are compared at once.
 const WINDOW: usize = 16;
@@ -127,6 +127,7 @@ impl Core {
         if self.settle.is_done() || !self.is_open() || !self.is_steady() {
             return;
         }
+        self.budget.settling_begins(now);
         while self.settle.full.is_none() && self.settle.running.len() < WINDOW {
             let Some(region) = self.settle.next() else { break };
             let step = Step {
@@ -320,7 +321,15 @@ impl Core {
     fn settled(&mut self, now: Instant, region: Region) {
         let Some(step) = self.settle.running.remove(&region) else { return };
         self.settle.unsettled.remove(&region);
-        self.clearing.note(now, region);
+        self.clearing.note(now, region.range());
+        let data_bytes = |sums: &RegionSums| {
+            let is_data = |sum: &&BlockSum| matches!(sum, BlockSum::Data { .. });
+            sums.blocks.iter().filter(is_data).count() as u64 * BLOCK_BYTES
+        };
+        self.budget.compared(step.sums.values().map(data_bytes).max().unwrap_or(0));
+        if self.settle.is_done() {
+            self.budget.settling_ends(now);
+        }
         if let [sums] = &step.sums.values().collect::<Vec<_>>()[..] {
             self.repairs.note_unverified(region, unverified(sums));
         }

@@ -86,8 +86,10 @@ impl<S: Storage> Store<S> {
     /// does no harm.
     pub async fn clear(&self, regions: &[Region]) -> Result<(), StoreError> {
         self.check_usable()?;
-        let ticket = self.watch(regions);
-        let done = self.clear_watched(regions, ticket).await;
+        let marked = |region: &Region| self.intent.is_marked(*region);
+        let regions: Vec<Region> = regions.iter().copied().filter(marked).collect();
+        let ticket = self.watch(&regions);
+        let done = self.clear_watched(&regions, ticket).await;
         self.head_state.clearing.borrow_mut().retain(|_, watching| *watching != ticket);
         done
     }
@@ -126,11 +128,8 @@ impl<S: Storage> Store<S> {
                 && !unwritten(**region)
                 && self.intent.is_marked(**region)
         };
-        for region in regions.iter().filter(quiet) {
-            let done = self.intent.clear(*region);
-            self.or_fail_intent("clear marks", done).await?;
-        }
-        Ok(())
+        let done = self.intent.clear(regions.iter().filter(quiet).copied());
+        self.or_fail_intent("clear marks", done).await
     }
 
     async fn write_back(&self, regions: &[Region]) -> Result<(), StoreError> {

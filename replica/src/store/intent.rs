@@ -4,6 +4,10 @@
 //! returns, and that a stamp outlives its mark: it tells a returning replica what it missed.
 //! Many waiting writers share one sync; nothing else waits for it.
 //!
+//! A client's first write to a group of regions, those of one sector, marks the regions that it
+//! touches; from the second region on the whole group is marked, by the same sync: who writes to
+//! two of them will write to others. The engine counts on that ([`Group`](crate::types::Group)).
+//!
 //! ```text
 //! sector of 512 bytes, little-endian: 62 entries of u64 (stamp << 1 | marked)
 //! │ 496 magic "INTENT1\0" │ 504 sector u32 │ 508 crc32c      a sector of zeroes: nothing marked
@@ -12,22 +16,34 @@
 use std::cell::RefCell;
 use std::io;
 use std::num::NonZeroU64;
+use std::ops::Range;
+
+use roaring::RoaringBitmap;
 
 use super::rounds::Rounds;
 use super::storage::StorageFile;
 use crate::mutation::{self, Mutation};
-use crate::types::{Generation, REGION_BYTES, Region};
+use crate::types::{Generation, REGION_BYTES, REGIONS_PER_GROUP, Region, VOLUME_BYTES_MAX};
 
 const SECTOR_BYTES: usize = 512;
-const ENTRIES: u64 = 62;
+const ENTRIES: u64 = REGIONS_PER_GROUP;
 const MAGIC: [u8; 8] = *b"INTENT1\0";
 const MAGIC_AT: usize = 496;
 const SECTOR_AT: usize = 504;
 const CHECK_AT: usize = 508;
-/// Sectors that are read at once when the map is opened.
-const SCAN_SECTORS: u64 = 128;
-/// Regions that a sequential writer gets marked ahead of it, for the price of one sync.
-const AHEAD: u64 = 8;
+/// Sectors that are read or written at once.
+const RUN_SECTORS: u64 = 128;
+
+const _: () = assert!(VOLUME_BYTES_MAX / REGION_BYTES <= u32::MAX as u64, "sets hold 32 bits");
+
+/// Which regions a mark is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reach {
+    /// Those that are named: a rebuild and settling know what they will write.
+    Named,
+    /// Their whole group, if it has others: a client will write there again.
+    Group,
+}
 
 pub(super) struct Intent<F> {
     file: F,
@@ -37,14 +53,16 @@ pub(super) struct Intent<F> {
 
 struct State {
     regions: u64,
-    marked: Bitmap,
+    marked: RoaringBitmap,
     /// Marked, stamped with `generation`, and durable: what a write need not wait for.
-    ready: Bitmap,
+    ready: RoaringBitmap,
     generation: Option<Generation>,
     /// How often marks were cleared: whoever waits for a sync must not call a region ready whose
     /// mark has gone meanwhile.
     clears: u64,
 }
+
+type Entries = [u64; ENTRIES as usize];
 
 pub(super) enum IntentError {
     Io(io::Error),
@@ -61,25 +79,49 @@ pub(super) fn file_bytes(volume_bytes: u64) -> u64 {
     (volume_bytes / REGION_BYTES).div_ceil(ENTRIES) * SECTOR_BYTES as u64
 }
 
-impl<F: StorageFile> Intent<F> {
-    pub(super) fn open(file: F, volume_bytes: u64) -> Result<Self, IntentError> {
-        let regions = volume_bytes / REGION_BYTES;
-        let mut marked = Bitmap::new(regions);
-        let sectors = regions.div_ceil(ENTRIES);
-        let mut bytes = vec![0; SCAN_SECTORS as usize * SECTOR_BYTES];
-        for first in (0..sectors).step_by(SCAN_SECTORS as usize) {
-            let count = SCAN_SECTORS.min(sectors - first);
-            let bytes = &mut bytes[..count as usize * SECTOR_BYTES];
-            file.read_at(first * SECTOR_BYTES as u64, bytes)?;
-            for (sector, bytes) in (first..).zip(bytes.chunks_exact(SECTOR_BYTES)) {
-                for (region, entry) in (sector * ENTRIES..regions).zip(decode(bytes, sector)?) {
-                    marked.put(region, entry & 1 == 1);
+impl State {
+    /// A newer generation: what is marked has to be stamped anew.
+    fn advance(&mut self, generation: Generation) {
+        if self.generation.is_none_or(|newest| newest < generation) {
+            self.generation = Some(generation);
+            self.ready.clear();
+        }
+    }
+
+    /// What is to be marked for `missing`.
+    fn reached(&self, missing: RoaringBitmap, reach: Reach) -> RoaringBitmap {
+        let mut reached = missing;
+        if reach == Reach::Group {
+            let groups: Vec<_> = sectors_of(&reached).collect();
+            for group in groups {
+                let regions = numbers(group..group + 1, self.regions);
+                let named = reached.range_cardinality(regions.clone());
+                let others = self.marked.range_cardinality(regions.clone());
+                let both = reached.range(regions.clone()).filter(|it| self.marked.contains(*it));
+                if named + others - both.count() as u64 > 1 {
+                    reached.insert_range(regions);
                 }
             }
         }
-        let ready = Bitmap::new(regions);
-        let state = RefCell::new(State { regions, marked, ready, generation: None, clears: 0 });
-        Ok(Self { file, state, rounds: Rounds::default() })
+        reached -= &self.ready;
+        reached
+    }
+}
+
+impl<F: StorageFile> Intent<F> {
+    pub(super) fn open(file: F, volume_bytes: u64) -> Result<Self, IntentError> {
+        let regions = volume_bytes / REGION_BYTES;
+        let (marked, ready) = (RoaringBitmap::new(), RoaringBitmap::new());
+        let state = State { regions, marked, ready, generation: None, clears: 0 };
+        let intent = Self { file, state: RefCell::new(state), rounds: Rounds::default() };
+        let mut marked = RoaringBitmap::new();
+        intent.scan(|region, entry| {
+            if entry & 1 == 1 {
+                marked.insert(region);
+            }
+        })?;
+        intent.state.borrow_mut().marked = marked;
+        Ok(intent)
     }
 
     /// Makes room for a larger volume; durable after the next sync.
@@ -92,51 +134,44 @@ impl<F: StorageFile> Intent<F> {
         let mut state = self.state.borrow_mut();
         let regions = volume_bytes / REGION_BYTES;
         state.regions = regions;
-        state.marked.resize(regions);
-        state.ready.resize(regions);
+        state.marked.remove_range(number(regions)..);
+        state.ready.remove_range(number(regions)..);
     }
 
     pub(super) fn is_marked(&self, region: Region) -> bool {
-        self.state.borrow().marked.has(region.0)
+        self.state.borrow().marked.contains(number(region.0))
     }
 
     /// The marks of `regions` with this generation, or a newer one, are durable when this returns.
-    /// A sequential writer gets some more.
     pub(super) async fn mark<I: Iterator<Item = Region>>(
         &self,
         regions: impl Fn() -> I,
         generation: Generation,
-        is_sequential: bool,
+        reach: Reach,
     ) -> Result<(), IntentError> {
-        let wanted = {
+        let (wanted, stamp, clears) = {
             let mut state = self.state.borrow_mut();
-            if state.generation.is_none_or(|newest| newest < generation) {
-                state.generation = Some(generation);
-                state.ready.clear();
-            }
-            if regions().all(|region| state.ready.has(region.0)) {
+            state.advance(generation);
+            let is_missing = |region: &u32| !state.ready.contains(*region);
+            let mut missing =
+                regions().map(|region| number(region.0)).filter(is_missing).peekable();
+            if missing.peek().is_none() {
                 return Ok(());
             }
-            let mut wanted: Vec<_> =
-                regions().filter(|region| !state.ready.has(region.0)).collect();
-            if let Some(last) = wanted.last().copied().filter(|_| is_sequential) {
-                let ahead = last.0 + 1..(last.0 + 1 + AHEAD).min(state.regions);
-                wanted.extend(ahead.map(Region).take_while(|next| !state.marked.has(next.0)));
-            }
-            wanted
+            let wanted = state.reached(missing.collect(), reach);
+            (wanted, state.generation.unwrap_or(generation), state.clears)
         };
-        let stamp = self.state.borrow().generation.unwrap_or(generation);
-        let clears = self.state.borrow().clears;
-        for region in &wanted {
-            self.put(*region, |_| entry(stamp, true))?;
-            self.state.borrow_mut().marked.put(region.0, true);
+        for run in runs(&wanted) {
+            self.change(run.clone(), &wanted, |_| entry(stamp, true))?;
+            let regions = numbers(run, u64::from(u32::MAX));
+            self.state.borrow_mut().marked.extend(wanted.range(regions));
         }
         if !mutation::is_on(Mutation::MarkNotSynced) {
             self.rounds.join(async || self.file.sync().await).await?;
         }
         let mut state = self.state.borrow_mut();
         if state.generation == Some(stamp) && state.clears == clears {
-            wanted.iter().for_each(|region| state.ready.put(region.0, true));
+            state.ready |= wanted;
         }
         Ok(())
     }
@@ -144,44 +179,51 @@ impl<F: StorageFile> Intent<F> {
     /// Every marked region gets the stamp; durable when this returns.
     pub(super) async fn restamp(&self, generation: Generation) -> Result<(), IntentError> {
         // First of all, so that a write that is on its way doesn't mark with the older one.
-        {
+        let (marked, clears) = {
             let mut state = self.state.borrow_mut();
-            if state.generation.is_none_or(|newest| newest < generation) {
-                state.generation = Some(generation);
-                state.ready.clear();
-            }
-        }
-        let marked: Vec<_> = self.state.borrow().marked.members().collect();
-        let clears = self.state.borrow().clears;
-        for region in &marked {
-            self.put(Region(*region), |old| old.max(entry(generation, true)))?;
+            state.advance(generation);
+            (state.marked.clone(), state.clears)
+        };
+        for run in runs(&marked) {
+            // Its mark may have gone while others had their turn.
+            let renew =
+                |old: u64| if old & 1 == 1 { old.max(entry(generation, true)) } else { old };
+            self.change(run, &marked, renew)?;
+            tokio::task::yield_now().await;
         }
         if !marked.is_empty() {
             self.rounds.join(async || self.file.sync().await).await?;
         }
         let mut state = self.state.borrow_mut();
-        if state.generation == Some(generation) {
-            let marked = if state.clears == clears { &marked[..] } else { &[] };
-            marked.iter().for_each(|region| state.ready.put(*region, true));
+        if state.generation == Some(generation) && state.clears == clears {
+            state.ready |= marked;
         }
         Ok(())
     }
 
-    /// The region's data and index are durable. Need not be durable itself.
-    pub(super) fn clear(&self, region: Region) -> Result<(), IntentError> {
-        self.put(region, |old| old & !1)?;
+    /// The regions' data and index are durable. Need not be durable itself.
+    pub(super) fn clear(&self, regions: impl Iterator<Item = Region>) -> Result<(), IntentError> {
+        let regions: RoaringBitmap = regions.map(|region| number(region.0)).collect();
+        for run in runs(&regions) {
+            self.change(run, &regions, |old| old & !1)?;
+        }
         let mut state = self.state.borrow_mut();
         state.clears += 1;
-        state.marked.put(region.0, false);
-        state.ready.put(region.0, false);
+        state.marked -= &regions;
+        state.ready -= &regions;
         Ok(())
     }
 
     pub(super) fn marked(&self) -> Result<Vec<(Region, Generation)>, IntentError> {
-        let marked: Vec<_> = self.state.borrow().marked.members().collect();
-        let mut stamped = Vec::with_capacity(marked.len());
-        for region in marked {
-            stamped.push((Region(region), self.entry(Region(region))?.0));
+        let marked = self.state.borrow().marked.clone();
+        let mut stamped = Vec::with_capacity(marked.len() as usize);
+        for run in runs(&marked) {
+            let entries = self.entries(run.clone())?;
+            for region in marked.range(numbers(run.clone(), u64::from(u32::MAX))) {
+                let entry = entries[(u64::from(region) - run.start * ENTRIES) as usize];
+                let stamp = NonZeroU64::new(entry >> 1).map_or(Generation::FIRST, Generation);
+                stamped.push((Region(region.into()), stamp));
+            }
         }
         Ok(stamped)
     }
@@ -191,16 +233,12 @@ impl<F: StorageFile> Intent<F> {
         &self,
         base: u64,
     ) -> Result<Vec<(Region, Generation)>, IntentError> {
-        let regions = self.state.borrow().regions;
         let mut found = Vec::new();
-        for sector in 0..regions.div_ceil(ENTRIES) {
-            for (region, entry) in (sector * ENTRIES..regions).zip(self.sector(sector)?) {
-                if let Some(stamp) = NonZeroU64::new(entry >> 1).filter(|stamp| stamp.get() > base)
-                {
-                    found.push((Region(region), Generation(stamp)));
-                }
+        self.scan(|region, entry| {
+            if let Some(stamp) = NonZeroU64::new(entry >> 1).filter(|stamp| stamp.get() > base) {
+                found.push((Region(region.into()), Generation(stamp)));
             }
-        }
+        })?;
         Ok(found)
     }
 
@@ -208,37 +246,94 @@ impl<F: StorageFile> Intent<F> {
         self.rounds.join(async || self.file.sync().await).await
     }
 
-    fn entry(&self, region: Region) -> Result<(Generation, bool), IntentError> {
-        let entries = self.sector(region.0 / ENTRIES)?;
-        let entry = entries[(region.0 % ENTRIES) as usize];
-        let stamp = NonZeroU64::new(entry >> 1).map_or(Generation::FIRST, Generation);
-        Ok((stamp, entry & 1 == 1))
-    }
-
-    fn sector(&self, sector: u64) -> Result<[u64; ENTRIES as usize], IntentError> {
-        let mut bytes = [0; SECTOR_BYTES];
-        self.file.read_at(sector * SECTOR_BYTES as u64, &mut bytes)?;
-        decode(&bytes, sector)
-    }
-
-    fn put(&self, region: Region, change: impl Fn(u64) -> u64) -> Result<(), IntentError> {
-        let sector = region.0 / ENTRIES;
-        let mut entries = self.sector(sector)?;
-        let entry = &mut entries[(region.0 % ENTRIES) as usize];
-        let new = change(*entry);
-        if *entry != new {
-            *entry = new;
-            self.file.write_at(sector * SECTOR_BYTES as u64, &encode(&entries, sector))?;
+    /// Shows every entry that isn't zero.
+    fn scan(&self, mut show: impl FnMut(u32, u64)) -> Result<(), IntentError> {
+        let regions = self.state.borrow().regions;
+        let sectors = regions.div_ceil(ENTRIES);
+        for first in (0..sectors).step_by(RUN_SECTORS as usize) {
+            let entries = self.entries(first..sectors.min(first + RUN_SECTORS))?;
+            let there = (first * ENTRIES..regions).zip(entries).filter(|(_, entry)| *entry != 0);
+            there.for_each(|(region, entry)| show(number(region), entry));
         }
         Ok(())
     }
+
+    /// Those of neighbouring sectors, one after another.
+    fn entries(&self, sectors: Range<u64>) -> Result<Vec<u64>, IntentError> {
+        let count = (sectors.end - sectors.start) as usize;
+        let mut bytes = vec![0; count * SECTOR_BYTES];
+        self.file.read_at(sectors.start * SECTOR_BYTES as u64, &mut bytes)?;
+        let mut entries = Vec::with_capacity(count * ENTRIES as usize);
+        for (sector, bytes) in sectors.zip(bytes.chunks_exact(SECTOR_BYTES)) {
+            entries.extend(decode(bytes, sector)?);
+        }
+        Ok(entries)
+    }
+
+    /// Changes the entries of `regions` that lie in these neighbouring sectors, by one read and at
+    /// most one write.
+    fn change(
+        &self,
+        sectors: Range<u64>,
+        regions: &RoaringBitmap,
+        change: impl Fn(u64) -> u64,
+    ) -> Result<(), IntentError> {
+        let mut entries = self.entries(sectors.clone())?;
+        let mut changed = false;
+        for region in regions.range(numbers(sectors.clone(), u64::from(u32::MAX))) {
+            let entry = &mut entries[(u64::from(region) - sectors.start * ENTRIES) as usize];
+            let new = change(*entry);
+            changed |= new != std::mem::replace(entry, new);
+        }
+        if changed {
+            let of_sector = entries.chunks_exact(ENTRIES as usize);
+            let bytes: Vec<u8> =
+                sectors.clone().zip(of_sector).flat_map(|(at, it)| encode(it, at)).collect();
+            self.file.write_at(sectors.start * SECTOR_BYTES as u64, &bytes)?;
+        }
+        Ok(())
+    }
+}
+
+/// A region's number in the sets.
+fn number(region: u64) -> u32 {
+    u32::try_from(region).expect("the largest volume has fewer")
+}
+
+/// The regions of some sectors, up to the volume's end.
+fn numbers(sectors: Range<u64>, end: u64) -> Range<u32> {
+    number((sectors.start * ENTRIES).min(end))..number((sectors.end * ENTRIES).min(end))
+}
+
+/// The sectors in which `regions` lie, ascending.
+fn sectors_of(regions: &RoaringBitmap) -> impl Iterator<Item = u64> {
+    let mut next = 0;
+    std::iter::from_fn(move || {
+        let region = regions.range(number(next * ENTRIES)..).next()?;
+        let sector = u64::from(region) / ENTRIES;
+        next = sector + 1;
+        Some(sector)
+    })
+}
+
+/// Neighbouring sectors, as many as are read at once, that all have some of `regions`.
+fn runs(regions: &RoaringBitmap) -> impl Iterator<Item = Range<u64>> {
+    let mut sectors = sectors_of(regions).peekable();
+    std::iter::from_fn(move || {
+        let first = sectors.next()?;
+        let mut end = first + 1;
+        while end - first < RUN_SECTORS && sectors.next_if_eq(&end).is_some() {
+            end += 1;
+        }
+        Some(first..end)
+    })
 }
 
 fn entry(stamp: Generation, marked: bool) -> u64 {
     stamp.0.get() << 1 | u64::from(marked)
 }
 
-fn encode(entries: &[u64; ENTRIES as usize], sector: u64) -> [u8; SECTOR_BYTES] {
+fn encode(entries: &[u64], sector: u64) -> [u8; SECTOR_BYTES] {
     let mut bytes = [0; SECTOR_BYTES];
     for (chunk, entry) in bytes.chunks_exact_mut(8).zip(entries) {
         chunk.copy_from_slice(&entry.to_le_bytes());
@@ -250,7 +345,7 @@ fn encode(entries: &[u64; ENTRIES as usize], sector: u64) -> [u8; SECTOR_BYTES] 
     bytes
 }
 
-fn decode(bytes: &[u8], sector: u64) -> Result<[u64; ENTRIES as usize], IntentError> {
+fn decode(bytes: &[u8], sector: u64) -> Result<Entries, IntentError> {
     if bytes.iter().all(|&byte| byte == 0) {
         return Ok([0; ENTRIES as usize]);
     }
@@ -267,32 +362,5 @@ fn decode(bytes: &[u8], sector: u64) -> Result<[u64; ENTRIES as usize], IntentEr
     Ok(std::array::from_fn(entry))
 }
 
-/// One bit per region.
-struct Bitmap(Vec<u64>);
-
-impl Bitmap {
-    fn new(length: u64) -> Self {
-        Self(vec![0; length.div_ceil(64) as usize])
-    }
-    fn resize(&mut self, length: u64) {
-        self.0.resize(length.div_ceil(64) as usize, 0);
-        if let Some(last) = self.0.last_mut().filter(|_| !length.is_multiple_of(64)) {
-            *last &= (1 << (length % 64)) - 1;
-        }
-    }
-    fn has(&self, at: u64) -> bool {
-        self.0.get((at / 64) as usize).is_some_and(|word| word >> (at % 64) & 1 == 1)
-    }
-    fn put(&mut self, at: u64, member: bool) {
-        let word = &mut self.0[(at / 64) as usize];
-        *word = *word & !(1 << (at % 64)) | u64::from(member) << (at % 64);
-    }
-    fn clear(&mut self) {
-        self.0.fill(0);
-    }
-    fn members(&self) -> impl Iterator<Item = u64> {
-        self.0.iter().zip(0..).filter(|(word, _)| **word != 0).flat_map(|(&word, index)| {
-            (0..64).filter(move |bit| word >> bit & 1 == 1).map(move |bit| index * 64 + bit)
-        })
-    }
-}
+#[cfg(test)]
+mod tests;

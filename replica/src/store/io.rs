@@ -6,6 +6,7 @@ use std::rc::Rc;
 use ankole_blockdev::disk::{BLOCK_BYTES, Buffer};
 
 use super::error::{BadBlock, BlockProblem, is_no_space};
+use super::intent::Reach;
 use super::pages::{PageFault, WriteBack};
 use super::storage::{Storage, StorageFile};
 use super::{OpenLayer, ReadError, Store, StoreError, View};
@@ -100,7 +101,7 @@ impl<S: Storage> Store<S> {
         self.recover_all(range).await?;
         let marks_late = mutation::is_on(Mutation::MarkAfterWrite);
         if !marks_late {
-            self.mark(|| range.regions(), generation, self.is_sequential(range)).await?;
+            self.mark(|| range.regions(), generation, Reach::Group).await?;
         }
         let block_at = |index: usize| offset_bytes + index * BLOCK;
         let is_zero = |index: usize| {
@@ -119,7 +120,7 @@ impl<S: Storage> Store<S> {
             }
         }
         if marks_late {
-            self.mark(|| range.regions(), generation, false).await?;
+            self.mark(|| range.regions(), generation, Reach::Group).await?;
         }
         let zeroes = runs_where(sums.len(), is_zero);
         let zeroes: Vec<Range<usize>> = zeroes.collect();
@@ -160,7 +161,7 @@ impl<S: Storage> Store<S> {
             }
             if !wanted.is_empty() {
                 let regions = || wanted.iter().map(|(part, _)| part.first.region());
-                self.mark(regions, generation, false).await?;
+                self.mark(regions, generation, Reach::Group).await?;
             }
             for (part, there) in wanted {
                 let change = |page: &mut Page, slot, _| set_zero(&head, page, slot);
@@ -400,23 +401,16 @@ impl<S: Storage> Store<S> {
         }
     }
 
-    /// It enters a region at its start, and the region before is being written.
-    fn is_sequential(&self, range: BlockRange) -> bool {
-        let last = BlockIndex(range.end().0 - 1).region();
-        let enters = range.first <= last.range().first;
-        enters && last.0 > 0 && self.intent.is_marked(Region(last.0 - 1))
-    }
-
     pub(super) async fn mark<I: Iterator<Item = Region>>(
         &self,
         regions: impl Fn() -> I,
         generation: Generation,
-        is_sequential: bool,
+        reach: Reach,
     ) -> Result<(), StoreError> {
         if mutation::is_on(Mutation::NoMarks) {
             return Ok(());
         }
-        let marked = self.intent.mark(regions, generation, is_sequential).await;
+        let marked = self.intent.mark(regions, generation, reach).await;
         self.or_fail_intent("mark regions", marked).await
     }
 

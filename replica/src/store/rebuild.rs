@@ -4,6 +4,7 @@ use std::rc::Rc;
 
 use ankole_blockdev::disk::{BLOCK_BYTES, Buffer};
 
+use super::intent::Reach;
 use super::meta::{data_name, index_name};
 use super::open::create_layer;
 use super::pages::{PageFault, WriteBack};
@@ -69,7 +70,7 @@ impl<S: Storage> Store<S> {
         let mut found = false;
         for region in (0..layer.size_bytes / REGION_BYTES).map(Region) {
             if let Err(PageFault::Bad(_)) = self.pages.look(layer.file, region, |_| ()) {
-                self.mark(|| std::iter::once(region), generation, false).await?;
+                self.mark(|| std::iter::once(region), generation, Reach::Named).await?;
                 let emptied = self.pages.replace(layer.file, region, Page::EMPTY);
                 self.or_fail_unless_full("write the index", emptied).await?;
                 found = true;
@@ -154,7 +155,7 @@ impl<S: Storage> Store<S> {
             return Err(StoreError::OutOfRange { range: beyond.range(), layer, size_bytes });
         }
         for batch in regions.chunks(MARK_BATCH) {
-            self.mark(|| batch.iter().copied(), generation, false).await?;
+            self.mark(|| batch.iter().copied(), generation, Reach::Named).await?;
             tokio::task::yield_now().await;
         }
         Ok(())
@@ -223,7 +224,7 @@ impl<S: Storage> Store<S> {
             return Err(self.io_error("copy into a layer", source));
         }
         self.recover_all(region.range()).await?;
-        self.mark(|| std::iter::once(region), generation, false).await?;
+        self.mark(|| std::iter::once(region), generation, Reach::Named).await?;
         let mut with_data = Blocks::NONE;
         for (slot, sum) in blocks.slots().zip(sums) {
             with_data.put(slot, matches!(sum, BlockSum::Data { .. }));

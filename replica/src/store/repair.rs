@@ -9,6 +9,7 @@ use std::rc::Rc;
 
 use ankole_blockdev::disk::{BLOCK_BYTES, Buffer};
 
+use super::intent::Reach;
 use super::io::slots_of;
 use super::pages::{PageFault, WriteBack};
 use super::query::block_at;
@@ -70,7 +71,7 @@ impl<S: Storage> Store<S> {
         self.check_range(&layer, range)?;
         self.recover_all(range).await?;
         let plan = self.plan_repair(&layer, region, by)?;
-        self.mark(|| range.regions(), generation, false).await?;
+        self.mark(|| range.regions(), generation, Reach::Named).await?;
         self.keep_marks(range);
         self.write_data(&layer, region, by).await?;
         match plan {

@@ -18,7 +18,7 @@ fn an_idle_volume_has_no_marks_and_a_crash_leaves_nothing_to_settle() {
         let cluster = Cluster::new(3, false).await;
         let quick = |config| Config { clear_after: Duration::from_millis(200), ..config };
         let engine = cluster.start_engine_with(false, quick).await;
-        // Sequential: the replicas mark regions ahead of it, of which the engine isn't told.
+        // Several regions: the replicas mark the whole group.
         write(&engine, 0, &unlike(1, 3 << 20)).await;
         write(&engine, 3 << 20, &unlike(2, 1 << 20)).await;
         let marked = || {

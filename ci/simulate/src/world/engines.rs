@@ -47,7 +47,7 @@ impl World {
         config.slow_patience = Duration::from_millis(150);
         config.process = Some(id as u32);
         config.clear_after = Duration::from_millis(20);
-        config.marked_regions = 1;
+        config.marked_regions_max = 1;
         let core = Core::new(self.now(), config);
         self.log(|| format!("engine {id} starts, recover {recover}"));
         let engine = Engine {
