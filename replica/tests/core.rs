@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use ankole_replica::arbiter::{EngineGrant, InstanceId, Member, Record};
 use ankole_replica::chain::index::{BlockSum, Blocks};
 use ankole_replica::chain::{ChainChange, ChainInfo, ChainOp, LayerInfo, Seal};
-use ankole_replica::message::{Contents, Refusal, RegionSums, Reply, Request, Welcome};
+use ankole_replica::message::{BadRegion, Contents, Refusal, RegionSums, Reply, Request, Welcome};
 use ankole_replica::replication::{
     Action, Config, Core, End, Failure, IoId, Job, JobId, LinkId, Operation, Payload, Slot,
 };
@@ -38,6 +38,8 @@ struct Stage {
     links: BTreeMap<Slot, LinkId>,
     asked: VecDeque<Asked>,
     done: BTreeMap<IoId, Result<(), Failure>>,
+    /// Requests that nobody waits for any more.
+    dropped: BTreeSet<IoId>,
     ended: Option<End>,
     opened: bool,
     /// Changes of the set that the arbiter made, and how many of them before the volume was open.
@@ -92,6 +94,7 @@ impl Stage {
             links: BTreeMap::new(),
             asked: VecDeque::new(),
             done: BTreeMap::new(),
+            dropped: BTreeSet::new(),
             ended: None,
             opened: false,
             changes: 0,
@@ -156,7 +159,9 @@ impl Stage {
             }
             Action::Complete { io, result } => {
                 self.done.insert(io, result);
-                self.core.release(now, io);
+                if !self.dropped.contains(&io) {
+                    self.core.release(now, io);
+                }
             }
             Action::ReadRecord => self.core.record_read(now, self.record.clone()),
             Action::Change { expected, change } => {
@@ -235,6 +240,13 @@ impl Stage {
         let id = self.core.start_job(self.now, job);
         self.settle();
         id
+    }
+
+    /// The oldest request that wasn't answered gets this answer, whoever hangs.
+    fn answer(&mut self, reply: Reply<()>) {
+        let Asked { slot, link, seq, .. } = self.asked.pop_front().expect("something is asked");
+        self.core.answered(self.now, slot, link, seq, reply);
+        self.settle();
     }
 
     /// Lets time pass, as the clock is told to.
@@ -461,6 +473,22 @@ fn a_last_member_that_hangs_is_given_up_when_another_is_back() {
     assert_eq!(stage.done.get(&write), Some(&Ok(())));
 }
 
+/// A client that went away in the middle of a read: its range stayed locked for ever.
+#[test]
+fn a_read_that_nobody_waits_for_any_more_gives_its_range_back_when_it_is_answered() {
+    let mut stage = Stage::open(1);
+    stage.hung.insert(A);
+    let read = stage.read();
+    stage.dropped.insert(read);
+    stage.core.release(stage.now, read);
+    let range = BlockRange::new(BlockIndex(9), 1);
+    let write = stage.submit(Operation::Zero { range, forced: false });
+    stage.answer(Reply::Data(()));
+    stage.hung.clear();
+    stage.settle();
+    assert_eq!(stage.done.get(&write), Some(&Ok(())));
+}
+
 // ---- the last disk -----------------------------------------------------------------------------
 
 #[test]
@@ -481,6 +509,27 @@ fn when_the_last_disk_has_failed_requests_get_an_error_and_nobody_is_removed() {
     }
     assert!(stage.waits_for().contains("salvage"), "{}", stage.waits_for());
     assert_eq!((stage.changes, stage.members().len()), (0, 1));
+}
+
+/// The repair ended after the read had its error, and started the read anew: the engine panicked.
+#[test]
+fn a_read_that_waits_for_a_repair_when_the_last_disk_fails_gets_its_error_once() {
+    let mut stage = Stage::open(1);
+    stage.hung.insert(A);
+    let read = stage.read();
+    let range = BlockRange::new(BlockIndex(9), 1);
+    let write = stage.submit(Operation::Zero { range, forced: false }); // waits for the read
+    let blocks = Blocks::span(9..10);
+    let bad = BadRegion { layer: LayerId(1), region: Region(0), blocks, index: false };
+    let refusal = Refusal::BadBlocks { regions: vec![bad], message: "checksum".into() };
+    stage.answer(Reply::Refused(refusal)); // now the read waits for the repair, that for the write
+    stage.refusing.insert(A, Refusal::Failed { message: "fdatasync: EIO".into() });
+    stage.hung.clear();
+    stage.cut(A);
+    stage.pass(SECOND);
+    for io in [read, write] {
+        assert_eq!(stage.done.get(&io), Some(&Err(Failure::Io)));
+    }
 }
 
 // ---- opening -----------------------------------------------------------------------------------

@@ -132,6 +132,8 @@ pub struct Core {
     /// Writes that have not been confirmed by everyone to whom they were sent.
     pub(super) writes_in_flight: usize,
     pub(super) flushes: Flushes,
+    /// Released before they were answered: nobody will say so again.
+    pub(super) dropped: Vec<IoId>,
     /// Writes wait here while the chain changes.
     pub(super) parked: VecDeque<IoId>,
     pub(super) settle: Settle,
@@ -181,6 +183,7 @@ impl Core {
             ios: BTreeMap::new(),
             writes_in_flight: 0,
             flushes: Flushes::default(),
+            dropped: Vec::new(),
             parked: VecDeque::new(),
             settle: Settle::default(),
             budget: Budget::default(),
@@ -227,10 +230,14 @@ impl Core {
         id
     }
 
-    /// The answer is with the client: the range may be used by others.
+    /// The answer is with the client, or nobody wants it any more: once there is one, the range may
+    /// be used by others.
     pub fn release(&mut self, now: Instant, io: IoId) {
         if let Some(state) = self.ios.get_mut(&io) {
             state.released = true;
+            if !state.answered {
+                self.dropped.push(io);
+            }
             self.retire_if_done(now, io);
             self.pump(now);
         }
@@ -393,6 +400,7 @@ impl Core {
         self.drive_failed(now);
         self.drive_leases(now);
         self.give_up_for_room(now);
+        self.retire_dropped(now);
         self.drive_closing(now);
     }
 

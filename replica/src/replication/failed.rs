@@ -43,6 +43,7 @@ impl Core {
             self.retire_if_done(now, id);
         }
         self.parked.clear();
+        self.repairs.forget_waiting();
         self.flushes.forget();
         for job in self.chain_work.abandon() {
             let result = Err("the disk of the last replica failed".into());

@@ -288,4 +288,13 @@ impl Core {
             self.unlock(now, lock);
         }
     }
+
+    pub(super) fn retire_dropped(&mut self, now: Instant) {
+        for id in std::mem::take(&mut self.dropped) {
+            self.retire_if_done(now, id);
+            if self.ios.contains_key(&id) {
+                self.dropped.push(id);
+            }
+        }
+    }
 }

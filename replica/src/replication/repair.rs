@@ -120,6 +120,11 @@ impl Repairs {
         !self.undecided.is_empty()
     }
 
+    /// All that waited were answered with an error.
+    pub(super) fn forget_waiting(&mut self) {
+        self.waiting.clear();
+    }
+
     pub(super) fn forget_io(&mut self, id: IoId) {
         if !self.doubts.is_empty() {
             self.doubts.remove(&id);
