@@ -4,7 +4,9 @@
 //! disks that wrap other disks. Promises that a request which reaches a `Disk` lies within it.
 //! A byte that a client sent never causes a panic here.
 
+pub mod accept;
 mod blocking;
+pub mod descriptors;
 pub mod device;
 pub mod disk;
 pub mod kernel_nbd;

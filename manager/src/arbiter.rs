@@ -12,6 +12,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::{fs, io};
 
+use ankole_blockdev::accept::next_client;
 use ankole_replica::arbiter::{Answer, Change, Record, Refused, Request};
 use ankole_replica::types::Generation;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -71,22 +72,15 @@ pub async fn serve(listener: UnixListener, store: Arc<dyn Store>) {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
         let place = Arc::clone(&places).acquire_owned().await.expect("it is never closed");
-        match listener.accept().await {
-            Ok((connection, _)) => {
-                let store = Arc::clone(&store);
-                tokio::spawn(async move {
-                    if let Err(error) = serve_connection(connection, store).await {
-                        tracing::debug!(%error, "connection to the arbiter ended");
-                    }
-                    drop(place);
-                });
+        let accept = || listener.accept();
+        let (connection, _) = next_client("the arbiter's socket", accept).await;
+        let store = Arc::clone(&store);
+        tokio::spawn(async move {
+            if let Err(error) = serve_connection(connection, store).await {
+                tracing::debug!(%error, "connection to the arbiter ended");
             }
-            Err(error) => {
-                // Out of file descriptors, most likely: the engines retry, so wait and go on.
-                tracing::warn!(%error, "accept on the arbiter's socket");
-                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-            }
-        }
+            drop(place);
+        });
     }
 }
 

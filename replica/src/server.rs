@@ -16,6 +16,7 @@ use std::path::Path;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use ankole_blockdev::accept::next_client;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Mutex, Notify, mpsc};
 use tracing::{info, warn};
@@ -479,8 +480,7 @@ pub async fn serve<S: Storage>(
     loop {
         tokio::select! {
             () = &mut stop => return Ok(()),
-            accepted = listener.accept() => {
-                let (reader, writer, process) = accepted?;
+            (reader, writer, process) = next_client(address, || listener.accept()) => {
                 let peer = process.map_or(Peer::Unknown, Peer::Process);
                 let conversation = Conversation::with(replica.clone(), peer);
                 tokio::task::spawn_local(async move {

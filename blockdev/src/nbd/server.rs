@@ -15,6 +15,7 @@ use super::handshake::{ExportDescription, Negotiated};
 use super::listener::Listener;
 use super::request::Terms;
 use super::stream::Stream;
+use crate::accept::next_client;
 use crate::disk::Disk;
 
 /// A disk under a name.
@@ -106,14 +107,9 @@ pub async fn serve<D: Disk + 'static>(
         tokio::select! {
             () = &mut shutdown => break,
             Some(ended) = clients.tasks.join_next() => pass_panic_on(ended),
-            accepted = listener.accept() => match accepted {
-                Ok(stream) => clients.admit(stream),
-                Err(error) => {
-                    tracing::warn!(%error, "can't accept an NBD client; trying again");
-                    // Mostly EMFILE, which lasts until some file is closed.
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                }
-            },
+            stream = next_client("the NBD server", || listener.accept()) => {
+                clients.admit(stream);
+            }
         }
     }
     drop(listener);

@@ -15,7 +15,7 @@ use std::process::Command;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use crate::reclaim;
+use crate::{descriptors, reclaim};
 
 /// `what` stands at `place` in what the child sees, and nowhere else. The child has a session of its
 /// own, so that it outlives us, and memory is reclaimed as if it were one of our threads.
@@ -23,6 +23,7 @@ pub(super) fn in_own_namespace(command: &mut Command, what: &Path, place: &Path)
     let (what, place) = (c_path(what)?, c_path(place)?);
     let before_exec = move || {
         let _without = reclaim::set_io_flusher();
+        descriptors::pass_on_none();
         // SAFETY: the calls take strings that end with a zero, and numbers.
         let done = unsafe {
             libc::setsid() >= 0

@@ -9,6 +9,7 @@ use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 
+use ankole_blockdev::descriptors;
 use rustix::fs::{Mode, OFlags};
 
 use super::supervisor::ProcessSpec;
@@ -27,6 +28,7 @@ pub(super) fn spawn(spec: &ProcessSpec, pid_file: File, log: File) -> io::Result
         .stdout(log.try_clone()?)
         .stderr(log);
     let before_exec = move || {
+        descriptors::pass_on_none();
         rustix::process::setsid()?;
         let stat = rustix::fs::open(c"/proc/self/stat", OFlags::RDONLY, Mode::empty())?;
         let mut line = [0; 1024];
@@ -35,7 +37,7 @@ pub(super) fn spawn(spec: &ProcessSpec, pid_file: File, log: File) -> io::Result
         Ok(())
     };
     // SAFETY: the closure runs in the child after fork, where only async-signal-safe calls are
-    // allowed: it makes five plain system calls on descriptors and a buffer that exist already,
+    // allowed: it makes six plain system calls on descriptors and a buffer that exist already,
     // allocates nothing and takes no lock.
     unsafe { command.pre_exec(before_exec) };
     command.spawn()

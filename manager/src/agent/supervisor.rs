@@ -372,6 +372,20 @@ mod tests {
         assert!(supervisor.wait(name, SOON), "a killed process ends");
     }
 
+    /// A socket or a device that an engine held without knowing it would live as long as it does.
+    #[test]
+    fn a_process_gets_none_of_the_files_that_we_were_given() {
+        let folder = Folder::new();
+        let supervisor = folder.supervisor();
+        let given = File::open("/dev/zero").unwrap();
+        rustix::io::fcntl_setfd(&given, rustix::io::FdFlags::empty()).unwrap();
+        let mut ends = supervisor.ended();
+        supervisor.start(folder.shell("ls -l /proc/$$/fd")).unwrap();
+        ends.blocking_recv().unwrap();
+        let open = fs::read_to_string(folder.0.path().join("log")).unwrap();
+        assert!(open.contains("/log") && !open.contains("/dev/zero"), "{open}");
+    }
+
     #[test]
     fn a_process_that_ends_is_told_with_its_status_and_forgotten() {
         let folder = Folder::new();

@@ -21,7 +21,7 @@ fn prepare_to_serve() {
 }
 
 /// Raises the soft limit of open files to the hard one: a replica has two for each layer, an engine
-/// one for each client and replica.
+/// one for each client and replica, a manager two for each engine.
 fn raise_file_limit() {
     use rustix::process::{Resource, getrlimit, setrlimit};
     let mut limit = getrlimit(Resource::Nofile);

@@ -61,6 +61,7 @@ pub enum Ended {
 
 /// Until a signal ends it.
 pub fn run(options: &Options) -> anyhow::Result<Ended> {
+    super::raise_file_limit();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let ended = runtime.block_on(serve(options));
     // Jobs on other threads don't keep the process.

@@ -5,6 +5,7 @@ use std::io;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use ankole_blockdev::accept::next_client;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tracing::debug;
@@ -30,7 +31,7 @@ pub async fn serve_admin(engine: Engine, path: &Path) -> io::Result<()> {
     }
     let listener = UnixListener::bind(path)?;
     loop {
-        let (stream, _) = listener.accept().await?;
+        let (stream, _) = next_client(path.display(), || listener.accept()).await;
         let engine = engine.clone();
         tokio::task::spawn_local(async move {
             if let Err(error) = converse(&engine, stream).await {
