@@ -9,11 +9,13 @@ use serde::{Deserialize, Serialize};
 use crate::arbiter::{InstanceId, Member};
 use crate::chain::index::{BlockSum, Blocks};
 use crate::chain::{ChainInfo, ChainOp};
+use crate::regions::{RegionPage, RegionSet};
 use crate::types::{
     BLOCKS_PER_REGION, BlockRange, Fence, Generation, Incarnation, LayerId, Region, ReplicaId,
 };
 
-/// From the engine (or a reader) to a replica.
+/// From the engine (or a reader) to a replica. A list that may grow with the volume is asked for, and
+/// told, in pages: from a region on, as far as one message or one turn of work goes.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Request<P> {
     Hello(Box<Hello>),
@@ -52,9 +54,10 @@ pub enum Request<P> {
         region: Region,
         contents: bool,
     },
-    /// Regions of which a layer holds anything.
+    /// Regions of which a layer holds anything, from one on.
     Occupied {
         layer: LayerId,
+        from: Region,
     },
     /// Some blocks as one layer itself holds them.
     Fetch {
@@ -83,8 +86,10 @@ pub enum Request<P> {
     Clear {
         regions: Vec<Region>,
     },
-    /// Which regions are marked; answered by `Occupied`.
-    Marked,
+    /// Which regions are marked, from one on.
+    Marked {
+        from: Region,
+    },
     Chain(Box<ChainOp>),
     DescribeChain,
     /// Blocks present or zero in the layers after one snapshot (or from the oldest layer on) up to
@@ -101,13 +106,16 @@ pub enum Request<P> {
     /// To one that is rebuilt: take these layers. What it has of them it keeps, the others are
     /// empty and filled by `Copy`; layers that aren't named go.
     AdoptChain(Box<ChainInfo>),
-    /// Regions written in a generation after this one, marked or not; without it, ever.
+    /// Regions written in a generation after this one, marked or not; without it, ever. From a
+    /// region on.
     Stamps {
         after: Option<Generation>,
+        from: Region,
     },
-    /// To one that is rebuilt: mark these regions with the session's generation.
+    /// To one that is rebuilt: mark these regions, at most [`MARK_REGIONS_MAX`], with the session's
+    /// generation.
     Mark {
-        regions: Vec<Region>,
+        regions: RegionSet,
     },
     /// Sync everything and become fit to be added.
     Ready {
@@ -169,7 +177,8 @@ pub enum Reply<P> {
     /// which the core gets the digest as `Digest`.
     Data(P),
     Sums(Box<RegionSums>),
-    Occupied(Vec<Region>),
+    /// To `Occupied`, `Marked` and `Stamps`.
+    Regions(RegionPage),
     /// To `Copy`: over what the layer now holds of the region, see [`RegionSums::digest`].
     Digest(u32),
     Chain(Box<ChainInfo>),
@@ -191,7 +200,8 @@ pub struct Welcome {
     /// Can't have lost a write that it answered.
     pub continuous: bool,
     pub synced_generation: Option<Generation>,
-    pub marked: Vec<(Region, Generation)>,
+    /// How many regions are marked; which, `Marked` tells.
+    pub marked_regions: u64,
     pub chain: ChainInfo,
     /// How long the read lease lasts from here on, in milliseconds; every answer renews it.
     pub lease_ms: u32,
@@ -257,6 +267,8 @@ pub struct BadRegion {
 
 /// Regions that a refusal names at most.
 pub const BAD_REGIONS_MAX: usize = 256;
+/// Regions of one `Mark`: all of them are durable when it is answered.
+pub const MARK_REGIONS_MAX: usize = 16 << 10;
 
 /// What one layer itself holds of one region, to be compared with what another replica holds.
 ///
@@ -363,7 +375,7 @@ impl<P> Request<P> {
             }
             Self::ReadUnverified { range } => Request::ReadUnverified { range },
             Self::Clear { regions } => Request::Clear { regions },
-            Self::Marked => Request::Marked,
+            Self::Marked { from } => Request::Marked { from },
             Self::Hello(hello) => Request::Hello(hello),
             Self::Advance(advance) => Request::Advance(advance),
             Self::Zero { range, forced } => Request::Zero { range, forced },
@@ -372,7 +384,7 @@ impl<P> Request<P> {
             Self::ReadSnapshot { layer, range } => Request::ReadSnapshot { layer, range },
             Self::Flush => Request::Flush,
             Self::Sums { layer, region, contents } => Request::Sums { layer, region, contents },
-            Self::Occupied { layer } => Request::Occupied { layer },
+            Self::Occupied { layer, from } => Request::Occupied { layer, from },
             Self::Fetch { layer, region, blocks } => Request::Fetch { layer, region, blocks },
             Self::Verified { layer, region } => Request::Verified { layer, region },
             Self::Chain(op) => Request::Chain(op),
@@ -380,7 +392,7 @@ impl<P> Request<P> {
             Self::Changed { after, upto, from } => Request::Changed { after, upto, from },
             Self::Join { layer } => Request::Join { layer },
             Self::AdoptChain(chain) => Request::AdoptChain(chain),
-            Self::Stamps { after } => Request::Stamps { after },
+            Self::Stamps { after, from } => Request::Stamps { after, from },
             Self::Mark { regions } => Request::Mark { regions },
             Self::Ready { generation } => Request::Ready { generation },
             Self::Ping => Request::Ping,
@@ -397,7 +409,7 @@ impl<P> Reply<P> {
             Self::Done => Reply::Done,
             Self::Welcome(welcome) => Reply::Welcome(welcome),
             Self::Sums(sums) => Reply::Sums(sums),
-            Self::Occupied(regions) => Reply::Occupied(regions),
+            Self::Regions(page) => Reply::Regions(page),
             Self::Digest(digest) => Reply::Digest(digest),
             Self::Chain(chain) => Reply::Chain(chain),
             Self::Adopted(adopted) => Reply::Adopted(adopted),

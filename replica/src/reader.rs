@@ -161,7 +161,8 @@ impl ReplicaReader {
         let seq = self.last_seq;
         let Self { runtime, frames, writer, .. } = self;
         let exchange = async {
-            write_frame(writer, &wire::encode_request(seq, request)).await?;
+            let frame = wire::encode_request(seq, request).map_err(io::Error::other)?;
+            write_frame(writer, &frame).await?;
             match frames.next_reply().await? {
                 Some((answered, reply)) if answered == seq => Ok(reply),
                 Some(_) => Err(io::ErrorKind::InvalidData.into()),

@@ -10,8 +10,8 @@ use crate::types::{REGION_BYTES, Region, VOLUME_BYTES_MAX};
 /// Regions of the largest volume.
 pub const REGIONS_MAX: u64 = VOLUME_BYTES_MAX / REGION_BYTES;
 const _: () = assert!(REGIONS_MAX <= u32::MAX as u64, "a set holds numbers of 32 bits");
-/// Runs of neighbours in one page.
-pub const PAGE_RUNS_MAX: usize = 64 << 10;
+/// Regions in one page.
+pub const PAGE_REGIONS_MAX: usize = 64 << 10;
 
 /// Regions of one volume. Every other one of 64 TiB takes 8 MiB, all of them a few kilobytes.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -53,7 +53,12 @@ impl RegionSet {
 
     pub fn add(&mut self, other: &Self) {
         self.0 |= &other.0;
-        self.0.optimize(); // many runs take more than one bit each
+        self.pack();
+    }
+
+    /// Many runs that were put in one by one take more than a bit for each region.
+    pub(crate) fn pack(&mut self) {
+        self.0.optimize();
     }
 
     /// Drops what lies past the end of a volume of so many regions.
@@ -78,14 +83,14 @@ impl RegionSet {
         self.0.range(clip(range.start)..clip(range.end)).map(region)
     }
 
-    /// Runs of neighbours, ascending, with gaps between them.
-    pub fn runs(&self) -> impl Iterator<Item = Range<u64>> {
-        self.runs_from(Region(0))
+    /// Those from one on, ascending.
+    pub fn from(&self, first: Region) -> impl Iterator<Item = Region> {
+        self.within(first.0..REGIONS_MAX)
     }
 
-    /// The same without what lies before a region.
-    pub fn runs_from(&self, from: Region) -> impl Iterator<Item = Range<u64>> {
-        let mut rest = self.0.range(u32::try_from(from.0).unwrap_or(u32::MAX)..);
+    /// Runs of neighbours, ascending, with gaps between them.
+    pub fn runs(&self) -> impl Iterator<Item = Range<u64>> {
+        let mut rest = self.0.iter();
         let mut next = rest.next_range();
         std::iter::from_fn(move || {
             let run = next.take()?;
@@ -134,18 +139,11 @@ pub struct RegionPage {
 }
 
 impl RegionPage {
-    /// What `all` has from a region on.
-    pub fn of(all: &RegionSet, from: Region) -> Self {
-        let mut page = Self::default();
-        for (count, run) in all.runs_from(from).enumerate() {
-            if count == PAGE_RUNS_MAX {
-                page.next = Some(Region(run.start));
-                break;
-            }
-            page.regions.insert_run(run);
-        }
-        page.regions.0.optimize();
-        page
+    /// The first of `regions`, which ascend.
+    pub fn of(regions: impl Iterator<Item = Region>, at_most: usize) -> Self {
+        let mut regions = regions.peekable();
+        let page = regions.by_ref().take(at_most).collect();
+        Self { regions: page, next: regions.next() }
     }
 }
 
@@ -161,60 +159,43 @@ mod tests {
         set.insert_run(65_000..200_000);
         set.insert(Region(200_001));
         assert_eq!(set.runs().collect::<Vec<_>>(), [65_000..200_000, 200_001..200_002]);
-        assert_eq!(set.runs_from(Region(199_999)).next(), Some(199_999..200_000));
     }
 
     #[test]
-    fn every_other_region_takes_one_bit_for_each() {
+    fn every_other_region_takes_one_bit_for_each_and_neighbours_less() {
         let end = REGIONS_MAX / 16;
-        let (mut all, mut copy) = (RegionSet::new(), RegionSet::new());
-        let part = PAGE_RUNS_MAX as u64 * 4;
+        let (mut other, mut all) = (RegionSet::new(), RegionSet::new());
+        let part = PAGE_REGIONS_MAX as u64;
         for first in (0..end).step_by(part as usize) {
             let mut set = RegionSet::new();
             (first..first + part).step_by(2).for_each(|at| set.insert_run(at..at + 1));
-            all.add(&set);
+            other.add(&set);
+            all.add(&(first..first + part).map(Region).collect());
         }
-        let mut from = Some(Region(0));
-        while let Some(at) = from {
-            let page = RegionPage::of(&all, at);
-            copy.add(&page.regions);
-            from = page.next;
-        }
-        for set in [all, copy] {
-            let size = set.0.statistics();
-            assert_eq!(u64::from(size.n_bitset_containers), end / 65_536);
-            assert_eq!(size.n_containers, size.n_bitset_containers);
-        }
-    }
-
-    #[test]
-    fn a_set_of_all_regions_of_the_largest_volume_is_told_in_one_page() {
-        let mut all = RegionSet::new();
-        all.insert_run(0..REGIONS_MAX);
-        let page = RegionPage::of(&all, Region(0));
-        assert_eq!((page.regions.len(), page.next), (REGIONS_MAX, None));
+        let size = other.0.statistics();
+        assert_eq!(u64::from(size.n_bitset_containers), end / 65_536);
+        assert_eq!(size.n_containers, size.n_bitset_containers);
+        let size = all.0.statistics();
+        assert_eq!(size.n_containers, size.n_run_containers);
     }
 
     proptest! {
         #[test]
         fn pages_are_the_whole_set_without_gaps(
             regions in prop::collection::btree_set(0u64..300_000, 0..500),
-            dense in 0u64..100_000,
+            at_most in 1usize..100,
         ) {
-            let mut all: RegionSet = regions.iter().copied().map(Region).collect();
-            // More runs than a page takes.
-            all.extend((0..dense).map(|at| Region(at * 2)));
-            let (mut found, mut from) = (RegionSet::new(), Region(0));
-            loop {
-                let page = RegionPage::of(&all, from);
-                prop_assert!(page.regions.runs().count() <= PAGE_RUNS_MAX);
+            let all: RegionSet = regions.iter().copied().map(Region).collect();
+            let (mut found, mut from) = (RegionSet::new(), Some(Region(0)));
+            while let Some(at) = from {
+                let page = RegionPage::of(all.from(at), at_most);
+                prop_assert!(page.regions.len() <= at_most as u64);
                 found.add(&page.regions);
-                match page.next {
-                    Some(next) => from = next,
-                    None => break,
-                }
+                from = page.next;
             }
-            prop_assert_eq!(found, all);
+            prop_assert_eq!(&found, &all);
+            let runs: Vec<u64> = all.runs().flatten().collect();
+            prop_assert_eq!(runs, regions.into_iter().collect::<Vec<_>>());
         }
 
         #[test]

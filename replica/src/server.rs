@@ -55,6 +55,8 @@ pub struct Replica<S: Storage = Directory> {
     pub(crate) generation: Cell<Generation>,
     /// One `Hello` or `Advance` at a time.
     greeting: Mutex<()>,
+    /// One page of one list at a time.
+    pub(crate) listing: Mutex<()>,
     pub(crate) lender: Lender,
     /// How often all layers were dropped to be filled anew: what readers saw before is gone.
     adoptions: Cell<u64>,
@@ -140,6 +142,7 @@ impl<S: Storage> Replica<S> {
             ending: RefCell::default(),
             generation: Cell::new(generation),
             greeting: Mutex::new(()),
+            listing: Mutex::new(()),
             adoptions: Cell::new(0),
         })
     }
@@ -201,7 +204,7 @@ impl<S: Storage> Replica<S> {
             size_bytes: self.store.size_bytes(),
             continuous: self.store.continuous(),
             synced_generation: self.store.membership().synced_gen,
-            marked: self.store.marked_regions().map_err(|error| refusal(&error))?,
+            marked_regions: self.store.marked_count(),
             chain: self.store.chain(),
             lease_ms: self.lender.length().as_millis() as u32,
         };

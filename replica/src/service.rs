@@ -9,13 +9,18 @@ use crate::chain::index::{BlockSum, Blocks};
 use crate::message::{BAD_REGIONS_MAX, BadRegion, Refusal, RegionSums, Reply, Request};
 use crate::mutation::{self, Mutation};
 use crate::payload::{BlockData, Patch, Payload, Run};
+use crate::regions::RegionPage;
 use crate::server::{Replica, refusal};
 use crate::store::{
-    BadBlock, BlockProblem, Membership, ReadError, Replacement, ReplicaState, Storage, StoreError,
-    View,
+    BadBlock, BlockProblem, Membership, ReadError, Replacement, ReplicaState, Storage, Store,
+    StoreError, View,
 };
-use crate::types::{BLOCKS_PER_REGION, BlockRange, LayerId, Region};
-use crate::wire::CHANGED_REGIONS_MAX;
+use crate::types::{BLOCKS_PER_REGION, BlockRange, Generation, LayerId, Region};
+
+/// Pages of the index that one message looks at: a few milliseconds.
+const LOOKS_MAX: u64 = 4096;
+/// Reads of the intent map for one message; what they show fits into one.
+const STAMP_READS_MAX: usize = 8;
 
 type Outcome = Result<Reply<Rc<Payload>>, Refusal>;
 
@@ -64,7 +69,7 @@ pub(crate) async fn carry_out<S: Storage>(
             let (blocks, contents) = sums.map_err(|error| sums_refused(layer, region, &error))?;
             Ok(Reply::Sums(Box::new(RegionSums { blocks, contents: Some(contents) })))
         }
-        Request::Occupied { layer } => occupied(replica, layer),
+        Request::Occupied { layer, from } => occupied(replica, layer, from).await,
         Request::Fetch { layer, region, blocks } => fetch(replica, layer, region, blocks).await,
         Request::Copy { layer, region, payload } => copy(replica, layer, region, &payload).await,
         Request::Verified { layer, region } => {
@@ -85,7 +90,7 @@ pub(crate) async fn carry_out<S: Storage>(
             }
         }
         Request::Clear { regions } => done(store.clear(&regions).await),
-        Request::Marked => Ok(Reply::Occupied(marked(replica)?)),
+        Request::Marked { from } => Ok(Reply::Regions(store.marked_page(from))),
         Request::Chain(op) => {
             done(store.apply(&op).await)?;
             if let ChainChange::Snapshot { new_head, .. } = op.change {
@@ -94,7 +99,7 @@ pub(crate) async fn carry_out<S: Storage>(
             Ok(Reply::Done)
         }
         Request::DescribeChain => Ok(Reply::Chain(Box::new(store.chain()))),
-        Request::Changed { after, upto, from } => changed(replica, after, upto, from),
+        Request::Changed { after, upto, from } => changed(replica, after, upto, from).await,
         Request::Join { layer } => done(store.join(layer).await.map(|_| ())),
         Request::AdoptChain(chain) => {
             replica.adopts();
@@ -102,18 +107,18 @@ pub(crate) async fn carry_out<S: Storage>(
             let adopted = store.adopt_chain(&chain).await.map_err(|error| refusal(&error))?;
             Ok(Reply::Adopted(Box::new(adopted)))
         }
-        Request::Stamps { after } => {
-            let stamped = store.regions_since(after).map_err(|error| refusal(&error))?;
-            Ok(Reply::Occupied(stamped.into_iter().map(|(region, _)| region).collect()))
+        Request::Stamps { after, from } => stamps(replica, after, from).await,
+        Request::Mark { regions } => {
+            let regions: Vec<Region> = regions.iter().collect();
+            done(store.mark_regions(&regions, generation).await)
         }
-        Request::Mark { regions } => done(store.mark_regions(&regions, generation).await),
         Request::Ready { generation: _ } => {
             done(store.flush().await)?;
             done(store.set_membership(membership(replica, ReplicaState::Ready)).await)
         }
         // Who answers may be the one that stays when others leave the set (rule 5).
         Request::Ping => done(store.check_usable()),
-        Request::Bye => done(store.clear(&marked(replica)?).await),
+        Request::Bye => done(clear_all(store).await),
     }
 }
 
@@ -134,9 +139,16 @@ fn membership<S: Storage>(replica: &Replica<S>, state: ReplicaState) -> Membersh
     Membership { state, ..replica.store.membership() }
 }
 
-fn marked<S: Storage>(replica: &Replica<S>) -> Result<Vec<Region>, Refusal> {
-    let marked = replica.store.marked_regions().map_err(|error| refusal(&error))?;
-    Ok(marked.into_iter().map(|(region, _)| region).collect())
+/// Nobody marks anything meanwhile.
+async fn clear_all<S: Storage>(store: &Store<S>) -> Result<(), StoreError> {
+    let mut from = Some(Region(0));
+    while let Some(at) = from {
+        let page = store.marked_page(at);
+        let marked: Vec<Region> = page.regions.iter().collect();
+        store.clear(&marked).await?;
+        from = page.next;
+    }
+    Ok(())
 }
 
 /// Which blocks may be shown.
@@ -224,21 +236,46 @@ fn bad_regions(bad: &[BadBlock]) -> Vec<BadRegion> {
     regions
 }
 
-fn occupied<S: Storage>(replica: &Replica<S>, layer: LayerId) -> Outcome {
-    Ok(Reply::Occupied(replica.store.occupied(layer).map_err(|error| refusal(&error))?))
+// ---- lists, page by page -----------------------------------------------------------------------
+//
+// One page is made at a time, whoever asks for how many: a ping, a lease, a write wait for no more
+// than one turn of one list.
+
+async fn occupied<S: Storage>(replica: &Replica<S>, layer: LayerId, from: Region) -> Outcome {
+    let _one_at_a_time = replica.listing.lock().await;
+    let occupied = replica.store.occupied(layer, from, LOOKS_MAX).await;
+    let (regions, next) = occupied.map_err(|error| refusal(&error))?;
+    Ok(Reply::Regions(RegionPage { regions: regions.into_iter().collect(), next }))
 }
 
-fn changed<S: Storage>(
+async fn stamps<S: Storage>(
+    replica: &Replica<S>,
+    after: Option<Generation>,
+    from: Region,
+) -> Outcome {
+    let _one_at_a_time = replica.listing.lock().await;
+    let mut page = RegionPage { next: Some(from), ..RegionPage::default() };
+    for _ in 0..STAMP_READS_MAX {
+        let Some(at) = page.next else { break };
+        let stamped = replica.store.regions_since_from(after, at);
+        let (regions, next) = stamped.map_err(|error| refusal(&error))?;
+        page.regions.extend(regions);
+        page.next = next;
+        tokio::task::yield_now().await;
+    }
+    Ok(Reply::Regions(page))
+}
+
+async fn changed<S: Storage>(
     replica: &Replica<S>,
     after: Option<LayerId>,
     upto: LayerId,
     from: Region,
 ) -> Outcome {
-    let end = replica.store.size_bytes().div_ceil(crate::types::REGION_BYTES);
-    let stop = end.min(from.0 + CHANGED_REGIONS_MAX as u64);
-    let regions = replica.store.changed(after, upto, from.0.min(stop)..stop);
-    let regions = regions.map_err(|error| refusal(&error))?;
-    Ok(Reply::Changed { regions, next: (stop < end).then_some(Region(stop)) })
+    let _one_at_a_time = replica.listing.lock().await;
+    let changed = replica.store.changed(after, upto, from, LOOKS_MAX).await;
+    let (regions, next) = changed.map_err(|error| refusal(&error))?;
+    Ok(Reply::Changed { regions, next })
 }
 
 /// What one layer itself holds; its data blocks are packed in ascending order.

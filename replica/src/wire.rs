@@ -1,7 +1,9 @@
 //! How messages are framed on a stream between an engine and a replica.
 //!
 //! Owns the bytes, in both directions. Promises that whatever a peer sends becomes either a message
-//! whose parts fit each other or an error; never a panic, and never more memory than the limits.
+//! whose parts fit each other or an error; never a panic, and never more memory than the limits. What
+//! is too long is refused by the sender: the peer would have to end the connection, and again with
+//! each one after it.
 //!
 //! ```text
 //! 0       4         5      6       8     16         24        32      36         40
@@ -11,7 +13,7 @@
 //! ```
 //! Little-endian. `position` is a block or region, `subject` a layer or generation. `meta` is JSON
 //! for rare messages and packed numbers for frequent ones; `data` is whole blocks, each covered by
-//! its own CRC32C in `meta`. The stream below may become TLS: nothing here depends on its kind.
+//! its own checksum in `meta`. The stream below may become TLS: nothing here depends on its kind.
 //!
 //! Version history: in `docs/wire.md`.
 
@@ -25,18 +27,20 @@ use serde::de::DeserializeOwned;
 
 use self::parts::*;
 use crate::chain::index::{BlockSum, Blocks};
-use crate::message::{Contents, RegionSums, Reply, Request};
+use crate::message::{Contents, MARK_REGIONS_MAX, Refusal, RegionSums, Reply, Request};
 use crate::payload::{BlockData, Patch, Payload, Run};
+use crate::regions::{PAGE_REGIONS_MAX, REGIONS_MAX, RegionPage, RegionSet};
 use crate::types::{
     BLOCK_BYTES, BLOCKS_PER_REGION, BlockIndex, BlockRange, Generation, LayerId, Region,
     VOLUME_BYTES_MAX,
 };
 
 pub const MAGIC: [u8; 4] = *b"ANKw";
-pub const VERSION: u8 = 2;
+pub const VERSION: u8 = 3;
 pub const HEADER_BYTES: usize = 52;
-/// Enough for one bit for each region of the largest volume, and for 4096 layers.
-pub const META_BYTES_MAX: u32 = 16 << 20;
+/// A chain of 4096 layers as JSON fits; everything that is packed is shorter, however large the
+/// volume is.
+pub const META_BYTES_MAX: u32 = 4 << 20;
 /// The largest request of a frontend (32 MiB) and the two blocks at its edges.
 pub const DATA_BYTES_MAX: u32 = (32 << 20) + 2 * BLOCK_BYTES as u32;
 /// Regions in one answer to `Changed`.
@@ -49,6 +53,8 @@ const FORCED: u16 = 1;
 const CONTENTS: u16 = 1;
 /// In `subject`: no layer.
 const NO_LAYER: u64 = u64::MAX;
+/// In `position`: there is no more.
+const NO_MORE: u64 = u64::MAX;
 
 /// Why bytes aren't a message.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -139,15 +145,22 @@ pub struct Frame {
 }
 
 impl Frame {
-    fn new(mut header: Header, meta: &[u8], payload: Option<&Rc<Payload>>) -> Self {
+    fn new(
+        mut header: Header,
+        meta: &[u8],
+        payload: Option<&Rc<Payload>>,
+    ) -> Result<Self, WireError> {
+        let data_bytes = payload.map_or(0, |payload| payload.data().len());
+        if meta.len() > META_BYTES_MAX as usize || data_bytes > DATA_BYTES_MAX as usize {
+            return Err(WireError::TooLong { kind: header.kind });
+        }
         header.meta_bytes = meta.len() as u32;
-        header.data_bytes = payload.map_or(0, |payload| payload.data().len() as u32);
+        header.data_bytes = data_bytes as u32;
         header.meta_crc = crc32c::crc32c(meta);
-        debug_assert!(header.meta_bytes <= META_BYTES_MAX && header.data_bytes <= DATA_BYTES_MAX);
         let mut head = Vec::with_capacity(HEADER_BYTES + meta.len());
         head.extend_from_slice(&header.encode());
         head.extend_from_slice(meta);
-        Self { head, payload: payload.cloned() }
+        Ok(Self { head, payload: payload.cloned() })
     }
 
     pub fn data(&self) -> &[u8] {
@@ -189,7 +202,7 @@ mod kind {
     pub(super) const BLOCKS: u8 = 130;
     pub(super) const PATCH: u8 = 131;
     pub(super) const SUMS_ARE: u8 = 132;
-    pub(super) const OCCUPIED_ARE: u8 = 133;
+    pub(super) const REGIONS_ARE: u8 = 133;
     pub(super) const DIGEST: u8 = 134;
     pub(super) const CHAIN_IS: u8 = 135;
     pub(super) const CHANGED_ARE: u8 = 136;
@@ -198,9 +211,15 @@ mod kind {
     pub(super) const ADOPTED: u8 = 139;
 }
 
+/// A list has a limit of its own, which both ends check.
+fn within(kind: u8, entries: usize, most: usize) -> Result<(), WireError> {
+    if entries <= most { Ok(()) } else { Err(WireError::TooLong { kind }) }
+}
+
 // ---- requests --------------------------------------------------------------------------------
 
-pub fn encode_request(seq: u64, request: &Request<Rc<Payload>>) -> Frame {
+/// An error if the message is longer than the peer takes.
+pub fn encode_request(seq: u64, request: &Request<Rc<Payload>>) -> Result<Frame, WireError> {
     let header = |kind| Header { kind, seq, ..Header::default() };
     let json = |kind, body: Vec<u8>| Frame::new(header(kind), &body, None);
     let ranged = |kind, range: &BlockRange, forced: bool| Header {
@@ -237,7 +256,7 @@ pub fn encode_request(seq: u64, request: &Request<Rc<Payload>>) -> Frame {
             let flags = if *contents { CONTENTS } else { 0 };
             bare(Header { flags, ..at(kind::SUMS, layer, region) })
         }
-        Request::Occupied { layer } => bare(at(kind::OCCUPIED, layer, &Region(0))),
+        Request::Occupied { layer, from } => bare(at(kind::OCCUPIED, layer, from)),
         Request::Fetch { layer, region, blocks } => {
             Frame::new(at(kind::FETCH, layer, region), &blocks.to_bytes(), None)
         }
@@ -249,10 +268,11 @@ pub fn encode_request(seq: u64, request: &Request<Rc<Payload>>) -> Frame {
             Frame::new(at(kind::REPAIR, layer, region), &payload.meta(), Some(payload))
         }
         Request::Clear { regions } => {
+            within(kind::CLEAR, regions.len(), CLEAR_REGIONS_MAX)?;
             let meta: Vec<u8> = regions.iter().flat_map(|region| region.0.to_le_bytes()).collect();
             Frame::new(header(kind::CLEAR), &meta, None)
         }
-        Request::Marked => bare(header(kind::MARKED)),
+        Request::Marked { from } => bare(Header { position: from.0, ..header(kind::MARKED) }),
         Request::DescribeChain => bare(header(kind::DESCRIBE_CHAIN)),
         Request::Changed { after, upto, from } => {
             let subject = after.map_or(NO_LAYER, |layer| layer.0.into());
@@ -263,11 +283,14 @@ pub fn encode_request(seq: u64, request: &Request<Rc<Payload>>) -> Frame {
         Request::Ready { generation } => {
             bare(Header { subject: generation.0.get(), ..header(kind::READY) })
         }
-        Request::Stamps { after } => {
+        Request::Stamps { after, from } => {
             let subject = after.map_or(0, |generation| generation.0.get());
-            bare(Header { subject, ..header(kind::STAMPS) })
+            bare(Header { position: from.0, subject, ..header(kind::STAMPS) })
         }
-        Request::Mark { regions } => Frame::new(header(kind::MARK), &pack_regions(regions), None),
+        Request::Mark { regions } => {
+            within(kind::MARK, regions.len() as usize, MARK_REGIONS_MAX)?;
+            Frame::new(header(kind::MARK), &pack_regions(regions), None)
+        }
         Request::Ping => bare(header(kind::PING)),
         Request::Bye => bare(header(kind::BYE)),
     }
@@ -304,7 +327,7 @@ pub fn decode_request(
             let contents = header.flags & CONTENTS != 0;
             Request::Sums { layer: body.layer()?, region: body.region()?, contents }
         }
-        kind::OCCUPIED => Request::Occupied { layer: body.layer()? },
+        kind::OCCUPIED => Request::Occupied { layer: body.layer()?, from: body.region()? },
         kind::FETCH => {
             let bytes: &[u8; 32] =
                 body.meta.try_into().map_err(|_| body.wrong("its set of blocks"))?;
@@ -321,7 +344,7 @@ pub fn decode_request(
             Request::Repair { layer, region, payload: Rc::new(Payload::Patch(body.patch()?)) }
         }
         kind::CLEAR => Request::Clear { regions: body.regions()? },
-        kind::MARKED => Request::Marked,
+        kind::MARKED => Request::Marked { from: body.region()? },
         kind::DESCRIBE_CHAIN => Request::DescribeChain,
         kind::CHANGED => Request::Changed {
             after: (header.subject != NO_LAYER).then(|| body.layer()).transpose()?,
@@ -333,8 +356,11 @@ pub fn decode_request(
             let generation = header.subject.try_into().map_err(|_| body.wrong("generation 0"))?;
             Request::Ready { generation: Generation(generation) }
         }
-        kind::STAMPS => Request::Stamps { after: header.subject.try_into().ok().map(Generation) },
-        kind::MARK => Request::Mark { regions: unpack_regions(body.meta) },
+        kind::STAMPS => {
+            let after = header.subject.try_into().ok().map(Generation);
+            Request::Stamps { after, from: body.region()? }
+        }
+        kind::MARK => Request::Mark { regions: body.region_set(MARK_REGIONS_MAX)? },
         kind::PING => Request::Ping,
         kind::BYE => Request::Bye,
         unknown => return Err(WireError::Kind(unknown)),
@@ -343,7 +369,16 @@ pub fn decode_request(
 
 // ---- replies ---------------------------------------------------------------------------------
 
+/// What is longer than the peer takes becomes a refusal.
 pub fn encode_reply(seq: u64, reply: &Reply<Rc<Payload>>) -> Frame {
+    try_encode_reply(seq, reply).unwrap_or_else(|error| {
+        let message = format!("its answer can't be sent: {error}");
+        let refusal = Reply::Refused(Refusal::Invalid { message });
+        try_encode_reply(seq, &refusal).expect("a refusal is short")
+    })
+}
+
+fn try_encode_reply(seq: u64, reply: &Reply<Rc<Payload>>) -> Result<Frame, WireError> {
     let header = |kind| Header { kind, seq, ..Header::default() };
     let json = |kind, body: Vec<u8>| Frame::new(header(kind), &body, None);
     match reply {
@@ -361,14 +396,18 @@ pub fn encode_reply(seq: u64, reply: &Reply<Rc<Payload>>) -> Frame {
             Frame::new(header(kind), &payload.meta(), Some(payload))
         }
         Reply::Sums(sums) => Frame::new(header(kind::SUMS_ARE), &pack_region_sums(sums), None),
-        Reply::Occupied(regions) => {
-            Frame::new(header(kind::OCCUPIED_ARE), &pack_regions(regions), None)
+        Reply::Regions(RegionPage { regions, next }) => {
+            within(kind::REGIONS_ARE, regions.len() as usize, PAGE_REGIONS_MAX)?;
+            let position = next.map_or(NO_MORE, |region| region.0);
+            let header = Header { position, ..header(kind::REGIONS_ARE) };
+            Frame::new(header, &pack_regions(regions), None)
         }
         Reply::Digest(digest) => {
             Frame::new(Header { count: *digest, ..header(kind::DIGEST) }, &[], None)
         }
         Reply::Changed { regions, next } => {
-            let position = next.map_or(u64::MAX, |region| region.0);
+            within(kind::CHANGED_ARE, regions.len(), CHANGED_REGIONS_MAX)?;
+            let position = next.map_or(NO_MORE, |region| region.0);
             let mut meta = Vec::with_capacity(regions.len() * 40);
             for (region, blocks) in regions {
                 meta.extend_from_slice(&region.0.to_le_bytes());
@@ -398,7 +437,10 @@ pub fn decode_reply(
             let sums = unpack_region_sums(body.meta);
             Reply::Sums(Box::new(sums.ok_or_else(|| body.wrong("its sums of a region"))?))
         }
-        kind::OCCUPIED_ARE => Reply::Occupied(unpack_regions(body.meta)),
+        kind::REGIONS_ARE => {
+            let regions = body.region_set(PAGE_REGIONS_MAX)?;
+            Reply::Regions(RegionPage { regions, next: body.next()? })
+        }
         kind::DIGEST => Reply::Digest(header.count),
         kind::CHANGED_ARE => {
             if !body.meta.len().is_multiple_of(40) || body.meta.len() / 40 > CHANGED_REGIONS_MAX {
@@ -408,8 +450,11 @@ pub fn decode_reply(
                 let blocks = Blocks::from_bytes(entry[8..40].try_into().expect("32 bytes"));
                 (Region(le_u64(entry)), blocks)
             });
-            let next = (header.position != u64::MAX).then_some(Region(header.position));
-            Reply::Changed { regions: regions.collect(), next }
+            let regions: Vec<_> = regions.collect();
+            if regions.iter().any(|(region, _)| region.0 >= REGIONS_MAX) {
+                return Err(body.wrong("its regions"));
+            }
+            Reply::Changed { regions, next: body.next()? }
         }
         unknown => return Err(WireError::Kind(unknown)),
     })

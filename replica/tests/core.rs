@@ -9,6 +9,7 @@ use ankole_replica::arbiter::{EngineGrant, InstanceId, Member, Record};
 use ankole_replica::chain::index::{BlockSum, Blocks};
 use ankole_replica::chain::{ChainChange, ChainInfo, ChainOp, LayerInfo, Seal};
 use ankole_replica::message::{BadRegion, Contents, Refusal, RegionSums, Reply, Request, Welcome};
+use ankole_replica::regions::{RegionPage, RegionSet};
 use ankole_replica::replication::{
     Action, Config, Core, End, Failure, IoId, Job, JobId, LinkId, Operation, Payload, Slot,
 };
@@ -19,6 +20,9 @@ use ankole_replica::types::{
 
 const MS: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
+const SIZE_BYTES: u64 = 16 << 20;
+/// Marked regions that a replica tells in one answer.
+const MARKS_AT_ONCE: usize = 3;
 const A: Slot = Slot(0);
 const B: Slot = Slot(1);
 const C: Slot = Slot(2);
@@ -58,7 +62,7 @@ struct Stage {
     jobs: BTreeMap<JobId, Result<(), String>>,
     joined: u32,
     goodbyes: u32,
-    marked: BTreeSet<Region>,
+    marked: RegionSet,
     /// What each holds of the marked regions.
     sums: BTreeMap<Slot, RegionSums>,
 }
@@ -73,7 +77,7 @@ fn replica(slot: Slot) -> ReplicaId {
 
 fn layer(number: u32) -> LayerInfo {
     let parent = (number > 1).then(|| LayerId(number - 1));
-    let (id, size_bytes) = (LayerId(number), 2 << 20);
+    let (id, size_bytes) = (LayerId(number), SIZE_BYTES);
     LayerInfo { id, parent, seal: None, removed: false, size_bytes, data_bytes: 0 }
 }
 
@@ -107,7 +111,7 @@ impl Stage {
             jobs: BTreeMap::new(),
             joined: 0,
             goodbyes: 0,
-            marked: BTreeSet::new(),
+            marked: RegionSet::new(),
             sums: BTreeMap::new(),
         }
     }
@@ -200,10 +204,10 @@ impl Stage {
         match request {
             Request::Hello(_) => Reply::Welcome(Box::new(Welcome {
                 incarnation: member(slot).incarnation,
-                size_bytes: 2 << 20,
+                size_bytes: SIZE_BYTES,
                 continuous: !self.suspect.contains(&slot),
                 synced_generation: Some(Generation::FIRST),
-                marked: self.marked.iter().map(|it| (*it, Generation::FIRST)).collect(),
+                marked_regions: self.marked.len(),
                 chain: self.chain.clone(),
                 lease_ms: 3000,
             })),
@@ -211,7 +215,12 @@ impl Stage {
             Request::Sums { .. } => Reply::Sums(Box::new(self.sums[&slot].clone())),
             Request::Fetch { .. } => Reply::Digest(1),
             Request::Copy { .. } => Reply::Digest(1),
-            Request::Marked | Request::Stamps { .. } => Reply::Occupied(Vec::new()),
+            Request::Marked { from } if !self.opened => {
+                Reply::Regions(RegionPage::of(self.marked.from(*from), MARKS_AT_ONCE))
+            }
+            Request::Marked { .. } | Request::Stamps { .. } => {
+                Reply::Regions(RegionPage::default())
+            }
             Request::DescribeChain => Reply::Chain(Box::new(self.chain.clone())),
             _ => Reply::Done,
         }
@@ -246,6 +255,17 @@ impl Stage {
     fn answer(&mut self, reply: Reply<()>) {
         let Asked { slot, link, seq, .. } = self.asked.pop_front().expect("something is asked");
         self.core.answered(self.now, slot, link, seq, reply);
+        self.settle();
+    }
+
+    /// One request of a replica that hangs is answered after all; then the others go on.
+    fn answer_one(&mut self, slot: Slot) {
+        self.settle();
+        if let Some(at) = self.asked.iter().position(|asked| asked.slot == slot) {
+            let Asked { slot, link, seq, request } = self.asked.remove(at).expect("found");
+            let reply = self.reply(slot, &request);
+            self.core.answered(self.now, slot, link, seq, reply);
+        }
         self.settle();
     }
 
@@ -369,6 +389,52 @@ fn while_another_engine_may_read_the_open_asks_again() {
     stage.refusing.clear();
     stage.pass(500 * MS);
     assert!(stage.opened);
+}
+
+// ---- what is marked ----------------------------------------------------------------------------
+
+/// The welcome once carried the marked regions, and outgrew what a message may be.
+#[test]
+fn a_volume_is_open_when_all_members_have_told_all_that_they_have_marked() {
+    let mut stage = Stage::new(2);
+    stage.sums = [A, B].into_iter().map(|slot| (slot, RegionSums::absent())).collect();
+    stage.marked.insert_run(1..12);
+    stage.hung.insert(B);
+    let first_of_b = |asked: &Asked| {
+        asked.slot == B && matches!(asked.request, Request::Marked { from: Region(0) })
+    };
+    for _ in 0..9 {
+        stage.answer_one(B);
+        assert!(!stage.opened && stage.core.status().unsettled_bytes <= 11 << 20);
+        if stage.asked.iter().any(first_of_b) {
+            break;
+        }
+    }
+    assert_eq!(stage.core.status().unsettled_bytes, 11 << 20, "A has told all that it has");
+    assert!(stage.waits_for().contains("what was being written"), "{}", stage.waits_for());
+    // One that is lost on the way is asked again from the start.
+    stage.answer_one(B);
+    stage.cut(B);
+    stage.hung.clear();
+    stage.pass(2 * SECOND);
+    assert!(stage.opened, "{}", stage.waits_for());
+    assert_eq!(stage.core.status().unsettled_bytes, 0);
+}
+
+#[test]
+fn a_replica_whose_list_of_marks_goes_in_circles_is_lost() {
+    let mut stage = Stage::new(2);
+    stage.marked.insert(Region(1));
+    stage.hung.insert(B);
+    while !stage.asked.iter().any(|it| matches!(it.request, Request::Marked { .. })) {
+        stage.answer_one(B);
+    }
+    let at = stage.asked.iter().position(|it| matches!(it.request, Request::Marked { .. }));
+    let Asked { slot, link, seq, .. } = stage.asked.remove(at.expect("seen above")).expect("there");
+    let circle = RegionPage { regions: RegionSet::new(), next: Some(Region(0)) };
+    stage.core.answered(stage.now, slot, link, seq, Reply::Regions(circle));
+    let peer = &stage.core.status().peers[usize::from(slot.0)];
+    assert_eq!(peer.reason.as_deref(), Some("its list of regions goes in circles"));
 }
 
 // ---- who comes back ----------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 use std::rc::Rc;
 
 use ankole_blockdev::disk::Buffer;
+use ankole_replica::message::Request;
 use ankole_replica::payload::Payload;
 use ankole_replica::wire::{self, Frame, HEADER_BYTES, Header};
 
@@ -28,10 +29,10 @@ pub fn message(input: &[u8]) {
     let head = head_of(fields, &meta, data.len());
     let Ok(header) = Header::decode(&head) else { return };
     if let Ok(request) = wire::decode_request(&header, &meta, Buffer::copy_of(&data)) {
-        let sent = wire::encode_request(header.seq, &request);
+        let sent = sent(header.seq, &request);
         let (again, meta, data) = parts_of(&sent);
         let again = wire::decode_request(&again, &meta, data).expect("what we send is a message");
-        assert_eq!(bytes_of(&wire::encode_request(header.seq, &again)), bytes_of(&sent));
+        assert_eq!(bytes_of(&self::sent(header.seq, &again)), bytes_of(&sent));
     }
     if let Ok(reply) = wire::decode_reply(&header, &meta, Buffer::copy_of(&data)) {
         let sent = wire::encode_reply(header.seq, &reply);
@@ -39,6 +40,11 @@ pub fn message(input: &[u8]) {
         let again = wire::decode_reply(&again, &meta, data).expect("what we send is a message");
         assert_eq!(bytes_of(&wire::encode_reply(header.seq, &again)), bytes_of(&sent));
     }
+}
+
+/// What came as one message goes as one.
+fn sent(seq: u64, request: &Request<Rc<Payload>>) -> Frame {
+    wire::encode_request(seq, request).expect("it isn't longer than what came")
 }
 
 /// A frame's first bytes: kind, flags and numbers from `fields`, lengths and checksums as due.
@@ -111,8 +117,8 @@ pub fn carries_data(input: &[u8]) -> bool {
     };
     let Ok(header) = Header::decode(&head) else { return false };
     match wire::decode_request(&header, &meta, Buffer::copy_of(&data)) {
-        Ok(ankole_replica::message::Request::Write { payload, .. }) => has_data(&payload),
-        Ok(ankole_replica::message::Request::Copy { payload, .. }) => has_data(&payload),
+        Ok(Request::Write { payload, .. }) => has_data(&payload),
+        Ok(Request::Copy { payload, .. }) => has_data(&payload),
         _ => false,
     }
 }

@@ -82,11 +82,20 @@ impl Link {
         if let Some(into) = into {
             self.destinations.insert(seq, into);
         }
+        let mut ends = false;
         match &*self.route.borrow() {
             Route::Connecting => {}
-            Route::Socket(queue) => {
-                let _closed = queue.send(wire::encode_request(seq, &request));
-            }
+            Route::Socket(queue) => match wire::encode_request(seq, &request) {
+                Ok(frame) => {
+                    let _closed = queue.send(frame);
+                }
+                // Messages are made so that they fit. If one doesn't, the replica isn't to blame,
+                // but can't be asked: what the link has brought so far is all.
+                Err(error) => {
+                    tracing::error!(%error, "a request that can't be sent ends the connection");
+                    ends = true;
+                }
+            },
             Route::Local { engine, slot, link, conversation } => {
                 let (engine, conversation) = (engine.clone(), conversation.clone());
                 let (slot, link) = (*slot, *link);
@@ -95,6 +104,9 @@ impl Link {
                     engine.link_answered(slot, link, seq, reply);
                 });
             }
+        }
+        if ends {
+            self.route.replace(Route::Connecting);
         }
     }
 

@@ -43,6 +43,8 @@ pub(super) struct Clearing {
     /// Members may have marks that aren't known here.
     is_unsure: bool,
     asking: Option<Asking>,
+    /// Where the next question begins: the answer to the last one had no room for all.
+    ask_from: Option<Region>,
     /// Known to stay marked although they were cleared: not tried again before the next write.
     stubborn: BTreeSet<Region>,
     /// Who was a member when that was asked last.
@@ -73,6 +75,8 @@ enum Stage {
 struct Asking {
     waiting: Slots,
     found: BTreeSet<Region>,
+    /// Where somebody has more.
+    next: Option<Region>,
 }
 
 impl Clearing {
@@ -271,6 +275,8 @@ impl Core {
             new.iter().for_each(|region| self.clearing.note(now, region.range()));
             self.clearing.stubborn = tried;
             self.clearing.stubborn.extend(new);
+            self.clearing.is_unsure |= asking.next.is_some();
+            self.clearing.ask_from = asking.next;
         }
         let members = self.live();
         let is_new = self.clearing.members != members;
@@ -281,20 +287,30 @@ impl Core {
             }
             self.clearing.members = members;
             self.clearing.is_unsure = false; // a write that comes before the answer unsettles it again
-            self.clearing.asking = Some(Asking { waiting: members, found: BTreeSet::new() });
+            let asking = Asking { waiting: members, found: BTreeSet::new(), next: None };
+            self.clearing.asking = Some(asking);
+            let from = self.clearing.ask_from.filter(|_| !is_new).unwrap_or(Region(0));
             for slot in members.iter() {
-                self.send(now, slot, Purpose::Marked, Request::Marked, None);
+                self.send(now, slot, Purpose::Marked(from), Request::Marked { from }, None);
             }
         }
     }
 
-    pub(super) fn marked_answered(&mut self, now: Instant, slot: Slot, reply: Reply<()>) {
-        let Reply::Occupied(regions) = reply else { return self.lose_for(now, slot, &reply) };
+    pub(super) fn marked_answered(
+        &mut self,
+        now: Instant,
+        slot: Slot,
+        from: Region,
+        reply: Reply<()>,
+    ) {
+        let Some(page) = self.expect_page(now, slot, from, reply) else { return };
         if let Some(asking) = &mut self.clearing.asking {
             asking.waiting.remove(slot);
             let size = self.chain.size_bytes() / REGION_BYTES;
-            let within = regions.into_iter().filter(|region| region.0 < size);
-            asking.found.extend(within.take(ASKED_MAX));
+            let mut within = page.regions.within(0..size);
+            asking.found.extend(within.by_ref().take(ASKED_MAX));
+            let next = within.next().or(page.next.filter(|next| next.0 < size));
+            asking.next = asking.next.into_iter().chain(next).min();
         }
     }
 

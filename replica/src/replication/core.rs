@@ -28,7 +28,8 @@ use crate::arbiter::{InstanceId, Record, Refused};
 use crate::chain::ChainInfo;
 use crate::message::{Refusal, Reply, Request};
 use crate::mutation::{self, Mutation};
-use crate::types::{Fence, Generation, ReplicaId, Session};
+use crate::regions::RegionPage;
+use crate::types::{Fence, Generation, Region, ReplicaId, Session};
 
 /// What one engine process is told at its start.
 #[derive(Clone, Debug)]
@@ -408,6 +409,7 @@ impl Core {
         match purpose {
             Purpose::Hello => self.welcomed(now, slot, reply),
             Purpose::Advance(generation) => self.advanced(now, slot, generation, reply),
+            Purpose::OpenMarks(from) => self.marks_told(now, slot, from, reply),
             Purpose::Write(io) => self.write_answered(now, slot, io, reply),
             Purpose::Read(io) => self.read_answered(now, slot, io, reply),
             Purpose::Edge(io, block) => self.edge_answered(now, slot, io, block, reply),
@@ -419,10 +421,15 @@ impl Core {
             Purpose::SettleCopy(region) => self.settle_copied(now, slot, region, reply),
             Purpose::RebuildDescribe(number) => self.rebuild_described(now, slot, number, reply),
             Purpose::RebuildAdopt => self.rebuild_adopted(now, slot, reply),
-            Purpose::RebuildOccupied(number, layer) => {
-                self.rebuild_occupied(now, slot, number, layer, reply);
+            Purpose::RebuildMarks(number, from) => {
+                self.rebuild_target_marks(now, slot, number, from, reply);
             }
-            Purpose::RebuildStamps(number) => self.rebuild_stamps(now, slot, number, reply),
+            Purpose::RebuildOccupied(number, layer, from) => {
+                self.rebuild_occupied(now, slot, (number, layer, from), reply);
+            }
+            Purpose::RebuildStamps(number, from) => {
+                self.rebuild_stamps(now, slot, number, from, reply);
+            }
             Purpose::RebuildMark => self.rebuild_marked(now, slot, reply),
             Purpose::RebuildStep(step) => self.rebuild_step_answered(now, slot, step, reply),
             Purpose::Ready => self.rebuild_ready(now, slot, reply),
@@ -438,7 +445,7 @@ impl Core {
                 self.expect_done(now, slot, reply);
             }
             Purpose::Clear(number) => self.clear_answered(now, slot, number, reply),
-            Purpose::Marked => self.marked_answered(now, slot, reply),
+            Purpose::Marked(from) => self.marked_answered(now, slot, from, reply),
             Purpose::RepairSums => self.repair_compared(now, slot, reply),
             Purpose::RepairFetch => self.repair_fetched(now, slot, reply),
             Purpose::Repair => self.repaired(now, slot, reply),
@@ -490,6 +497,27 @@ impl Core {
             other => {
                 self.lose_for(now, slot, &other);
                 false
+            }
+        }
+    }
+
+    /// For lists: a part of what was asked for from a region on. Without one the replica is lost.
+    pub(super) fn expect_page(
+        &mut self,
+        now: Instant,
+        slot: Slot,
+        from: Region,
+        reply: Reply<()>,
+    ) -> Option<RegionPage> {
+        match reply {
+            Reply::Regions(page) if page.next.is_none_or(|next| next > from) => Some(page),
+            Reply::Regions(_) => {
+                self.lose(now, slot, "its list of regions goes in circles");
+                None
+            }
+            other => {
+                self.lose_for(now, slot, &other);
+                None
             }
         }
     }

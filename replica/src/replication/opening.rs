@@ -4,7 +4,9 @@
 //! read the record ─▶ greet its members ─▶ decide who stays ─▶ (arbiter) ─▶ chains alike
 //!                                              │                              │
 //!                            all may have lost writes, one is missing:        ▼
-//!                            wait for it, or for a person          Advance on all ─▶ serve
+//!                            wait for it, or for a person          Advance on all
+//!                                                                         ▼
+//!                                                  what they have marked, page by page ─▶ serve
 //! ```
 
 use std::time::Instant;
@@ -14,7 +16,8 @@ use super::core::{Config, Core, Phase};
 use super::peer::{Absence, PeerState, Purpose};
 use super::slots::{Slot, Slots};
 use crate::chain::{ChainChange, ChainInfo, ChainOp};
-use crate::message::{Reply, Request, Welcome};
+use crate::message::{Reply, Request};
+use crate::types::{REGION_BYTES, Region};
 
 #[derive(Debug)]
 pub(super) struct Opening {
@@ -24,6 +27,8 @@ pub(super) struct Opening {
     passed: bool,
     dead_passed: bool,
     stage: Stage,
+    /// Members that have regions marked, and haven't told all of them.
+    untold: Slots,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -34,6 +39,8 @@ enum Stage {
     Removing,
     Equalizing,
     Advancing,
+    /// They tell where they may differ: nothing is read or written before that is known of all.
+    Marks,
 }
 
 impl Opening {
@@ -44,6 +51,7 @@ impl Opening {
             passed: false,
             dead_passed: false,
             stage: Stage::ReadingRecord,
+            untold: Slots::NONE,
         }
     }
 
@@ -83,7 +91,7 @@ impl Core {
         let member = self.peer(slot).in_set.is_some();
         if let Some(opening) = self.opening()
             && member
-            && matches!(opening.stage, Stage::Equalizing | Stage::Advancing)
+            && matches!(opening.stage, Stage::Equalizing | Stage::Advancing | Stage::Marks)
         {
             opening.stage = Stage::Greeting;
         }
@@ -124,6 +132,15 @@ impl Core {
             }
             Stage::Advancing => {
                 if self.all_advanced() {
+                    self.set_stage(Stage::Marks);
+                    for slot in self.untold().iter() {
+                        self.ask_marks(now, slot, Region(0));
+                    }
+                    self.drive_opening(now); // after a clean stop there are none
+                }
+            }
+            Stage::Marks => {
+                if self.untold().is_empty() {
                     self.serve(now);
                 }
             }
@@ -221,13 +238,37 @@ impl Core {
         self.start_waiting_ios(now);
     }
 
-    /// Notes what a member knows before it becomes live.
+    /// A member becomes live: what it has marked is still to be asked for.
     pub(super) fn note_marks(&mut self, slot: Slot) {
-        let marked = match &self.peer(slot).state {
-            PeerState::Welcomed(welcome) => marks(welcome),
-            _ => return,
-        };
-        self.settle.add(marked);
+        let has_marks = self.peer(slot).welcome().is_some_and(|welcome| welcome.marked_regions > 0);
+        if let Some(opening) = self.opening().filter(|_| has_marks) {
+            opening.untold.insert(slot);
+        }
+    }
+
+    fn untold(&self) -> Slots {
+        match &self.phase {
+            Phase::Opening(opening) => opening.untold.intersection(self.set()),
+            _ => Slots::NONE,
+        }
+    }
+
+    fn ask_marks(&mut self, now: Instant, slot: Slot, from: Region) {
+        self.send(now, slot, Purpose::OpenMarks(from), Request::Marked { from }, None);
+    }
+
+    pub(super) fn marks_told(&mut self, now: Instant, slot: Slot, from: Region, reply: Reply<()>) {
+        let Some(page) = self.expect_page(now, slot, from, reply) else { return };
+        let mut regions = page.regions;
+        regions.truncate(self.chain.size_bytes() / REGION_BYTES);
+        self.settle.add(&regions);
+        let Some(opening) = self.opening() else { return };
+        match page.next {
+            // Asked anew from the start once the one that was lost meanwhile is back, or removed.
+            Some(next) if opening.stage == Stage::Marks => self.ask_marks(now, slot, next),
+            Some(_) => {}
+            None => opening.untold.remove(slot),
+        }
     }
 
     pub(super) fn opening_waits_for(&self) -> Option<String> {
@@ -236,6 +277,7 @@ impl Core {
             Stage::ReadingRecord => "the arbiter must say who may write".into(),
             Stage::Removing => "the arbiter must record who can't open".into(),
             Stage::Equalizing | Stage::Advancing => "replicas prepare for this engine".into(),
+            Stage::Marks => "replicas tell what was being written at the last stop".into(),
             Stage::Greeting => {
                 let silent = self
                     .slots_where(|peer| peer.in_set.is_some() && peer.welcome().is_none())
@@ -260,10 +302,6 @@ impl Core {
             }
         })
     }
-}
-
-fn marks(welcome: &Welcome) -> Vec<crate::types::Region> {
-    welcome.marked.iter().map(|(region, _)| *region).collect()
 }
 
 /// The one change that leads from `before` to `after`, if it is one.

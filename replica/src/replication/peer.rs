@@ -92,6 +92,8 @@ pub(super) enum PeerState {
 pub(super) enum Purpose {
     Hello,
     Advance(Generation),
+    /// What it may have that others lack, when the volume opens.
+    OpenMarks(Region),
     Write(IoId),
     Read(IoId),
     Edge(IoId, BlockIndex),
@@ -102,9 +104,11 @@ pub(super) enum Purpose {
     Verified,
     /// Numbered, since an answer may come when its rebuild was given up.
     RebuildDescribe(u64),
+    /// Lists are asked for from a region on.
+    RebuildMarks(u64, Region),
     RebuildAdopt,
-    RebuildOccupied(u64, LayerId),
-    RebuildStamps(u64),
+    RebuildOccupied(u64, LayerId, Region),
+    RebuildStamps(u64, Region),
     RebuildMark,
     RebuildStep(StepId),
     Ready,
@@ -122,7 +126,7 @@ pub(super) enum Purpose {
     Bye,
     /// Numbered by batch.
     Clear(u64),
-    Marked,
+    Marked(Region),
     RepairSums,
     RepairFetch,
     Repair,
@@ -140,7 +144,10 @@ pub(super) enum FlushFor {
 impl Purpose {
     /// Whether the answer may take longer than a disk does.
     fn is_long(&self) -> bool {
-        matches!(self, Self::Join(_) | Self::RebuildAdopt | Self::RebuildMark | Self::Bye)
+        matches!(
+            self,
+            Self::Join(_) | Self::RebuildAdopt | Self::RebuildMark | Self::Ready | Self::Bye
+        )
     }
 }
 

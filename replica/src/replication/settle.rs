@@ -11,7 +11,7 @@
 //!                 └────────── all copied ─────────────┘   then the lowest replica
 //! ```
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Instant;
 
 use super::action::{Action, Destination, IoId, Payload, TransferId};
@@ -21,6 +21,7 @@ use super::slots::{Slot, Slots};
 use crate::chain::index::{BlockSum, Blocks};
 use crate::message::{BadRegion, Refusal, RegionSums, Reply, Request};
 use crate::mutation::{self, Mutation};
+use crate::regions::RegionSet;
 use crate::types::{BLOCK_BYTES, BLOCKS_PER_REGION, BlockRange, REGION_BYTES, Region};
 
 /// Regions that are compared at once.
@@ -30,7 +31,7 @@ const REPAIRS_MAX: u8 = 3;
 
 #[derive(Debug, Default)]
 pub(super) struct Settle {
-    unsettled: BTreeSet<Region>,
+    unsettled: RegionSet,
     /// Wanted by a request: these come first.
     demanded: VecDeque<Region>,
     running: BTreeMap<Region, Step>,
@@ -69,8 +70,8 @@ struct Repair {
 }
 
 impl Settle {
-    pub(super) fn add(&mut self, marked: impl IntoIterator<Item = Region>) {
-        self.unsettled.extend(marked);
+    pub(super) fn add(&mut self, marked: &RegionSet) {
+        self.unsettled.add(marked);
     }
 
     pub(super) fn is_done(&self) -> bool {
@@ -78,18 +79,18 @@ impl Settle {
     }
 
     pub(super) fn is_unsettled(&self, region: Region) -> bool {
-        self.unsettled.contains(&region)
+        self.unsettled.contains(region)
     }
 
     pub(super) fn unsettled_bytes(&self) -> u64 {
-        self.unsettled.len() as u64 * REGION_BYTES
+        self.unsettled.len() * REGION_BYTES
     }
 
     /// Whether `io` has to wait; then the regions of its range are settled next.
     pub(super) fn waits(&mut self, range: BlockRange, io: IoId) -> bool {
         let first = range.first.region();
         let last = Region((range.end().0 - 1) / BLOCKS_PER_REGION);
-        let missing: Vec<_> = self.unsettled.range(first..=last).copied().collect();
+        let missing: Vec<_> = self.unsettled.within(first.0..last.0 + 1).collect();
         if missing.is_empty() {
             return false;
         }
@@ -114,11 +115,11 @@ impl Settle {
 
     fn next(&mut self) -> Option<Region> {
         while let Some(region) = self.demanded.pop_front() {
-            if self.unsettled.contains(&region) && !self.running.contains_key(&region) {
+            if self.unsettled.contains(region) && !self.running.contains_key(&region) {
                 return Some(region);
             }
         }
-        self.unsettled.iter().copied().find(|region| !self.running.contains_key(region))
+        self.unsettled.iter().find(|region| !self.running.contains_key(region))
     }
 }
 
@@ -320,7 +321,7 @@ impl Core {
 
     fn settled(&mut self, now: Instant, region: Region) {
         let Some(step) = self.settle.running.remove(&region) else { return };
-        self.settle.unsettled.remove(&region);
+        self.settle.unsettled.remove(region);
         self.clearing.note(now, region.range());
         let data_bytes = |sums: &RegionSums| {
             let is_data = |sum: &&BlockSum| matches!(sum, BlockSum::Data { .. });
@@ -348,7 +349,7 @@ impl Core {
             }
         }
         let unsettled = &self.settle.unsettled;
-        let free = |range: &BlockRange| !range.regions().any(|region| unsettled.contains(&region));
+        let free = |range: &BlockRange| !range.regions().any(|region| unsettled.contains(region));
         let (ready, waiting) = std::mem::take(&mut self.settle.waiting)
             .into_iter()
             .partition(|(_, range)| free(range));

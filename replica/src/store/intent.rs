@@ -23,6 +23,7 @@ use roaring::RoaringBitmap;
 use super::rounds::Rounds;
 use super::storage::StorageFile;
 use crate::mutation::{self, Mutation};
+use crate::regions::{PAGE_REGIONS_MAX, RegionPage};
 use crate::types::{Generation, REGION_BYTES, REGIONS_PER_GROUP, Region, VOLUME_BYTES_MAX};
 
 const SECTOR_BYTES: usize = 512;
@@ -228,6 +229,17 @@ impl<F: StorageFile> Intent<F> {
         Ok(stamped)
     }
 
+    pub(super) fn marked_count(&self) -> u64 {
+        self.state.borrow().marked.len()
+    }
+
+    /// As [`marked`](Self::marked), without the stamps.
+    pub(super) fn marked_page(&self, from: Region) -> RegionPage {
+        let state = self.state.borrow();
+        let marked = state.marked.range(number(from.0)..);
+        RegionPage::of(marked.map(|region| Region(region.into())), PAGE_REGIONS_MAX)
+    }
+
     /// Regions written in a generation after `base`, whether still marked or not.
     pub(super) fn stamped_since(
         &self,
@@ -240,6 +252,26 @@ impl<F: StorageFile> Intent<F> {
             }
         })?;
         Ok(found)
+    }
+
+    /// A part of that, by one read; and where to go on, if there is more.
+    pub(super) fn stamped_from(
+        &self,
+        base: u64,
+        from: Region,
+    ) -> Result<(Vec<Region>, Option<Region>), IntentError> {
+        let regions = self.state.borrow().regions;
+        let sectors = regions.div_ceil(ENTRIES);
+        let first = from.0 / ENTRIES;
+        let end = sectors.min(first + RUN_SECTORS);
+        if first >= end {
+            return Ok((Vec::new(), None));
+        }
+        let entries = self.entries(first..end)?;
+        let stamped = (first * ENTRIES..regions).zip(entries);
+        let stamped = stamped.filter(|(region, entry)| *region >= from.0 && entry >> 1 > base);
+        let stamped = stamped.map(|(region, _)| Region(region)).collect();
+        Ok((stamped, (end < sectors).then_some(Region(end * ENTRIES))))
     }
 
     pub(super) async fn sync(&self) -> io::Result<()> {

@@ -62,6 +62,7 @@ pub use crate::chain::index::{BlockSum, Blocks};
 use crate::chain::{Chain, ChainError, ChainInfo};
 pub use crate::checksum::ZERO_BLOCK_SUM;
 use crate::mutation::{self, Mutation};
+use crate::regions::RegionPage;
 use crate::types::{Fence, Generation, LayerId, Region};
 use intent::{Intent, IntentError};
 use meta::ReplicaMeta;
@@ -272,6 +273,15 @@ impl<S: Storage> Store<S> {
         self.intent.marked().map_err(|error| self.intent_error(error))
     }
 
+    pub fn marked_count(&self) -> u64 {
+        self.intent.marked_count()
+    }
+
+    /// Which regions are marked, from one on: as many as one message takes.
+    pub fn marked_page(&self, from: Region) -> RegionPage {
+        self.intent.marked_page(from)
+    }
+
     /// Regions written in a generation after `base`, marked or not: what a replica missed that
     /// was last in sync then. `None`: all that were ever written.
     pub fn regions_since(
@@ -280,6 +290,17 @@ impl<S: Storage> Store<S> {
     ) -> Result<Vec<(Region, Generation)>, StoreError> {
         let base = base.map_or(0, |generation| generation.0.get());
         self.intent.stamped_since(base).map_err(|error| self.intent_error(error))
+    }
+
+    /// A part of that, from a region on, in one turn of work; and where to go on.
+    pub fn regions_since_from(
+        &self,
+        base: Option<Generation>,
+        from: Region,
+    ) -> Result<(Vec<Region>, Option<Region>), StoreError> {
+        let base = base.map_or(0, |generation| generation.0.get());
+        let stamped = self.intent.stamped_from(base, from);
+        stamped.map_err(|error| self.intent_error(error))
     }
 
     /// Gives every marked region the new generation; durable when it returns.

@@ -1,6 +1,5 @@
 //! What layers have, without their data.
 
-use std::ops::Range;
 use std::rc::Rc;
 
 use ankole_blockdev::disk::{Allocation, BLOCK_BYTES};
@@ -14,6 +13,9 @@ use crate::chain::index::{BlockSum, Blocks, Page};
 use crate::checksum;
 use crate::message::Contents;
 use crate::types::{BLOCKS_PER_REGION, BlockIndex, BlockRange, LayerId, REGION_BYTES, Region};
+
+/// Pages that are looked at between two turns of others.
+const LOOKS: u64 = 64;
 
 impl<S: Storage> Store<S> {
     /// What one layer itself has of each block; its parents aren't asked.
@@ -78,19 +80,37 @@ impl<S: Storage> Store<S> {
         Ok((sums, Contents { hashes, unreadable }))
     }
 
-    /// Regions of which one layer itself has anything; removed layers count too, until a join has
-    /// freed them.
-    pub fn occupied(&self, layer: LayerId) -> Result<Vec<Region>, StoreError> {
-        let layer = self.layer(layer)?;
-        let mut found = Vec::new();
-        for region in (0..layer.size_bytes / REGION_BYTES).map(Region) {
-            let owned = self.pages.look(layer.file, region, Page::owned);
-            let owned = owned.map_err(|fault| self.page_error(layer.file, region, fault))?;
-            if !owned.is_empty() {
-                found.push(region);
+    /// Regions from `from` on of which one layer itself has anything, and where to go on: nowhere
+    /// at the end. Looks at no more than `at_most` pages; others get their turn meanwhile. Removed
+    /// layers count too, until a join has freed them.
+    pub async fn occupied(
+        &self,
+        layer: LayerId,
+        from: Region,
+        at_most: u64,
+    ) -> Result<(Vec<Region>, Option<Region>), StoreError> {
+        let (mut found, mut at, stop) = (Vec::new(), from.0, from.0.saturating_add(at_most));
+        loop {
+            // Anew after each turn of others: a join may give it other files.
+            let layer = self.layer(layer)?;
+            let end = layer.size_bytes / REGION_BYTES;
+            let turn = at..stop.min(end).min(at.saturating_add(LOOKS));
+            for region in turn.clone().map(Region) {
+                let owned = self.pages.look(layer.file, region, Page::owned);
+                let owned = owned.map_err(|fault| self.page_error(layer.file, region, fault))?;
+                if !owned.is_empty() {
+                    found.push(region);
+                }
             }
+            at = turn.end;
+            if at >= end {
+                return Ok((found, None));
+            }
+            if at >= stop {
+                return Ok((found, Some(Region(at))));
+            }
+            tokio::task::yield_now().await;
         }
-        Ok(found)
     }
 
     /// The head's blocks of `range` were compared with a peer's and are equal.
@@ -136,36 +156,59 @@ impl<S: Storage> Store<S> {
         Ok(runs)
     }
 
-    /// Blocks that the layers after `after` up to `upto` have, per region of `regions`: what an
-    /// incremental backup of `upto` has to look at. Without `after`, all that `upto` shows.
-    pub fn changed(
+    /// Blocks that the layers after `after` up to `upto` have, per region from `from` on: what an
+    /// incremental backup of `upto` has to look at. Without `after`, all that `upto` shows. Also
+    /// where to go on: nowhere at the end. Looks at no more than `at_most` pages and a chain's
+    /// length; others get their turn meanwhile.
+    pub async fn changed(
         &self,
         after: Option<LayerId>,
         upto: LayerId,
-        regions: Range<u64>,
-    ) -> Result<Vec<(Region, Blocks)>, StoreError> {
-        let path = self.path(View::Layer(upto))?;
-        let newer: Vec<Rc<OpenLayer<S::File>>> =
-            path.iter().take_while(|layer| Some(layer.id) != after).cloned().collect();
-        if let Some(after) = after.filter(|_| newer.len() == path.len()) {
-            return Err(ChainError::NoLayer(after).into());
-        }
-        let mut found = Vec::new();
-        for region in regions.map(Region) {
-            let mut blocks = Blocks::NONE;
-            for layer in &newer {
-                if region.0 < layer.size_bytes / REGION_BYTES {
-                    let owned = self.pages.look(layer.file, region, Page::owned);
-                    let owned =
-                        owned.map_err(|fault| self.page_error(layer.file, region, fault))?;
-                    blocks = blocks | owned;
-                }
+        from: Region,
+        at_most: u64,
+    ) -> Result<(Vec<(Region, Blocks)>, Option<Region>), StoreError> {
+        let (mut found, mut looks, mut turn) = (Vec::new(), 0, 0);
+        let mut newer = self.newer(after, upto)?;
+        let end = newer.iter().map(|layer| layer.size_bytes / REGION_BYTES).max().unwrap_or(0);
+        for region in (from.0..end).map(Region) {
+            if looks >= at_most {
+                return Ok((found, Some(region)));
             }
+            // Never within a region: what a join moves to a layer that was looked at already, from
+            // one that wasn't, would be missed.
+            if turn >= LOOKS {
+                tokio::task::yield_now().await;
+                newer = self.newer(after, upto)?;
+                turn = 0;
+            }
+            let mut blocks = Blocks::NONE;
+            for layer in newer.iter().filter(|it| region.0 < it.size_bytes / REGION_BYTES) {
+                let owned = self.pages.look(layer.file, region, Page::owned);
+                let owned = owned.map_err(|fault| self.page_error(layer.file, region, fault))?;
+                blocks = blocks | owned;
+            }
+            looks += newer.len() as u64;
+            turn += newer.len() as u64;
             if !blocks.is_empty() {
                 found.push((region, blocks));
             }
         }
-        Ok(found)
+        Ok((found, None))
+    }
+
+    /// The layers after `after` that `upto` shows.
+    fn newer(
+        &self,
+        after: Option<LayerId>,
+        upto: LayerId,
+    ) -> Result<Vec<Rc<OpenLayer<S::File>>>, StoreError> {
+        let path = self.path(View::Layer(upto))?;
+        let newer: Vec<_> =
+            path.iter().take_while(|layer| Some(layer.id) != after).cloned().collect();
+        match after {
+            Some(after) if newer.len() == path.len() => Err(ChainError::NoLayer(after).into()),
+            _ => Ok(newer),
+        }
     }
 }
 

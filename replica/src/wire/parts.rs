@@ -65,11 +65,21 @@ impl<'a> Body<'a> {
 
     pub(super) fn region(&self) -> Result<Region, WireError> {
         let region = Region(self.header.position);
-        if region.0 < BLOCKS_MAX / BLOCKS_PER_REGION {
+        if region.0 < REGIONS_MAX {
             Ok(region)
         } else {
             Err(self.wrong("its region is past the largest volume"))
         }
+    }
+
+    pub(super) fn region_set(&self, at_most: usize) -> Result<RegionSet, WireError> {
+        let regions = unpack_regions(self.meta, at_most);
+        regions.ok_or_else(|| self.wrong("its set of regions"))
+    }
+
+    /// Where a list goes on.
+    pub(super) fn next(&self) -> Result<Option<Region>, WireError> {
+        if self.header.position == NO_MORE { Ok(None) } else { self.region().map(Some) }
     }
 
     pub(super) fn regions(&self) -> Result<Vec<Region>, WireError> {
@@ -78,7 +88,7 @@ impl<'a> Body<'a> {
         }
         let regions = self.meta.chunks_exact(8).map(|entry| Region(le_u64(entry)));
         let regions: Vec<Region> = regions.collect();
-        let possible = |region: &Region| region.0 < BLOCKS_MAX / BLOCKS_PER_REGION;
+        let possible = |region: &Region| region.0 < REGIONS_MAX;
         if regions.iter().all(possible) { Ok(regions) } else { Err(self.wrong("its regions")) }
     }
 
@@ -219,21 +229,33 @@ pub(super) fn unpack_region_sums(bytes: &[u8]) -> Option<RegionSums> {
     hashes.next().is_none().then_some(RegionSums { blocks, contents: Some(contents) })
 }
 
-/// One bit for each region up to the last.
-pub(super) fn pack_regions(regions: &[Region]) -> Vec<u8> {
-    let mut bytes = vec![0; regions.last().map_or(0, |last| last.0 as usize / 8 + 1)];
-    for region in regions {
-        bytes[region.0 as usize / 8] |= 1 << (region.0 % 8);
+/// Of one run of neighbouring regions: the first, and how many there are.
+pub(super) const RUN_BYTES: usize = 8;
+
+pub(super) fn pack_regions(regions: &RegionSet) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for run in regions.runs() {
+        bytes.extend_from_slice(&(run.start as u32).to_le_bytes());
+        bytes.extend_from_slice(&((run.end - run.start) as u32).to_le_bytes());
     }
     bytes
 }
 
-pub(super) fn unpack_regions(bytes: &[u8]) -> Vec<Region> {
-    let bits = bytes.iter().zip((0u64..).step_by(8));
-    bits.flat_map(|(byte, first)| {
-        (0..8).filter(move |bit| byte >> bit & 1 == 1).map(move |bit| Region(first + bit))
-    })
-    .collect()
+/// Runs ascend and have gaps between them, as a set shows them.
+pub(super) fn unpack_regions(bytes: &[u8], at_most: usize) -> Option<RegionSet> {
+    let (runs, []) = bytes.as_chunks::<RUN_BYTES>() else { return None };
+    let (mut regions, mut least, mut room) = (RegionSet::new(), 0, at_most as u64);
+    for run in runs {
+        let (first, count) = (u64::from(le_u32(run)), u64::from(le_u32(&run[4..])));
+        if first < least || count == 0 || first + count > REGIONS_MAX {
+            return None;
+        }
+        room = room.checked_sub(count)?;
+        regions.insert_run(first..first + count);
+        least = first + count + 1;
+    }
+    regions.pack();
+    Some(regions)
 }
 
 pub(super) fn to_json(body: &impl Serialize) -> Vec<u8> {

@@ -347,7 +347,7 @@ fn kind_of<P>(reply: &Reply<P>) -> &'static str {
         Reply::Welcome(_) => "welcome",
         Reply::Data(_) => "data",
         Reply::Sums(_) => "sums",
-        Reply::Occupied(_) => "occupied",
+        Reply::Regions(_) => "regions",
         Reply::Digest(_) => "digest",
         Reply::Chain(_) => "chain",
         Reply::Adopted(_) => "adopted",

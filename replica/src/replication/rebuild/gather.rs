@@ -1,37 +1,41 @@
 //! Where the target may differ: which layers, and which regions of them.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Instant;
 
 use super::super::core::Core;
 use super::super::peer::{PeerState, Purpose};
 use super::super::slots::{Slot, Slots};
-use super::Stage;
+use super::todo::Todo;
+use super::{Rate, Stage};
 use crate::chain::ChainInfo;
-use crate::message::{Adopted, Refusal, Reply, Request};
+use crate::message::{Adopted, MARK_REGIONS_MAX, Refusal, Reply, Request};
 use crate::mutation::{self, Mutation};
-use crate::types::{LayerId, REGION_BYTES, Region};
+use crate::regions::{RegionPage, RegionSet};
+use crate::types::{Generation, LayerId, REGION_BYTES, Region};
 
 /// The questions that are out.
 #[derive(Debug)]
 pub(super) struct Gathering {
     adopted: Adopted,
-    /// Members that have yet to say what was written since.
+    /// Members that have yet to say what was written after this generation.
     stamps_of: Slots,
-    /// The member and the target that have yet to say what a layer holds.
+    after: Option<Generation>,
+    /// The member that says what its layers hold; so does the target.
     source: Slot,
     /// The head when they were asked.
     head: LayerId,
-    occupied_of: BTreeSet<(Slot, LayerId)>,
+    /// Layers of which that is still to be said. Each is asked for the first of them.
+    occupied_of: BTreeMap<Slot, VecDeque<LayerId>>,
     /// Written since the target was in sync, or marked there.
-    set: BTreeSet<Region>,
+    set: RegionSet,
     /// What the layers that may differ anywhere hold, there or here.
-    occupied: BTreeMap<LayerId, BTreeSet<Region>>,
+    occupied: BTreeMap<LayerId, RegionSet>,
 }
 
 impl Gathering {
     pub(super) fn is_complete(&self) -> bool {
-        self.stamps_of.is_empty() && self.occupied_of.is_empty()
+        self.stamps_of.is_empty() && self.occupied_of.values().all(VecDeque::is_empty)
     }
 
     /// Whether the answers can't become complete without `slot`. Each member alone knows all that
@@ -43,6 +47,36 @@ impl Gathering {
 }
 
 impl Core {
+    /// What the target has marked from a region on.
+    pub(super) fn rebuild_asks_target(
+        &mut self,
+        now: Instant,
+        target: Slot,
+        number: u64,
+        from: Region,
+    ) {
+        let purpose = Purpose::RebuildMarks(number, from);
+        self.send(now, target, purpose, Request::Marked { from }, None);
+    }
+
+    pub(in super::super) fn rebuild_target_marks(
+        &mut self,
+        now: Instant,
+        slot: Slot,
+        number: u64,
+        from: Region,
+        reply: Reply<()>,
+    ) {
+        let Some(page) = self.expect_page(now, slot, from, reply) else { return };
+        let Some((target, rebuild)) = self.rebuild_numbered(number) else { return };
+        rebuild.marked.add(&page.regions);
+        match (page.next, &mut rebuild.stage) {
+            (Some(next), _) => self.rebuild_asks_target(now, target, number, next),
+            (None, Stage::Describing { marks_told, .. }) => *marks_told = true,
+            (None, _) => {}
+        }
+    }
+
     pub(in super::super) fn rebuild_described(
         &mut self,
         now: Instant,
@@ -52,7 +86,7 @@ impl Core {
     ) {
         let Reply::Chain(chain) = reply else { return self.lose_for(now, slot, &reply) };
         let Some((_, rebuild)) = self.rebuild_numbered(number) else { return };
-        if let Stage::Describing { waiting, chains } = &mut rebuild.stage {
+        if let Stage::Describing { waiting, chains, .. } = &mut rebuild.stage {
             waiting.remove(slot);
             chains.insert(slot, *chain);
         }
@@ -96,7 +130,7 @@ impl Core {
     }
 
     pub(super) fn rebuild_gathers(&mut self, now: Instant, target: Slot) {
-        let (members, head) = (self.live(), self.chain.head);
+        let (members, head, generation) = (self.live(), self.chain.head, self.generation());
         let Some(rebuild) = self.rebuilds.by_target.get_mut(&target) else { return };
         let Stage::Draining { adopted, .. } = &mut rebuild.stage else { return };
         let adopted = std::mem::take(adopted);
@@ -104,30 +138,45 @@ impl Core {
             return self.lose(now, target, "no member has the chain that it was given");
         };
         let marked = !mutation::is_on(Mutation::RebuildIgnoresTargetsMarks);
-        let asked = adopted.anywhere.iter().flat_map(|layer| [(source, *layer), (target, *layer)]);
-        let asked: BTreeSet<_> = asked.collect();
+        let from_now = mutation::is_on(Mutation::DeltaFromWrongBase);
+        let (number, after) = (rebuild.number, if from_now { generation } else { rebuild.base });
+        let layers: VecDeque<LayerId> = adopted.anywhere.iter().copied().collect();
         rebuild.stage = Stage::Gathering(Gathering {
             adopted,
             stamps_of: members,
+            after,
             source,
             head,
-            occupied_of: asked.clone(),
-            set: if marked { rebuild.marked.clone() } else { BTreeSet::new() },
+            occupied_of: [source, target].map(|slot| (slot, layers.clone())).into(),
+            set: if marked { rebuild.marked.clone() } else { RegionSet::new() },
             occupied: BTreeMap::new(),
         });
-        let number = rebuild.number;
-        let mut after = rebuild.base;
-        if mutation::is_on(Mutation::DeltaFromWrongBase) {
-            after = self.generation();
-        }
         for slot in members.iter() {
-            let purpose = Purpose::RebuildStamps(number);
-            self.send(now, slot, purpose, Request::Stamps { after }, None);
+            self.ask_stamps(now, slot, number, after, Region(0));
         }
-        for (slot, layer) in asked {
-            let purpose = Purpose::RebuildOccupied(number, layer);
-            self.send(now, slot, purpose, Request::Occupied { layer }, None);
+        if let Some(layer) = layers.front() {
+            self.ask_occupied(now, source, (number, *layer, Region(0)));
+            self.ask_occupied(now, target, (number, *layer, Region(0)));
         }
+    }
+
+    fn ask_stamps(
+        &mut self,
+        now: Instant,
+        slot: Slot,
+        number: u64,
+        after: Option<Generation>,
+        from: Region,
+    ) {
+        let purpose = Purpose::RebuildStamps(number, from);
+        self.send(now, slot, purpose, Request::Stamps { after, from }, None);
+    }
+
+    /// Asks, for the rebuild of this number, what a layer holds from a region on.
+    fn ask_occupied(&mut self, now: Instant, slot: Slot, asked: (u64, LayerId, Region)) {
+        let (number, layer, from) = asked;
+        let purpose = Purpose::RebuildOccupied(number, layer, from);
+        self.send(now, slot, purpose, Request::Occupied { layer, from }, None);
     }
 
     pub(in super::super) fn rebuild_stamps(
@@ -135,13 +184,19 @@ impl Core {
         now: Instant,
         slot: Slot,
         number: u64,
+        from: Region,
         reply: Reply<()>,
     ) {
-        let Reply::Occupied(regions) = reply else { return self.lose_for(now, slot, &reply) };
+        let Some(page) = self.expect_page(now, slot, from, reply) else { return };
         let Some((_, rebuild)) = self.rebuild_numbered(number) else { return };
-        if let Stage::Gathering(gathering) = &mut rebuild.stage {
-            gathering.stamps_of.remove(slot);
-            gathering.set.extend(regions);
+        let Stage::Gathering(gathering) = &mut rebuild.stage else { return };
+        gathering.set.add(&page.regions);
+        match page.next {
+            Some(next) => {
+                let after = gathering.after;
+                self.ask_stamps(now, slot, number, after, next);
+            }
+            None => gathering.stamps_of.remove(slot),
         }
     }
 
@@ -149,27 +204,39 @@ impl Core {
         &mut self,
         now: Instant,
         slot: Slot,
-        number: u64,
-        layer: LayerId,
+        (number, layer, from): (u64, LayerId, Region),
         reply: Reply<()>,
     ) {
-        let Some((target, rebuild)) = self.rebuild_numbered(number) else { return };
-        let Stage::Gathering(gathering) = &mut rebuild.stage else { return };
-        let regions = match reply {
-            Reply::Occupied(regions) => regions,
+        let Some((target, _)) = self.rebuild_numbered(number) else { return };
+        let page = match reply {
             // A change of the chain came first and dropped it.
-            Reply::Refused(Refusal::Invalid { .. }) => Vec::new(),
+            Reply::Refused(Refusal::Invalid { .. }) => RegionPage::default(),
             Reply::Refused(refusal) => {
                 let reason = format!("what a layer holds can't be found out: {refusal}");
                 return self.lose(now, target, &reason);
             }
-            other => return self.lose_for(now, slot, &other),
+            other => match self.expect_page(now, slot, from, other) {
+                Some(page) => page,
+                None => return,
+            },
         };
-        gathering.occupied_of.remove(&(slot, layer));
+        let Some((_, rebuild)) = self.rebuild_numbered(number) else { return };
+        let Stage::Gathering(gathering) = &mut rebuild.stage else { return };
         if slot == target {
-            rebuild.occupied.extend(regions.iter().map(|region| (layer, *region)));
+            rebuild.occupied.entry(layer).or_default().add(&page.regions);
         }
-        gathering.occupied.entry(layer).or_default().extend(regions);
+        gathering.occupied.entry(layer).or_default().add(&page.regions);
+        let next = match page.next {
+            Some(next) => Some((layer, next)),
+            None => {
+                let layers = gathering.occupied_of.entry(slot).or_default();
+                layers.pop_front();
+                layers.front().map(|layer| (*layer, Region(0)))
+            }
+        };
+        if let Some((layer, from)) = next {
+            self.ask_occupied(now, slot, (number, layer, from));
+        }
     }
 
     /// All that will be looked at, and all that was ever written, is marked at the target first.
@@ -177,43 +244,55 @@ impl Core {
         let size_regions = self.chain.size_bytes() / REGION_BYTES;
         let Some(rebuild) = self.rebuilds.by_target.get_mut(&target) else { return };
         let Stage::Gathering(gathering) = &mut rebuild.stage else { return };
-        let layers = &rebuild.layers;
-        let mut regions: BTreeSet<(LayerId, Region)> = BTreeSet::new();
-        let within = |layer: LayerId, region: &Region| {
-            layers.get(&layer).is_some_and(|size_bytes| region.0 < size_bytes / REGION_BYTES)
-        };
-        let mut add = |layer: LayerId, of: &BTreeSet<Region>| {
-            let there = of.iter().copied().filter(|region| within(layer, region));
-            regions.extend(there.map(|region| (layer, region)));
-        };
-        for layer in &gathering.adopted.in_the_set {
-            add(*layer, &gathering.set);
-            let both = gathering.set.iter().map(|region| (*layer, *region));
-            rebuild.occupied.extend(both); // not asked: it may hold any of them
+        let Gathering { adopted, head, set, occupied, .. } = gathering;
+        let mut regions: BTreeMap<LayerId, RegionSet> = BTreeMap::new();
+        for layer in &adopted.in_the_set {
+            regions.entry(*layer).or_default().add(set);
+            // Not asked: it may hold any of them.
+            rebuild.occupied.entry(*layer).or_default().add(set);
         }
-        for layer in &gathering.adopted.anywhere {
-            add(*layer, gathering.occupied.entry(*layer).or_default());
+        for layer in &adopted.anywhere {
+            let there = occupied.remove(layer).unwrap_or_default();
+            regions.entry(*layer).or_default().add(&there);
         }
-        if gathering.adopted.anywhere.contains(&gathering.head) {
+        if adopted.anywhere.contains(head) {
             // Settling copies to the source what only another member held then.
-            add(gathering.head, &gathering.set);
+            regions.entry(*head).or_default().add(set);
         }
-        let mut marks = std::mem::take(&mut gathering.set);
-        marks.extend(regions.iter().map(|(_, region)| *region));
-        marks.retain(|region| region.0 < size_regions);
-        rebuild.total_bytes = regions.len() as u64 * REGION_BYTES;
-        rebuild.regions = VecDeque::from_iter(regions);
-        rebuild.stage = Stage::Marking;
-        let request = Request::Mark { regions: marks.into_iter().collect() };
-        self.send(now, target, Purpose::RebuildMark, request, None);
+        let mut marks = std::mem::take(set);
+        for (layer, regions) in &mut regions {
+            let size_bytes = rebuild.layers.get(layer).copied().unwrap_or(0);
+            regions.truncate(size_bytes / REGION_BYTES);
+            marks.add(regions);
+        }
+        marks.truncate(size_regions);
+        rebuild.regions = Todo::new(regions);
+        rebuild.total_bytes = rebuild.regions.len() * REGION_BYTES;
+        rebuild.stage = Stage::Marking { marks, next: Some(Region(0)) };
+        self.rebuild_marks_on(now, target);
+    }
+
+    /// The next of them, or on to the copying.
+    fn rebuild_marks_on(&mut self, now: Instant, target: Slot) {
+        let Some(rebuild) = self.rebuilds.by_target.get_mut(&target) else { return };
+        let Stage::Marking { marks, next } = &mut rebuild.stage else { return };
+        let page = next.map(|from| RegionPage::of(marks.from(from), MARK_REGIONS_MAX));
+        match page {
+            Some(page) if !page.regions.is_empty() => {
+                *next = page.next;
+                let request = Request::Mark { regions: page.regions };
+                self.send(now, target, Purpose::RebuildMark, request, None);
+            }
+            _ => {
+                rebuild.stage = Stage::Copying;
+                rebuild.rate = Rate::new(now);
+            }
+        }
     }
 
     pub(in super::super) fn rebuild_marked(&mut self, now: Instant, slot: Slot, reply: Reply<()>) {
-        if self.expect_done(now, slot, reply)
-            && let Some(rebuild) = self.rebuilds.by_target.get_mut(&slot)
-        {
-            rebuild.stage = Stage::Copying;
-            rebuild.rate = super::Rate::new(now);
+        if self.expect_done(now, slot, reply) {
+            self.rebuild_marks_on(now, slot);
         }
     }
 }

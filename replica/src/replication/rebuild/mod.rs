@@ -8,8 +8,8 @@
 //! ```text
 //! Describing ─▶ Adopting ─▶ Draining ─▶ Gathering ─▶ Marking ─▶ Copying ─▶ CatchingUp ─▶ MakingReady
 //! the members'  keeps what  writes from  where it     durable    compared,  confirms      fdatasync
-//! chains        it has      before are   may differ   on it      then       what was       of all
-//!                           in                                   copied     answered         │
+//! chains, its   it has      before are   may differ   on it      then       what was       of all
+//! own marks                 in                                   copied     answered         │
 //!                                                                           without it       ▼
 //!                                                           member ◀── recorded ◀────── Adding
 //! ```
@@ -31,16 +31,22 @@
 //!
 //! In each region the checksums are compared first and only blocks that differ are moved, so that a
 //! rebuild that begins anew doesn't move again what is equal already.
+//!
+//! What may be long (marks, stamps, what a layer holds) is asked for page by page, one layer after
+//! another, so that no replica is held up by a question; and kept in sets whose size follows what
+//! was written.
 
 mod gather;
 mod pace;
 mod promote;
+mod todo;
 mod walk;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use self::pace::{Pace, Rate};
+use self::todo::Todo;
 use self::walk::Step;
 pub(super) use self::walk::StepId;
 use super::action::IoId;
@@ -50,6 +56,7 @@ use super::slots::{Slot, Slots};
 use crate::admin::RebuildStage;
 use crate::chain::ChainInfo;
 use crate::message::{Adopted, Request};
+use crate::regions::RegionSet;
 use crate::types::{Generation, Incarnation, LayerId, REGION_BYTES, Region};
 
 #[derive(Debug)]
@@ -75,16 +82,16 @@ pub(super) struct Rebuild {
     /// Generation in which the target was last in sync. `None`: never, or nobody can say.
     base: Option<Generation>,
     /// Regions that the target had marked when it came.
-    marked: BTreeSet<Region>,
+    marked: RegionSet,
     /// Members with the same chain, and the size of each of its layers. Others may have joined
     /// some of these.
     sources: Slots,
     layers: BTreeMap<LayerId, u64>,
     stage: Stage,
     /// Where the target may differ, and isn't known to be equal yet.
-    regions: VecDeque<(LayerId, Region)>,
+    regions: Todo,
     /// Regions of which the target holds anything; of others its sums needn't be asked.
-    occupied: BTreeSet<(LayerId, Region)>,
+    occupied: BTreeMap<LayerId, RegionSet>,
     done_bytes: u64,
     total_bytes: u64,
     moved_bytes: u64,
@@ -96,6 +103,8 @@ enum Stage {
     Describing {
         waiting: Slots,
         chains: BTreeMap<Slot, ChainInfo>,
+        /// The target has told all its marks: before it adopts a chain, which may be shorter.
+        marks_told: bool,
     },
     Adopting {
         chain: ChainInfo,
@@ -106,7 +115,11 @@ enum Stage {
         adopted: Adopted,
     },
     Gathering(gather::Gathering),
-    Marking,
+    Marking {
+        marks: RegionSet,
+        /// Where those begin that weren't sent yet.
+        next: Option<Region>,
+    },
     Copying,
     /// The target has yet to confirm writes that were acknowledged without it: its sync would miss
     /// them, and a flush that was answered before covers them.
@@ -187,7 +200,7 @@ impl Rebuilds {
                 Stage::Describing { .. } | Stage::Adopting { .. } | Stage::Draining { .. } => {
                     RebuildStage::Beginning
                 }
-                Stage::Gathering(_) | Stage::Marking => RebuildStage::Gathering,
+                Stage::Gathering(_) | Stage::Marking { .. } => RebuildStage::Gathering,
                 Stage::Copying => RebuildStage::Copying,
                 Stage::CatchingUp | Stage::MakingReady => RebuildStage::Syncing,
                 Stage::Adding { .. } => RebuildStage::Adding,
@@ -201,6 +214,11 @@ impl Rebuilds {
 }
 
 impl Rebuild {
+    /// Whether the target may hold anything there.
+    fn holds(&self, layer: LayerId, region: Region) -> bool {
+        self.occupied.get(&layer).is_some_and(|regions| regions.contains(region))
+    }
+
     /// A change of the chain has dropped the layer: there is nothing to be made equal.
     fn region_gone(&mut self) {
         self.total_bytes -= REGION_BYTES;
@@ -222,7 +240,7 @@ impl Core {
         for target in targets {
             let Some(rebuild) = self.rebuilds.by_target.get_mut(&target) else { continue };
             match &mut rebuild.stage {
-                Stage::Describing { waiting, .. } if waiting.is_empty() => {
+                Stage::Describing { waiting, marks_told: true, .. } if waiting.is_empty() => {
                     self.rebuild_adopts(now, target);
                 }
                 Stage::Draining { before, .. } => {
@@ -278,22 +296,26 @@ impl Core {
             self.rebuilds.started += 1;
             let number = self.rebuilds.started;
             let Some(welcome) = self.peer(target).welcome() else { continue };
+            let marks_told = welcome.marked_regions == 0;
             let rebuild = Rebuild {
                 number,
                 incarnation: welcome.incarnation,
                 base: welcome.synced_generation.filter(remembered),
-                marked: welcome.marked.iter().map(|(region, _)| *region).collect(),
+                marked: RegionSet::new(),
                 sources: Slots::NONE,
                 layers: BTreeMap::new(),
-                stage: Stage::Describing { waiting, chains: BTreeMap::new() },
-                regions: VecDeque::new(),
-                occupied: BTreeSet::new(),
+                stage: Stage::Describing { waiting, chains: BTreeMap::new(), marks_told },
+                regions: Todo::default(),
+                occupied: BTreeMap::new(),
                 done_bytes: 0,
                 total_bytes: 0,
                 moved_bytes: 0,
                 rate: Rate::new(now),
             };
             self.rebuilds.by_target.insert(target, rebuild);
+            if !marks_told {
+                self.rebuild_asks_target(now, target, number, Region(0));
+            }
             for slot in waiting.iter() {
                 let purpose = Purpose::RebuildDescribe(number);
                 self.send(now, slot, purpose, Request::DescribeChain, None);
@@ -362,7 +384,7 @@ impl Rebuild {
         let was_source = self.sources.contains(slot);
         self.sources.remove(slot);
         match &mut self.stage {
-            Stage::Describing { waiting, chains } => {
+            Stage::Describing { waiting, chains, .. } => {
                 waiting.remove(slot);
                 chains.remove(&slot);
                 waiting.is_empty() && chains.is_empty()

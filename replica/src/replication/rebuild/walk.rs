@@ -25,8 +25,6 @@ use crate::types::{BLOCKS_PER_REGION, LayerId, REGION_BYTES, Region};
 
 /// A region may be copied this often before the target is blamed for what doesn't stay.
 const ATTEMPTS_MAX: u8 = 3;
-/// Unsettled regions that are passed over at a time.
-const UNSETTLED_MAX: usize = 32;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(in super::super) struct StepId(u64);
@@ -104,7 +102,7 @@ impl Core {
         for id in ids {
             let Some(step) = self.rebuilds.steps.remove(&id) else { continue };
             if let Some(rebuild) = self.rebuilds.by_target.get_mut(&step.target) {
-                rebuild.regions.push_front((step.layer, step.region));
+                rebuild.regions.put_back(step.layer, step.region);
             }
             self.finish_step(now, step);
         }
@@ -118,20 +116,11 @@ impl Core {
         }
         // One that isn't settled is put off: members may differ there, and all of them are needed.
         let head = self.chain.head;
-        let mut looks = rebuild.regions.len().min(UNSETTLED_MAX);
-        let (layer, region) = loop {
-            let Some((layer, region)) = rebuild.regions.pop_front() else { return false };
-            if layer != head || !self.settle.is_unsettled(region) {
-                break (layer, region);
-            }
-            rebuild.regions.push_back((layer, region));
-            looks -= 1;
-            if looks == 0 {
-                return false; // settling goes on by itself, and every event comes by here
-            }
-        };
+        // Settling goes on by itself, and every event comes by here.
+        let is_ready = |layer, region| layer != head || !self.settle.is_unsettled(region);
+        let Some((layer, region)) = rebuild.regions.take(is_ready) else { return false };
         let Some(source) = self.rebuilds.pace.next_of(rebuild.sources.intersection(live)) else {
-            rebuild.regions.push_front((layer, region));
+            rebuild.regions.put_back(layer, region);
             return false;
         };
         let id = StepId(self.rebuilds.next_step);
@@ -181,7 +170,7 @@ impl Core {
         }
         let (layer, region) = (step.layer, step.region);
         let rebuild = self.rebuilds.by_target.get(&step.target);
-        let holds = rebuild.is_none_or(|rebuild| rebuild.occupied.contains(&(layer, region)));
+        let holds = rebuild.is_none_or(|rebuild| rebuild.holds(layer, region));
         let at_target = (!holds && step.attempts == 0).then(RegionSums::absent);
         let contents = at_target.is_none();
         step.waiting.insert(step.source);
