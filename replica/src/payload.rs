@@ -2,11 +2,11 @@
 
 use std::rc::Rc;
 
-use ankole_blockdev::disk::{Allocation, Buffer};
+use ankole_blockdev::disk::{Allocation, Buffer, Extent};
 
 use crate::chain::index::{BlockSum, Blocks};
 use crate::checksum::{self, ZERO_BLOCK_SUM};
-use crate::types::{BLOCK_BYTES, BLOCKS_PER_REGION};
+use crate::types::{BLOCK_BYTES, BLOCKS_PER_REGION, BlockIndex, BlockRange};
 
 const BLOCK: usize = BLOCK_BYTES as usize;
 
@@ -29,7 +29,7 @@ pub struct Run {
 /// Neighbouring blocks.
 #[derive(Debug)]
 pub struct BlockData {
-    /// CRC32C of each block.
+    /// Checksum of each block.
     pub sums: Vec<u32>,
     pub data: Rc<Buffer>,
 }
@@ -54,6 +54,30 @@ impl BlockData {
             sums: data.chunks_exact(BLOCK).map(checksum::of_block).collect(),
             data: Rc::new(data),
         }
+    }
+
+    /// What a frontend writes at `at`, as whole blocks: its bytes as they are, or laid over the
+    /// blocks at its edges, which were read.
+    pub fn over_edges<'a>(
+        at: Extent,
+        bytes: Buffer,
+        edges: impl IntoIterator<Item = (BlockIndex, &'a Payload)>,
+    ) -> Self {
+        let range = BlockRange::covering(at);
+        if at == range.extent() {
+            return Self::from_client(bytes);
+        }
+        let first = range.first.offset_bytes();
+        let mut whole = Buffer::zeroed(range.length_bytes() as usize);
+        for (block, payload) in edges {
+            if let Payload::Blocks(edge) = payload {
+                let start = (block.offset_bytes() - first) as usize;
+                whole[start..start + BLOCK].copy_from_slice(&edge.data);
+            }
+        }
+        let start = (at.offset_bytes - first) as usize;
+        whole[start..start + bytes.len()].copy_from_slice(&bytes);
+        Self::from_client(whole)
     }
 
     /// Whether each block has its checksum.

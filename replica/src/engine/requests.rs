@@ -10,7 +10,7 @@ use super::State;
 use crate::message::{Reply, Request};
 use crate::payload::{BlockData, Payload};
 use crate::replication::{self, Destination, Failure, IoId};
-use crate::types::{BLOCK_BYTES, BlockIndex, BlockRange};
+use crate::types::BlockIndex;
 
 /// How a request ended: its data, if it was a read.
 pub(super) type Outcome = Result<Option<Rc<Payload>>, Failure>;
@@ -30,7 +30,6 @@ struct Pending {
 /// What the frontend writes, on its way to whole blocks with checksums.
 pub(super) struct Write {
     pub(super) at: Extent,
-    pub(super) range: BlockRange,
     pub(super) bytes: Option<Buffer>,
     pub(super) edges: Vec<(BlockIndex, Rc<Payload>)>,
     pub(super) sealed: Option<Rc<Payload>>,
@@ -38,33 +37,19 @@ pub(super) struct Write {
 
 impl Write {
     pub(super) fn new(at: Extent, bytes: Buffer) -> Self {
-        let range = BlockRange::covering(at);
-        Self { at, range, bytes: Some(bytes), edges: Vec::new(), sealed: None }
+        Self { at, bytes: Some(bytes), edges: Vec::new(), sealed: None }
     }
 
-    /// Whole blocks: the bytes as they are, or laid over the edges that were read.
     fn seal(&mut self) -> Rc<Payload> {
         if let Some(sealed) = &self.sealed {
             return sealed.clone();
         }
         let bytes = self.bytes.take().expect("it is taken once, when it is sealed");
-        let whole = if self.at == self.range.extent() { bytes } else { self.over_edges(&bytes) };
-        let sealed = Rc::new(Payload::Blocks(BlockData::from_client(whole)));
+        let edges = std::mem::take(&mut self.edges);
+        let edges = edges.iter().map(|(block, payload)| (*block, &**payload));
+        let sealed = Rc::new(Payload::Blocks(BlockData::over_edges(self.at, bytes, edges)));
         self.sealed = Some(sealed.clone());
         sealed
-    }
-
-    fn over_edges(&mut self, bytes: &[u8]) -> Buffer {
-        let mut whole = Buffer::zeroed(self.range.length_bytes() as usize);
-        for (block, payload) in self.edges.drain(..) {
-            if let Payload::Blocks(edge) = &*payload {
-                let start = (block.offset_bytes() - self.range.first.offset_bytes()) as usize;
-                whole[start..start + BLOCK_BYTES as usize].copy_from_slice(&edge.data);
-            }
-        }
-        let start = (self.at.offset_bytes - self.range.first.offset_bytes()) as usize;
-        whole[start..start + bytes.len()].copy_from_slice(bytes);
-        whole
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use ankole_blockdev::disk::{Allocation, Buffer};
+use ankole_blockdev::disk::{Allocation, Buffer, Extent};
 
 use super::*;
 use crate::machine::{SECTOR_BYTES, fill, numbers};
@@ -67,19 +67,12 @@ impl ClientOp {
         if let Some(sealed) = &self.sealed {
             return sealed.clone();
         }
-        let range = self.range().expect("only writes are sealed");
-        let mut whole = Buffer::zeroed(range.length_bytes() as usize);
-        for (block, payload) in &self.edges {
-            let Payload::Blocks(edge) = &**payload else { panic!("an edge is a block") };
-            let start = ((block - range.first.0) * BLOCK_BYTES) as usize;
-            whole[start..start + BLOCK_BYTES as usize].copy_from_slice(&edge.data);
-        }
-        let first = range.first.0 * SECTORS_IN_BLOCK;
-        for sector in self.sectors.clone() {
-            let start = ((sector - first) * SECTOR_BYTES) as usize;
-            fill(&mut whole[start..start + SECTOR_BYTES as usize], self.value);
-        }
-        let sealed = Rc::new(Payload::Blocks(BlockData::from_client(whole)));
+        let length_bytes = (self.sectors.end - self.sectors.start) * SECTOR_BYTES;
+        let at = Extent { offset_bytes: self.sectors.start * SECTOR_BYTES, length_bytes };
+        let mut bytes = Buffer::zeroed(length_bytes as usize);
+        bytes.chunks_exact_mut(SECTOR_BYTES as usize).for_each(|sector| fill(sector, self.value));
+        let edges = self.edges.iter().map(|(block, payload)| (BlockIndex(*block), &**payload));
+        let sealed = Rc::new(Payload::Blocks(BlockData::over_edges(at, bytes, edges)));
         self.sealed = Some(sealed.clone());
         sealed
     }

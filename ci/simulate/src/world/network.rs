@@ -1,10 +1,12 @@
 //! Connections between engines and replicas: what is late, lost, closed and still arrives; and the
 //! replicas' processes.
 
+use ankole_blockdev::disk::Buffer;
 use ankole_replica::chain::ChainChange;
 use ankole_replica::server::{Conversation, Peer};
 use ankole_replica::store::crash::Disk;
 use ankole_replica::types::Fence;
+use ankole_replica::wire::{self, Frame, HEADER_BYTES, Header};
 
 use super::footprint::Footprint;
 use super::*;
@@ -174,7 +176,7 @@ impl World {
             assert!(clash.is_none(), "{what} overlaps {clash:?} at r{replica}");
             link.in_flight.insert(seq, footprint);
         }
-        let Some(request) = request else { return };
+        let Some(request) = request.map(|request| request_as_sent(&request)) else { return };
         self.after(at - now_us, "arrive", move |world| world.arrive(key, seq, request, into));
     }
 
@@ -253,6 +255,7 @@ impl World {
             (Reply::Done, Asked::Ready) => (machine.lossy, machine.greeted_lossy) = (false, false),
             _ => {}
         }
+        let reply = reply_as_sent(&reply);
         self.note(kind_of(&reply), key ^ seq << 32);
         self.log(|| format!("r{replica} answers {seq} with {}", kind_of(&reply)));
         let wait = self.delay(replica);
@@ -338,6 +341,29 @@ impl World {
             self.link(key).conversation = None;
         }
     }
+}
+
+/// What arrives of a request: it goes through bytes, as over a socket.
+fn request_as_sent(request: &Request<Rc<Payload>>) -> Request<Rc<Payload>> {
+    let frame = wire::encode_request(1, request).expect("no request is too long");
+    let (header, meta) = parts(&frame);
+    let data = Buffer::copy_of(frame.data());
+    wire::decode_request(&header, meta, data).expect("what is sent is a message")
+}
+
+/// The same of a reply.
+fn reply_as_sent(reply: &Reply<Rc<Payload>>) -> Reply<Rc<Payload>> {
+    let frame = wire::encode_reply(1, reply);
+    let (header, meta) = parts(&frame);
+    let data = Buffer::copy_of(frame.data());
+    let sent = wire::decode_reply(&header, meta, data).expect("what is sent is a message");
+    assert_eq!(kind_of(&sent), kind_of(reply), "an answer is too long to be sent");
+    sent
+}
+
+fn parts(frame: &Frame) -> (Header, &[u8]) {
+    let (header, meta) = frame.head.split_first_chunk::<HEADER_BYTES>().expect("a whole header");
+    (Header::decode(header).expect("it was just made"), meta)
 }
 
 fn kind_of<P>(reply: &Reply<P>) -> &'static str {
