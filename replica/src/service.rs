@@ -73,7 +73,7 @@ pub(crate) async fn carry_out<S: Storage>(
         Request::Fetch { layer, region, blocks } => fetch(replica, layer, region, blocks).await,
         Request::Copy { layer, region, payload } => copy(replica, layer, region, &payload).await,
         Request::Verified { layer, region } => {
-            if store.chain().head == layer {
+            if store.head_layer() == layer {
                 done(store.mark_verified(region.range()).await)
             } else {
                 Ok(Reply::Done) // sealed meanwhile: its sums stay unverified until a scrub
@@ -179,9 +179,12 @@ async fn read<S: Storage>(
 
 /// As many runs as one answer takes; the asker goes on after the last.
 const RUNS_MAX: usize = 64 << 10;
+/// The same for the regions that are looked at.
+const MAP_REGIONS_MAX: u64 = 1024;
 
 async fn map<S: Storage>(replica: &Replica<S>, range: BlockRange) -> Outcome {
-    let extents = replica.store.extents(View::Top, range).await;
+    let blocks = range.count.min(MAP_REGIONS_MAX * BLOCKS_PER_REGION);
+    let extents = replica.store.extents(View::Top, BlockRange::new(range.first, blocks)).await;
     let extents = extents.map_err(|error| read_refusal(&error))?;
     let runs = extents.into_iter().take(RUNS_MAX);
     let runs = runs.map(|(part, allocation)| Run { blocks: part.count, allocation });

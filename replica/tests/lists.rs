@@ -109,7 +109,7 @@ fn a_replica_of_2_tib_with_all_regions_marked_is_welcomed() {
     });
 }
 
-/// While a source looked for what its layers hold, it answered nobody: it was thrown out, then the
+/// While a source looked for what its layers hold, or where a volume is zero, it answered nobody: it was thrown out, then the
 /// next one was asked.
 #[test]
 fn a_ping_does_not_wait_for_a_list() {
@@ -127,6 +127,7 @@ fn a_ping_does_not_wait_for_a_list() {
             Request::Occupied { layer, from: Region(0) },
             Request::Stamps { after: None, from: Region(0) },
             Request::Changed { after: None, upto: layer, from: Region(0) },
+            Request::Map { range: BlockRange::new(BlockIndex(0), (last + 1) * 256) },
         ];
         for list in lists {
             let order = RefCell::new(Vec::new());

@@ -205,6 +205,10 @@ impl<S: Storage> Store<S> {
         })
     }
 
+    pub fn head_layer(&self) -> LayerId {
+        self.head().id
+    }
+
     /// Durable when it returns. Never goes back: an older fence changes nothing.
     pub async fn set_fence(&self, fence: Fence) -> Result<(), StoreError> {
         self.check_usable()?;

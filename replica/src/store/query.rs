@@ -133,7 +133,8 @@ impl<S: Storage> Store<S> {
         Ok(())
     }
 
-    /// Runs that cover `range` without gaps: what holds data and what reads as zeroes.
+    /// Runs that cover `range` without gaps: what holds data and what reads as zeroes. Others get
+    /// their turn meanwhile.
     pub async fn extents(
         &self,
         view: View,
@@ -152,6 +153,7 @@ impl<S: Storage> Store<S> {
                     _ => runs.push((BlockRange::new(block, 1), kind)),
                 }
             }
+            tokio::task::yield_now().await;
         }
         Ok(runs)
     }
