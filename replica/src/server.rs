@@ -10,20 +10,19 @@
 //! engine ─▶ Conversation ─▶ (role, fence, what runs)
 //! ```
 
+mod connection;
+
 use std::cell::{Cell, RefCell};
-use std::io;
 use std::path::Path;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use ankole_blockdev::accept::next_client;
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::{Mutex, Notify, mpsc};
+use tokio::sync::{Mutex, Notify};
 use tracing::{info, warn};
 
+pub use self::connection::serve;
 use crate::arbiter::Member;
 use crate::lease::{LEASE, Lender};
-use crate::listen::{Address, Listener};
 use crate::message::{Advance, Claim, Hello, Refusal, Reply, Request, Role, Welcome};
 use crate::mutation::{self, Mutation};
 use crate::payload::Payload;
@@ -33,12 +32,7 @@ use crate::store::file::{Directory, DirectoryOptions};
 use crate::store::{
     Identity, Lessee, Membership, ReplicaState, Storage, Store, StoreError, StoreOptions,
 };
-use crate::stream::{FrameReader, write_frames};
 use crate::types::{Generation, Incarnation, LayerId, ReplicaId};
-use crate::wire::{self, Frame};
-
-/// Requests of one connection that run at once; more wait in the socket.
-const IN_FLIGHT_MAX: usize = 1024;
 
 /// What time it is. Asked for, so that a simulation can say it.
 pub type Clock = Rc<dyn Fn() -> Instant>;
@@ -171,7 +165,7 @@ impl<S: Storage> Replica<S> {
         }
         match Rc::try_unwrap(self) {
             Ok(replica) => replica.store.close().await,
-            Err(_) => Ok(()), // a connection still has it: the process ends like a killed one
+            Err(_) => Ok(()), // something takes very long: the process ends like a killed one
         }
     }
 
@@ -393,6 +387,11 @@ impl<S: Storage> Conversation<S> {
         }
     }
 
+    /// Whether an engine was welcomed here: others are readers, or haven't said who they are.
+    fn is_engines(&self) -> bool {
+        self.session.borrow().as_ref().is_some_and(|session| session.role != Role::Reader)
+    }
+
     /// Until a newer session has taken this one's place.
     async fn superseded(&self) {
         loop {
@@ -468,77 +467,6 @@ pub(crate) fn refusal(error: &StoreError) -> Refusal {
         error if error.is_no_space() => Refusal::NoSpace,
         _ => Refusal::Io { message },
     }
-}
-
-/// Serves a replica until `stop` resolves. Connections are independent; one that sends garbage is
-/// closed and said so.
-pub async fn serve<S: Storage>(
-    replica: Rc<Replica<S>>,
-    address: &Address,
-    stop: impl Future<Output = ()>,
-) -> io::Result<()> {
-    let listener = Listener::bind(address).await?;
-    info!(%address, "replica serves");
-    tokio::pin!(stop);
-    loop {
-        tokio::select! {
-            () = &mut stop => return Ok(()),
-            (reader, writer, process) = next_client(address, || listener.accept()) => {
-                let peer = process.map_or(Peer::Unknown, Peer::Process);
-                let conversation = Conversation::with(replica.clone(), peer);
-                tokio::task::spawn_local(async move {
-                    if let Err(error) = converse(conversation, reader, writer).await {
-                        warn!(%error, "connection closed");
-                    }
-                });
-            }
-        }
-    }
-}
-
-async fn converse<S: Storage>(
-    conversation: Rc<Conversation<S>>,
-    reader: impl AsyncRead + Unpin,
-    writer: impl AsyncWrite + Unpin + 'static,
-) -> io::Result<()> {
-    let (replies, queue) = mpsc::unbounded_channel::<Frame>();
-    let writing = tokio::task::spawn_local(write_frames(writer, queue));
-    let mut reader = FrameReader::new(reader);
-    let room = std::sync::Arc::new(tokio::sync::Semaphore::new(IN_FLIGHT_MAX));
-    let end = loop {
-        let permit = room.clone().acquire_owned().await.expect("it is never closed");
-        let next = tokio::select! {
-            next = reader.next_request() => next,
-            // An engine that asks for nothing learns so that it has a successor.
-            () = conversation.superseded() => {
-                writing.abort();
-                return Ok(());
-            },
-        };
-        let (seq, request) = match next {
-            Ok(Some(message)) => message,
-            Ok(None) => break Ok(()),
-            Err(error) => break Err(error),
-        };
-        let (conversation, replies) = (conversation.clone(), replies.clone());
-        tokio::task::spawn_local(async move {
-            let reply = conversation.handle(request).await;
-            let _gone = replies.send(wire::encode_reply(seq, &reply));
-            drop(permit);
-        });
-    };
-    if end.as_ref().err().is_none_or(is_closed) {
-        conversation.closed_by_peer();
-    }
-    drop(replies);
-    // What is in flight ends on its own; a client that reads no more must not keep its answers.
-    writing.abort();
-    end
-}
-
-/// A killed process leaves half a frame, or answers that it hasn't read.
-fn is_closed(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset)
 }
 
 /// Makes an empty directory a replica's, as a member of a volume that is all zero. The directory is

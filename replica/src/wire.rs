@@ -117,6 +117,11 @@ impl Header {
         Ok(header)
     }
 
+    /// What follows it, in bytes.
+    pub fn body_bytes(&self) -> usize {
+        self.meta_bytes as usize + self.data_bytes as usize
+    }
+
     fn encode(&self) -> [u8; HEADER_BYTES] {
         let mut bytes = [0; HEADER_BYTES];
         bytes[..4].copy_from_slice(&MAGIC);
@@ -161,6 +166,10 @@ impl Frame {
         head.extend_from_slice(&header.encode());
         head.extend_from_slice(meta);
         Ok(Self { head, payload: payload.cloned() })
+    }
+
+    pub fn length_bytes(&self) -> usize {
+        self.head.len() + self.data().len()
     }
 
     pub fn data(&self) -> &[u8] {

@@ -11,10 +11,12 @@ use ankole_replica::arbiter::InstanceId;
 use ankole_replica::lease::LEASE;
 use ankole_replica::message::{Advance, Claim, Hello, Refusal, Reply, Request, Role};
 use ankole_replica::payload::{BlockData, Payload};
-use ankole_replica::server::{Conversation, Peer, Replica, format};
+use ankole_replica::server::{Conversation, Peer, Replica, format, serve};
 use ankole_replica::store::file::{Directory, DirectoryOptions};
 use ankole_replica::store::{Store, StoreOptions};
 use ankole_replica::types::{BlockIndex, BlockRange, Fence, Generation, Session};
+use ankole_replica::{listen::Address, wire};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::LocalSet;
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -232,4 +234,35 @@ fn after_a_restart_an_engine_whose_process_is_gone_keeps_nobody_waiting() {
             let _ = process.wait();
         });
     }
+}
+
+/// Its connections kept the store open: a stop left what a kill leaves.
+#[test]
+fn a_replica_that_is_stopped_with_an_engine_connected_closes_its_store() {
+    let (dir, run) =
+        (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    LocalSet::new().block_on(&runtime.expect("runtime"), async {
+        format(dir.path(), "v1", &"r1".into(), 4 << 20).await.expect("format");
+        let replica = Replica::open(dir.path()).await.expect("open");
+        let socket = run.path().join("socket");
+        let (stop, stopped) = tokio::sync::oneshot::channel();
+        let (served, address) = (replica.clone(), Address::Unix(socket.clone()));
+        let serving = tokio::task::spawn_local(async move {
+            serve(served, &address, async { drop(stopped.await) }).await
+        });
+        let mut engine = loop {
+            match tokio::net::UnixStream::connect(&socket).await {
+                Ok(engine) => break engine,
+                Err(_) => tokio::task::yield_now().await, // it isn't listening yet
+            }
+        };
+        let hello = wire::encode_request(1, &hello(1, 1)).expect("it fits");
+        engine.write_all(&hello.head).await.expect("send");
+        engine.read_u8().await.expect("an answer");
+        stop.send(()).expect("it serves");
+        serving.await.expect("no panic").expect("it served");
+        replica.close().await.expect("close");
+        Replica::open(dir.path()).await.expect("nobody has it any more");
+    });
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::{Mutex, mpsc};
+use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
 
 use super::Engine;
@@ -17,8 +17,8 @@ use crate::payload::Payload;
 use crate::replication::{Destination, LinkId, Slot};
 use crate::server::{Conversation, Peer, Replica};
 use crate::store::StoreError;
-use crate::stream::{FrameReader, write_frames};
-use crate::wire::{self, Frame};
+use crate::stream::{FOREVER, FrameReader, Outbox, Urgency, outbox, write_frames};
+use crate::wire;
 
 /// So long nobody has to listen yet where a connection is made.
 const LISTEN_PATIENCE: Duration = Duration::from_millis(150);
@@ -33,7 +33,7 @@ pub(super) struct Link {
 
 enum Route {
     Connecting,
-    Socket(mpsc::UnboundedSender<Frame>),
+    Socket(Outbox<()>),
     Local { engine: Engine, slot: Slot, link: LinkId, conversation: Rc<Conversation> },
 }
 
@@ -86,9 +86,7 @@ impl Link {
         match &*self.route.borrow() {
             Route::Connecting => {}
             Route::Socket(queue) => match wire::encode_request(seq, &request) {
-                Ok(frame) => {
-                    let _closed = queue.send(frame);
-                }
+                Ok(frame) => queue.send(frame, Urgency::of(&request), ()),
                 // Messages are made so that they fit. If one doesn't, the replica isn't to blame,
                 // but can't be asked: what the link has brought so far is all.
                 Err(error) => {
@@ -142,10 +140,10 @@ async fn talk(
     route: &Rc<RefCell<Route>>,
 ) -> io::Result<()> {
     let (reader, writer) = connect(address).await?;
-    let (queue, frames) = mpsc::unbounded_channel();
+    let (queue, frames) = outbox();
     route.replace(Route::Socket(queue));
     // It ends when the queue's sender goes with the route.
-    tokio::task::spawn_local(write_frames(writer, frames));
+    tokio::task::spawn_local(write_frames(writer, frames, FOREVER));
     engine.link_connected(slot, link);
     let mut reader = FrameReader::new(reader);
     while let Some((seq, reply)) = reader.next_reply().await? {
