@@ -176,9 +176,13 @@ impl StorageFile for RecordingFile {
         self.record(call, || self.inner.extend(length_bytes))
     }
 
-    fn preallocate(&self, length_bytes: u64) -> io::Result<()> {
-        let call = Call::Extend { file: self.file, length_bytes };
-        self.record(call, || self.inner.preallocate(length_bytes))
+    fn allocate(&self, range_bytes: Range<u64>) -> io::Result<()> {
+        let call = Call::Extend { file: self.file, length_bytes: range_bytes.end };
+        self.record(call, || self.inner.allocate(range_bytes))
+    }
+
+    fn next_data(&self, from_bytes: u64) -> io::Result<Option<Range<u64>>> {
+        self.inner.next_data(from_bytes)
     }
 
     fn read_at(&self, offset_bytes: u64, into: &mut [u8]) -> io::Result<()> {

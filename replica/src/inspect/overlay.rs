@@ -15,6 +15,7 @@ use std::rc::Rc;
 
 use ankole_blockdev::disk::Buffer;
 
+use crate::store::file::next_data;
 use crate::store::storage::{FileKind, FileSystem, LockError};
 use crate::store::{Storage, StorageFile};
 
@@ -97,8 +98,19 @@ impl StorageFile for OverlayFile {
         Err(read_only())
     }
 
-    fn preallocate(&self, _length_bytes: u64) -> io::Result<()> {
+    fn allocate(&self, _range_bytes: Range<u64>) -> io::Result<()> {
         Err(read_only())
+    }
+
+    fn next_data(&self, from_bytes: u64) -> io::Result<Option<Range<u64>>> {
+        let below = next_data(&self.file, from_bytes)?;
+        let pieces = self.pieces.borrow();
+        let piece = pieces.range(from_bytes..).next();
+        let piece = piece.map(|(&at, piece)| at..at + piece.len() as u64);
+        Ok(match (below, piece) {
+            (Some(below), Some(piece)) if piece.start < below.start => Some(piece),
+            (below, piece) => below.or(piece),
+        })
     }
 
     fn read_at(&self, offset_bytes: u64, into: &mut [u8]) -> io::Result<()> {

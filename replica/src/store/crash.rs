@@ -507,10 +507,15 @@ impl StorageFile for DiskFile {
         Ok(())
     }
 
-    fn preallocate(&self, length_bytes: u64) -> io::Result<()> {
-        self.extend(length_bytes)?;
-        self.file.reserved.set(length_bytes);
+    fn allocate(&self, range_bytes: Range<u64>) -> io::Result<()> {
+        self.extend(range_bytes.end)?;
+        self.file.allocate(range_bytes);
         Ok(())
+    }
+
+    fn next_data(&self, from_bytes: u64) -> io::Result<Option<Range<u64>>> {
+        self.disk.call(false, false)?;
+        Ok(self.file.next_data(from_bytes))
     }
 
     fn read_at(&self, offset_bytes: u64, into: &mut [u8]) -> io::Result<()> {
@@ -526,8 +531,7 @@ impl StorageFile for DiskFile {
     }
 
     fn write_at(&self, offset_bytes: u64, from: &[u8]) -> io::Result<()> {
-        let is_reserved = offset_bytes + from.len() as u64 <= self.file.reserved.get();
-        self.disk.call(false, !is_reserved)?;
+        self.disk.call(false, self.file.needs_space(offset_bytes, from.len()))?;
         self.file.write(offset_bytes, from);
         Ok(())
     }

@@ -228,16 +228,24 @@ impl StorageFile for DirectoryFile {
         if self.length_bytes()? < length_bytes { self.file.set_len(length_bytes) } else { Ok(()) }
     }
 
-    fn preallocate(&self, length_bytes: u64) -> io::Result<()> {
-        let length = i64::try_from(length_bytes).map_err(io::Error::other)?;
-        match fallocate(&*self.file, FallocateFlags::empty(), 0, length) {
+    fn allocate(&self, range_bytes: Range<u64>) -> io::Result<()> {
+        let start = i64::try_from(range_bytes.start).map_err(io::Error::other)?;
+        let length = i64::try_from(range_bytes.end).map_err(io::Error::other)? - start;
+        match fallocate(&*self.file, FallocateFlags::empty(), start, length) {
             Ok(()) => Ok(()),
             Err(nix::errno::Errno::EOPNOTSUPP) => {
-                tracing::warn!("this file system can't reserve space: a full disk may hurt");
-                self.extend(length_bytes)
+                static SAID: std::sync::Once = std::sync::Once::new();
+                SAID.call_once(|| {
+                    tracing::warn!("this file system can't reserve space: a full disk may hurt");
+                });
+                self.extend(range_bytes.end)
             }
             Err(errno) => Err(errno.into()),
         }
+    }
+
+    fn next_data(&self, from_bytes: u64) -> io::Result<Option<Range<u64>>> {
+        next_data(&self.file, from_bytes)
     }
 
     fn read_at(&self, offset_bytes: u64, into: &mut [u8]) -> io::Result<()> {
@@ -338,6 +346,19 @@ fn release_unwritten(file: &File) -> io::Result<()> {
         at = lseek(file, data, Whence::SeekHole)?;
     }
     Ok(())
+}
+
+/// As the file system knows it, in its blocks.
+pub(crate) fn next_data(file: &File, from_bytes: u64) -> io::Result<Option<Range<u64>>> {
+    let from = i64::try_from(from_bytes).map_err(io::Error::other)?;
+    match lseek(file, from, Whence::SeekData) {
+        Ok(start) => {
+            let end = lseek(file, start, Whence::SeekHole)?;
+            Ok(Some(start as u64..end as u64))
+        }
+        Err(nix::errno::Errno::ENXIO) => Ok(None),
+        Err(errno) => Err(errno.into()),
+    }
 }
 
 async fn on_pool<T: Send + 'static>(

@@ -72,8 +72,16 @@ pub trait StorageFile: 'static {
     fn allocated_bytes(&self) -> io::Result<u64>;
     /// Makes it longer without taking space.
     fn extend(&self, length_bytes: u64) -> io::Result<()>;
-    /// Makes it longer and takes the space, so that writing into it can't run out of it.
-    fn preallocate(&self, length_bytes: u64) -> io::Result<()>;
+    /// Takes the space of a range, so that writing into it can't run out of it; makes the file
+    /// longer if the range ends behind it.
+    fn allocate(&self, range_bytes: Range<u64>) -> io::Result<()>;
+    /// Makes it longer and takes all of its space.
+    fn preallocate(&self, length_bytes: u64) -> io::Result<()> {
+        self.allocate(0..length_bytes)
+    }
+    /// The first range from `from_bytes` on that may hold something; all before it are zeroes.
+    /// `None`: zeroes to the end. What was allocated and never written is zeroes.
+    fn next_data(&self, from_bytes: u64) -> io::Result<Option<Range<u64>>>;
     /// Fills `into`, or fails with `UnexpectedEof`.
     fn read_at(&self, offset_bytes: u64, into: &mut [u8]) -> io::Result<()>;
     fn write_at(&self, offset_bytes: u64, from: &[u8]) -> io::Result<()>;

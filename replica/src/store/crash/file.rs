@@ -14,8 +14,14 @@ pub(super) struct File {
     pub(super) bad: RefCell<BTreeSet<u64>>,
     pub(super) length: Cell<u64>,
     pub(super) durable_length: Cell<u64>,
+    /// What was allocated, in bytes from the start.
     pub(super) reserved: Cell<u64>,
+    /// What was allocated further on, in blocks of the file system.
+    pub(super) rooms: RefCell<BTreeSet<u64>>,
 }
+
+/// The file system's block.
+const ROOM: u64 = 4096;
 
 impl File {
     pub(super) fn copy(&self) -> Rc<Self> {
@@ -26,6 +32,7 @@ impl File {
         copy.length.set(self.length.get());
         copy.durable_length.set(self.durable_length.get());
         copy.reserved.set(self.reserved.get());
+        copy.rooms.replace(self.rooms.borrow().clone());
         copy.written.set(self.written.get());
         copy.bad.replace(self.bad.borrow().clone());
         Rc::new(copy)
@@ -52,6 +59,7 @@ impl File {
         survivor.length.set(length.get());
         survivor.durable_length.set(length.get());
         survivor.reserved.set(self.reserved.get());
+        survivor.rooms.replace(self.rooms.borrow().clone());
         survivor.bad.replace(self.bad.borrow().clone());
         survivor.durable.replace(sectors.clone());
         survivor.sectors.replace(sectors);
@@ -68,10 +76,34 @@ impl File {
     /// Whether writing there takes space that the file doesn't have.
     pub(super) fn needs_space(&self, offset_bytes: u64, length: usize) -> bool {
         let end_bytes = offset_bytes + length as u64;
-        let sectors = self.sectors.borrow();
+        let (sectors, rooms) = (self.sectors.borrow(), self.rooms.borrow());
+        let has_room = |sector: u64| {
+            let in_room = rooms.contains(&(sector * SECTOR as u64 / ROOM));
+            in_room || sectors.contains_key(&sector)
+        };
         end_bytes > self.reserved.get()
             && (offset_bytes / SECTOR as u64..end_bytes.div_ceil(SECTOR as u64))
-                .any(|sector| !sectors.contains_key(&sector))
+                .any(|sector| !has_room(sector))
+    }
+
+    pub(super) fn allocate(&self, range_bytes: Range<u64>) {
+        if range_bytes.start <= self.reserved.get() {
+            self.reserved.set(self.reserved.get().max(range_bytes.end));
+        } else {
+            let blocks = range_bytes.start / ROOM..range_bytes.end.div_ceil(ROOM);
+            self.rooms.borrow_mut().extend(blocks);
+        }
+    }
+
+    /// The next run of sectors that were ever written.
+    pub(super) fn next_data(&self, from_bytes: u64) -> Option<Range<u64>> {
+        let sectors = self.sectors.borrow();
+        let first = from_bytes / SECTOR as u64;
+        let mut written = sectors.range(first..).map(|(sector, _)| *sector);
+        let start = written.next()?;
+        let end = written.zip(start + 1..).take_while(|(sector, next)| sector == next).count();
+        let end = start + 1 + end as u64;
+        Some((start * SECTOR as u64).max(from_bytes)..end * SECTOR as u64)
     }
 
     pub(super) fn check_readable(&self, offset_bytes: u64, length: usize) -> io::Result<()> {
