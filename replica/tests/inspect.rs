@@ -224,7 +224,7 @@ proptest! {
     /// Whatever a disk did to the metadata: words, never a panic.
     #[test]
     fn garbage_in_the_metadata_is_an_answer(
-        file in prop::sample::select(vec!["replica.meta", "chain.meta", "intent"]),
+        file in prop::sample::select(vec!["replica.meta", "chain.meta", "intent", "intent.used"]),
         at in 0_usize..2000,
         bytes in prop::collection::vec(any::<u8>(), 1..200),
     ) {

@@ -482,11 +482,34 @@ fn a_file_that_is_missing_cut_off_or_of_another_version_is_named() {
             assert!(error.contains(name), "{name} is cut off: {error}");
         }
         let disk = small_store().await;
+        disk.truncate("intent.used", 100);
+        let error = refusal(&disk).await;
+        assert!(error.contains("intent.used"), "{error}");
+        let disk = small_store().await;
         for slot in [0, 4 << 20] {
             disk.damage("chain.meta", slot + 8, &7u32.to_le_bytes());
         }
         let error = refusal(&disk).await;
         assert!(error.contains("chain.meta") && error.contains("version 7"), "{error}");
+    });
+}
+
+/// It was "nothing marked", so that a replica that had lost writes counted as complete. A directory
+/// of before doesn't know what was used until it is opened.
+#[test]
+fn a_sector_of_marks_that_turned_to_zero_is_damage_in_a_directory_of_before_too() {
+    run(async {
+        for is_of_before in [false, true] {
+            let disk = small_store().await;
+            if is_of_before {
+                disk.delete("intent.used");
+                drop(open(&disk).await.expect("it opens"));
+            }
+            let disk = disk.after_power_cut(1);
+            disk.damage("intent", 0, &[0; 512]);
+            let error = refusal(&disk).await;
+            assert!(error.contains("intent") && error.contains("sector 0"), "{error}");
+        }
     });
 }
 
@@ -502,6 +525,7 @@ fn garbage_in_any_file_is_an_error_and_never_a_wrong_byte() {
                 "replica.meta",
                 "chain.meta",
                 "intent",
+                "intent.used",
                 "layer-00000001.index",
                 "layer-00000002.index",
                 "layer-00000002.data",

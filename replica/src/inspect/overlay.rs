@@ -27,7 +27,8 @@ pub(super) struct Overlay {
 }
 
 pub(super) struct OverlayFile {
-    file: File,
+    /// None is below what was made here.
+    file: Option<File>,
     /// By their offset. Whole pages and sectors: none overlaps another in part.
     pieces: RefCell<BTreeMap<u64, Vec<u8>>>,
 }
@@ -55,16 +56,17 @@ impl Storage for Overlay {
     }
 
     fn create(&self, _name: &str, _kind: FileKind) -> io::Result<OverlayFile> {
-        Err(read_only())
+        Ok(OverlayFile { file: None, pieces: RefCell::default() })
     }
 
     fn open(&self, name: &str, _kind: FileKind) -> io::Result<OverlayFile> {
         let file = File::open(self.path.join(name))?;
-        Ok(OverlayFile { file, pieces: RefCell::default() })
+        Ok(OverlayFile { file: Some(file), pieces: RefCell::default() })
     }
 
+    /// Who renames has the file open.
     fn rename(&self, _from: &str, _to: &str) -> io::Result<()> {
-        Err(read_only())
+        Ok(())
     }
 
     /// A replica would tidy up when it opens.
@@ -87,11 +89,11 @@ impl Storage for Overlay {
 
 impl StorageFile for OverlayFile {
     fn length_bytes(&self) -> io::Result<u64> {
-        Ok(self.file.metadata()?.len())
+        self.file.as_ref().map_or(Ok(0), |file| Ok(file.metadata()?.len()))
     }
 
     fn allocated_bytes(&self) -> io::Result<u64> {
-        Ok(self.file.metadata()?.blocks() * 512)
+        self.file.as_ref().map_or(Ok(0), |file| Ok(file.metadata()?.blocks() * 512))
     }
 
     fn extend(&self, _length_bytes: u64) -> io::Result<()> {
@@ -103,7 +105,8 @@ impl StorageFile for OverlayFile {
     }
 
     fn next_data(&self, from_bytes: u64) -> io::Result<Option<Range<u64>>> {
-        let below = next_data(&self.file, from_bytes)?;
+        let below = self.file.as_ref().map(|file| next_data(file, from_bytes)).transpose()?;
+        let below = below.flatten();
         let pieces = self.pieces.borrow();
         let piece = pieces.range(from_bytes..).next();
         let piece = piece.map(|(&at, piece)| at..at + piece.len() as u64);
@@ -114,7 +117,10 @@ impl StorageFile for OverlayFile {
     }
 
     fn read_at(&self, offset_bytes: u64, into: &mut [u8]) -> io::Result<()> {
-        self.file.read_exact_at(into, offset_bytes)?;
+        match &self.file {
+            Some(file) => file.read_exact_at(into, offset_bytes)?,
+            None => into.fill(0),
+        }
         let end = offset_bytes + into.len() as u64;
         let pieces = self.pieces.borrow();
         let near = offset_bytes.saturating_sub(PIECE_BYTES_MAX as u64)..end;
@@ -139,7 +145,7 @@ impl StorageFile for OverlayFile {
 
     async fn read(&self, offset_bytes: u64, into: Buffer) -> (io::Result<()>, Buffer) {
         let mut into = into;
-        (self.file.read_exact_at(&mut into, offset_bytes), into)
+        (self.read_at(offset_bytes, &mut into), into)
     }
 
     async fn write(&self, _: u64, _: Rc<Buffer>, _: Range<usize>) -> io::Result<()> {

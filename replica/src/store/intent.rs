@@ -8,10 +8,11 @@
 //! touches; from the second region on the whole group is marked, by the same sync: who writes to
 //! two of them will write to others. The engine counts on that ([`Group`](crate::types::Group)).
 //!
-//! ```text
-//! sector of 512 bytes, little-endian: 62 entries of u64 (stamp << 1 | marked)
-//! │ 496 magic "INTENT1\0" │ 504 sector u32 │ 508 crc32c      a sector of zeroes: nothing marked
-//! ```
+//! Only sectors that were ever written are read; which these are is known from `intent.used`, so
+//! that one that turned to zero isn't taken for "nothing marked".
+
+mod sector;
+mod used;
 
 use std::cell::RefCell;
 use std::io;
@@ -19,21 +20,19 @@ use std::num::NonZeroU64;
 use std::ops::Range;
 
 use roaring::RoaringBitmap;
+use sector::{ENTRIES, SECTOR_BYTES, decode, encode, entry};
+pub(super) use used::{Used, file_bytes as used_bytes};
 
 use super::rounds::Rounds;
 use super::storage::StorageFile;
 use crate::mutation::{self, Mutation};
 use crate::regions::{PAGE_REGIONS_MAX, RegionPage};
-use crate::types::{Generation, REGION_BYTES, REGIONS_PER_GROUP, Region, VOLUME_BYTES_MAX};
+use crate::types::{Generation, REGION_BYTES, Region, VOLUME_BYTES_MAX};
 
-const SECTOR_BYTES: usize = 512;
-const ENTRIES: u64 = REGIONS_PER_GROUP;
-const MAGIC: [u8; 8] = *b"INTENT1\0";
-const MAGIC_AT: usize = 496;
-const SECTOR_AT: usize = 504;
-const CHECK_AT: usize = 508;
 /// Sectors that are read or written at once.
 const RUN_SECTORS: u64 = 128;
+/// Sectors that begin to be used together, for the price of one sync: a block of the file system.
+const FIRST_SECTORS: u64 = 8;
 
 const _: () = assert!(VOLUME_BYTES_MAX / REGION_BYTES <= u32::MAX as u64, "sets hold 32 bits");
 
@@ -48,12 +47,15 @@ pub(super) enum Reach {
 
 pub(super) struct Intent<F> {
     file: F,
+    used: Used<F>,
     state: RefCell<State>,
     rounds: Rounds,
 }
 
 struct State {
     regions: u64,
+    /// Sectors that may hold something.
+    there: RoaringBitmap,
     marked: RoaringBitmap,
     /// Marked, stamped with `generation`, and durable: what a write need not wait for.
     ready: RoaringBitmap,
@@ -63,11 +65,20 @@ struct State {
     clears: u64,
 }
 
-type Entries = [u64; ENTRIES as usize];
-
 pub(super) enum IntentError {
     Io(io::Error),
-    Damaged(String),
+    Damaged { file: &'static str, problem: String },
+}
+
+impl IntentError {
+    fn lost(file: &'static str, sector: u64) -> Self {
+        let problem = format!("sector {sector} was written, and the disk has zeroes there");
+        Self::Damaged { file, problem }
+    }
+
+    fn foreign(file: &'static str, sector: u64) -> Self {
+        Self::Damaged { file, problem: format!("sector {sector} isn't what was written") }
+    }
 }
 
 impl From<io::Error> for IntentError {
@@ -77,7 +88,12 @@ impl From<io::Error> for IntentError {
 }
 
 pub(super) fn file_bytes(volume_bytes: u64) -> u64 {
-    (volume_bytes / REGION_BYTES).div_ceil(ENTRIES) * SECTOR_BYTES as u64
+    sectors(volume_bytes) * SECTOR_BYTES as u64
+}
+
+/// Sectors of the map of a volume of this size.
+pub(super) fn sectors(volume_bytes: u64) -> u64 {
+    (volume_bytes / REGION_BYTES).div_ceil(ENTRIES)
 }
 
 impl State {
@@ -110,24 +126,54 @@ impl State {
 }
 
 impl<F: StorageFile> Intent<F> {
-    pub(super) fn open(file: F, volume_bytes: u64) -> Result<Self, IntentError> {
-        let regions = volume_bytes / REGION_BYTES;
-        let (marked, ready) = (RoaringBitmap::new(), RoaringBitmap::new());
-        let state = State { regions, marked, ready, generation: None, clears: 0 };
-        let intent = Self { file, state: RefCell::new(state), rounds: Rounds::default() };
-        let mut marked = RoaringBitmap::new();
+    /// Reads what was ever written. What `used` doesn't know, since a crash came between or the
+    /// directory is of before there was one, counts too, and is durable and known afterwards.
+    pub(super) async fn open(
+        file: F,
+        used: Used<F>,
+        volume_bytes: u64,
+    ) -> Result<Self, IntentError> {
+        let mut there = used.sectors();
+        let end = file_bytes(volume_bytes);
+        let mut next = 0;
+        while let Some(data) = file.next_data(next)?.filter(|data| data.start < end) {
+            let sectors =
+                data.start / SECTOR_BYTES as u64..data.end.min(end).div_ceil(SECTOR_BYTES as u64);
+            there.insert_range(number(sectors.start)..number(sectors.end));
+            next = data.end;
+        }
+        let state = State {
+            regions: volume_bytes / REGION_BYTES,
+            there,
+            marked: RoaringBitmap::new(),
+            ready: RoaringBitmap::new(),
+            generation: None,
+            clears: 0,
+        };
+        let intent = Self { file, used, state: RefCell::new(state), rounds: Rounds::default() };
+        let (mut marked, mut unknown) = (RoaringBitmap::new(), RoaringBitmap::new());
         intent.scan(|region, entry| {
             if entry & 1 == 1 {
                 marked.insert(region);
             }
+            let sector = u64::from(region) / ENTRIES;
+            if !intent.used.has(sector) {
+                unknown.insert(number(sector));
+            }
         })?;
         intent.state.borrow_mut().marked = marked;
+        if !unknown.is_empty() {
+            intent.file.sync().await?;
+            intent.used.add(&unknown).await?;
+        }
         Ok(intent)
     }
 
     /// Makes room for a larger volume; durable after the next sync.
     pub(super) fn extend(&self, volume_bytes: u64) -> io::Result<()> {
-        self.file.preallocate(file_bytes(volume_bytes))
+        self.file.preallocate(file_bytes(volume_bytes))?;
+        let now = self.state.borrow().regions.div_ceil(ENTRIES);
+        self.used.extend(now, sectors(volume_bytes))
     }
 
     /// The volume has another size now: the file has room for it. Marks past the end are nobody's.
@@ -135,6 +181,7 @@ impl<F: StorageFile> Intent<F> {
         let mut state = self.state.borrow_mut();
         let regions = volume_bytes / REGION_BYTES;
         state.regions = regions;
+        state.there.remove_range(number(regions.div_ceil(ENTRIES))..);
         state.marked.remove_range(number(regions)..);
         state.ready.remove_range(number(regions)..);
     }
@@ -162,13 +209,17 @@ impl<F: StorageFile> Intent<F> {
             let wanted = state.reached(missing.collect(), reach);
             (wanted, state.generation.unwrap_or(generation), state.clears)
         };
-        for run in runs(&wanted) {
+        let first = self.begin_to_use(&wanted)?;
+        for run in runs(sectors_of(&wanted)) {
             self.change(run.clone(), &wanted, |_| entry(stamp, true))?;
             let regions = numbers(run, u64::from(u32::MAX));
             self.state.borrow_mut().marked.extend(wanted.range(regions));
         }
         if !mutation::is_on(Mutation::MarkNotSynced) {
             self.rounds.join(async || self.file.sync().await).await?;
+        }
+        if !first.is_empty() {
+            self.used.add(&first).await?;
         }
         let mut state = self.state.borrow_mut();
         if state.generation == Some(stamp) && state.clears == clears {
@@ -185,7 +236,7 @@ impl<F: StorageFile> Intent<F> {
             state.advance(generation);
             (state.marked.clone(), state.clears)
         };
-        for run in runs(&marked) {
+        for run in runs(sectors_of(&marked)) {
             // Its mark may have gone while others had their turn.
             let renew =
                 |old: u64| if old & 1 == 1 { old.max(entry(generation, true)) } else { old };
@@ -205,7 +256,7 @@ impl<F: StorageFile> Intent<F> {
     /// The regions' data and index are durable. Need not be durable itself.
     pub(super) fn clear(&self, regions: impl Iterator<Item = Region>) -> Result<(), IntentError> {
         let regions: RoaringBitmap = regions.map(|region| number(region.0)).collect();
-        for run in runs(&regions) {
+        for run in runs(sectors_of(&regions)) {
             self.change(run, &regions, |old| old & !1)?;
         }
         let mut state = self.state.borrow_mut();
@@ -218,7 +269,7 @@ impl<F: StorageFile> Intent<F> {
     pub(super) fn marked(&self) -> Result<Vec<(Region, Generation)>, IntentError> {
         let marked = self.state.borrow().marked.clone();
         let mut stamped = Vec::with_capacity(marked.len() as usize);
-        for run in runs(&marked) {
+        for run in runs(sectors_of(&marked)) {
             let entries = self.entries(run.clone())?;
             for region in marked.range(numbers(run.clone(), u64::from(u32::MAX))) {
                 let entry = entries[(u64::from(region) - run.start * ENTRIES) as usize];
@@ -260,31 +311,51 @@ impl<F: StorageFile> Intent<F> {
         base: u64,
         from: Region,
     ) -> Result<(Vec<Region>, Option<Region>), IntentError> {
-        let regions = self.state.borrow().regions;
-        let sectors = regions.div_ceil(ENTRIES);
-        let first = from.0 / ENTRIES;
-        let end = sectors.min(first + RUN_SECTORS);
-        if first >= end {
-            return Ok((Vec::new(), None));
-        }
-        let entries = self.entries(first..end)?;
-        let stamped = (first * ENTRIES..regions).zip(entries);
+        let (regions, run, next) = {
+            let state = self.state.borrow();
+            let first = (from.0 / ENTRIES).min(u64::from(u32::MAX));
+            let mut runs = runs(state.there.range(number(first)..).map(u64::from));
+            (state.regions, runs.next(), runs.next())
+        };
+        let Some(run) = run else { return Ok((Vec::new(), None)) };
+        let entries = self.entries(run.clone())?;
+        let stamped = (run.start * ENTRIES..regions).zip(entries);
         let stamped = stamped.filter(|(region, entry)| *region >= from.0 && entry >> 1 > base);
         let stamped = stamped.map(|(region, _)| Region(region)).collect();
-        Ok((stamped, (end < sectors).then_some(Region(end * ENTRIES))))
+        Ok((stamped, next.map(|next| Region(next.start * ENTRIES))))
     }
 
     pub(super) async fn sync(&self) -> io::Result<()> {
-        self.rounds.join(async || self.file.sync().await).await
+        self.rounds.join(async || self.file.sync().await).await?;
+        self.used.sync().await
+    }
+
+    /// Sectors in which `wanted` lie and that aren't known to be used, with the neighbours that begin
+    /// to be used with them. These are written without entries.
+    fn begin_to_use(&self, wanted: &RoaringBitmap) -> Result<RoaringBitmap, IntentError> {
+        let mut first = RoaringBitmap::new();
+        let end = self.state.borrow().regions.div_ceil(ENTRIES);
+        for sector in sectors_of(wanted).filter(|sector| !self.used.has(*sector)) {
+            let start = sector - sector % FIRST_SECTORS;
+            first.insert_range(number(start)..number(end.min(start + FIRST_SECTORS)));
+        }
+        for run in runs(first.iter().map(u64::from)) {
+            let entries = self.entries(run.clone())?;
+            self.write(run.clone(), &entries)?;
+            self.state.borrow_mut().there.insert_range(number(run.start)..number(run.end));
+        }
+        Ok(first)
     }
 
     /// Shows every entry that isn't zero.
     fn scan(&self, mut show: impl FnMut(u32, u64)) -> Result<(), IntentError> {
-        let regions = self.state.borrow().regions;
-        let sectors = regions.div_ceil(ENTRIES);
-        for first in (0..sectors).step_by(RUN_SECTORS as usize) {
-            let entries = self.entries(first..sectors.min(first + RUN_SECTORS))?;
-            let there = (first * ENTRIES..regions).zip(entries).filter(|(_, entry)| *entry != 0);
+        let (there, end) = {
+            let state = self.state.borrow();
+            (state.there.clone(), state.regions)
+        };
+        for run in runs(there.iter().map(u64::from)) {
+            let entries = self.entries(run.clone())?;
+            let there = (run.start * ENTRIES..end).zip(entries).filter(|(_, entry)| *entry != 0);
             there.for_each(|(region, entry)| show(number(region), entry));
         }
         Ok(())
@@ -297,9 +368,16 @@ impl<F: StorageFile> Intent<F> {
         self.file.read_at(sectors.start * SECTOR_BYTES as u64, &mut bytes)?;
         let mut entries = Vec::with_capacity(count * ENTRIES as usize);
         for (sector, bytes) in sectors.zip(bytes.chunks_exact(SECTOR_BYTES)) {
-            entries.extend(decode(bytes, sector)?);
+            entries.extend(decode(bytes, sector, self.used.has(sector))?);
         }
         Ok(entries)
+    }
+
+    fn write(&self, sectors: Range<u64>, entries: &[u64]) -> io::Result<()> {
+        let at = sectors.start * SECTOR_BYTES as u64;
+        let of_sector = entries.chunks_exact(ENTRIES as usize);
+        let bytes: Vec<u8> = sectors.zip(of_sector).flat_map(|(at, it)| encode(it, at)).collect();
+        self.file.write_at(at, &bytes)
     }
 
     /// Changes the entries of `regions` that lie in these neighbouring sectors, by one read and at
@@ -318,10 +396,7 @@ impl<F: StorageFile> Intent<F> {
             changed |= new != std::mem::replace(entry, new);
         }
         if changed {
-            let of_sector = entries.chunks_exact(ENTRIES as usize);
-            let bytes: Vec<u8> =
-                sectors.clone().zip(of_sector).flat_map(|(at, it)| encode(it, at)).collect();
-            self.file.write_at(sectors.start * SECTOR_BYTES as u64, &bytes)?;
+            self.write(sectors, &entries)?;
         }
         Ok(())
     }
@@ -348,9 +423,9 @@ fn sectors_of(regions: &RoaringBitmap) -> impl Iterator<Item = u64> {
     })
 }
 
-/// Neighbouring sectors, as many as are read at once, that all have some of `regions`.
-fn runs(regions: &RoaringBitmap) -> impl Iterator<Item = Range<u64>> {
-    let mut sectors = sectors_of(regions).peekable();
+/// Neighbours among ascending sectors, as many as are read at once.
+fn runs(sectors: impl Iterator<Item = u64>) -> impl Iterator<Item = Range<u64>> {
+    let mut sectors = sectors.peekable();
     std::iter::from_fn(move || {
         let first = sectors.next()?;
         let mut end = first + 1;
@@ -359,39 +434,6 @@ fn runs(regions: &RoaringBitmap) -> impl Iterator<Item = Range<u64>> {
         }
         Some(first..end)
     })
-}
-
-fn entry(stamp: Generation, marked: bool) -> u64 {
-    stamp.0.get() << 1 | u64::from(marked)
-}
-
-fn encode(entries: &[u64], sector: u64) -> [u8; SECTOR_BYTES] {
-    let mut bytes = [0; SECTOR_BYTES];
-    for (chunk, entry) in bytes.chunks_exact_mut(8).zip(entries) {
-        chunk.copy_from_slice(&entry.to_le_bytes());
-    }
-    bytes[MAGIC_AT..SECTOR_AT].copy_from_slice(&MAGIC);
-    bytes[SECTOR_AT..CHECK_AT].copy_from_slice(&(sector as u32).to_le_bytes());
-    let check = crc32c::crc32c(&bytes[..CHECK_AT]);
-    bytes[CHECK_AT..].copy_from_slice(&check.to_le_bytes());
-    bytes
-}
-
-fn decode(bytes: &[u8], sector: u64) -> Result<Entries, IntentError> {
-    if bytes.iter().all(|&byte| byte == 0) {
-        return Ok([0; ENTRIES as usize]);
-    }
-    let check = crc32c::crc32c(&bytes[..CHECK_AT]).to_le_bytes();
-    if bytes[MAGIC_AT..SECTOR_AT] != MAGIC
-        || bytes[CHECK_AT..] != check
-        || bytes[SECTOR_AT..CHECK_AT] != (sector as u32).to_le_bytes()
-    {
-        return Err(IntentError::Damaged(format!("sector {sector} isn't what was written")));
-    }
-    let entry = |index: usize| {
-        u64::from_le_bytes(bytes[index * 8..index * 8 + 8].try_into().expect("8 bytes"))
-    };
-    Ok(std::array::from_fn(entry))
 }
 
 #[cfg(test)]

@@ -10,6 +10,9 @@ use crate::types::{Fence, Generation, Incarnation, ReplicaId};
 
 pub(super) const LOCK_FILE: &str = "lock";
 pub(super) const INTENT_FILE: &str = "intent";
+pub(super) const USED_FILE: &str = "intent.used";
+/// Until it is whole.
+pub(super) const NEW_USED_FILE: &str = "intent.used.new";
 /// `replica.meta` gets this name last: without it the directory was never finished.
 pub(super) const UNFINISHED_FILE: &str = "replica.meta.new";
 
@@ -96,6 +99,6 @@ pub(super) fn layer_file(name: &str) -> Option<u32> {
 }
 
 pub(super) fn is_ours(name: &str) -> bool {
-    [LOCK_FILE, INTENT_FILE, UNFINISHED_FILE, CHAIN.file, "probe.tmp"].contains(&name)
-        || layer_file(name).is_some()
+    let ours = [LOCK_FILE, INTENT_FILE, USED_FILE, NEW_USED_FILE, UNFINISHED_FILE, CHAIN.file];
+    ours.contains(&name) || name == "probe.tmp" || layer_file(name).is_some()
 }

@@ -7,10 +7,10 @@ use std::rc::Rc;
 
 use tokio::sync::Mutex;
 
-use super::intent::{self, Intent, IntentError};
+use super::intent::{self, Intent, IntentError, Used};
 use super::meta::{
-    CHAIN, INTENT_FILE, LOCK_FILE, REPLICA, ReplicaMeta, UNFINISHED_FILE, data_name, index_name,
-    is_ours, layer_file,
+    CHAIN, INTENT_FILE, LOCK_FILE, NEW_USED_FILE, REPLICA, ReplicaMeta, UNFINISHED_FILE, USED_FILE,
+    data_name, index_name, is_ours, layer_file,
 };
 use super::pages::{self, Pages};
 use super::slots::{self, Slots, SlotsError, SlotsKind};
@@ -89,7 +89,7 @@ impl<S: Storage> Store<S> {
         let sound = (*chain.get()).clone().checked();
         sound.map_err(|error| damaged(&storage, CHAIN.file, error.to_string()))?;
         let size_bytes = chain.get().size_bytes();
-        let intent = open_intent(&storage, size_bytes)?;
+        let intent = open_intent(&storage, size_bytes, &names).await?;
 
         let pages = Pages::new(options.index_cache_bytes);
         let layers = open_layers(&storage, &chain.get(), &pages, None)?;
@@ -133,6 +133,8 @@ async fn write_new<S: Storage>(storage: &S, identity: Identity, chain: &Chain) -
     let intent = storage.create(INTENT_FILE, FileKind::Metadata)?;
     intent.preallocate(intent::file_bytes(head.size_bytes))?;
     intent.sync().await?;
+    let used = storage.create(USED_FILE, FileKind::Metadata)?;
+    Used::make(&used, intent::sectors(head.size_bytes)).await?;
     let file = storage.create(CHAIN.file, FileKind::Metadata)?;
     Slots::format(&file, CHAIN, chain).await?;
     let membership =
@@ -247,10 +249,36 @@ fn open_file<S: Storage>(
     }
 }
 
-fn open_intent<S: Storage>(storage: &S, size_bytes: u64) -> Result<Intent<S::File>, StoreError> {
-    let bytes = intent::file_bytes(size_bytes);
-    let file = open_file(storage, INTENT_FILE, FileKind::Metadata, bytes)?;
-    Intent::open(file, size_bytes).map_err(|error| intent_error(storage, error))
+async fn open_intent<S: Storage>(
+    storage: &S,
+    size_bytes: u64,
+    names: &[String],
+) -> Result<Intent<S::File>, StoreError> {
+    let failed = |error| fail(&storage.place(), "read the intent map", error);
+    let sectors = intent::sectors(size_bytes);
+    let file = open_file(storage, INTENT_FILE, FileKind::Metadata, intent::file_bytes(size_bytes))?;
+    let used = if names.iter().any(|name| name == USED_FILE) {
+        open_file(storage, USED_FILE, FileKind::Metadata, intent::used_bytes(sectors))?
+    } else {
+        // A directory of before there was one: it is made once, and filled below.
+        make_used(storage, sectors, names).await.map_err(failed)?
+    };
+    let opened = async {
+        let used = Used::open(used, sectors)?;
+        Intent::open(file, used, size_bytes).await
+    };
+    opened.await.map_err(|error| intent_error(storage, error))
+}
+
+async fn make_used<S: Storage>(storage: &S, sectors: u64, names: &[String]) -> io::Result<S::File> {
+    if names.iter().any(|name| name == NEW_USED_FILE) {
+        storage.remove(NEW_USED_FILE)?;
+    }
+    let used = storage.create(NEW_USED_FILE, FileKind::Metadata)?;
+    Used::make(&used, sectors).await?;
+    storage.rename(NEW_USED_FILE, USED_FILE)?;
+    storage.sync_dir().await?;
+    Ok(used)
 }
 
 pub(super) fn open_slots<S: Storage, T: serde::Serialize + serde::de::DeserializeOwned>(
@@ -295,7 +323,7 @@ fn holds_replica<S: Storage>(storage: &S) -> StoreError {
 pub(super) fn intent_error<S: Storage>(storage: &S, error: IntentError) -> StoreError {
     match error {
         IntentError::Io(error) => fail(&storage.place(), "read the intent map", error),
-        IntentError::Damaged(problem) => damaged(storage, INTENT_FILE, problem),
+        IntentError::Damaged { file, problem } => damaged(storage, file, problem),
     }
 }
 
