@@ -34,8 +34,8 @@ REPLICAS = ("r1", "r2", "r3")
 REBUILD_PATIENCE_S = 1800
 # A client's wait for a replica that was killed is looked for in this time after it.
 STALL_WINDOW_S = 1.0
-# After its last write a region keeps its mark for ten seconds; a volume that rests so long has none.
-REST_S = 20
+# After its last write a region keeps its mark for three minutes; a volume that rests so long has none.
+REST_S = 190
 # What volumes keep in memory instead of on their disk, when marking is to cost nothing.
 MARKS_FILE = "intent"
 MEMORY = pathlib.Path("/dev/shm")
