@@ -90,6 +90,11 @@ pub enum Request<P> {
     Marked {
         from: Region,
     },
+    /// Takes the room that the change will need, durably, and changes nothing else: so that what is
+    /// begun on one can be done on all. Again is ok; another one takes its place.
+    Prepare(Box<ChainOp>),
+    /// What was prepared won't be done: gives its room back.
+    Abandon,
     Chain(Box<ChainOp>),
     DescribeChain,
     /// Blocks present or zero in the layers after one snapshot (or from the oldest layer on) up to
@@ -387,6 +392,8 @@ impl<P> Request<P> {
             Self::Occupied { layer, from } => Request::Occupied { layer, from },
             Self::Fetch { layer, region, blocks } => Request::Fetch { layer, region, blocks },
             Self::Verified { layer, region } => Request::Verified { layer, region },
+            Self::Prepare(op) => Request::Prepare(op),
+            Self::Abandon => Request::Abandon,
             Self::Chain(op) => Request::Chain(op),
             Self::DescribeChain => Request::DescribeChain,
             Self::Changed { after, upto, from } => Request::Changed { after, upto, from },

@@ -99,6 +99,8 @@ mutations! {
     SnapshotUnsettled: "snapshot",
     /// a snapshot is taken while writes are on their way
     SnapshotUndrained: "snapshot",
+    /// a change of the chain begins before all members have the room for it
+    ChangeWithoutRoom: "21",
     /// acknowledgements don't need the replica that is being added
     PromotionNotNeeded: "promote 2",
     /// a replica is recorded before what it has is durable

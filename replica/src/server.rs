@@ -465,6 +465,7 @@ pub(crate) fn refusal(error: &StoreError) -> Refusal {
         StoreError::Failed { .. } => Refusal::Failed { message },
         StoreError::Chain(_) | StoreError::OutOfRange { .. } => Refusal::Invalid { message },
         error if error.is_no_space() => Refusal::NoSpace,
+        error if error.is_too_large() => Refusal::Invalid { message },
         _ => Refusal::Io { message },
     }
 }

@@ -91,6 +91,8 @@ pub(crate) async fn carry_out<S: Storage>(
         }
         Request::Clear { regions } => done(store.clear(&regions).await),
         Request::Marked { from } => Ok(Reply::Regions(store.marked_page(from))),
+        Request::Prepare(op) => done(store.prepare(&op).await),
+        Request::Abandon => done(store.abandon().await),
         Request::Chain(op) => {
             done(store.apply(&op).await)?;
             if let ChainChange::Snapshot { new_head, .. } = op.change {

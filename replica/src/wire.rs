@@ -201,6 +201,8 @@ mod kind {
     pub(super) const MAP: u8 = 21;
     pub(super) const STAMPS: u8 = 22;
     pub(super) const MARK: u8 = 23;
+    pub(super) const PREPARE: u8 = 28;
+    pub(super) const ABANDON: u8 = 29;
     pub(super) const READ_UNVERIFIED: u8 = 30;
     pub(super) const REPAIR: u8 = 31;
     pub(super) const CLEAR: u8 = 32;
@@ -247,6 +249,8 @@ pub fn encode_request(seq: u64, request: &Request<Rc<Payload>>) -> Result<Frame,
         Request::Hello(hello) => json(kind::HELLO, to_json(hello)),
         Request::Advance(advance) => json(kind::ADVANCE, to_json(advance)),
         Request::Chain(op) => json(kind::CHAIN, to_json(op)),
+        Request::Prepare(op) => json(kind::PREPARE, to_json(op)),
+        Request::Abandon => bare(header(kind::ABANDON)),
         Request::AdoptChain(chain) => json(kind::ADOPT_CHAIN, to_json(chain)),
         Request::Write { range, forced, payload } => {
             let header = ranged(kind::WRITE, range, *forced);
@@ -315,6 +319,8 @@ pub fn decode_request(
         kind::HELLO => Request::Hello(body.json()?),
         kind::ADVANCE => Request::Advance(body.json()?),
         kind::CHAIN => Request::Chain(body.json()?),
+        kind::PREPARE => Request::Prepare(body.json()?),
+        kind::ABANDON => Request::Abandon,
         kind::ADOPT_CHAIN => Request::AdoptChain(body.json()?),
         kind::WRITE => {
             let (range, forced) = (body.range()?, body.forced());

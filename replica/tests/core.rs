@@ -60,6 +60,9 @@ struct Stage {
     chain: ChainInfo,
     /// Changes of the chain, and how they went.
     jobs: BTreeMap<JobId, Result<(), String>>,
+    /// Who was asked to take room for a change, and how many were told to give it back.
+    prepared: Vec<Slot>,
+    abandoned: u32,
     joined: u32,
     goodbyes: u32,
     marked: RegionSet,
@@ -109,6 +112,8 @@ impl Stage {
             refusing: BTreeMap::new(),
             chain: ChainInfo { layers: vec![layer(1)], head: LayerId(1), last_op: ChainOpId(0) },
             jobs: BTreeMap::new(),
+            prepared: Vec::new(),
+            abandoned: 0,
             joined: 0,
             goodbyes: 0,
             marked: RegionSet::new(),
@@ -136,6 +141,8 @@ impl Stage {
                 let reply = self.reply(slot, &request);
                 match &request {
                     Request::Chain(op) if reply == Reply::Done => self.take_op(op),
+                    Request::Abandon => self.abandoned += 1,
+                    Request::Prepare(_) => self.prepared.push(slot),
                     Request::Join { .. } => self.joined += 1,
                     Request::Bye => self.goodbyes += 1,
                     _ => {}
@@ -194,7 +201,9 @@ impl Stage {
         {
             let takes_room = match request {
                 Request::Copy { .. } | Request::Zero { .. } => true,
-                Request::Chain(op) => !matches!(op.change, ChainChange::Remove { .. }),
+                Request::Chain(op) | Request::Prepare(op) => {
+                    !matches!(op.change, ChainChange::Remove { .. })
+                }
                 _ => false,
             };
             if takes_room || *refusal != Refusal::NoSpace {
@@ -747,6 +756,40 @@ fn a_snapshot_is_removed_while_writes_wait_for_room() {
     stage.pass(SECOND);
     assert_eq!(stage.done.get(&write), Some(&Ok(())), "it goes on by itself");
     assert_eq!(stage.core.status().full, []);
+}
+
+/// Two of three copies left the set for a snapshot, which was reported as made.
+#[test]
+fn a_snapshot_for_which_one_disk_has_no_room_is_refused_and_all_stay() {
+    let mut stage = Stage::open(3);
+    stage.refusing = [(B, Refusal::NoSpace), (C, Refusal::NoSpace)].into();
+    let snapshot = stage.start_job(Job::Snapshot { seal: Seal::default() });
+    let Some(Err(why)) = stage.jobs.get(&snapshot) else { panic!("{:?}", stage.jobs) };
+    assert!(why.contains("replica r2: its disk is full; free some"), "{why}");
+    assert_eq!((stage.abandoned, stage.chain.layers.len()), (1, 1), "the first had the room");
+    assert_eq!((stage.changes, stage.members().len()), (0, 3));
+    let write = stage.submit(Operation::Flush);
+    assert_eq!(stage.done.get(&write), Some(&Ok(())), "the volume goes on");
+    stage.refusing.clear();
+    let snapshot = stage.start_job(Job::Snapshot { seal: Seal::default() });
+    assert_eq!(stage.jobs.get(&snapshot), Some(&Ok(())));
+}
+
+/// Its process has started again: what it had prepared is gone.
+#[test]
+fn a_member_that_comes_back_takes_the_room_for_a_snapshot_anew() {
+    let mut stage = Stage::open(2);
+    stage.hung.insert(A);
+    let write = stage.write(); // the drain waits for it
+    let snapshot = stage.start_job(Job::Snapshot { seal: Seal::default() });
+    stage.cut(B);
+    stage.pass(500 * MS);
+    stage.prepared.clear();
+    stage.hung.clear();
+    stage.settle();
+    assert_eq!(stage.done.get(&write), Some(&Ok(())));
+    assert_eq!(stage.jobs.get(&snapshot), Some(&Ok(())));
+    assert!(stage.prepared.contains(&B), "{:?}", stage.prepared);
 }
 
 /// It waited behind the writes, and all removals behind it.

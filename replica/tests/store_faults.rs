@@ -6,8 +6,8 @@ use ankole_blockdev::disk::Buffer;
 use ankole_replica::chain::{ChainChange, ChainOp, Seal};
 use ankole_replica::store::crash::{Disk, Faults, Random, Trouble};
 use ankole_replica::store::{
-    BlockSum, Blocks, Continuity, Membership, ReadError, Replacement, ReplicaState, Store,
-    StoreError, StoreOptions, View,
+    BlockSum, Blocks, Continuity, Membership, ReadError, Replacement, ReplicaState, Storage as _,
+    Store, StoreError, StoreOptions, View,
 };
 use ankole_replica::types::{
     BlockIndex, BlockRange, ChainOpId, Fence, Generation, LayerId, Region, Session,
@@ -188,6 +188,41 @@ fn any_single_call_may_fail_without_loss() {
                 }
                 world.crash(Crash::Kill, at).await.check().await;
             }
+        }
+    });
+}
+
+fn sizes_of(disk: &Disk) -> Vec<(String, usize)> {
+    let names = disk.observe(|| disk.list().expect("a sound disk"));
+    names.into_iter().map(|name| (name.clone(), disk.bytes_of(&name).len())).collect()
+}
+
+/// Room is taken on all replicas before the first one changes its chain: nothing shows it, and if
+/// nothing comes of it, it is given back, by whoever is there then.
+#[test]
+fn what_was_prepared_for_a_change_and_not_used_leaves_nothing() {
+    run(async {
+        let new_head = LayerId(9);
+        let snapshot = ChainChange::Snapshot { seal: Seal::default(), new_head };
+        let expansion = ChainChange::Expand { size_bytes: 3 * VOLUME_UNIT_BYTES };
+        for change in [snapshot, expansion] {
+            let world = World::new(1).await;
+            let before = sizes_of(&world.disk);
+            let chain = world.store.chain();
+            let op = ChainOp { id: ChainOpId(chain.last_op.0 + 1), change };
+            world.store.prepare(&op).await.expect("a sound disk");
+            assert_ne!(sizes_of(&world.disk), before);
+            assert_eq!(world.store.chain(), chain);
+            world.store.abandon().await.expect("a sound disk");
+            assert_eq!(sizes_of(&world.disk), before);
+
+            world.store.prepare(&op).await.expect("a sound disk");
+            let world = world.crash(Crash::Kill, 1).await;
+            let left = sizes_of(&world.disk);
+            assert_eq!(left, before, "{op:?}");
+            world.store.prepare(&op).await.expect("a sound disk");
+            world.disk.set_trouble(Trouble { full: true, ..Trouble::default() });
+            world.store.apply(&op).await.expect("it needs no more room");
         }
     });
 }

@@ -185,6 +185,11 @@ impl StorageFile for RecordingFile {
         self.inner.next_data(from_bytes)
     }
 
+    /// Isn't recorded: what it gives back holds nothing, and a power cut may always undo it.
+    fn truncate(&self, length_bytes: u64) -> io::Result<()> {
+        self.inner.truncate(length_bytes)
+    }
+
     fn read_at(&self, offset_bytes: u64, into: &mut [u8]) -> io::Result<()> {
         self.inner.read_at(offset_bytes, into)
     }

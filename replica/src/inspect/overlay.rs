@@ -116,6 +116,11 @@ impl StorageFile for OverlayFile {
         })
     }
 
+    /// What lies behind the new end isn't looked at.
+    fn truncate(&self, _length_bytes: u64) -> io::Result<()> {
+        Ok(())
+    }
+
     fn read_at(&self, offset_bytes: u64, into: &mut [u8]) -> io::Result<()> {
         match &self.file {
             Some(file) => file.read_exact_at(into, offset_bytes)?,

@@ -1,11 +1,12 @@
 //! Changes of the chain: one at a time; all but a removal are one cut through all writes.
 //!
 //! ```text
-//! queued ─▶ Settling ─▶ Draining ─▶ Flushing ─▶ Applying ─▶ Describing ─▶ reported
-//!           all equal   new writes  on all      on all, or  all members
-//!                       are parked              they leave  have it
+//! queued ─▶ Settling ─▶ Preparing ─▶ Draining ─▶ Flushing ─▶ Applying ─▶ Describing ─▶ reported
+//!           all equal   have room,   new writes  on all      on all, or  all members
+//!                       or refused   are parked              they leave  have it
 //! ```
-//! A snapshot exists for users once it is reported. A replica that is being rebuilt takes part in
+//! Nobody leaves the set since its disk has no room for a change: who is in it has taken the room
+//! before the first one does it, or nobody does. A snapshot exists for users once it is reported. A replica that is being rebuilt takes part in
 //! every change. Removed layers are joined to their children afterwards, in the background.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -40,12 +41,18 @@ struct Current {
     id: JobId,
     job: Job,
     stage: Stage,
+    /// Who has the room for it.
+    prepared: Slots,
     result: Result<(), String>,
 }
 
 #[derive(Debug, PartialEq, Eq)]
 enum Stage {
     Settling,
+    Preparing {
+        waiting: Slots,
+        refused: Option<String>,
+    },
     Draining,
     Flushing {
         waiting: Slots,
@@ -68,8 +75,8 @@ impl ChainWork {
     pub(super) fn parks(&self, io: &Io) -> bool {
         self.current.as_ref().is_some_and(|current| {
             let reverts = matches!(current.job, Job::Revert { .. });
-            let cuts = current.job.cuts() && current.stage != Stage::Settling;
-            cuts && (io.is_write() || reverts)
+            let is_before = matches!(current.stage, Stage::Settling | Stage::Preparing { .. });
+            !is_before && current.job.cuts() && (io.is_write() || reverts)
         })
     }
 
@@ -122,12 +129,14 @@ impl Core {
         let serving = matches!(self.phase, Phase::Serving);
         if serving && self.chain_work.current.is_none() && !self.is_mid_adoption() {
             let next = self.chain_work.queue.pop_front();
-            self.chain_work.current =
-                next.map(|(id, job)| Current { id, job, stage: Stage::Settling, result: Ok(()) });
+            self.chain_work.current = next.map(|(id, job)| {
+                let (stage, prepared) = (Stage::Settling, Slots::NONE);
+                Current { id, job, stage, prepared, result: Ok(()) }
+            });
         }
         let steady = self.is_steady();
         let live = self.live();
-        let lacks_room = self.lacks_room();
+        let (lacks_room, unprepared) = (self.lacks_room(), self.writable());
         let is_quiet = self.writes_in_flight == 0 && !self.clears_or_repairs();
         let Some(current) = &mut self.chain_work.current else {
             return self.drive_joins(now);
@@ -138,14 +147,22 @@ impl Core {
         let is_drained = is_drained || mutation::is_on(Mutation::SnapshotUndrained);
         let is_settled = self.settle.is_done() || mutation::is_on(Mutation::SnapshotUnsettled);
         let cuts = current.job.cuts();
-        match &current.stage {
+        let is_prepared = unprepared.without(current.prepared).is_empty()
+            || mutation::is_on(Mutation::ChangeWithoutRoom);
+        match &mut current.stage {
             Stage::Settling | Stage::Draining if cuts && lacks_room.is_some() => {
-                current.result = lacks_room.map_or(Ok(()), Err);
-                current.stage = Stage::Removing;
+                return self.refuse_change(now, lacks_room.unwrap_or_default());
             }
             Stage::Settling if (is_settled || !cuts) && self.promoting.is_none() => {
                 current.stage = Stage::Draining;
             }
+            Stage::Draining if cuts && steady && !is_prepared => {
+                return self.prepare_change(now);
+            }
+            Stage::Preparing { waiting, refused } if waiting.is_empty() => match refused.take() {
+                Some(why) => return self.refuse_change(now, why),
+                None => current.stage = Stage::Draining,
+            },
             Stage::Draining if !cuts && steady && self.rebuilds.is_at_rest() => {
                 return self.apply_change(now);
             }
@@ -208,27 +225,86 @@ impl Core {
         }
     }
 
-    fn apply_change(&mut self, now: Instant) {
+    /// Whether the change is done, or can't be, and its asker is told so.
+    fn is_foregone(&mut self, now: Instant) -> bool {
         let job = self.chain_work.current.as_ref().map(|current| &current.job);
-        if let Some(result) = job.and_then(|job| self.foregone(job))
-            && let Some(current) = &mut self.chain_work.current
-        {
-            current.result = result;
-            current.stage = Stage::Removing;
-            return self.drive_chain_work(now);
+        let Some(result) = job.and_then(|job| self.foregone(job)) else { return false };
+        match result {
+            Ok(()) => self.set_stage_of_chain(Stage::Removing),
+            Err(why) => self.refuse_change(now, why),
         }
-        let id = ChainOpId(self.chain.last_op.0 + 1);
+        true
+    }
+
+    fn next_op(&self) -> Option<ChainOp> {
         let new_head = LayerId(self.chain.head.0 + 1); // the head's is always the highest
-        let generation = self.generation();
-        let Some(current) = &mut self.chain_work.current else { return };
-        let change = match &current.job {
+        let change = match &self.chain_work.current.as_ref()?.job {
             Job::Snapshot { seal } => {
-                ChainChange::Snapshot { seal: Seal { generation, ..seal.clone() }, new_head }
+                let seal = Seal { generation: self.generation(), ..seal.clone() };
+                ChainChange::Snapshot { seal, new_head }
             }
             Job::Revert { to } => ChainChange::Revert { to: *to, new_head },
             Job::Remove { layer } => ChainChange::Remove { layer: *layer },
             Job::Expand { size_bytes } => ChainChange::Expand { size_bytes: *size_bytes },
         };
+        Some(ChainOp { id: ChainOpId(self.chain.last_op.0 + 1), change })
+    }
+
+    /// Asks those for room that haven't taken it yet.
+    fn prepare_change(&mut self, now: Instant) {
+        if self.is_foregone(now) {
+            return self.drive_chain_work(now);
+        }
+        let (writable, Some(op)) = (self.writable(), self.next_op()) else { return };
+        let Some(current) = &mut self.chain_work.current else { return };
+        let waiting = writable.without(current.prepared);
+        current.stage = Stage::Preparing { waiting, refused: None };
+        for slot in waiting.iter() {
+            self.send(now, slot, Purpose::Prepare, Request::Prepare(Box::new(op.clone())), None);
+        }
+    }
+
+    /// A member that can't stays one: the change isn't made.
+    pub(super) fn chain_prepared(&mut self, now: Instant, slot: Slot, reply: Reply<()>) {
+        let is_member = self.live().contains(slot);
+        let replica = self.peer(slot).id.clone();
+        let Some(Current { stage: Stage::Preparing { waiting, refused }, prepared, .. }) =
+            &mut self.chain_work.current
+        else {
+            return;
+        };
+        waiting.remove(slot);
+        match reply {
+            Reply::Done => prepared.insert(slot),
+            Reply::Refused(why @ (Refusal::NoSpace | Refusal::Invalid { .. })) if is_member => {
+                let is_full = why == Refusal::NoSpace;
+                let next =
+                    if is_full { "; free some space there, or remove snapshots" } else { "" };
+                *refused = Some(format!("replica {replica}: {why}{next}; nothing was changed"));
+            }
+            other => self.lose_for(now, slot, &other),
+        }
+    }
+
+    /// Nobody has done it, and nobody will.
+    fn refuse_change(&mut self, now: Instant, why: String) {
+        let writable = self.writable();
+        let Some(current) = &mut self.chain_work.current else { return };
+        current.result = Err(why);
+        current.stage = Stage::Removing;
+        // Whoever refused has kept nothing; an answer may have been lost.
+        let prepared = std::mem::replace(&mut current.prepared, Slots::NONE);
+        for slot in prepared.intersection(writable).iter() {
+            self.send(now, slot, Purpose::Abandon, Request::Abandon, None);
+        }
+        self.drive_chain_work(now);
+    }
+
+    fn apply_change(&mut self, now: Instant) {
+        if self.is_foregone(now) {
+            return self.drive_chain_work(now);
+        }
+        let Some(op) = self.next_op() else { return };
         let waiting = self.writable();
         self.set_stage_of_chain(Stage::Applying {
             waiting,
@@ -236,8 +312,7 @@ impl Core {
             refused: Vec::new(),
         });
         for slot in waiting.iter() {
-            let request = Request::Chain(Box::new(ChainOp { id, change: change.clone() }));
-            self.send(now, slot, Purpose::Chain, request, None);
+            self.send(now, slot, Purpose::Chain, Request::Chain(Box::new(op.clone())), None);
         }
     }
 
@@ -305,7 +380,9 @@ impl Core {
     /// A change goes on without the lost replica; a description is asked of another.
     pub(super) fn chain_work_lost(&mut self, slot: Slot) {
         if let Some(current) = &mut self.chain_work.current {
+            current.prepared.remove(slot);
             match &mut current.stage {
+                Stage::Preparing { waiting, .. } => waiting.remove(slot),
                 // It may come back without having flushed: all flush once more.
                 Stage::Flushing { .. } => current.stage = Stage::Draining,
                 Stage::Applying { waiting, .. } => waiting.remove(slot),

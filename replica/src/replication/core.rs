@@ -434,6 +434,7 @@ impl Core {
             Purpose::RebuildStep(step) => self.rebuild_step_answered(now, slot, step, reply),
             Purpose::Ready => self.rebuild_ready(now, slot, reply),
             Purpose::Equalize(_) => self.equalized(now, slot, reply),
+            Purpose::Prepare => self.chain_prepared(now, slot, reply),
             Purpose::Chain => self.chain_applied(now, slot, reply),
             Purpose::DescribeChain => self.chain_described(now, slot, reply),
             Purpose::RefreshChain => self.chain_refreshed(now, slot, reply),
@@ -441,7 +442,7 @@ impl Core {
             Purpose::Ping(round) => self.pinged(now, slot, round, reply),
             // What the last member's failed disk has can still be read.
             Purpose::Lease | Purpose::Alive if self.is_only_member(slot) => {}
-            Purpose::Verified | Purpose::Lease | Purpose::Alive => {
+            Purpose::Verified | Purpose::Lease | Purpose::Alive | Purpose::Abandon => {
                 self.expect_done(now, slot, reply);
             }
             Purpose::Clear(number) => self.clear_answered(now, slot, number, reply),

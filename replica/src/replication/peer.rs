@@ -113,6 +113,8 @@ pub(super) enum Purpose {
     RebuildStep(StepId),
     Ready,
     Equalize(Box<ChainOp>),
+    Prepare,
+    Abandon,
     Chain,
     DescribeChain,
     RefreshChain,

@@ -39,7 +39,8 @@ impl Core {
     /// that is being rebuilt goes, and comes back when there may be room.
     pub(super) fn waits_for_room(&mut self, now: Instant, slot: Slot) -> bool {
         let others = self.live().without(self.full_disks()).without([slot].into_iter().collect());
-        if !self.live().contains(slot) || others.len() >= 2 {
+        let is_member = self.peer(slot).in_set.is_some() && self.writable().contains(slot);
+        if !is_member || others.len() >= 2 {
             self.lose_for_room(now, slot);
             return false;
         }

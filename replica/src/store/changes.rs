@@ -1,4 +1,8 @@
 //! Changes of the chain: each is one write of `chain.meta`, so it is done or never begun.
+//!
+//! What takes room is *prepared* first: the files of the next head, or the room of a larger volume.
+//! Nothing shows them; what isn't used is given back when it is abandoned, when something else is
+//! prepared, or when the directory is opened.
 
 use std::rc::Rc;
 
@@ -10,7 +14,106 @@ use super::{OpenLayer, ReplicaState, Store, StoreError};
 use crate::chain::{Chain, ChainChange, ChainOp};
 use crate::types::LayerId;
 
+/// What a change of the chain takes of the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Prepared {
+    /// The empty files of a head.
+    Head { file: u32, size_bytes: u64 },
+    /// Room for a volume of this size.
+    Size(u64),
+}
+
+impl Prepared {
+    fn of(op: &ChainOp, next: &Chain) -> Option<Self> {
+        match op.change {
+            ChainChange::Snapshot { .. } | ChainChange::Revert { .. } => {
+                let head = next.head();
+                Some(Self::Head { file: head.file, size_bytes: head.size_bytes })
+            }
+            ChainChange::Expand { size_bytes } => Some(Self::Size(size_bytes)),
+            ChainChange::Remove { .. } => None,
+        }
+    }
+}
+
 impl<S: Storage> Store<S> {
+    /// Takes the room for `op`, which changes nothing yet; durable when it returns.
+    pub async fn prepare(&self, op: &ChainOp) -> Result<(), StoreError> {
+        self.check_usable()?;
+        let _one_at_a_time = self.chain_gate.lock().await;
+        let Some(next) = self.chain.get().after(op)? else { return Ok(()) };
+        self.check_chain_room(&next)?;
+        match Prepared::of(op, &next) {
+            Some(wanted) => self.make_ready(wanted).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Gives back what was prepared.
+    pub async fn abandon(&self) -> Result<(), StoreError> {
+        self.check_usable()?;
+        let _one_at_a_time = self.chain_gate.lock().await;
+        self.drop_prepared();
+        Ok(())
+    }
+
+    async fn make_ready(&self, wanted: Prepared) -> Result<(), StoreError> {
+        if self.prepared.get() == Some(wanted) {
+            return Ok(());
+        }
+        self.drop_prepared();
+        self.prepared.set(Some(wanted));
+        let made = match wanted {
+            Prepared::Head { file, size_bytes } => self.make_head(file, size_bytes).await,
+            Prepared::Size(size_bytes) => self.extend(size_bytes).await,
+        };
+        if made.is_err() {
+            self.drop_prepared();
+        }
+        made
+    }
+
+    pub(super) fn drop_prepared(&self) {
+        let dropped = match self.prepared.take() {
+            None => Ok(()),
+            Some(Prepared::Head { file, .. }) => self.remove_layer_files(file),
+            Some(Prepared::Size(_)) => self.shrink_to_fit(),
+        };
+        if let Err(error) = dropped {
+            tracing::warn!(place = self.place(), %error, "room for a change stays taken");
+        }
+    }
+
+    fn prepared_file(&self) -> Option<u32> {
+        match self.prepared.get() {
+            Some(Prepared::Head { file, .. }) => Some(file),
+            Some(Prepared::Size(_)) | None => None,
+        }
+    }
+
+    fn remove_layer_files(&self, file: u32) -> std::io::Result<()> {
+        for name in [data_name(file), index_name(file)] {
+            match self.storage.remove(&name) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// What lies behind the volume's end was for a size that it didn't get.
+    pub(super) fn shrink_to_fit(&self) -> std::io::Result<()> {
+        let (head, size_bytes) = (self.head(), self.size_bytes());
+        self.intent.shrink(size_bytes)?;
+        self.pages.file(head.file).truncate(pages::file_bytes(size_bytes))?;
+        head.data.file.truncate(size_bytes)
+    }
+
+    pub(super) fn check_chain_room(&self, next: &Chain) -> Result<(), StoreError> {
+        let room = self.chain.check_room(next);
+        room.map_err(|bytes| StoreError::MetadataTooLarge { layers: next.layers().len(), bytes })
+    }
+
     /// Does `op`, or nothing if it was done before; durable when it returns. The engine has
     /// drained its writes and flushed.
     pub async fn apply(&self, op: &ChainOp) -> Result<(), StoreError> {
@@ -21,8 +124,10 @@ impl<S: Storage> Store<S> {
         if is_rebuilt && matches!(op.change, ChainChange::Snapshot { .. }) {
             next = next.with_filling(self.head().id);
         }
-        let room = self.chain.check_room(&next);
-        room.map_err(|bytes| StoreError::MetadataTooLarge { layers: next.layers().len(), bytes })?;
+        self.check_chain_room(&next)?;
+        if let Some(wanted) = Prepared::of(op, &next) {
+            self.make_ready(wanted).await?;
+        }
         match &op.change {
             ChainChange::Snapshot { .. } => {
                 // A sealed layer's sums are trusted whatever is marked, so they must be there.
@@ -32,18 +137,15 @@ impl<S: Storage> Store<S> {
                 }
                 self.settle_everything().await?;
                 self.check_drained()?;
-                self.make_head(&next).await?;
-                self.check_drained()?;
             }
-            ChainChange::Revert { .. } => {
-                self.check_drained()?;
-                self.make_head(&next).await?;
-            }
-            ChainChange::Expand { size_bytes } => self.extend(*size_bytes).await?,
-            ChainChange::Remove { .. } => {}
+            ChainChange::Revert { .. } => self.check_drained()?,
+            ChainChange::Expand { .. } | ChainChange::Remove { .. } => {}
         }
         let is_new_head = next.head().id != self.chain.get().head().id;
         self.commit(next).await?;
+        if Prepared::of(op, &self.chain.get()) == self.prepared.get() {
+            self.prepared.set(None); // in use from here on
+        }
         if is_new_head {
             self.head_state.fresh.borrow_mut().clear();
             // The old head's pages don't matter any more; those that a rebuild fills do.
@@ -62,26 +164,13 @@ impl<S: Storage> Store<S> {
         Err(self.io_error("change the chain", busy))
     }
 
-    async fn make_head(&self, next: &Chain) -> Result<(), StoreError> {
-        let head = next.head();
+    async fn make_head(&self, file: u32, size_bytes: u64) -> Result<(), StoreError> {
         let made = async {
-            for name in [data_name(head.file), index_name(head.file)] {
-                match self.storage.remove(&name) {
-                    Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                        return Err(error);
-                    }
-                    _ => {} // an earlier attempt may have left it
-                }
-            }
-            create_layer(&self.storage, head.file, head.size_bytes, true).await?;
+            self.remove_layer_files(file)?; // an earlier attempt may have left them
+            create_layer(&self.storage, file, size_bytes, true).await?;
             self.storage.sync_dir().await
         };
-        if let Err(error) = made.await {
-            let _ = self.storage.remove(&data_name(head.file));
-            let _ = self.storage.remove(&index_name(head.file));
-            return Err(self.io_error("make a new layer", error));
-        }
-        Ok(())
+        made.await.map_err(|error| self.io_error("make a new layer", error))
     }
 
     async fn extend(&self, size_bytes: u64) -> Result<(), StoreError> {
@@ -133,7 +222,7 @@ impl<S: Storage> Store<S> {
             }
         }
         match self.storage.list() {
-            Ok(names) => remove_unused(&self.storage, &chain, &names),
+            Ok(names) => remove_unused(&self.storage, &chain, self.prepared_file(), &names),
             Err(error) => tracing::warn!(place = self.place(), %error, "unused files stay"),
         }
         Ok(())

@@ -518,6 +518,13 @@ impl StorageFile for DiskFile {
         Ok(self.file.next_data(from_bytes))
     }
 
+    fn truncate(&self, length_bytes: u64) -> io::Result<()> {
+        self.disk.call(false, false)?;
+        self.file.length.set(self.file.length.get().min(length_bytes));
+        self.file.reserved.set(self.file.reserved.get().min(length_bytes));
+        Ok(())
+    }
+
     fn read_at(&self, offset_bytes: u64, into: &mut [u8]) -> io::Result<()> {
         self.disk.call(false, false)?;
         if offset_bytes + into.len() as u64 > self.file.length.get() {

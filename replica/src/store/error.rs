@@ -51,6 +51,12 @@ impl StoreError {
     pub fn is_no_space(&self) -> bool {
         matches!(self, Self::Io { source, .. } if is_no_space(source))
     }
+
+    /// The file system has no files of that size: it never can be done.
+    pub fn is_too_large(&self) -> bool {
+        let is_too_large = |error: &io::Error| error.kind() == io::ErrorKind::FileTooLarge;
+        matches!(self, Self::Io { source, .. } if is_too_large(source))
+    }
 }
 
 pub(super) fn is_no_space(error: &io::Error) -> bool {

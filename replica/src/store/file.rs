@@ -248,6 +248,10 @@ impl StorageFile for DirectoryFile {
         next_data(&self.file, from_bytes)
     }
 
+    fn truncate(&self, length_bytes: u64) -> io::Result<()> {
+        if self.length_bytes()? > length_bytes { self.file.set_len(length_bytes) } else { Ok(()) }
+    }
+
     fn read_at(&self, offset_bytes: u64, into: &mut [u8]) -> io::Result<()> {
         self.file.read_exact_at(into, offset_bytes)
     }

@@ -176,6 +176,12 @@ impl<F: StorageFile> Intent<F> {
         self.used.extend(now, sectors(volume_bytes))
     }
 
+    /// The volume doesn't get that large after all.
+    pub(super) fn shrink(&self, volume_bytes: u64) -> io::Result<()> {
+        self.file.truncate(file_bytes(volume_bytes))?;
+        self.used.shrink(sectors(volume_bytes))
+    }
+
     /// The volume has another size now: the file has room for it. Marks past the end are nobody's.
     pub(super) fn resize(&self, volume_bytes: u64) {
         let mut state = self.state.borrow_mut();

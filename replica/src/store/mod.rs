@@ -100,6 +100,8 @@ pub struct Store<S: Storage> {
     unrecovered: RefCell<BTreeSet<Region>>,
     /// Changes of the index that an earlier process left to the kernel: a flush covers them too.
     index_of_before: Cell<bool>,
+    /// What the next change of the chain needs, and has already.
+    prepared: Cell<Option<changes::Prepared>>,
     chain_gate: Mutex<()>,
     recovery_gates: [Mutex<()>; recover::RECOVERIES],
     flushes: Rounds,

@@ -93,7 +93,7 @@ impl<S: Storage> Store<S> {
 
         let pages = Pages::new(options.index_cache_bytes);
         let layers = open_layers(&storage, &chain.get(), &pages, None)?;
-        remove_unused(&storage, &chain.get(), &names);
+        remove_unused(&storage, &chain.get(), None, &names);
 
         let continuity = Continuity::of(&storage, &meta.get());
         let marked = intent.marked().map_err(|error| intent_error(&storage, error))?;
@@ -112,6 +112,7 @@ impl<S: Storage> Store<S> {
             layers: RefCell::new(layers),
             head_state: HeadState::default(),
             index_of_before: Cell::new(true),
+            prepared: Cell::new(None),
             chain_gate: Mutex::new(()),
             recovery_gates: std::array::from_fn(|_| Mutex::new(())),
             flushes: super::Rounds::default(),
@@ -121,6 +122,9 @@ impl<S: Storage> Store<S> {
             let reason = "it failed before".to_owned();
             store.failure.borrow_mut().get_or_insert(reason);
             store.continuous.set(false);
+        }
+        if let Err(error) = store.shrink_to_fit() {
+            tracing::warn!(place = store.place(), %error, "room for a larger volume stays taken");
         }
         store.find_fresh()?;
         Ok(store)
@@ -217,9 +221,16 @@ pub(super) fn open_layers<S: Storage>(
     Ok(Layers { by_id, top })
 }
 
-/// Files of layers that a join or a removal has left, or that a snapshot made and never used.
-pub(super) fn remove_unused<S: Storage>(storage: &S, chain: &Chain, names: &[String]) {
-    let used: BTreeSet<u32> = chain.layers().iter().map(|layer| layer.file).collect();
+/// Files of layers that a join or a removal has left, or that were prepared and never used; but for
+/// `prepared`, which may be.
+pub(super) fn remove_unused<S: Storage>(
+    storage: &S,
+    chain: &Chain,
+    prepared: Option<u32>,
+    names: &[String],
+) {
+    let used = chain.layers().iter().map(|layer| layer.file);
+    let used: BTreeSet<u32> = used.chain(prepared).collect();
     for name in names {
         if layer_file(name).is_some_and(|file| !used.contains(&file))
             && let Err(error) = storage.remove(name)

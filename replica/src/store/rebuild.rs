@@ -85,8 +85,8 @@ impl<S: Storage> Store<S> {
     /// Makes `next` the chain, whatever the present one is.
     async fn take_over(&self, next: Chain) -> Result<(), StoreError> {
         let _one_at_a_time = self.chain_gate.lock().await;
-        let room = self.chain.check_room(&next);
-        room.map_err(|bytes| StoreError::MetadataTooLarge { layers: next.layers().len(), bytes })?;
+        self.check_chain_room(&next)?;
+        self.drop_prepared(); // of an engine that is gone
         let head_changes = next.head().id != self.head().id;
         if head_changes {
             // As for a snapshot: what stays of the head is sealed, and no flush looks at it again.

@@ -79,6 +79,8 @@ pub trait StorageFile: 'static {
     fn preallocate(&self, length_bytes: u64) -> io::Result<()> {
         self.allocate(0..length_bytes)
     }
+    /// Makes it shorter, and gives back what was behind its new end.
+    fn truncate(&self, length_bytes: u64) -> io::Result<()>;
     /// The first range from `from_bytes` on that may hold something; all before it are zeroes.
     /// `None`: zeroes to the end. What was allocated and never written is zeroes.
     fn next_data(&self, from_bytes: u64) -> io::Result<Option<Range<u64>>>;

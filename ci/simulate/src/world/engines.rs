@@ -175,6 +175,7 @@ impl World {
             Action::ReadRecord => self.ask(id, None),
             Action::Change { expected, change } => {
                 self.check_survivors(id, &change);
+                self.check_room(id, &change);
                 self.call_off_failures();
                 self.ask(id, Some((expected, change)));
             }
@@ -208,6 +209,27 @@ impl World {
         assert!(
             leaving.is_empty() || staying.iter().any(|at| engine.heard.get(at) >= lost),
             "{leaving:?} are removed, and none of {staying:?} was heard since (rule 5, I9)"
+        );
+    }
+
+    /// Rule 21: nobody leaves only since its disk is full unless two others stay.
+    fn check_room(&self, id: u64, change: &Change) {
+        let engine = &self.engines[&id];
+        let Change::Members { in_sync, .. } = change else { return };
+        let stays = |at: &usize| in_sync.iter().any(|it| it.replica == self.machines[*at].id);
+        if !engine.opened || id != self.newest {
+            return;
+        }
+        let (staying, leaving): (Vec<_>, Vec<_>) = self.members().into_iter().partition(stays);
+        let peers = engine.core.status().peers;
+        let is_full = |at: &usize| {
+            let id = &self.machines[*at].id;
+            let peer = peers.iter().find(|peer| peer.replica == *id);
+            peer.and_then(|peer| peer.reason.as_deref()) == Some("its disk is full")
+        };
+        assert!(
+            leaving.is_empty() || staying.len() >= 2 || !leaving.iter().all(is_full),
+            "{leaving:?} are removed since their disks are full, and {staying:?} stay (rule 21)"
         );
     }
 

@@ -64,6 +64,10 @@ impl<F: StorageFile> Used<F> {
         write(&self.file, sectors.div_ceil(BITS)..larger.div_ceil(BITS), &RoaringBitmap::new())
     }
 
+    pub(super) fn shrink(&self, sectors: u64) -> io::Result<()> {
+        self.file.truncate(file_bytes(sectors))
+    }
+
     pub(super) fn has(&self, sector: u64) -> bool {
         self.sectors.borrow().durable.contains(number(sector))
     }
