@@ -177,7 +177,7 @@ def add_arguments(parser):
 def measure(options):
     """The table."""
     options.rounds = options.rounds or (1 if options.quick else 5)
-    options.seconds = options.seconds or (0.2 if options.quick else 2)
+    options.seconds = options.seconds or (0.3 if options.quick else 2)
     options.attaches = options.attaches or (1 if options.quick else 10)
     began = time.monotonic()
     attached = attaches(options)
