@@ -4,7 +4,6 @@ use std::rc::Rc;
 
 use ankole_blockdev::disk::Buffer;
 
-use crate::chain::ChainChange;
 use crate::chain::index::{BlockSum, Blocks};
 use crate::message::{BAD_REGIONS_MAX, BadRegion, Refusal, RegionSums, Reply, Request};
 use crate::mutation::{self, Mutation};
@@ -93,13 +92,7 @@ pub(crate) async fn carry_out<S: Storage>(
         Request::Marked { from } => Ok(Reply::Regions(store.marked_page(from))),
         Request::Prepare(op) => done(store.prepare(&op).await),
         Request::Abandon => done(store.abandon().await),
-        Request::Chain(op) => {
-            done(store.apply(&op).await)?;
-            if let ChainChange::Snapshot { new_head, .. } = op.change {
-                tidy_below(replica, new_head);
-            }
-            Ok(Reply::Done)
-        }
+        Request::Chain(op) => done(store.apply(&op).await),
         Request::DescribeChain => Ok(Reply::Chain(Box::new(store.chain()))),
         Request::Changed { after, upto, from } => changed(replica, after, upto, from).await,
         Request::Join { layer } => done(store.join(layer).await.map(|_| ())),
@@ -122,18 +115,6 @@ pub(crate) async fn carry_out<S: Storage>(
         Request::Ping => done(store.check_usable()),
         Request::Bye => done(clear_all(store).await),
     }
-}
-
-/// In the background: gives back what a layer had reserved while it was the head.
-fn tidy_below<S: Storage>(replica: &Rc<Replica<S>>, head: LayerId) {
-    let chain = replica.store.chain();
-    let Some(sealed) = chain.layer(head).and_then(|head| head.parent) else { return };
-    let replica = replica.clone();
-    tokio::task::spawn_local(async move {
-        if let Err(error) = replica.store.tidy(sealed).await {
-            tracing::warn!(%error, layer = %sealed, "a snapshot keeps space that it doesn't need");
-        }
-    });
 }
 
 /// The replica's membership with another state.

@@ -104,6 +104,9 @@ impl Region {
     pub fn range(self) -> BlockRange {
         BlockRange::new(BlockIndex(self.0 * BLOCKS_PER_REGION), BLOCKS_PER_REGION)
     }
+    pub fn next(self) -> Self {
+        Self(self.0 + 1)
+    }
     pub const fn group(self) -> Group {
         Group(self.0 / REGIONS_PER_GROUP)
     }

@@ -495,6 +495,92 @@ async fn refusal(disk: &Disk) -> String {
     open(disk).await.err().expect("it must not open").to_string()
 }
 
+async fn read_zeroed(store: &Store<Disk>, view: View) -> Vec<u64> {
+    let (report, _) = store.read(view, RANGE, Buffer::zeroed(4 * 4096)).await;
+    let Err(ReadError::BadBlocks(bad)) = report else { panic!("{report:?}") };
+    bad.iter().map(|bad| bad.block.0).collect()
+}
+
+/// A write that the disk lost, or an extent that it never converted: the page was taken for a hole
+/// then, and one replica of three gave zeroes, or an older layer's bytes, as good data.
+#[test]
+fn a_page_that_was_durable_and_is_zero_is_damage_and_no_hole() {
+    run(async {
+        for (index, view, fill) in [
+            ("layer-00000001.index", View::Layer(LayerId(1)), Fill(5)),
+            ("layer-00000002.index", View::Top, Fill(6)),
+        ] {
+            let disk = small_store().await;
+            disk.damage(index, 0, &[0; 2048]);
+            let store = open(&disk).await.expect("it opens");
+            assert_eq!(read_zeroed(&store, view).await, [10, 11, 12, 13]);
+            assert!(store.verify().await.expect("it can be read").blocks_bad > 0);
+            assert_eq!(store.count_index().expect("it can be read").damaged_pages, 1);
+            let mut data = Buffer::zeroed(4 * 4096);
+            data.chunks_exact_mut(4096).for_each(|block| fill.put(block));
+            let crc = ankole_replica::checksum::of_block(&data[..4096]);
+            let mut sums = vec![BlockSum::Absent; 256];
+            sums[10..14].fill(BlockSum::Data { crc, verified: true });
+            let by =
+                Replacement { blocks: Blocks::ALL, sums: &sums, data: &std::rc::Rc::new(data) };
+            let layer = if fill == Fill(5) { LayerId(1) } else { LayerId(2) };
+            store.repair_region(layer, Region(0), &by, GENERATION).await.expect("a peer has it");
+            assert_eq!(read_fill(&store, view, RANGE).await, [fill; 4]);
+            drop(store);
+            let store = open(&disk.after_power_cut(1)).await.expect("it opens");
+            assert_eq!(read_fill(&store, view, RANGE).await, [fill; 4]);
+        }
+    });
+}
+
+/// The log of pages may itself be what the disk has lost: then the index is asked, and only if that
+/// has lost pages too is there nothing to go by.
+#[test]
+fn a_log_that_is_cut_short_zeroed_older_or_anothers_is_made_good_from_the_index() {
+    run(async {
+        let sound = small_store().await;
+        let older = {
+            let World { disk, .. } = World::new(1).await;
+            disk.bytes_of("layer-00000001.pages")
+        };
+        let other = sound.bytes_of("layer-00000002.pages");
+        for number in 1..=2 {
+            let name = format!("layer-0000000{number}.pages");
+            for case in 0..5 {
+                let disk = sound.after_kill();
+                match case {
+                    0 => disk.truncate(&name, 100),
+                    1 => disk.damage(&name, 0, &[0; 512]),
+                    2 => disk.put_file(&name, &older),
+                    3 if number == 1 => disk.put_file(&name, &other),
+                    3 => disk.damage(&name, 20, &[9]),
+                    _ => disk.delete(&name),
+                }
+                println!("{name}, case {case}");
+                let store = open(&disk).await.expect("the index has its pages");
+                assert_eq!(read_fill(&store, View::Top, RANGE).await, [Fill(6); 4]);
+                assert_eq!(read_fill(&store, View::Layer(LayerId(1)), RANGE).await, [Fill(5); 4]);
+                store.flush().await.expect("a sound disk");
+                drop(store);
+                // It is good again: a page that is lost now is missed.
+                let index = format!("layer-0000000{number}.index");
+                disk.damage(&index, 0, &[0; 2048]);
+                let store = open(&disk.after_power_cut(case)).await.expect("it opens");
+                let view = if number == 1 { View::Layer(LayerId(1)) } else { View::Top };
+                assert_eq!(read_zeroed(&store, view).await, [10, 11, 12, 13]);
+                drop(store);
+                let disk = sound.after_kill();
+                if number == 1 {
+                    disk.delete(&name);
+                    disk.damage(&index, 0, &[0; 2048]);
+                    let error = refusal(&disk).await;
+                    assert!(error.contains(&name) && error.contains("damaged"), "{error}");
+                }
+            }
+        }
+    });
+}
+
 #[test]
 fn a_file_that_is_missing_cut_off_or_of_another_version_is_named() {
     run(async {

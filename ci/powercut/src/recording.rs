@@ -221,10 +221,6 @@ impl StorageFile for RecordingFile {
         self.record_awaited(Call::Sync { file: self.file }, self.inner.sync()).await
     }
 
-    async fn release_unwritten(&self) -> io::Result<()> {
-        self.inner.release_unwritten().await
-    }
-
     async fn punch(&self, range_bytes: Range<u64>) -> io::Result<()> {
         let Range { start, end } = range_bytes;
         let call = Call::Punch { file: self.file, offset_bytes: start, length_bytes: end - start };

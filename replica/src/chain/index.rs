@@ -1,7 +1,8 @@
 //! The index page: what one layer has of one region.
 //!
 //! Owns the page's bytes and the transitions of a block's state. Promises that a page is either
-//! decoded as it was written or refused; a hole of the index file is an empty page. What may never
+//! decoded as it was written or refused; zeroes are an empty page to it, and who knows that there
+//! was one says that it is lost. What may never
 //! happen: that a block counts as present after a power cut although its data never arrived.
 //!
 //! ```text
@@ -389,6 +390,8 @@ impl fmt::Debug for Page {
 /// Why a page can't be believed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PageError {
+    #[error("it was written, and there are only zeroes now")]
+    Lost,
     #[error("it isn't an index page")]
     Magic,
     #[error("its checksum is wrong")]

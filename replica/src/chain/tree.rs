@@ -80,6 +80,10 @@ pub(crate) struct Layer {
     pub(crate) file: u32,
     /// A rebuild is still copying into it.
     pub(crate) filling: bool,
+    /// So many pages of its index are known to exist, at least; nothing: it is from before there
+    /// were logs of them.
+    #[serde(default)]
+    pub(crate) pages: Option<u64>,
 }
 
 /// A join that has begun: from here on the blocks of `child` hide those of `removed` on disk too.
@@ -126,6 +130,7 @@ impl Chain {
             size_bytes,
             file: 1,
             filling: false,
+            pages: Some(0),
         };
         Self { layers: vec![layer], head, last_op: ChainOpId(0), next_file: 2, joining: None }
             .checked()
@@ -259,6 +264,7 @@ impl Chain {
             size_bytes: self.size_bytes(),
             file: self.next_file,
             filling: false,
+            pages: Some(0),
         });
         self.next_file += 1;
         self.head = id;
@@ -320,6 +326,12 @@ impl Chain {
         let mut next = self.clone();
         next.layers.iter_mut().for_each(|layer| layer.filling = false);
         next
+    }
+
+    /// Notes how many pages each file is known to have.
+    pub(crate) fn with_pages(mut self, pages_of: impl Fn(u32) -> u64) -> Self {
+        self.layers.iter_mut().for_each(|layer| layer.pages = Some(pages_of(layer.file)));
+        self
     }
 
     pub(crate) fn info(&self, data_bytes: impl Fn(LayerId) -> u64) -> ChainInfo {

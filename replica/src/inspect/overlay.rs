@@ -161,10 +161,6 @@ impl StorageFile for OverlayFile {
         Ok(())
     }
 
-    async fn release_unwritten(&self) -> io::Result<()> {
-        Err(read_only())
-    }
-
     async fn punch(&self, _range_bytes: Range<u64>) -> io::Result<()> {
         Err(read_only())
     }

@@ -6,11 +6,11 @@
 
 use std::rc::Rc;
 
-use super::meta::{data_name, index_name};
+use super::meta::{data_name, index_name, names_of};
 use super::open::{create_layer, open_layers, remove_unused};
 use super::pages;
 use super::storage::{Storage, StorageFile};
-use super::{OpenLayer, ReplicaState, Store, StoreError};
+use super::{Layers, OpenLayer, ReplicaState, Store, StoreError};
 use crate::chain::{Chain, ChainChange, ChainOp};
 use crate::types::LayerId;
 
@@ -92,7 +92,7 @@ impl<S: Storage> Store<S> {
     }
 
     fn remove_layer_files(&self, file: u32) -> std::io::Result<()> {
-        for name in [data_name(file), index_name(file)] {
+        for name in names_of(file) {
             match self.storage.remove(&name) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
                 _ => {}
@@ -167,7 +167,7 @@ impl<S: Storage> Store<S> {
     async fn make_head(&self, file: u32, size_bytes: u64) -> Result<(), StoreError> {
         let made = async {
             self.remove_layer_files(file)?; // an earlier attempt may have left them
-            create_layer(&self.storage, file, size_bytes, true).await?;
+            create_layer(&self.storage, file, size_bytes).await?;
             self.storage.sync_dir().await
         };
         made.await.map_err(|error| self.io_error("make a new layer", error))
@@ -175,7 +175,7 @@ impl<S: Storage> Store<S> {
 
     async fn extend(&self, size_bytes: u64) -> Result<(), StoreError> {
         self.extend_intent(size_bytes).await?;
-        self.lengthen(&self.head(), size_bytes, true).await
+        self.lengthen(&self.head(), size_bytes).await
     }
 
     /// Room for the marks of a volume of this size.
@@ -186,17 +186,15 @@ impl<S: Storage> Store<S> {
         self.or_fail("make the marks durable", done).await
     }
 
-    /// Makes a layer's files longer; with `reserve` its index never lacks room. What a sync that
-    /// fails leaves out may be what was written before, so it fails the replica.
+    /// Makes a layer's files longer, which takes no space. What a sync that fails leaves out may be
+    /// what was written before, so it fails the replica.
     pub(super) async fn lengthen(
         &self,
         layer: &OpenLayer<S::File>,
         size_bytes: u64,
-        reserve: bool,
     ) -> Result<(), StoreError> {
         let index = self.pages.file(layer.file);
-        let index_bytes = pages::file_bytes(size_bytes);
-        let done = if reserve { index.preallocate(index_bytes) } else { index.extend(index_bytes) };
+        let done = index.extend(pages::file_bytes(size_bytes));
         let done = done.and_then(|()| layer.data.file.extend(size_bytes));
         done.map_err(|error| self.io_error("make a layer longer", error))?;
         let done = index.sync().await;
@@ -207,13 +205,15 @@ impl<S: Storage> Store<S> {
 
     /// Makes `next` the chain, durable, and lets go of files that it doesn't use.
     pub(super) async fn commit(&self, next: Chain) -> Result<(), StoreError> {
-        let layers = {
+        let (layers, _) = {
             let before = self.layers.borrow();
             open_layers(&self.storage, &next, &self.pages, Some(&before))?
         };
+        let next = next.with_pages(|file| self.pages.logged(file));
         let done = self.chain.update(|_| next).await;
         self.or_fail("make the chain durable", done).await?;
         let before = self.layers.replace(layers);
+        self.note_path(&before);
         let chain: Rc<Chain> = self.chain.get();
         self.intent.resize(chain.size_bytes());
         for layer in before.by_id.values() {
@@ -226,6 +226,22 @@ impl<S: Storage> Store<S> {
             Err(error) => tracing::warn!(place = self.place(), %error, "unused files stay"),
         }
         Ok(())
+    }
+
+    /// What is known of the path below the head stays true after a snapshot, and if nothing of the
+    /// path has changed.
+    fn note_path(&self, before: &Layers<S::File>) {
+        let layers = self.layers.borrow();
+        let same = |new: &[Rc<OpenLayer<S::File>>]| {
+            let pairs = || new.iter().zip(before.top.iter());
+            new.len() == before.top.len() && pairs().all(|(new, old)| new.file == old.file)
+        };
+        let sealed = (same(&layers.top[1..])).then(|| before.top[0].file);
+        if same(&layers.top) {
+            self.pages.layers_changed();
+        } else {
+            self.pages.path_changed(layers.top[0].file, sealed);
+        }
     }
 
     /// Names of the files that hold a layer's data and index.

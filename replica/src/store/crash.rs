@@ -588,13 +588,6 @@ impl StorageFile for DiskFile {
         }
     }
 
-    async fn release_unwritten(&self) -> io::Result<()> {
-        self.disk.pause(Call::Punch).await;
-        self.disk.call(false, false)?;
-        self.file.reserved.set(0);
-        Ok(())
-    }
-
     async fn punch(&self, range_bytes: Range<u64>) -> io::Result<()> {
         self.disk.pause(Call::Punch).await;
         self.disk.call(false, false)?;

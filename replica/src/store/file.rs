@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use ankole_blockdev::disk::{BLOCK_BYTES, Buffer};
-use nix::fcntl::{FallocateFlags, Flock, FlockArg, PosixFadviseAdvice, fallocate, posix_fadvise};
+use nix::fcntl::{FallocateFlags, Flock, FlockArg, fallocate};
 use nix::sys::stat::{major, minor};
 use nix::unistd::{Whence, lseek};
 
@@ -305,11 +305,6 @@ impl StorageFile for DirectoryFile {
         on_pool(move || file.sync_data()).await
     }
 
-    async fn release_unwritten(&self) -> io::Result<()> {
-        let file = self.copy_of_handle()?;
-        on_pool(move || release_unwritten(&file)).await
-    }
-
     async fn punch(&self, range_bytes: Range<u64>) -> io::Result<()> {
         if let Some(ring) = &self.ring {
             return ring.punch(&self.file, range_bytes).await;
@@ -322,34 +317,6 @@ impl StorageFile for DirectoryFile {
         })
         .await
     }
-}
-
-fn punch(file: &File, range_bytes: Range<i64>) -> io::Result<()> {
-    let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-    Ok(fallocate(file, flags, range_bytes.start, range_bytes.end - range_bytes.start)?)
-}
-
-/// Preallocated space that was never written is a hole to `SEEK_DATA`; so is a real hole.
-fn release_unwritten(file: &File) -> io::Result<()> {
-    // Cached zeroes of unwritten space count as data; what was written has been synced.
-    posix_fadvise(file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)?;
-    let end = file.metadata()?.len() as i64;
-    let mut at = 0;
-    while at < end {
-        let data = match lseek(file, at, Whence::SeekData) {
-            Ok(data) => data,
-            Err(nix::errno::Errno::ENXIO) => end, // nothing but holes to the end
-            Err(errno) => return Err(errno.into()),
-        };
-        if at < data {
-            punch(file, at..data)?;
-        }
-        if data >= end {
-            break;
-        }
-        at = lseek(file, data, Whence::SeekHole)?;
-    }
-    Ok(())
 }
 
 /// As the file system knows it, in its blocks.

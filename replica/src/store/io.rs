@@ -4,12 +4,15 @@ use std::ops::Range;
 use std::rc::Rc;
 
 use ankole_blockdev::disk::{BLOCK_BYTES, Buffer};
+use futures_util::StreamExt;
+use roaring::RoaringBitmap;
 
+use super::below::{Found, Known, Merged};
 use super::error::{BadBlock, BlockProblem, is_no_space};
 use super::intent::Reach;
 use super::pages::{PageFault, WriteBack};
 use super::storage::{Storage, StorageFile};
-use super::{OpenLayer, ReadError, Store, StoreError, View};
+use super::{OpenLayer, Path, ReadError, Store, StoreError, View};
 use crate::chain::index::{BlockSum, Blocks, Page};
 use crate::checksum::{self, ZERO_BLOCK_SUM};
 use crate::mutation::{self, Mutation};
@@ -23,6 +26,8 @@ const ZERO_BATCH: usize = 64;
 const FRESH_REGIONS_MAX: usize = 4096;
 /// A read races with a join at most as often as there are joins; this is never reached.
 const READ_ATTEMPTS: usize = 8;
+/// Pieces of one read that are asked for at once.
+const PIECES_AT_ONCE: usize = 32;
 
 /// What is known about the bytes of a read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -99,6 +104,7 @@ impl<S: Storage> Store<S> {
         self.check_range(&head, range)?;
         let _writing = Writing::begin(self, range);
         self.recover_all(range).await?;
+        self.make_room(&head, range.regions())?;
         let marks_late = mutation::is_on(Mutation::MarkAfterWrite);
         if !marks_late {
             self.mark(|| range.regions(), generation, Reach::Group).await?;
@@ -161,6 +167,7 @@ impl<S: Storage> Store<S> {
             }
             if !wanted.is_empty() {
                 let regions = || wanted.iter().map(|(part, _)| part.first.region());
+                self.make_room(&head, regions())?;
                 self.mark(regions, generation, Reach::Group).await?;
             }
             for (part, there) in wanted {
@@ -190,14 +197,10 @@ impl<S: Storage> Store<S> {
             if let Err(error) = self.recover_all(range).await {
                 return (Err(error.into()), into);
             }
-            let path = match self.path(view).and_then(|path| {
-                self.check_range(&path[0], range)?;
-                Ok(path)
-            }) {
-                Ok(path) => path,
+            let (path, sources) = match self.resolve(view, range).await {
+                Ok(resolved) => resolved,
                 Err(error) => return (Err(error.into()), into),
             };
-            let sources = self.resolve(&path, range);
             let files: Vec<u32> = path.iter().map(|layer| layer.file).collect();
             let bad;
             (bad, into) = self.fetch(&path, range, &sources, into).await;
@@ -225,27 +228,36 @@ impl<S: Storage> Store<S> {
     ) -> (Vec<BadBlock>, Buffer) {
         let mut into = into;
         let mut bad = Vec::new();
+        let mut several = Vec::new();
         for piece in pieces(sources) {
             let bytes = piece.blocks.start * BLOCK..piece.blocks.end * BLOCK;
             let Some(layer) = piece.layer else {
                 into[bytes].fill(0);
                 continue;
             };
-            let first = BlockIndex(range.first.0 + piece.blocks.start as u64);
-            let data = &path[layer].data.file;
-            let done = if bytes.len() == into.len() {
+            let at = (range.first.0 + piece.blocks.start as u64) * BLOCK_BYTES;
+            let data = path[layer].data.clone();
+            if bytes.len() == into.len() {
                 let done;
-                (done, into) = data.read(first.offset_bytes(), into).await;
-                done
+                (done, into) = data.file.read(at, into).await;
+                if let Err(error) = done {
+                    self.doubt(&error).await;
+                    bad.extend(self.unreadable(path, range, sources, piece.blocks, &error).await);
+                }
             } else {
-                let (done, part) =
-                    data.read(first.offset_bytes(), Buffer::for_data(bytes.len())).await;
-                into[bytes].copy_from_slice(&part);
-                done
-            };
+                several.push(async move {
+                    let (done, part) = data.file.read(at, Buffer::for_data(bytes.len())).await;
+                    (piece.blocks, done, part)
+                });
+            }
+        }
+        // Pieces of other layers don't wait for each other.
+        let mut reading = futures_util::stream::iter(several).buffered(PIECES_AT_ONCE);
+        while let Some((blocks, done, part)) = reading.next().await {
+            into[blocks.start * BLOCK..blocks.end * BLOCK].copy_from_slice(&part);
             if let Err(error) = done {
                 self.doubt(&error).await;
-                bad.extend(self.unreadable(path, range, sources, piece.blocks, &error).await);
+                bad.extend(self.unreadable(path, range, sources, blocks, &error).await);
             }
         }
         let is_bad = |block: BlockIndex| bad.iter().any(|bad: &BadBlock| bad.block == block);
@@ -310,59 +322,166 @@ impl<S: Storage> Store<S> {
             problem = ?first.problem, count = bad.len(), "blocks can't be read");
     }
 
-    /// For each block of the range, the newest layer of `path` that has it.
-    fn resolve(&self, path: &[Rc<OpenLayer<S::File>>], range: BlockRange) -> Vec<Source> {
-        let mut sources = vec![Source::Zero; range.count as usize];
-        for region in range.regions() {
-            let part = range.clipped_to(region);
-            let slots = slots_of(part);
-            let base = (part.first.0 - range.first.0) as usize;
-            let mut left = Blocks::span(slots.clone());
-            for (position, layer) in path.iter().enumerate() {
-                if left.is_empty() {
-                    break;
-                }
-                if part.first.offset_bytes() >= layer.size_bytes {
-                    continue; // the layer is from before an expansion
-                }
-                let looked = self.pages.look(layer.file, region, |page| {
-                    let owned = page.owned() & left;
-                    for slot in (page.present() & left).slots() {
-                        sources[base + slot - slots.start] = Source::Data {
-                            layer: position,
-                            crc: page.sum(slot),
-                            verified: !page.unverified().has(slot),
-                        };
-                    }
-                    owned
-                });
-                match looked {
-                    Ok(owned) => left = left & !owned,
-                    Err(fault) => {
-                        let problem = match fault {
-                            PageFault::Io(error) => error.to_string(),
-                            PageFault::Bad(problem) => problem.to_string(),
-                            PageFault::Gone => "its layer is gone".into(),
-                        };
-                        for slot in left.slots() {
-                            let problem = problem.clone();
-                            let bad = Source::Bad { layer: position, problem };
-                            sources[base + slot - slots.start] = bad;
-                        }
-                        break;
-                    }
-                }
+    /// For each block of the range, the newest layer of the view's path that has it.
+    async fn resolve(
+        &self,
+        view: View,
+        range: BlockRange,
+    ) -> Result<(Path<S::File>, Vec<Source>), StoreError> {
+        for _ in 0..READ_ATTEMPTS {
+            let paths = self.pages.paths();
+            let path = self.path(view)?;
+            self.check_range(&path[0], range)?;
+            let mut sources = Vec::with_capacity(range.count as usize);
+            for region in range.regions() {
+                let slots = slots_of(range.clipped_to(region));
+                let below = self.below(&path, region, Blocks::span(slots.clone())).await;
+                // Last: what the head has by then hides what is below.
+                self.resolve_region(&path, region, slots, below.as_deref(), &mut sources);
+            }
+            if paths == self.pages.paths() {
+                return Ok((path, sources));
             }
         }
-        sources
+        let error = std::io::Error::other("the layers change all the time");
+        Err(self.io_error("read blocks", error))
+    }
+
+    fn resolve_region(
+        &self,
+        path: &Path<S::File>,
+        region: Region,
+        slots: Range<usize>,
+        below: Option<&Merged>,
+        sources: &mut Vec<Source>,
+    ) {
+        let position = |depth: usize| path.len() - 1 - depth;
+        let older = |slot: usize| match below.map(|below| below.block(slot)) {
+            None | Some(Found::Nothing) => Source::Zero,
+            Some(Found::Data { depth, sum, verified }) => {
+                Source::Data { layer: position(depth), crc: sum, verified }
+            }
+            Some(Found::Bad { depth, problem }) => {
+                Source::Bad { layer: position(depth), problem: problem.to_owned() }
+            }
+        };
+        let first = sources.len();
+        let looked = self.pages.look(path[0].file, region, |page| {
+            sources.extend(slots.clone().map(|slot| match page.block(slot) {
+                BlockSum::Data { crc, verified } => Source::Data { layer: 0, crc, verified },
+                BlockSum::Zero => Source::Zero,
+                BlockSum::Absent => older(slot),
+            }));
+        });
+        if let Err(fault) = looked {
+            sources.truncate(first);
+            let problem = problem_of(fault);
+            sources.extend(slots.map(|_| Source::Bad { layer: 0, problem: problem.clone() }));
+        }
+    }
+
+    /// What the layers under the first one of `path` have of a region: at least of `wanted`, and of
+    /// all blocks if it is the live path, of which it is kept. `None`: nothing.
+    async fn below(
+        &self,
+        path: &Path<S::File>,
+        region: Region,
+        wanted: Blocks,
+    ) -> Option<Rc<Merged>> {
+        if path.len() == 1 {
+            return None;
+        }
+        let is_live = || Rc::ptr_eq(path, &self.layers.borrow().top);
+        if is_live() {
+            self.know_regions_below(path).await;
+        }
+        if is_live() {
+            match self.pages.below(region) {
+                Known::Nothing => return None,
+                Known::Merged(merged) => return Some(merged),
+                Known::Unknown => {}
+            }
+        }
+        let mut attempts = 0;
+        loop {
+            let moment = self.pages.moment(region);
+            let keeps = is_live();
+            let all = if keeps { Blocks::ALL } else { wanted };
+            // What changes all the time is looked at without giving others a turn.
+            let merged = self.merge(path, region, all, keeps, attempts < READ_ATTEMPTS).await;
+            if moment != self.pages.moment(region) && attempts < READ_ATTEMPTS {
+                attempts += 1;
+                continue;
+            }
+            let merged = Rc::new(merged);
+            if keeps
+                && is_live()
+                && merged.is_sound()
+                && let Err(error) = self.pages.keep_below(region, merged.clone())
+            {
+                tracing::debug!(place = self.place(), %error, "what is below isn't kept");
+            }
+            return Some(merged);
+        }
+    }
+
+    /// At most one read between two turns of others, unless nobody else is to have one.
+    async fn merge(
+        &self,
+        path: &Path<S::File>,
+        region: Region,
+        wanted: Blocks,
+        is_kept: bool,
+        yields: bool,
+    ) -> Merged {
+        let mut merged = Merged::new(wanted);
+        for (layer, depth) in path.iter().zip((0..path.len()).rev()).skip(1) {
+            if merged.is_complete() {
+                break;
+            }
+            if !self.pages.exists(layer.file, region) {
+                continue;
+            }
+            if yields && !self.pages.is_at_hand(layer.file, region) {
+                tokio::task::yield_now().await;
+            }
+            let add = |page: &Page| merged.add(depth, page);
+            let looked = if is_kept {
+                self.pages.glance(layer.file, region, add)
+            } else {
+                self.pages.look(layer.file, region, add)
+            };
+            if let Err(fault) = looked {
+                merged.add_bad(depth, problem_of(fault));
+            }
+        }
+        merged
+    }
+
+    /// Finds out once for a path which regions any layer below the head has.
+    async fn know_regions_below(&self, path: &Path<S::File>) {
+        while !self.pages.knows_regions_below() {
+            let paths = self.pages.paths();
+            let mut regions = RoaringBitmap::new();
+            for layer in path.iter().skip(1) {
+                self.pages.add_regions_to(layer.file, &mut regions);
+                tokio::task::yield_now().await;
+            }
+            if paths != self.pages.paths() {
+                return; // the path isn't live any more
+            }
+            // What came to exist meanwhile.
+            for layer in path.iter().skip(1) {
+                self.pages.add_regions_to(layer.file, &mut regions);
+            }
+            self.pages.set_regions_below(regions);
+        }
     }
 
     /// What `view` shows of each block, without reading data. What no layer has is zero.
     pub async fn sums(&self, view: View, range: BlockRange) -> Result<Vec<BlockSum>, ReadError> {
         self.recover_all(range).await?;
-        let path = self.path(view)?;
-        self.check_range(&path[0], range)?;
-        let sources = self.resolve(&path, range);
+        let (path, sources) = self.resolve(view, range).await?;
         let mut sums = Vec::with_capacity(sources.len());
         let mut bad = Vec::new();
         for (source, block) in sources.into_iter().zip(range.blocks()) {
@@ -399,6 +518,16 @@ impl<S: Storage> Store<S> {
                 clearing.remove(&region);
             });
         }
+    }
+
+    /// Takes the room for pages that don't exist yet (rule 21). Without it nothing was changed.
+    pub(super) fn make_room(
+        &self,
+        layer: &OpenLayer<S::File>,
+        mut regions: impl Iterator<Item = Region>,
+    ) -> Result<(), StoreError> {
+        let made = regions.try_for_each(|region| self.pages.make_room(layer.file, region));
+        made.map_err(|error| self.io_error("make room in the index", error))
     }
 
     pub(super) async fn mark<I: Iterator<Item = Region>>(
@@ -454,7 +583,7 @@ impl<S: Storage> Store<S> {
     ) -> Result<(), StoreError> {
         match recorded {
             Ok(()) => Ok(()),
-            // Only layers that were given back their reserved space can run out of it.
+            // Only where the file system can't take room for it before.
             Err((_, PageFault::Io(error))) if is_no_space(&error) => {
                 Err(self.io_error("write the index", error))
             }
@@ -515,7 +644,7 @@ impl<S: Storage> Store<S> {
                 ((), WriteBack::Now)
             });
             match changed {
-                // Not the head's page: until there is room, memory alone has it.
+                // Until there is room, memory alone has it.
                 Err(PageFault::Io(error)) if is_no_space(&error) => {}
                 Err(PageFault::Io(error)) => {
                     return self.fail(format!("write the index: {error}")).await;
@@ -530,6 +659,14 @@ impl<S: Storage> Store<S> {
 /// In the oldest layer, what is absent reads as zeroes too, and costs no page.
 fn set_zero<F>(layer: &OpenLayer<F>, page: &mut Page, slot: usize) -> bool {
     if layer.has_parent { page.set_zero(slot) } else { page.set_absent(slot) }
+}
+
+fn problem_of(fault: PageFault) -> String {
+    match fault {
+        PageFault::Io(error) => error.to_string(),
+        PageFault::Bad(problem) => problem.to_string(),
+        PageFault::Gone => "its layer is gone".into(),
+    }
 }
 
 fn report(range: BlockRange, sources: &[Source]) -> ReadReport {

@@ -13,7 +13,6 @@
 //! ```
 
 use std::cell::RefCell;
-use std::ops::Range;
 use std::rc::Rc;
 
 use ankole_blockdev::disk::{BLOCK_BYTES, Buffer};
@@ -76,22 +75,6 @@ impl<S: Storage> Store<S> {
         }
     }
 
-    /// Gives back the space that was reserved for the index of a layer while it was the head.
-    /// Worth doing once after it was sealed; safe to repeat.
-    pub async fn tidy(&self, layer: LayerId) -> Result<(), StoreError> {
-        self.check_usable()?;
-        let _one_at_a_time = self.chain_gate.lock().await;
-        let layer = self.layer(layer)?;
-        if layer.id == self.head().id || layer.filling {
-            return Ok(());
-        }
-        let index = self.pages.file(layer.file);
-        // What isn't written yet must not look as if it never will be.
-        self.sync_index().await?;
-        let released = index.release_unwritten().await;
-        released.map_err(|error| self.io_error("give back reserved space", error))
-    }
-
     /// Frees what the only child hides. `false` if the chain has changed meanwhile.
     async fn hide(&self, removed: LayerId, plan: JoinPlan) -> Result<bool, StoreError> {
         let child = match plan {
@@ -99,16 +82,18 @@ impl<S: Storage> Store<S> {
             JoinPlan::PunchUnderHead { head } => head,
             JoinPlan::JoinWith { child } => child,
         };
-        let regions = self.layer(removed)?.size_bytes / REGION_BYTES;
-        for first in (0..regions).step_by(BATCH) {
+        let mut next = Region(0);
+        loop {
             tokio::task::yield_now().await;
             let _one_at_a_time = self.chain_gate.lock().await;
             if self.chain.get().join_plan(removed) != plan {
                 return Ok(false);
             }
             let (removed, child) = (self.layer(removed)?, self.layer(child)?);
-            let batch = first..regions.min(first + BATCH as u64);
-            let hidden = self.hidden(&removed, &child, batch).await?;
+            let regions = self.pages.some(removed.file, next, BATCH);
+            let Some(last) = regions.last() else { return Ok(true) };
+            next = last.next();
+            let hidden = self.hidden(&removed, &child, &regions).await?;
             if hidden.is_empty() {
                 continue;
             }
@@ -120,7 +105,6 @@ impl<S: Storage> Store<S> {
                 self.punch(&removed, region, blocks).await;
             }
         }
-        Ok(true)
     }
 
     /// Blocks that `removed` has and `child` has durably.
@@ -128,11 +112,14 @@ impl<S: Storage> Store<S> {
         &self,
         removed: &OpenLayer<S::File>,
         child: &OpenLayer<S::File>,
-        regions: Range<u64>,
+        regions: &[Region],
     ) -> Result<Vec<(Region, Blocks)>, StoreError> {
         let find = |needs_flush: &mut bool| {
             let mut hidden = Vec::new();
-            for region in regions.clone().map(Region) {
+            for &region in regions {
+                if !self.pages.exists(child.file, region) {
+                    continue;
+                }
                 let here = self.look_page(removed, region, Page::owned)?;
                 if here.is_empty() {
                     continue;
@@ -177,7 +164,7 @@ impl<S: Storage> Store<S> {
         let begun = Joining { removed, child, keep_files_of };
         if keep_files_of == removed {
             let (from, to) = (self.layer(child)?, self.layer(removed)?);
-            self.lengthen(&to, from.size_bytes, false).await?;
+            self.lengthen(&to, from.size_bytes).await?;
         }
         self.commit(self.chain.get().with_joining(begun)).await?;
         Ok(Some(begun))
@@ -190,16 +177,18 @@ impl<S: Storage> Store<S> {
         } else {
             (begun.removed, begun.child)
         };
-        let Ok(source) = self.layer(from) else { return Ok(false) };
-        let regions = source.size_bytes / REGION_BYTES;
-        for first in (0..regions).step_by(BATCH) {
+        let mut next = Region(0);
+        loop {
             tokio::task::yield_now().await;
             let _one_at_a_time = self.chain_gate.lock().await;
             if self.chain.get().joining() != Some(begun) {
                 return Ok(false);
             }
             let (from, to) = (self.layer(from)?, self.layer(to)?);
-            self.move_batch(&from, &to, first..regions.min(first + BATCH as u64)).await?;
+            let regions = self.pages.some(from.file, next, BATCH);
+            let Some(last) = regions.last() else { break };
+            next = last.next();
+            self.move_batch(&from, &to, &regions).await?;
         }
         let _one_at_a_time = self.chain_gate.lock().await;
         if self.chain.get().joining() != Some(begun) {
@@ -217,10 +206,10 @@ impl<S: Storage> Store<S> {
         &self,
         from: &OpenLayer<S::File>,
         to: &OpenLayer<S::File>,
-        regions: Range<u64>,
+        regions: &[Region],
     ) -> Result<(), StoreError> {
         let mut moved: Vec<(Region, Page, Blocks)> = Vec::new();
-        for region in regions.map(Region) {
+        for &region in regions {
             let page = self.look_page(from, region, Page::clone)?;
             if page.owned().is_empty() {
                 continue;
@@ -229,6 +218,7 @@ impl<S: Storage> Store<S> {
             if missing.is_empty() {
                 continue;
             }
+            self.make_room(to, std::iter::once(region))?;
             self.move_data(from, to, region, missing & page.present()).await?;
             moved.push((region, page, missing));
         }

@@ -91,10 +91,19 @@ pub(super) fn index_name(file: u32) -> String {
     format!("layer-{file:08x}.index")
 }
 
+pub(super) fn pages_name(file: u32) -> String {
+    format!("layer-{file:08x}.pages")
+}
+
+pub(super) fn names_of(file: u32) -> [String; 3] {
+    [data_name(file), index_name(file), pages_name(file)]
+}
+
 /// Whether a file of this name belongs to a replica's layers, and to which.
 pub(super) fn layer_file(name: &str) -> Option<u32> {
     let number = name.strip_prefix("layer-")?;
-    let number = number.strip_suffix(".data").or_else(|| number.strip_suffix(".index"))?;
+    let endings = [".data", ".index", ".pages"];
+    let number = endings.iter().find_map(|ending| number.strip_suffix(ending))?;
     (number.len() == 8).then(|| u32::from_str_radix(number, 16).ok())?
 }
 

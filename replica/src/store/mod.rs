@@ -2,20 +2,22 @@
 //!
 //! Owns every file of the directory. Promises: what was answered survives a SIGKILL; what was
 //! flushed survives a power cut; a byte whose checksum is wrong is never returned; metadata never
-//! needs space that wasn't reserved. May never happen: that a failed sync is tried again.
+//! needs space that wasn't reserved before anything was written. What is there is known without a
+//! look at it. May never happen: that a failed sync is tried again.
 //!
 //! One thread: futures are not `Send`, and must be driven to their end (a dropped one leaves
 //! memory sound but may leave a block whose checksum is old). Whoever calls orders overlapping
 //! operations; reads may overlap each other. Within a `LocalSet`.
 //!
 //! ```text
-//! write ─▶ mark (intent, first write of a region) ─▶ data ─▶ index page (if presence changed) ─▶ answer
-//! flush ─▶ sync data ─▶ index pages of changed presence ─▶ sync index ─▶ answer
+//! write ─▶ room, mark (first write of a region) ─▶ data ─▶ index page (if presence changed) ─▶ answer
+//! flush ─▶ sync data ─▶ index pages of changed presence ─▶ sync index ─▶ log of new pages, sync ─▶ answer
 //! clear ─▶ sync data ─▶ index pages ─▶ sync index ─▶ unmark (lazily)
 //! ```
 //!
 //! Gates, taken in this order: chain, recovery, flush round, files' own.
 
+mod below;
 mod changes;
 #[doc(hidden)]
 pub mod crash;
@@ -27,6 +29,7 @@ mod io;
 mod join;
 mod meta;
 mod open;
+mod page_log;
 mod pages;
 mod peek;
 mod query;
@@ -364,8 +367,8 @@ impl<S: Storage> Store<S> {
         }
     }
 
-    /// For the index of layers that aren't the head: its space isn't reserved, and a write for
-    /// which there was no room has changed nothing.
+    /// For a file system on which room can't be taken before: a write for which there was none has
+    /// changed nothing.
     async fn or_fail_unless_full<T>(
         &self,
         doing: &'static str,

@@ -10,16 +10,16 @@ use tokio::sync::Mutex;
 use super::intent::{self, Intent, IntentError, Used};
 use super::meta::{
     CHAIN, INTENT_FILE, LOCK_FILE, NEW_USED_FILE, REPLICA, ReplicaMeta, UNFINISHED_FILE, USED_FILE,
-    data_name, index_name, is_ours, layer_file,
+    data_name, index_name, is_ours, layer_file, pages_name,
 };
-use super::pages::{self, Pages};
+use super::pages::{self, KnownPages, Pages};
 use super::slots::{self, Slots, SlotsError, SlotsKind};
 use super::storage::{FileKind, LockError, Storage, StorageFile};
 use super::witness::Continuity;
 use super::{
     DataFile, HeadState, Identity, Layers, Membership, OpenLayer, ReplicaState, Store, StoreError,
 };
-use crate::chain::Chain;
+use crate::chain::{Chain, Layer};
 use crate::types::LayerId;
 
 /// What may differ between two openings of one directory.
@@ -66,8 +66,9 @@ impl<S: Storage> Store<S> {
         done.map_err(failed("make the replica's files"))
     }
 
-    /// Opens and locks a replica's directory. Costs no scan of the index; a change of the chain
-    /// that a crash interrupted is as if never begun, or done.
+    /// Opens and locks a replica's directory. Costs no scan of the index: which pages exist is
+    /// read from the logs, and looked for where the logs may be short. A change of the chain that a
+    /// crash interrupted is as if never begun, or done.
     pub async fn open(storage: S, options: StoreOptions) -> Result<Self, StoreError> {
         let place = storage.place();
         let names = storage.list().map_err(|error| fail(&place, "list the files", error))?;
@@ -92,7 +93,14 @@ impl<S: Storage> Store<S> {
         let intent = open_intent(&storage, size_bytes, &names).await?;
 
         let pages = Pages::new(options.index_cache_bytes);
-        let layers = open_layers(&storage, &chain.get(), &pages, None)?;
+        let (layers, repairs) = open_layers(&storage, &chain.get(), &pages, None)?;
+        let durable = async {
+            for file in repairs.remains {
+                pages.file(file).sync().await?;
+            }
+            if repairs.new_logs { storage.sync_dir().await } else { Ok(()) }
+        };
+        durable.await.map_err(|error| fail(&place, "make durable what a crash left", error))?;
         remove_unused(&storage, &chain.get(), None, &names);
 
         let continuity = Continuity::of(&storage, &meta.get());
@@ -126,6 +134,7 @@ impl<S: Storage> Store<S> {
         if let Err(error) = store.shrink_to_fit() {
             tracing::warn!(place = store.place(), %error, "room for a larger volume stays taken");
         }
+        store.pages.path_changed(store.head().file, None);
         store.find_fresh()?;
         Ok(store)
     }
@@ -133,7 +142,7 @@ impl<S: Storage> Store<S> {
 
 async fn write_new<S: Storage>(storage: &S, identity: Identity, chain: &Chain) -> io::Result<()> {
     let head = chain.head();
-    create_layer(storage, head.file, head.size_bytes, true).await?;
+    create_layer(storage, head.file, head.size_bytes).await?;
     let intent = storage.create(INTENT_FILE, FileKind::Metadata)?;
     intent.preallocate(intent::file_bytes(head.size_bytes))?;
     intent.sync().await?;
@@ -160,24 +169,29 @@ async fn write_new<S: Storage>(storage: &S, identity: Identity, chain: &Chain) -
     storage.sync_dir().await
 }
 
-/// Makes the files of an empty layer; their names become durable by the caller's `sync_dir`.
+/// Makes the files of an empty layer, which take no space yet; their names become durable by the
+/// caller's `sync_dir`.
 pub(super) async fn create_layer<S: Storage>(
     storage: &S,
     file: u32,
     size_bytes: u64,
-    reserve_index: bool,
-) -> io::Result<(S::File, S::File)> {
+) -> io::Result<()> {
     let data = storage.create(&data_name(file), FileKind::Data)?;
     data.extend(size_bytes)?;
     let index = storage.create(&index_name(file), FileKind::Metadata)?;
-    if reserve_index {
-        index.preallocate(pages::file_bytes(size_bytes))?;
-    } else {
-        index.extend(pages::file_bytes(size_bytes))?;
-    }
+    index.extend(pages::file_bytes(size_bytes))?;
+    let log = storage.create(&pages_name(file), FileKind::Metadata)?;
     data.sync().await?;
     index.sync().await?;
-    Ok((data, index))
+    log.sync().await
+}
+
+/// What has to become durable before the layers are used.
+#[derive(Default)]
+pub(super) struct Repairs {
+    /// Files in which remains of pages were overwritten.
+    remains: Vec<pages::FileNumber>,
+    new_logs: bool,
 }
 
 /// Opens the files of all layers, taking those that are open already from `before`.
@@ -186,7 +200,8 @@ pub(super) fn open_layers<S: Storage>(
     chain: &Chain,
     pages: &Pages<S::File>,
     before: Option<&Layers<S::File>>,
-) -> Result<Layers<S::File>, StoreError> {
+) -> Result<(Layers<S::File>, Repairs), StoreError> {
+    let mut repairs = Repairs::default();
     let mut open: BTreeMap<u32, Rc<DataFile<S::File>>> = BTreeMap::new();
     for layer in before.iter().flat_map(|before| before.by_id.values()) {
         open.insert(layer.file, layer.data.clone());
@@ -201,7 +216,9 @@ pub(super) fn open_layers<S: Storage>(
                 let index_bytes = pages::file_bytes(layer.size_bytes);
                 let name = index_name(layer.file);
                 let index = open_file(storage, &name, FileKind::Metadata, index_bytes)?;
-                pages.add_file(layer.file, index, true);
+                let may_lack = before.is_none() && (layer.filling || layer.id == chain.head().id);
+                let known = known_pages(storage, layer, &index, may_lack, &mut repairs)?;
+                pages.add_file(layer.file, index, known, true);
                 Rc::new(DataFile { file, unsynced: Cell::new(true) })
             }
         };
@@ -218,7 +235,49 @@ pub(super) fn open_layers<S: Storage>(
         );
     }
     let top = chain.path(chain.head().id).map(|layer| by_id[&layer.id].clone()).collect();
-    Ok(Layers { by_id, top })
+    Ok((Layers { by_id, top }, repairs))
+}
+
+/// Which pages a layer has, from its log and, where the log may lack some, from its index.
+fn known_pages<S: Storage>(
+    storage: &S,
+    layer: &Layer,
+    index: &S::File,
+    may_lack: bool,
+    repairs: &mut Repairs,
+) -> Result<KnownPages<S::File>, StoreError> {
+    let failed = |error| fail(&storage.place(), "read which pages an index has", error);
+    let name = pages_name(layer.file);
+    let log = match storage.open(&name, FileKind::Metadata) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            repairs.new_logs = true;
+            storage.create(&name, FileKind::Metadata)
+        }
+        opened => opened,
+    };
+    let mut known = KnownPages::of_log(log.map_err(failed)?, layer.file).map_err(failed)?;
+    let expected = layer.pages.unwrap_or(0);
+    let is_short = known.count() < expected;
+    if may_lack || is_short || layer.pages.is_none() {
+        if known.search(index).map_err(failed)? {
+            repairs.remains.push(layer.file);
+        }
+        let count = known.count();
+        if count < expected {
+            let problem = format!(
+                "it knows of fewer pages than the {expected} that were written, and the index has {count}"
+            );
+            return Err(damaged(storage, &name, problem));
+        }
+    }
+    if is_short {
+        tracing::warn!(
+            place = storage.place(),
+            name,
+            "the log of pages is damaged; its entries were found again in the index"
+        );
+    }
+    Ok(known)
 }
 
 /// Files of layers that a join or a removal has left, or that were prepared and never used; but for

@@ -6,7 +6,7 @@ use super::open::open_slots;
 use super::pages::PageFault;
 use super::storage::Storage;
 use super::{Continuity, Identity, Membership, ReplicaState, Store, StoreError};
-use crate::types::{Fence, REGION_BYTES, Region};
+use crate::types::{Fence, Region};
 
 /// What `replica.meta` says, whether the rest can be opened or not.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,22 +76,21 @@ impl<S: Storage> Store<S> {
             || self.chain.get().layers().iter().any(|layer| layer.filling)
     }
 
-    /// Looks at the index of every region that was ever written.
+    /// Looks at every page that exists.
     pub fn count_index(&self) -> Result<IndexCount, StoreError> {
         let mut count = IndexCount::default();
-        let regions: Vec<Region> =
-            self.regions_since(None)?.into_iter().map(|(region, _)| region).collect();
         for layer in self.layers.borrow().by_id.values() {
-            let own = regions.iter().filter(|region| region.0 < layer.size_bytes / REGION_BYTES);
-            for region in own {
-                match self.pages.load_damaged(layer.file, *region) {
+            let mut next = Region(0);
+            while let Some(region) = self.pages.next(layer.file, next) {
+                next = region.next();
+                match self.pages.load_damaged(layer.file, region) {
                     Ok((page, lost)) => {
                         let unverified = page.unverified() & page.present();
                         count.unverified_blocks += (unverified | lost).count();
                     }
                     Err(PageFault::Gone) => {}
                     Err(PageFault::Bad(_)) => count.damaged_pages += 1,
-                    Err(fault) => return Err(self.page_error(layer.file, *region, fault)),
+                    Err(fault) => return Err(self.page_error(layer.file, region, fault)),
                 }
             }
         }

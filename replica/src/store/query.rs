@@ -12,10 +12,7 @@ use crate::chain::ChainError;
 use crate::chain::index::{BlockSum, Blocks, Page};
 use crate::checksum;
 use crate::message::Contents;
-use crate::types::{BLOCKS_PER_REGION, BlockIndex, BlockRange, LayerId, REGION_BYTES, Region};
-
-/// Pages that are looked at between two turns of others.
-const LOOKS: u64 = 64;
+use crate::types::{BLOCKS_PER_REGION, BlockIndex, BlockRange, LayerId, Region};
 
 impl<S: Storage> Store<S> {
     /// What one layer itself has of each block; its parents aren't asked.
@@ -80,37 +77,19 @@ impl<S: Storage> Store<S> {
         Ok((sums, Contents { hashes, unreadable }))
     }
 
-    /// Regions from `from` on of which one layer itself has anything, and where to go on: nowhere
-    /// at the end. Looks at no more than `at_most` pages; others get their turn meanwhile. Removed
-    /// layers count too, until a join has freed them.
+    /// Regions from `from` on of which one layer itself may have something, at most so many, and
+    /// where to go on: nowhere at the end. No page is looked at. Removed layers count too, until a
+    /// join has freed them.
     pub async fn occupied(
         &self,
         layer: LayerId,
         from: Region,
         at_most: u64,
     ) -> Result<(Vec<Region>, Option<Region>), StoreError> {
-        let (mut found, mut at, stop) = (Vec::new(), from.0, from.0.saturating_add(at_most));
-        loop {
-            // Anew after each turn of others: a join may give it other files.
-            let layer = self.layer(layer)?;
-            let end = layer.size_bytes / REGION_BYTES;
-            let turn = at..stop.min(end).min(at.saturating_add(LOOKS));
-            for region in turn.clone().map(Region) {
-                let owned = self.pages.look(layer.file, region, Page::owned);
-                let owned = owned.map_err(|fault| self.page_error(layer.file, region, fault))?;
-                if !owned.is_empty() {
-                    found.push(region);
-                }
-            }
-            at = turn.end;
-            if at >= end {
-                return Ok((found, None));
-            }
-            if at >= stop {
-                return Ok((found, Some(Region(at))));
-            }
-            tokio::task::yield_now().await;
-        }
+        let at_most = usize::try_from(at_most).unwrap_or(usize::MAX);
+        let mut found = self.pages.some(self.layer(layer)?.file, from, at_most.saturating_add(1));
+        let next = (found.len() > at_most).then(|| found.pop()).flatten();
+        Ok((found, next))
     }
 
     /// The head's blocks of `range` were compared with a peer's and are equal.
@@ -161,7 +140,7 @@ impl<S: Storage> Store<S> {
     /// Blocks that the layers after `after` up to `upto` have, per region from `from` on: what an
     /// incremental backup of `upto` has to look at. Without `after`, all that `upto` shows. Also
     /// where to go on: nowhere at the end. Looks at no more than `at_most` pages and a chain's
-    /// length; others get their turn meanwhile.
+    /// length, which exist; others get their turn meanwhile.
     pub async fn changed(
         &self,
         after: Option<LayerId>,
@@ -169,33 +148,52 @@ impl<S: Storage> Store<S> {
         from: Region,
         at_most: u64,
     ) -> Result<(Vec<(Region, Blocks)>, Option<Region>), StoreError> {
-        let (mut found, mut looks, mut turn) = (Vec::new(), 0, 0);
+        let (mut found, mut looks, mut from) = (Vec::new(), 0, from);
+        let mut paths = self.pages.paths();
         let mut newer = self.newer(after, upto)?;
-        let end = newer.iter().map(|layer| layer.size_bytes / REGION_BYTES).max().unwrap_or(0);
-        for region in (from.0..end).map(Region) {
+        loop {
+            let nexts = newer.iter().filter_map(|layer| self.pages.next(layer.file, from));
+            let Some(region) = nexts.min() else { return Ok((found, None)) };
             if looks >= at_most {
                 return Ok((found, Some(region)));
             }
-            // Never within a region: what a join moves to a layer that was looked at already, from
-            // one that wasn't, would be missed.
-            if turn >= LOOKS {
-                tokio::task::yield_now().await;
+            let moment = self.pages.moment(region);
+            let blocks = self.owned_by_any(&newer, region, true, &mut looks).await;
+            let blocks = if moment == self.pages.moment(region) {
+                blocks?
+            } else {
+                // A join may have moved something to a layer that was looked at already.
                 newer = self.newer(after, upto)?;
-                turn = 0;
-            }
-            let mut blocks = Blocks::NONE;
-            for layer in newer.iter().filter(|it| region.0 < it.size_bytes / REGION_BYTES) {
-                let owned = self.pages.look(layer.file, region, Page::owned);
-                let owned = owned.map_err(|fault| self.page_error(layer.file, region, fault))?;
-                blocks = blocks | owned;
-            }
-            looks += newer.len() as u64;
-            turn += newer.len() as u64;
+                self.owned_by_any(&newer, region, false, &mut looks).await?
+            };
             if !blocks.is_empty() {
                 found.push((region, blocks));
             }
+            from = region.next();
+            if paths != self.pages.paths() {
+                paths = self.pages.paths();
+                newer = self.newer(after, upto)?;
+            }
         }
-        Ok((found, None))
+    }
+
+    async fn owned_by_any(
+        &self,
+        layers: &[Rc<OpenLayer<S::File>>],
+        region: Region,
+        yields: bool,
+        looks: &mut u64,
+    ) -> Result<Blocks, StoreError> {
+        let mut blocks = Blocks::NONE;
+        for layer in layers.iter().filter(|layer| self.pages.exists(layer.file, region)) {
+            if yields && !self.pages.is_at_hand(layer.file, region) {
+                tokio::task::yield_now().await;
+            }
+            let owned = self.pages.glance(layer.file, region, Page::owned);
+            blocks = blocks | owned.map_err(|fault| self.page_error(layer.file, region, fault))?;
+            *looks += 1;
+        }
+        Ok(blocks)
     }
 
     /// The layers after `after` that `upto` shows.

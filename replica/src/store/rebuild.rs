@@ -5,7 +5,7 @@ use std::rc::Rc;
 use ankole_blockdev::disk::{BLOCK_BYTES, Buffer};
 
 use super::intent::Reach;
-use super::meta::{data_name, index_name};
+use super::meta::names_of;
 use super::open::create_layer;
 use super::pages::{PageFault, WriteBack};
 use super::query::block_at;
@@ -18,8 +18,7 @@ use crate::message::Adopted;
 use crate::types::{BLOCKS_PER_REGION, BlockRange, Generation, LayerId, REGION_BYTES, Region};
 
 const BLOCK: usize = BLOCK_BYTES as usize;
-/// Pages that are looked at, and marks that are made, between two turns of others.
-const SCAN_BATCH: u64 = 1024;
+/// Marks that are made between two turns of others.
 const MARK_BATCH: usize = 4096;
 /// A span is read as one if at least one block of so many is wanted.
 const SPAN_FACTOR: usize = 4;
@@ -68,16 +67,16 @@ impl<S: Storage> Store<S> {
         let layer = self.layer(layer)?;
         let generation = self.fence().map_or(Generation::FIRST, |fence| fence.generation);
         let mut found = false;
-        for region in (0..layer.size_bytes / REGION_BYTES).map(Region) {
+        let mut next = Region(0);
+        while let Some(region) = self.pages.next(layer.file, next) {
             if let Err(PageFault::Bad(_)) = self.pages.look(layer.file, region, |_| ()) {
                 self.mark(|| std::iter::once(region), generation, Reach::Named).await?;
                 let emptied = self.pages.replace(layer.file, region, Page::EMPTY);
                 self.or_fail_unless_full("write the index", emptied).await?;
                 found = true;
             }
-            if region.0.is_multiple_of(SCAN_BATCH) {
-                tokio::task::yield_now().await;
-            }
+            next = region.next();
+            tokio::task::yield_now().await;
         }
         Ok(found)
     }
@@ -102,15 +101,16 @@ impl<S: Storage> Store<S> {
                 self.layers.borrow().by_id.values().find(|it| it.file == layer.file).cloned();
             let is_head = layer.id == next.head().id;
             if let Some(open) = open.filter(|open| is_head || layer.size_bytes > open.size_bytes) {
-                self.lengthen(&open, layer.size_bytes, is_head).await?;
+                self.lengthen(&open, layer.size_bytes).await?;
             }
         }
         let kept = self.chain.get();
         let is_new = |layer: &&Layer| !kept.layers().iter().any(|old| old.file == layer.file);
         if let Err(error) = self.make_layers(&next, is_new).await {
             for layer in next.layers().iter().filter(is_new) {
-                let _ = self.storage.remove(&data_name(layer.file));
-                let _ = self.storage.remove(&index_name(layer.file));
+                for name in names_of(layer.file) {
+                    let _ = self.storage.remove(&name);
+                }
             }
             return Err(self.io_error("make layers", error));
         }
@@ -127,7 +127,7 @@ impl<S: Storage> Store<S> {
         is_new: impl Fn(&&Layer) -> bool,
     ) -> std::io::Result<()> {
         for layer in next.layers().iter().filter(is_new) {
-            for name in [data_name(layer.file), index_name(layer.file)] {
+            for name in names_of(layer.file) {
                 match self.storage.remove(&name) {
                     Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                         return Err(error);
@@ -135,8 +135,7 @@ impl<S: Storage> Store<S> {
                     _ => {} // an earlier attempt may have left it
                 }
             }
-            let is_head = layer.id == next.head().id;
-            create_layer(&self.storage, layer.file, layer.size_bytes, is_head).await?;
+            create_layer(&self.storage, layer.file, layer.size_bytes).await?;
         }
         self.storage.sync_dir().await
     }
@@ -224,6 +223,7 @@ impl<S: Storage> Store<S> {
             return Err(self.io_error("copy into a layer", source));
         }
         self.recover_all(region.range()).await?;
+        self.make_room(&layer, std::iter::once(region))?;
         self.mark(|| std::iter::once(region), generation, Reach::Named).await?;
         let mut with_data = Blocks::NONE;
         for (slot, sum) in blocks.slots().zip(sums) {

@@ -103,8 +103,6 @@ pub trait StorageFile: 'static {
     ) -> impl Future<Output = io::Result<()>>;
     /// Makes everything that was written durable.
     fn sync(&self) -> impl Future<Output = io::Result<()>>;
-    /// Gives back what was preallocated and never written.
-    fn release_unwritten(&self) -> impl Future<Output = io::Result<()>>;
     /// Frees a range, which then reads as zeroes.
     fn punch(&self, range_bytes: Range<u64>) -> impl Future<Output = io::Result<()>>;
 }

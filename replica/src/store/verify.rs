@@ -9,7 +9,7 @@ use super::storage::{Storage, StorageFile};
 use super::{OpenLayer, Store, StoreError};
 use crate::chain::index::Page;
 use crate::checksum;
-use crate::types::{LayerId, REGION_BYTES, Region};
+use crate::types::{LayerId, Region};
 
 const BLOCK: usize = BLOCK_BYTES as usize;
 /// Bad blocks that a report names; more are only counted.
@@ -43,15 +43,14 @@ impl<S: Storage> Store<S> {
         id: LayerId,
         report: &mut VerifyReport,
     ) -> Result<(), StoreError> {
-        let mut region = Region(0);
+        let mut next = Region(0);
         // Looked up again for each region: a join may take it away, or give it other files.
-        while let Ok(layer) = self.layer(id) {
-            if region.0 >= layer.size_bytes / REGION_BYTES {
-                break;
-            }
+        while let Ok(layer) = self.layer(id)
+            && let Some(region) = self.pages.next(layer.file, next)
+        {
             self.recover_region(region).await?;
             self.verify_region(&layer, region, report).await?;
-            region.0 += 1;
+            next = region.next();
             tokio::task::yield_now().await;
         }
         Ok(())

@@ -215,9 +215,6 @@ impl World {
                     let at = (choice % self.model.removed.len() as u64) as usize;
                     self.store.join(self.model.removed[at]).await?;
                 }
-                if let Some(sealed) = self.model.nth_snapshot(*choice) {
-                    self.store.tidy(sealed).await?;
-                }
                 return Ok(());
             }
             Op::JoinBesideWrites { choice, first } => {

@@ -136,15 +136,15 @@ impl Chain {
         };
         for theirs in &info.layers {
             let kept = differences.get(&theirs.id).zip(self.layer(theirs.id).ok());
-            let (file, filling) = match kept {
+            let (file, filling, pages) = match kept {
                 Some((difference, layer)) => {
                     let is_head = theirs.id == info.head;
                     let differs = *difference != Difference::Nowhere;
-                    (layer.file, layer.filling || differs && !is_head)
+                    (layer.file, layer.filling || differs && !is_head, layer.pages)
                 }
                 None => {
                     next.next_file += 1;
-                    (next.next_file - 1, true)
+                    (next.next_file - 1, true, Some(0))
                 }
             };
             next.layers.push(Layer {
@@ -155,6 +155,7 @@ impl Chain {
                 size_bytes: theirs.size_bytes,
                 file,
                 filling,
+                pages,
             });
         }
         next.keep_joining();
@@ -174,7 +175,16 @@ fn same_cut(here: &Layer, there: &LayerInfo) -> bool {
 }
 
 fn empty(id: LayerId, parent: Option<LayerId>, size_bytes: u64, file: u32) -> Layer {
-    Layer { id, parent, seal: None, removed: false, size_bytes, file, filling: true }
+    Layer {
+        id,
+        parent,
+        seal: None,
+        removed: false,
+        size_bytes,
+        file,
+        filling: true,
+        pages: Some(0),
+    }
 }
 
 #[cfg(test)]
