@@ -5,13 +5,15 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
+use ankole_replica::admin::ReplicaMode;
 use ankole_replica::arbiter::{EngineGrant, InstanceId, Member, Record};
 use ankole_replica::chain::index::{BlockSum, Blocks};
 use ankole_replica::chain::{ChainChange, ChainInfo, ChainOp, LayerInfo, Seal};
 use ankole_replica::message::{BadRegion, Contents, Refusal, RegionSums, Reply, Request, Welcome};
 use ankole_replica::regions::{RegionPage, RegionSet};
 use ankole_replica::replication::{
-    Action, Config, Core, End, Failure, IoId, Job, JobId, LinkId, Operation, Payload, Slot,
+    Action, Config, Core, End, Failure, IoId, Job, JobId, LinkId, Operation, Payload, PeerStatus,
+    Slot,
 };
 use ankole_replica::types::{
     BlockIndex, BlockRange, ChainOpId, Fence, Generation, Incarnation, LayerId, Region, ReplicaId,
@@ -42,6 +44,8 @@ struct Stage {
     links: BTreeMap<Slot, LinkId>,
     asked: VecDeque<Asked>,
     done: BTreeMap<IoId, Result<(), Failure>>,
+    /// Who was away can be rebuilt.
+    rebuilds: bool,
     /// Requests that nobody waits for any more.
     dropped: BTreeSet<IoId>,
     ended: Option<End>,
@@ -101,6 +105,7 @@ impl Stage {
             links: BTreeMap::new(),
             asked: VecDeque::new(),
             done: BTreeMap::new(),
+            rebuilds: false,
             dropped: BTreeSet::new(),
             ended: None,
             opened: false,
@@ -227,9 +232,13 @@ impl Stage {
             Request::Marked { from } if !self.opened => {
                 Reply::Regions(RegionPage::of(self.marked.from(*from), MARKS_AT_ONCE))
             }
+            Request::Stamps { from, .. } if self.rebuilds => {
+                Reply::Regions(RegionPage::of(self.marked.from(*from), MARKS_AT_ONCE))
+            }
             Request::Marked { .. } | Request::Stamps { .. } => {
                 Reply::Regions(RegionPage::default())
             }
+            Request::AdoptChain(_) if self.rebuilds => Reply::Adopted(Box::default()),
             Request::DescribeChain => Reply::Chain(Box::new(self.chain.clone())),
             _ => Reply::Done,
         }
@@ -314,6 +323,14 @@ impl Stage {
 
     fn members(&self) -> Vec<ReplicaId> {
         self.record.in_sync.iter().map(|member| member.replica.clone()).collect()
+    }
+
+    fn peer(&self, slot: Slot) -> PeerStatus {
+        self.core.status().peers.swap_remove(usize::from(slot.0))
+    }
+
+    fn mode_of(&self, slot: Slot) -> ReplicaMode {
+        self.peer(slot).mode
     }
 
     fn waits_for(&self) -> String {
@@ -845,6 +862,70 @@ fn full_disks_leave_only_while_two_others_remain() {
     assert!(stage.waits_for().contains("r1: its disk is full"), "{}", stage.waits_for());
 }
 
+// ---- rebuilds ----------------------------------------------------------------------------------
+
+/// B was away for long, and comes back to be rebuilt; it hangs as soon as it takes writes.
+fn with_a_target_that_hangs() -> Stage {
+    let mut stage = Stage::open(2);
+    stage.rebuilds = true;
+    stage.marked.insert(Region(0));
+    let contents = Contents { hashes: vec![0; 256], unreadable: Blocks::NONE };
+    let sums = RegionSums { blocks: vec![BlockSum::Absent; 256], contents: Some(contents) };
+    stage.sums = [(A, sums.clone()), (B, sums)].into();
+    stage.dead.insert(B);
+    stage.cut(B);
+    stage.pass(3 * SECOND);
+    assert_eq!(stage.members(), [replica(A)]);
+    stage.dead.clear();
+    stage.hung.insert(B);
+    stage.pass(300 * MS);
+    while stage.mode_of(B) != ReplicaMode::WriteOnly {
+        let at = stage.asked.iter().position(|asked| asked.slot == B).expect("it is asked");
+        let Asked { slot, link, seq, request } = stage.asked.remove(at).expect("found");
+        let reply = stage.reply(slot, &request);
+        stage.core.answered(stage.now, slot, link, seq, reply);
+        stage.settle();
+    }
+    stage
+}
+
+/// What had been acknowledged without it stayed in the engine's memory: 1.8 GiB within 9 s.
+#[test]
+fn a_target_that_owes_too_much_is_given_up_and_rebuilt_again_after_a_pause_that_grows() {
+    let mut stage = with_a_target_that_hangs();
+    let bound = Config::new("v", InstanceId("e1".into()), Vec::new()).backlog_bytes;
+    for region in 0..64 {
+        let write = stage.submit(Operation::Write {
+            range: Region(region).range(),
+            edges: [None; 2],
+            forced: false,
+        });
+        assert_eq!(stage.done.get(&write), Some(&Ok(())), "nobody waits for it");
+        assert!(stage.peer(B).owed_bytes <= bound, "{} bytes", stage.peer(B).owed_bytes);
+    }
+    let reason = stage.peer(B).reason.expect("it is said");
+    assert!(reason.contains("can't keep up"), "{reason}");
+    assert_eq!(stage.mode_of(B), ReplicaMode::Error);
+    stage.hung.clear();
+    stage.pass(2 * SECOND);
+    assert_eq!(stage.members(), [replica(A), replica(B)], "it can keep up now");
+}
+
+/// A journal's block that was written again waited for the target, and so did a snapshot, for 78 s.
+#[test]
+fn a_write_waits_for_a_target_only_for_a_bounded_time() {
+    let mut stage = with_a_target_that_hangs();
+    let first = stage.write();
+    let again = stage.write();
+    stage.pass(2 * SECOND);
+    assert_eq!((stage.done.get(&first), stage.done.get(&again)), (Some(&Ok(())), None));
+    stage.pass(2 * SECOND);
+    assert_eq!(stage.done.get(&again), Some(&Ok(())));
+    let job = stage.start_job(Job::Snapshot { seal: Seal::default() });
+    stage.pass(4 * SECOND);
+    assert_eq!(stage.jobs.get(&job), Some(&Ok(())));
+}
+
 // ---- who is slow -------------------------------------------------------------------------------
 
 /// One hanging disk once stalled every second read until the replica was given up.
@@ -864,6 +945,21 @@ fn a_read_that_takes_long_is_asked_of_another_member_and_keeps_its_range_until_b
     stage.hung.clear();
     stage.settle();
     assert_eq!(stage.done.get(&write), Some(&Ok(())));
+}
+
+/// Nobody is slower than the others, so nobody is removed, and nothing was said.
+#[test]
+fn when_all_members_are_slow_people_are_told_whom_writes_wait_for() {
+    let mut stage = Stage::open(2);
+    stage.hung = [A, B].into();
+    stage.write();
+    stage.pass(2 * SECOND);
+    assert_eq!(stage.waits_for(), "");
+    stage.pass(2 * SECOND);
+    assert!(stage.waits_for().contains("writes wait for r0, r1"), "{}", stage.waits_for());
+    stage.hung.clear();
+    stage.pass(SECOND);
+    assert_eq!(stage.waits_for(), "");
 }
 
 /// Layers of any size are joined; one whose replica is stopped blocked every rebuild for ever.

@@ -29,7 +29,7 @@ use crate::chain::ChainInfo;
 use crate::message::{Refusal, Reply, Request};
 use crate::mutation::{self, Mutation};
 use crate::regions::RegionPage;
-use crate::types::{Fence, Generation, Region, ReplicaId, Session};
+use crate::types::{Fence, Generation, REGION_BYTES, Region, ReplicaId, Session};
 
 /// What one engine process is told at its start.
 #[derive(Clone, Debug)]
@@ -50,8 +50,11 @@ pub struct Config {
     pub dead_timeout: Duration,
     /// How long a member whose link broke may take to come back before it is removed.
     pub rejoin_grace: Duration,
-    /// How long a member may be far slower than all others.
+    /// How long a member may be far slower than all others, or a replica that is being rebuilt hold
+    /// up what is written.
     pub slow_patience: Duration,
+    /// Data that a replica which is being rebuilt may have been sent and not confirmed.
+    pub backlog_bytes: u64,
     /// Replicas on this machine: read from these first.
     pub local: Vec<ReplicaId>,
     /// This process, so that replicas on the same machine learn of its death from the kernel.
@@ -80,6 +83,7 @@ impl Config {
             dead_timeout: Duration::from_secs(2),
             rejoin_grace: Duration::from_secs(1),
             slow_patience: Duration::from_secs(3),
+            backlog_bytes: 32 << 20,
             local: Vec::new(),
             process: None,
             rebuild_bytes_per_second: None,
@@ -156,6 +160,8 @@ pub struct Core {
     /// Reads whose data is there, and that can't be told before all leases hold.
     pub(super) lease_waiters: Vec<IoId>,
     pub(super) hedges: Hedges,
+    /// Members that owe a confirmation for long.
+    pub(super) slow: Slots,
     /// When members are compared next by how fast they are.
     pub(super) pace_at: Instant,
     /// Something may be due earlier than the clock was told.
@@ -203,6 +209,7 @@ impl Core {
             live_since: now,
             lease_waiters: Vec::new(),
             hedges: Hedges::default(),
+            slow: Slots::NONE,
             pace_at: now,
             is_sooner: false,
         };
@@ -263,7 +270,7 @@ impl Core {
         if !self.is_current(slot, link) {
             return;
         }
-        let Some(Asked { purpose, sent }) = self.peer_mut(slot).answered(now, seq) else {
+        let Some(Asked { purpose, sent, .. }) = self.peer_mut(slot).answered(now, seq) else {
             self.lose(now, slot, "it answered what wasn't asked");
             return self.pump(now);
         };
@@ -306,6 +313,7 @@ impl Core {
         }
         self.ask_whether_alive(now);
         self.drop_too_slow(now);
+        self.bound_delays(now);
         self.hedge_reads(now);
         self.look_for_room(now);
         self.pump(now);
@@ -336,6 +344,7 @@ impl Core {
             .chain(self.hedges.due())
             .chain(self.next_grace())
             .chain(self.next_pace_check())
+            .chain(self.next_delay_check())
             .chain(self.next_alive_check())
             .min()
     }
@@ -389,6 +398,7 @@ impl Core {
         if matches!(self.phase, Phase::Ended) {
             return;
         }
+        self.bound_backlogs(now);
         self.drive_connections(now);
         self.drive_opening(now);
         self.drive_membership(now);
@@ -485,8 +495,13 @@ impl Core {
         request: Request<Payload>,
         into: Option<Destination>,
     ) {
+        let bytes = match &request {
+            Request::Write { range, .. } => range.length_bytes(),
+            Request::Copy { .. } | Request::Repair { .. } => REGION_BYTES,
+            _ => 0,
+        };
         let peer = self.peer_mut(slot);
-        let seq = peer.expect(now, purpose);
+        let seq = peer.expect(now, purpose, bytes);
         let link = peer.link;
         self.act(Action::Send { slot, link, seq, request, into });
     }

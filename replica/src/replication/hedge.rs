@@ -173,6 +173,6 @@ fn is_read(purpose: &Purpose) -> bool {
 }
 
 /// What every member is asked alike.
-fn is_confirmation(purpose: &Purpose) -> bool {
+pub(super) fn is_confirmation(purpose: &Purpose) -> bool {
     matches!(purpose, Purpose::Write(_) | Purpose::Flush(FlushFor::Round(_)))
 }

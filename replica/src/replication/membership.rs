@@ -189,7 +189,7 @@ impl Core {
         let was_connected = !matches!(peer.state, PeerState::Down { .. });
         peer.state = PeerState::Down { retry_at };
         peer.reason = Some(reason.to_owned());
-        peer.outstanding.clear();
+        peer.expect_nothing();
         if was_connected {
             self.act(Action::Disconnect { slot, link });
         }
@@ -403,7 +403,7 @@ impl Core {
         // Two may be under way, and be answered in any order.
         let advanced = before.map_or(generation, |before| before.max(generation));
         peer.state = PeerState::Live { advanced };
-        peer.reason = None;
+        (peer.reason, peer.pause) = (None, None);
         if is_new && self.is_open() {
             if was_alone {
                 self.first_is_back(now);

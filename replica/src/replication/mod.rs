@@ -19,6 +19,7 @@
 //! ```
 
 mod action;
+mod backlog;
 mod budget;
 mod chain_work;
 mod clear;

@@ -12,7 +12,7 @@
 //! that isn't live holds up every acknowledgement until it is removed or back.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::chain::ChainOp;
 use crate::message::Welcome;
@@ -35,6 +35,8 @@ pub(super) struct Peer {
     pub(super) link: LinkId,
     next_seq: u64,
     pub(super) outstanding: BTreeMap<u64, Asked>,
+    /// Data of these requests, which is in memory until they are answered.
+    pub(super) owed_bytes: u64,
     /// Last answer, or the last request after which nothing was outstanding before.
     pub(super) progress_at: Instant,
     /// Why it isn't live, in words.
@@ -47,6 +49,8 @@ pub(super) struct Peer {
     pub(super) failed: bool,
     pub(super) lease: Lease,
     pub(super) pace: Pace,
+    /// The last pause of its rebuild, since it was last a member.
+    pub(super) pause: Option<Duration>,
 }
 
 /// A request that hasn't been answered.
@@ -54,6 +58,7 @@ pub(super) struct Peer {
 pub(super) struct Asked {
     pub(super) purpose: Purpose,
     pub(super) sent: Instant,
+    bytes: u64,
 }
 
 /// Why a member isn't live, as far as it decides whether it may come back (rule 10a).
@@ -164,6 +169,7 @@ impl Peer {
             link: LinkId(0),
             next_seq: 0,
             outstanding: BTreeMap::new(),
+            owed_bytes: 0,
             progress_at: now,
             reason: None,
             absence: Absence::Brief { since: now },
@@ -171,6 +177,7 @@ impl Peer {
             failed: false,
             lease: Lease::default(),
             pace: Pace::default(),
+            pause: None,
         }
     }
 
@@ -189,20 +196,34 @@ impl Peer {
         }
     }
 
-    /// Notes what an answer will mean; returns its number.
-    pub(super) fn expect(&mut self, now: Instant, purpose: Purpose) -> u64 {
+    /// Notes what an answer will mean, and the data that goes out; returns its number.
+    pub(super) fn expect(&mut self, now: Instant, purpose: Purpose, bytes: u64) -> u64 {
         if self.outstanding.is_empty() {
             self.progress_at = now;
         }
         let seq = self.next_seq;
         self.next_seq += 1;
-        self.outstanding.insert(seq, Asked { purpose, sent: now });
+        self.outstanding.insert(seq, Asked { purpose, sent: now, bytes });
+        self.owed_bytes += bytes;
         seq
     }
 
     pub(super) fn answered(&mut self, now: Instant, seq: u64) -> Option<Asked> {
         self.progress_at = now;
-        self.outstanding.remove(&seq)
+        let asked = self.outstanding.remove(&seq)?;
+        self.owed_bytes -= asked.bytes;
+        Some(asked)
+    }
+
+    /// Its connection is gone.
+    pub(super) fn expect_nothing(&mut self) {
+        self.outstanding.clear();
+        self.owed_bytes = 0;
+    }
+
+    /// When the oldest of these that it owes was sent.
+    pub(super) fn oldest(&self, which: impl Fn(&Purpose) -> bool) -> Option<Instant> {
+        self.outstanding.values().find(|asked| which(&asked.purpose)).map(|asked| asked.sent)
     }
 
     /// A new connection: requests are numbered from 1 again.
@@ -211,7 +232,7 @@ impl Peer {
         self.link = link;
         self.begun_at = now;
         self.next_seq = 1;
-        self.outstanding.clear();
+        self.expect_nothing();
         self.progress_at = now;
     }
 

@@ -29,6 +29,8 @@ pub struct PeerStatus {
     pub wanted: bool,
     pub mode: ReplicaMode,
     pub reason: Option<String>,
+    /// Data that was sent to it and isn't confirmed.
+    pub owed_bytes: u64,
     pub rebuild: Option<RebuildStatus>,
     /// The last one that ended, complete or not.
     pub last_rebuild: Option<RebuildStatus>,
@@ -52,6 +54,7 @@ impl Core {
                 wanted: peer.wanted,
                 mode,
                 reason: reason(peer).filter(|_| mode != ReplicaMode::ReadWrite),
+                owed_bytes: peer.owed_bytes,
                 rebuild: self.rebuilds.status(peer.slot),
                 last_rebuild: self.rebuilds.last_status(peer.slot),
             }
@@ -77,6 +80,7 @@ impl Core {
             self.membership_waits_for(),
             self.lease_waits_for(),
             self.chain_waits_for(),
+            self.slow_waits_for(),
         ]
         .into_iter()
         .flatten()
