@@ -50,7 +50,7 @@ async fn measure(dir: &Path, seconds: u64) -> Result<()> {
     println!("{:?}", directory.data_path());
     let store = Rc::new(Store::open(directory, StoreOptions::default()).await?);
     let state = ReplicaState::Member;
-    store.set_membership(Membership { state, synced_gen: None, synced_set: vec![] }).await?;
+    store.set_membership(Membership { state, ..Membership::NEW }).await?;
     fill(&store).await?;
 
     println!("{:28} {:>9} {:>9} {:>12} {:>12}", "", "store", "fio", "store µs/IO", "fio µs/IO");

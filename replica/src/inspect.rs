@@ -21,7 +21,7 @@ use crate::store::{
     Contents, Continuity, Glimpse, ReplicaState, Storage, Store, StoreError, StoreOptions,
     VerifyReport, contents, glimpse,
 };
-use crate::types::{Fence, Generation, Incarnation, ReplicaId};
+use crate::types::{Epoch, Fence, Generation, Incarnation, ReplicaId};
 
 const LOCK: &str = "lock";
 /// How often the evidence of a replica that runs is read, should it be changed in the middle.
@@ -79,6 +79,9 @@ pub struct ReplicaEvidence {
     pub synced_gen: Option<Generation>,
     /// The in-sync set then.
     pub synced_set: Vec<Member>,
+    /// How far it has come together with the others.
+    #[serde(default)]
+    pub epoch: Epoch,
     /// Nothing if what it holds can't be opened; `problems` say why.
     pub content: Option<Content>,
     pub problems: Vec<String>,
@@ -214,6 +217,7 @@ fn read_copy(directory: &Path, held: bool) -> Found {
         failure,
         synced_gen: membership.synced_gen,
         synced_set: members.collect(),
+        epoch: membership.epoch,
         content,
         problems,
     }))

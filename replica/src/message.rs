@@ -11,7 +11,8 @@ use crate::chain::index::{BlockSum, Blocks};
 use crate::chain::{ChainInfo, ChainOp};
 use crate::regions::{RegionPage, RegionSet};
 use crate::types::{
-    BLOCKS_PER_REGION, BlockRange, Fence, Generation, Incarnation, LayerId, Region, ReplicaId,
+    BLOCKS_PER_REGION, BlockRange, Epoch, Fence, Generation, Incarnation, LayerId, Region,
+    ReplicaId,
 };
 
 /// From the engine (or a reader) to a replica. A list that may grow with the volume is asked for, and
@@ -122,10 +123,13 @@ pub enum Request<P> {
     Mark {
         regions: RegionSet,
     },
-    /// Sync everything and become fit to be added.
+    /// Sync everything and become fit to be added, as one that has begun this epoch.
     Ready {
         generation: Generation,
+        begun: u64,
     },
+    /// Make these durable, where they are higher (rule 10b).
+    Epoch(Epoch),
     Ping,
     /// Everything is flushed and equal everywhere: clear all marks.
     Bye,
@@ -171,6 +175,15 @@ pub enum Role {
 pub struct Advance {
     pub generation: Generation,
     pub in_sync: Vec<Member>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub departed: Vec<Departed>,
+}
+
+/// A replica that was removed from the set. If it is still what it was, it has begun this epoch.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Departed {
+    pub member: Member,
+    pub begun: u64,
 }
 
 /// From a replica.
@@ -205,6 +218,13 @@ pub struct Welcome {
     /// Can't have lost a write that it answered.
     pub continuous: bool,
     pub synced_generation: Option<Generation>,
+    /// The highest fence before this session's.
+    #[serde(default)]
+    pub seen: Option<Fence>,
+    #[serde(default)]
+    pub epoch: Epoch,
+    #[serde(default)]
+    pub departed: Vec<Departed>,
     /// How many regions are marked; which, `Marked` tells.
     pub marked_regions: u64,
     pub chain: ChainInfo,
@@ -401,7 +421,8 @@ impl<P> Request<P> {
             Self::AdoptChain(chain) => Request::AdoptChain(chain),
             Self::Stamps { after, from } => Request::Stamps { after, from },
             Self::Mark { regions } => Request::Mark { regions },
-            Self::Ready { generation } => Request::Ready { generation },
+            Self::Ready { generation, begun } => Request::Ready { generation, begun },
+            Self::Epoch(epoch) => Request::Epoch(epoch),
             Self::Ping => Request::Ping,
             Self::Bye => Request::Bye,
         })

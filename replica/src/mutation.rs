@@ -57,6 +57,12 @@ mutations! {
     SuspectStays: "10a",
     /// a replica says that it can't have lost writes, whatever happened
     SuspectIsContinuous: "10a",
+    /// an older copy of a directory counts as the copy that was there
+    OlderCopyBelieved: "10b",
+    /// a round is called agreed before all members have begun it
+    AgreedBeforeBegun: "10b",
+    /// a file system that was mounted anew counts as the one that was there
+    RemountIsContinuous: "10a",
     /// a fence is believed before it is durable
     FenceNotDurable: "2",
     /// an engine is welcomed while requests of the older one still run

@@ -81,6 +81,7 @@ impl Candidate<'_> {
         let Content { continuous, unverified_blocks, .. } = *self.content;
         (
             Reverse(self.replica.synced_gen),
+            Reverse(self.replica.epoch.begun),
             self.is_failed(),
             !continuous,
             unverified_blocks,
@@ -134,10 +135,11 @@ pub fn turn(volume: &str, exhibits: &[Exhibit], record: &Record, client_waits: b
         return Turn::RolledBack { by: by.clone(), seen };
     }
     let candidates = candidates(volume, exhibits, record);
-    let usable: Vec<_> = candidates
-        .iter()
-        .filter(|copy| record.in_sync.contains(&copy.member()) && !copy.is_failed())
-        .collect();
+    let members = candidates.iter().filter(|copy| record.in_sync.contains(&copy.member()));
+    let agreed = members.clone().map(|copy| copy.replica.epoch.agreed).max().unwrap_or(0);
+    // An older copy of a member isn't that member (rule 10b).
+    let usable: Vec<_> =
+        members.filter(|copy| !copy.is_failed() && copy.replica.epoch.begun >= agreed).collect();
     let names = |copies: &[&Candidate<'_>]| {
         copies.iter().map(|copy| copy.replica.replica.clone()).collect::<Vec<_>>()
     };

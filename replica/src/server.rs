@@ -176,6 +176,7 @@ impl<S: Storage> Replica<S> {
     ) -> Result<(Rc<Session>, Welcome), Refusal> {
         self.check_identity(&hello.volume, &hello.replica)?;
         let identity = self.store.identity();
+        let seen = self.store.fence();
         let session = Rc::new(Session {
             role: hello.role,
             claim: hello.claim.clone(),
@@ -193,11 +194,15 @@ impl<S: Storage> Replica<S> {
                 return Err(Refusal::Invalid { message });
             }
         }
+        let membership = self.store.membership();
         let welcome = Welcome {
             incarnation: identity.incarnation,
             size_bytes: self.store.size_bytes(),
             continuous: self.store.continuous(),
-            synced_generation: self.store.membership().synced_gen,
+            synced_generation: membership.synced_gen,
+            seen,
+            epoch: membership.epoch,
+            departed: membership.departed,
             marked_regions: self.store.marked_count(),
             chain: self.store.chain(),
             lease_ms: self.lender.length().as_millis() as u32,
@@ -322,6 +327,8 @@ impl<S: Storage> Replica<S> {
                 .iter()
                 .map(|member| (member.replica.clone(), member.incarnation))
                 .collect(),
+            departed: advance.departed.clone(),
+            epoch: self.store.membership().epoch,
         };
         let store = &self.store;
         let done = async {

@@ -14,7 +14,7 @@ use crate::store::{
     BadBlock, BlockProblem, Membership, ReadError, Replacement, ReplicaState, Storage, Store,
     StoreError, View,
 };
-use crate::types::{BLOCKS_PER_REGION, BlockRange, Generation, LayerId, Region};
+use crate::types::{BLOCKS_PER_REGION, BlockRange, Epoch, Generation, LayerId, Region};
 
 /// Pages of the index that one message looks at: a few milliseconds.
 const LOOKS_MAX: u64 = 4096;
@@ -107,10 +107,13 @@ pub(crate) async fn carry_out<S: Storage>(
             let regions: Vec<Region> = regions.iter().collect();
             done(store.mark_regions(&regions, generation).await)
         }
-        Request::Ready { generation: _ } => {
+        Request::Ready { generation: _, begun } => {
             done(store.flush().await)?;
-            done(store.set_membership(membership(replica, ReplicaState::Ready)).await)
+            let ready = membership(replica, ReplicaState::Ready);
+            let epoch = Epoch { begun, agreed: 0 };
+            done(store.set_membership(Membership { epoch, ..ready }).await)
         }
+        Request::Epoch(epoch) => done(store.raise_epoch(epoch).await),
         // Who answers may be the one that stays when others leave the set (rule 5).
         Request::Ping => done(store.check_usable()),
         Request::Bye => done(clear_all(store).await),

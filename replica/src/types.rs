@@ -155,6 +155,22 @@ pub struct Fence {
     pub session: Session,
 }
 
+/// How far a replica has come together with the others: tells the directory that took part from an
+/// older copy of it (rule 10b).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Epoch {
+    /// The newest round that it took part in.
+    pub begun: u64,
+    /// The newest round of which it was told that all members had begun it.
+    pub agreed: u64,
+}
+
+impl Epoch {
+    pub fn max(self, other: Self) -> Self {
+        Self { begun: self.begun.max(other.begun), agreed: self.agreed.max(other.agreed) }
+    }
+}
+
 /// Name of a replica of one volume, such as `r1`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]

@@ -31,7 +31,7 @@ use crate::message::{Contents, MARK_REGIONS_MAX, Refusal, RegionSums, Reply, Req
 use crate::payload::{BlockData, Patch, Payload, Run};
 use crate::regions::{PAGE_REGIONS_MAX, REGIONS_MAX, RegionPage, RegionSet};
 use crate::types::{
-    BLOCK_BYTES, BLOCKS_PER_REGION, BlockIndex, BlockRange, Generation, LayerId, Region,
+    BLOCK_BYTES, BLOCKS_PER_REGION, BlockIndex, BlockRange, Epoch, Generation, LayerId, Region,
     VOLUME_BYTES_MAX,
 };
 
@@ -207,6 +207,7 @@ mod kind {
     pub(super) const REPAIR: u8 = 31;
     pub(super) const CLEAR: u8 = 32;
     pub(super) const MARKED: u8 = 33;
+    pub(super) const EPOCH: u8 = 34;
 
     pub(super) const DONE: u8 = 128;
     pub(super) const WELCOME: u8 = 129;
@@ -293,8 +294,12 @@ pub fn encode_request(seq: u64, request: &Request<Rc<Payload>>) -> Result<Frame,
             Frame::new(header, &upto.0.to_le_bytes(), None)
         }
         Request::Join { layer } => bare(at(kind::JOIN, layer, &Region(0))),
-        Request::Ready { generation } => {
-            bare(Header { subject: generation.0.get(), ..header(kind::READY) })
+        Request::Ready { generation, begun } => {
+            let (position, subject) = (*begun, generation.0.get());
+            bare(Header { position, subject, ..header(kind::READY) })
+        }
+        Request::Epoch(Epoch { begun, agreed }) => {
+            bare(Header { position: *begun, subject: *agreed, ..header(kind::EPOCH) })
         }
         Request::Stamps { after, from } => {
             let subject = after.map_or(0, |generation| generation.0.get());
@@ -369,8 +374,9 @@ pub fn decode_request(
         kind::JOIN => Request::Join { layer: body.layer()? },
         kind::READY => {
             let generation = header.subject.try_into().map_err(|_| body.wrong("generation 0"))?;
-            Request::Ready { generation: Generation(generation) }
+            Request::Ready { generation: Generation(generation), begun: header.position }
         }
+        kind::EPOCH => Request::Epoch(Epoch { begun: header.position, agreed: header.subject }),
         kind::STAMPS => {
             let after = header.subject.try_into().ok().map(Generation);
             Request::Stamps { after, from: body.region()? }

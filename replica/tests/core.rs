@@ -9,15 +9,17 @@ use ankole_replica::admin::ReplicaMode;
 use ankole_replica::arbiter::{EngineGrant, InstanceId, Member, Record};
 use ankole_replica::chain::index::{BlockSum, Blocks};
 use ankole_replica::chain::{ChainChange, ChainInfo, ChainOp, LayerInfo, Seal};
-use ankole_replica::message::{BadRegion, Contents, Refusal, RegionSums, Reply, Request, Welcome};
+use ankole_replica::message::{
+    BadRegion, Contents, Departed, Refusal, RegionSums, Reply, Request, Welcome,
+};
 use ankole_replica::regions::{RegionPage, RegionSet};
 use ankole_replica::replication::{
     Action, Config, Core, End, Failure, IoId, Job, JobId, LinkId, Operation, Payload, PeerStatus,
     Slot,
 };
 use ankole_replica::types::{
-    BlockIndex, BlockRange, ChainOpId, Fence, Generation, Incarnation, LayerId, Region, ReplicaId,
-    Session,
+    BlockIndex, BlockRange, ChainOpId, Epoch, Fence, Generation, Incarnation, LayerId, Region,
+    ReplicaId, Session,
 };
 
 const MS: Duration = Duration::from_millis(1);
@@ -72,6 +74,16 @@ struct Stage {
     marked: RegionSet,
     /// What each holds of the marked regions.
     sums: BTreeMap<Slot, RegionSums>,
+    told: BTreeMap<Slot, Told>,
+}
+
+/// What a replica has made durable of what it was told.
+#[derive(Clone, Default)]
+struct Told {
+    fence: Option<Fence>,
+    synced: Option<Generation>,
+    epoch: Epoch,
+    departed: Vec<Departed>,
 }
 
 fn member(slot: Slot) -> Member {
@@ -123,6 +135,7 @@ impl Stage {
             goodbyes: 0,
             marked: RegionSet::new(),
             sums: BTreeMap::new(),
+            told: BTreeMap::new(),
         }
     }
 
@@ -200,7 +213,7 @@ impl Stage {
         }
     }
 
-    fn reply(&self, slot: Slot, request: &Request<Payload>) -> Reply<()> {
+    fn reply(&mut self, slot: Slot, request: &Request<Payload>) -> Reply<()> {
         if let Some(refusal) = self.refusing.get(&slot)
             && *request != Request::Ping
         {
@@ -215,12 +228,27 @@ impl Stage {
                 return Reply::Refused(refusal.clone());
             }
         }
+        let told = self.told.entry(slot).or_default();
+        let before = told.clone();
+        match request {
+            Request::Hello(hello) => told.fence = hello.claim.as_ref().map(|claim| claim.fence),
+            Request::Advance(advance) => {
+                told.synced = Some(advance.generation);
+                told.departed = advance.departed.clone();
+            }
+            Request::Epoch(epoch) => told.epoch = told.epoch.max(*epoch),
+            Request::Ready { begun, .. } => told.epoch = Epoch { begun: *begun, agreed: 0 },
+            _ => {}
+        }
         match request {
             Request::Hello(_) => Reply::Welcome(Box::new(Welcome {
                 incarnation: member(slot).incarnation,
                 size_bytes: SIZE_BYTES,
                 continuous: !self.suspect.contains(&slot),
-                synced_generation: Some(Generation::FIRST),
+                synced_generation: before.synced.or(Some(Generation::FIRST)),
+                seen: before.fence,
+                epoch: before.epoch,
+                departed: before.departed,
                 marked_regions: self.marked.len(),
                 chain: self.chain.clone(),
                 lease_ms: 3000,
@@ -980,4 +1008,90 @@ fn a_slow_goodbye_is_no_reason_to_hang_but_a_dead_replica_is() {
     assert_eq!(stage.ended, None);
     stage.pass(30 * SECOND);
     assert_eq!(stage.ended, Some(End::Detached));
+}
+
+// ---- older copies ------------------------------------------------------------------------------
+
+/// A directory was put back as it was an hour ago, while the volume was detached: it was believed,
+/// and reads gave old and new by turns.
+#[test]
+fn a_member_that_is_an_older_copy_of_itself_leaves_before_the_volume_opens() {
+    let mut stage = Stage::new(3);
+    let epoch = |begun, agreed| Told { epoch: Epoch { begun, agreed }, ..Told::default() };
+    stage.told = [(A, epoch(7, 7)), (B, epoch(12, 12)), (C, epoch(12, 12))].into();
+    stage.hung.insert(C);
+    stage.settle();
+    stage.pass(11 * SECOND);
+    assert!(stage.opened, "{}", stage.waits_for());
+    assert_eq!(stage.members(), [replica(B)]);
+    let peer = &stage.core.status().peers[0];
+    let rebuild = peer.rebuild.or(peer.last_rebuild).expect("it is rebuilt");
+    assert_eq!(rebuild.since, None, "all of it is compared");
+}
+
+/// An engine that dies between the two halves of a round leaves members that are sound and differ.
+#[test]
+fn a_round_that_was_broken_off_makes_nobody_old() {
+    let mut stage = Stage::new(3);
+    let epoch = |begun, agreed| Told { epoch: Epoch { begun, agreed }, ..Told::default() };
+    stage.told = [(A, epoch(13, 12)), (B, epoch(12, 12)), (C, epoch(13, 11))].into();
+    stage.settle();
+    assert!(stage.opened, "{}", stage.waits_for());
+    assert_eq!(stage.members(), [replica(A), replica(B), replica(C)]);
+    for slot in [A, B, C] {
+        // Above all that any of them has begun, so that no number is used twice.
+        assert_eq!(stage.told[&slot].epoch, Epoch { begun: 14, agreed: 14 });
+    }
+}
+
+/// The same within a session: its process dies, its directory is replaced, its process comes back.
+#[test]
+fn a_member_that_comes_back_as_an_older_copy_is_rebuilt() {
+    for what in 0..2 {
+        let mut stage = Stage::open(2);
+        stage.write();
+        stage.pass(30 * SECOND);
+        let told = stage.told.get_mut(&B).expect("it was greeted");
+        let before = told.clone();
+        match what {
+            0 => told.epoch.begun -= 1,
+            _ => told.fence = None,
+        }
+        stage.cut(B);
+        stage.pass(SECOND);
+        assert_eq!(stage.members(), [replica(A)], "{what}");
+        // And one that is what it was stays.
+        let mut stage = Stage::open(2);
+        stage.write();
+        stage.pass(30 * SECOND);
+        assert!(stage.told[&B].epoch.agreed > 1 && before.epoch.begun > 1);
+        stage.cut(B);
+        stage.pass(SECOND);
+        assert_eq!(stage.members(), [replica(A), replica(B)], "{what}");
+    }
+}
+
+/// It was sound when it left, and isn't what it was when it comes back: what members remember since
+/// it left doesn't say what it lacks.
+#[test]
+fn a_replica_that_left_and_comes_back_as_an_older_copy_is_compared_as_a_whole() {
+    for is_older in [false, true] {
+        let mut stage = Stage::open(2);
+        stage.write();
+        stage.pass(30 * SECOND);
+        stage.dead.insert(B);
+        stage.cut(B);
+        stage.write();
+        stage.pass(10 * SECOND);
+        assert_eq!(stage.members(), [replica(A)]);
+        if is_older {
+            stage.told.get_mut(&B).expect("it was greeted").epoch.begun -= 1;
+        }
+        stage.dead.clear();
+        stage.hung.clear();
+        stage.pass(10 * SECOND);
+        let peer = stage.core.status().peers[1].clone();
+        let rebuild = peer.rebuild.or(peer.last_rebuild).expect("it is rebuilt");
+        assert_eq!(rebuild.since.is_none(), is_older);
+    }
 }

@@ -36,7 +36,10 @@ impl Disk {
             store.set_fence(fence).await.unwrap();
             let synced_set = vec![("r1".into(), incarnation), ("r2".into(), Incarnation(2))];
             let (state, synced_gen) = (ReplicaState::Member, Some(generation(5)));
-            store.set_membership(Membership { state, synced_gen, synced_set }).await.unwrap();
+            store
+                .set_membership(Membership { state, synced_gen, synced_set, ..Membership::NEW })
+                .await
+                .unwrap();
             write_fill(&store, blocks(0, 8), Fill(1)).await.unwrap();
             write_fill(&store, blocks(300, 1), Fill(2)).await.unwrap();
         });

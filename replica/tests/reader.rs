@@ -65,7 +65,8 @@ fn a_reader_sees_a_snapshot_as_it_was_and_nothing_once_a_rebuild_began() {
             claim: Some(claim),
         };
         order(&engine, Request::Hello(Box::new(hello))).await;
-        let advance = Advance { generation: Generation::FIRST, in_sync: Vec::new() };
+        let advance =
+            Advance { generation: Generation::FIRST, in_sync: Vec::new(), departed: Vec::new() };
         order(&engine, Request::Advance(Box::new(advance))).await;
         let range = BlockRange::new(BlockIndex(3), 1);
         let write = |value| Request::Write { range, forced: false, payload: blocks(value) };

@@ -6,7 +6,7 @@ use ankole_replica::arbiter::{Member, Record};
 use ankole_replica::inspect::{Content, Evidence, Found, ReplicaEvidence};
 use ankole_replica::salvage::{Choice, Exhibit, Turn, choose, turn};
 use ankole_replica::store::ReplicaState;
-use ankole_replica::types::{Fence, Generation, Incarnation, ReplicaId, Session};
+use ankole_replica::types::{Epoch, Fence, Generation, Incarnation, ReplicaId, Session};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
@@ -48,6 +48,7 @@ fn copy(number: usize, synced: u64, set: &[usize]) -> Exhibit {
         failure: None,
         synced_gen: Some(generation(synced)),
         synced_set: members(set),
+        epoch: Epoch::default(),
         content: Some(Content {
             continuous: true,
             continuity: "the test says so".into(),
@@ -351,4 +352,16 @@ proptest! {
         let turn = turn(VOLUME, &exhibits, &record, true);
         prop_assert!(!can_open || matches!(turn, Turn::CanOpen { .. }), "{turn:?}");
     }
+}
+
+/// A directory that went back in time says "in sync", and continuous; the others know better.
+#[test]
+fn an_older_copy_of_a_member_is_no_member_and_comes_after_what_it_was() {
+    let at = |number, begun, agreed| {
+        copy(number, 5, &[1, 2]).replica(|replica| replica.epoch = Epoch { begun, agreed })
+    };
+    let exhibits = [at(1, 7, 7), at(2, 12, 12)];
+    let sound = Turn::CanOpen { members: vec![id(2)] };
+    assert_eq!(turn(VOLUME, &exhibits, &record(5, &[1, 2]), true), sound);
+    assert_eq!(choose(VOLUME, &exhibits, &record(5, &[1, 2]), None).order, [id(2), id(1)]);
 }

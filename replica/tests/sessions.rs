@@ -14,7 +14,7 @@ use ankole_replica::payload::{BlockData, Payload};
 use ankole_replica::server::{Conversation, Peer, Replica, format, serve};
 use ankole_replica::store::file::{Directory, DirectoryOptions};
 use ankole_replica::store::{Store, StoreOptions};
-use ankole_replica::types::{BlockIndex, BlockRange, Fence, Generation, Session};
+use ankole_replica::types::{BlockIndex, BlockRange, Epoch, Fence, Generation, Session};
 use ankole_replica::{listen::Address, wire};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::LocalSet;
@@ -104,7 +104,8 @@ fn a_new_engine_is_welcomed_while_the_old_one_still_advances() {
     run(async |replica| {
         let (old, new) = (Conversation::new(replica.clone()), Conversation::new(replica));
         assert!(matches!(old.handle(hello(2, 1)).await, Reply::Welcome(_)));
-        let advance = Box::new(Advance { generation: generation(2), in_sync: vec![] });
+        let advance =
+            Box::new(Advance { generation: generation(2), in_sync: vec![], departed: vec![] });
         let (answer, _) =
             tokio::join!(new.handle(hello(3, 1)), old.handle(Request::Advance(advance)));
         assert!(is_busy(&answer)); // the old one is refused now, and may read for a while
@@ -124,7 +125,8 @@ fn nothing_is_carried_out_before_a_hello_and_a_reader_changes_nothing() {
         let reader = Request::Hello(Box::new(reader));
         // It isn't a copy of anything yet: no engine has said that it is in sync.
         assert!(invalid(conversation.handle(reader.clone()).await));
-        let advance = Box::new(Advance { generation: generation(2), in_sync: vec![] });
+        let advance =
+            Box::new(Advance { generation: generation(2), in_sync: vec![], departed: vec![] });
         let advanced = engine.handle(Request::Advance(advance)).await;
         assert_eq!(advanced.without_data(), Some(Reply::Done));
         assert!(matches!(conversation.handle(reader).await, Reply::Welcome(_)));
@@ -264,5 +266,22 @@ fn a_replica_that_is_stopped_with_an_engine_connected_closes_its_store() {
         serving.await.expect("no panic").expect("it served");
         replica.close().await.expect("close");
         Replica::open(dir.path()).await.expect("nobody has it any more");
+    });
+}
+
+/// What `Advance` had read before it waited for the disk, it wrote back after: a round that had begun
+/// meanwhile was forgotten, and a sound member counted as an older copy of itself.
+#[test]
+fn a_round_that_begins_while_a_replica_advances_is_remembered() {
+    run(async |replica| {
+        let engine = Conversation::new(replica.clone());
+        assert!(matches!(engine.handle(hello(2, 1)).await, Reply::Welcome(_)));
+        let advance = Advance { generation: generation(2), in_sync: vec![], departed: vec![] };
+        let advance = Request::Advance(Box::new(advance));
+        let epoch = Epoch { begun: 5, agreed: 4 };
+        let (advanced, begun) =
+            tokio::join!(engine.handle(advance), engine.handle(Request::Epoch(epoch)));
+        assert!(matches!((advanced, begun), (Reply::Done, Reply::Done)));
+        assert_eq!(replica.store().membership().epoch, epoch);
     });
 }

@@ -46,6 +46,10 @@ pub struct Machine<W> {
     pub synced: Option<Generation>,
     /// A sector whose content was changed behind the replica's back, and the bit.
     pub rotten: Option<([u8; SECTOR_BYTES as usize], usize)>,
+    /// A copy of its directory, of which incarnation it was.
+    pub saved: Option<(Incarnation, Disk)>,
+    /// Its directory is an older copy of itself, and hasn't been rebuilt since.
+    pub is_rolled_back: bool,
     /// It is about to fail for good, or its directory was made anew.
     pub doomed: bool,
     pace: Rc<DiskPace<W>>,
@@ -55,6 +59,15 @@ pub struct Machine<W> {
 pub struct Process {
     pub tasks: Tasks,
     pub replica: Rc<Replica<Disk>>,
+}
+
+/// How a replica's process ends; a seed decides what the disk has lost.
+#[derive(Clone, Copy, Debug)]
+pub enum Stop {
+    Kill,
+    PowerCut(u64),
+    /// Its file system is shut down and mounted again, while the machine runs on.
+    Remount(u64),
 }
 
 /// How long its disk takes.
@@ -104,6 +117,8 @@ impl<W: 'static> Machine<W> {
             welcomed_engine: None,
             synced: None,
             rotten: None,
+            saved: None,
+            is_rolled_back: false,
             doomed: false,
             pace: Rc::new(pace),
             clock,
@@ -122,6 +137,7 @@ impl<W: 'static> Machine<W> {
         (self.lossy, self.greeted_lossy) = (false, false);
         (self.welcomed, self.synced, self.rotten) = (None, None, None);
         self.welcomed_engine = None;
+        self.is_rolled_back = false;
         let identity = Identity { volume: "v".into(), replica: self.id.clone(), incarnation };
         let disk = self.disk.clone();
         let format = Store::format(disk.clone(), identity, size_bytes, LayerId(1));
@@ -146,12 +162,12 @@ impl<W: 'static> Machine<W> {
         self.started = tick;
     }
 
-    /// `power`: the seed that decides what the disk has lost, if the machine lost its power.
-    pub fn stop(&mut self, power: Option<u64>) {
+    pub fn stop(&mut self, how: Stop) {
         let Some(process) = self.process.take() else { return };
-        self.disk = match power {
-            None => self.disk.after_kill(),
-            Some(seed) => self.disk.after_power_cut(seed),
+        self.disk = match how {
+            Stop::Kill => self.disk.after_kill(),
+            Stop::PowerCut(seed) => self.disk.after_power_cut(seed),
+            Stop::Remount(seed) => self.disk.after_remount(seed),
         };
         self.hung_until = 0;
         drop(process); // what it still does goes to the disk that isn't there any more
@@ -213,7 +229,7 @@ impl<W: 'static> Machine<W> {
     }
 }
 
-fn open(disk: &Disk) -> Store<Disk> {
+pub fn open(disk: &Disk) -> Store<Disk> {
     let opened = disk.observe(|| at_once(Store::open(disk.clone(), StoreOptions::default())));
     let opened = opened.expect("nothing takes time");
     opened.unwrap_or_else(|error| panic!("a directory can't be opened after a crash: {error}"))

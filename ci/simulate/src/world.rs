@@ -35,6 +35,7 @@ mod client;
 mod engines;
 mod footprint;
 mod network;
+mod older;
 
 use client::ClientOp;
 use engines::Engine;

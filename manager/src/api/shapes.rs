@@ -161,6 +161,7 @@ fn salvage() -> SalvageView {
         failure: (state == ReplicaState::Failed).then(|| "make the data durable: EIO".into()),
         synced_gen: Some(number(synced)),
         synced_set: vec![one("r1", 1), one("r3", 3)],
+        epoch: Default::default(),
         content: Some(Content {
             continuous: state != ReplicaState::Failed,
             continuity: "the machine lost power".into(),

@@ -7,7 +7,7 @@ use ankole_replica::store::{BadBlock, ReadError, StoreError, VerifyReport};
 use clap::Subcommand;
 
 use super::output::{Format, column, wide};
-use super::salvage::{found, state, synced, synced_with};
+use super::salvage::{epoch, found, state, synced, synced_with};
 use super::{Done, Outcome, Session};
 use crate::api::error::chain;
 use crate::api::replica::ReplicaView;
@@ -91,6 +91,7 @@ fn fields(evidence: &Evidence) -> Vec<(&'static str, String)> {
         ("incarnation", replica.incarnation.to_string()),
         ("state", state(replica.state).to_owned()),
         ("in sync", format!("{} with {}", synced(evidence), synced_with(evidence))),
+        ("epoch", epoch(evidence)),
         ("seen", seen),
     ]);
     fields.extend(replica.failure.iter().map(|failure| ("failure", failure.clone())));

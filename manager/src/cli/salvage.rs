@@ -177,6 +177,12 @@ pub(super) fn synced(evidence: &Evidence) -> String {
     synced.map_or("-".into(), |synced| synced.to_string())
 }
 
+/// An older copy of a member has begun less than others know to be agreed.
+pub(super) fn epoch(evidence: &Evidence) -> String {
+    let epoch = evidence.replica().map(|replica| replica.epoch);
+    epoch.map_or("-".into(), |it| format!("{}, agreed {}", it.begun, it.agreed))
+}
+
 pub(super) fn synced_with(evidence: &Evidence) -> String {
     let set = evidence.replica().map_or(&[][..], |replica| &replica.synced_set);
     let names: Vec<_> = set.iter().map(|member| member.replica.to_string()).collect();

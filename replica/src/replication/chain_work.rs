@@ -488,6 +488,7 @@ impl Core {
                     return;
                 }
                 self.phase = Phase::Closing(Closing::Flushing(waiting));
+                self.epochs.want_to_close();
                 for slot in waiting.iter() {
                     let purpose = Purpose::Flush(FlushFor::Closing);
                     self.send(now, slot, purpose, Request::Flush, None);
@@ -498,6 +499,9 @@ impl Core {
                 let is_unequal = !self.settle.is_done() || self.has_given_up();
                 if is_unequal || self.repairs.has_undecided() {
                     return self.end(End::Detached);
+                }
+                if !self.epochs.may_close() {
+                    return;
                 }
                 let waiting = self.live();
                 self.phase = Phase::Closing(Closing::SayingGoodbye(waiting));

@@ -63,6 +63,8 @@ struct Batch {
     waiting: Slots,
     /// A member was lost on the way: the marks stay.
     abandoned: bool,
+    /// A round of epochs that began with it: a copy from before knows less than is agreed then.
+    epoch: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,6 +105,7 @@ impl Core {
         let range = self.io(id).range().expect("a write has a range");
         self.clearing.note(now, range);
         self.repairs_overwritten(range);
+        self.is_sooner |= self.epochs.note_written();
     }
 
     fn patience(&self) -> Patience {
@@ -120,6 +123,12 @@ impl Core {
             }
             match batch.stage {
                 _ if batch.abandoned => self.end_batch(now, false),
+                Stage::Flushing if !self.epochs.is_agreed(batch.epoch) => {
+                    if self.epochs.is_under_way() {
+                        return;
+                    }
+                    self.end_batch(now, false);
+                }
                 Stage::Flushing => return self.send_clear(now),
                 Stage::Clearing => self.end_batch(now, true),
             }
@@ -164,9 +173,17 @@ impl Core {
         self.clearing.batches += 1;
         let number = self.clearing.batches;
         let waiting = self.live();
-        let (locks, stage) = (Vec::new(), Stage::Flushing);
-        self.clearing.batch =
-            Some(Batch { number, began: now, groups, locks, stage, waiting, abandoned: false });
+        let (locks, stage, epoch) = (Vec::new(), Stage::Flushing, self.epochs.want());
+        self.clearing.batch = Some(Batch {
+            number,
+            began: now,
+            groups,
+            locks,
+            stage,
+            waiting,
+            abandoned: false,
+            epoch,
+        });
         if mutation::is_on(Mutation::ClearWithoutFlush) {
             return self.send_clear(now);
         }

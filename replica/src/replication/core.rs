@@ -12,6 +12,7 @@ use super::action::{
 use super::budget::Budget;
 use super::chain_work::ChainWork;
 use super::clear::Clearing;
+use super::epoch::Epochs;
 use super::flush::Flushes;
 use super::hedge::Hedges;
 use super::io::Io;
@@ -63,6 +64,8 @@ pub struct Config {
     pub rebuild_bytes_per_second: Option<u64>,
     /// A region that wasn't written for so long loses its mark.
     pub clear_after: Duration,
+    /// While the volume is written, members agree on how far they are at least so often.
+    pub epoch_every: Duration,
     /// After an unclean stop settling ends within so much work: of more regions than that allows,
     /// the least recently written lose their marks sooner.
     pub settle_within: Duration,
@@ -87,6 +90,7 @@ impl Config {
             local: Vec::new(),
             process: None,
             rebuild_bytes_per_second: None,
+            epoch_every: super::epoch::EVERY,
             clear_after: Duration::from_secs(180),
             settle_within: Duration::from_secs(60),
             marked_regions_max: 64 << 10,
@@ -144,6 +148,7 @@ pub struct Core {
     pub(super) settle: Settle,
     pub(super) budget: Budget,
     pub(super) clearing: Clearing,
+    pub(super) epochs: Epochs,
     pub(super) repairs: Repairs,
     pub(super) room: Room,
     pub(super) rebuilds: Rebuilds,
@@ -195,6 +200,7 @@ impl Core {
             settle: Settle::default(),
             budget: Budget::default(),
             clearing: Clearing::default(),
+            epochs: Epochs::default(),
             repairs: Repairs::default(),
             room: Room::default(),
             rebuilds,
@@ -341,6 +347,7 @@ impl Core {
             .chain(self.next_join())
             .chain(self.next_rebuild_step())
             .chain(self.next_clear())
+            .chain(self.next_epoch())
             .chain(self.hedges.due())
             .chain(self.next_grace())
             .chain(self.next_pace_check())
@@ -404,6 +411,7 @@ impl Core {
         self.drive_membership(now);
         self.drive_settle(now);
         self.drive_repair(now);
+        self.drive_epochs(now); // what is agreed lets others go on
         self.drive_clear(now);
         self.drive_rebuild(now);
         self.drive_chain_work(now);
@@ -413,6 +421,7 @@ impl Core {
         self.give_up_for_room(now);
         self.retire_dropped(now);
         self.drive_closing(now);
+        self.drive_epochs(now); // and they may want more
     }
 
     fn dispatch(&mut self, now: Instant, slot: Slot, purpose: Purpose, reply: Reply<()>) {
@@ -420,6 +429,7 @@ impl Core {
             Purpose::Hello => self.welcomed(now, slot, reply),
             Purpose::Advance(generation) => self.advanced(now, slot, generation, reply),
             Purpose::OpenMarks(from) => self.marks_told(now, slot, from, reply),
+            Purpose::Epoch(epoch) => self.epoch_answered(now, slot, epoch, reply),
             Purpose::Write(io) => self.write_answered(now, slot, io, reply),
             Purpose::Read(io) => self.read_answered(now, slot, io, reply),
             Purpose::Edge(io, block) => self.edge_answered(now, slot, io, block, reply),
@@ -442,7 +452,7 @@ impl Core {
             }
             Purpose::RebuildMark => self.rebuild_marked(now, slot, reply),
             Purpose::RebuildStep(step) => self.rebuild_step_answered(now, slot, step, reply),
-            Purpose::Ready => self.rebuild_ready(now, slot, reply),
+            Purpose::Ready(begun) => self.rebuild_ready(now, slot, begun, reply),
             Purpose::Equalize(_) => self.equalized(now, slot, reply),
             Purpose::Prepare => self.chain_prepared(now, slot, reply),
             Purpose::Chain => self.chain_applied(now, slot, reply),

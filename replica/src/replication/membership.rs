@@ -76,6 +76,7 @@ impl Core {
         let process = self.config.process;
         let peer = self.peer_mut(slot);
         peer.state = PeerState::Greeting;
+        peer.greeted = Some(fence);
         let incarnation = peer.in_set;
         let role = if incarnation.is_some() { Role::Member } else { Role::WriteOnly };
         let claim = Some(Claim { fence, instance, incarnation, process });
@@ -98,27 +99,31 @@ impl Core {
             return self.lose(now, slot, "its directory was made anew: it isn't the copy it was");
         }
         let was_lost_while_serving = peer.in_set.is_some();
-        let unfit = self.why_unfit(&welcome);
+        self.note_epochs_of(slot, &welcome);
+        let unfit = self.why_unfit(slot, &welcome);
         self.peer_mut(slot).state = PeerState::Welcomed(welcome);
         if was_lost_while_serving && self.is_open() {
             match unfit {
                 None => self.advance(now, slot),
                 Some(why) if self.live().is_empty() => {
                     let who = &self.peer(slot).id;
-                    self.end(End::Reopen(format!("{who} came back and {why}")));
+                    self.end(End::Reopen(format!("{who} came back: {why}")));
                 }
-                Some(why) => self.lose(now, slot, why),
+                Some(why) => self.lose(now, slot, &why),
             }
         }
     }
 
-    /// Rule 10a: why a member that reconnects can't go on where it was.
-    fn why_unfit(&self, welcome: &Welcome) -> Option<&'static str> {
+    /// Rules 10a and 10b: why a member that reconnects can't go on where it was.
+    fn why_unfit(&self, slot: Slot, welcome: &Welcome) -> Option<String> {
+        if let Some(why) = self.why_older(slot, welcome) {
+            return Some(why);
+        }
         if !welcome.continuous && !mutation::is_on(Mutation::SuspectStays) {
-            return Some("may have lost acknowledged writes");
+            return Some("it may have lost acknowledged writes".into());
         }
         let missed = self.chain_work.is_applying() || welcome.chain.last_op != self.chain.last_op;
-        missed.then_some("may have missed a change of the chain")
+        missed.then(|| "it may have missed a change of the chain".into())
     }
 
     /// Another engine may still read there: soon again, with a newer session.
@@ -202,6 +207,7 @@ impl Core {
         self.ios_lost(now, slot);
         self.settle_lost(slot);
         self.clear_lost(slot);
+        self.epoch_lost(slot);
         self.repair_lost(now, slot);
         self.chain_work_lost(slot);
     }
@@ -356,9 +362,16 @@ impl Core {
             return false;
         }
         let before = self.set();
-        for peer in &mut self.peers {
+        for slot in self.all_slots() {
+            let peer = self.peer_mut(slot);
             let member = record.in_sync.iter().find(|member| member.replica == peer.id);
-            peer.in_set = member.map(|member| member.incarnation);
+            let left = std::mem::replace(&mut peer.in_set, member.map(|it| it.incarnation));
+            let replica = peer.id.clone();
+            if let Some(member) = member {
+                self.epochs_added(member);
+            } else if let Some(incarnation) = left {
+                self.epochs_removed(slot, Member { replica, incarnation });
+            }
         }
         self.record = Some(record);
         // One that was on its way back comes anew, to be rebuilt.
@@ -375,7 +388,8 @@ impl Core {
     pub(super) fn advance(&mut self, now: Instant, slot: Slot) {
         let Some(record) = &self.record else { return };
         let (generation, in_sync) = (record.generation, record.in_sync.clone());
-        let advance = Box::new(Advance { generation, in_sync });
+        let departed = self.epochs.departed();
+        let advance = Box::new(Advance { generation, in_sync, departed });
         self.send(now, slot, Purpose::Advance(generation), Request::Advance(advance), None);
     }
 
@@ -393,6 +407,7 @@ impl Core {
             self.note_marks(slot);
         }
         let peer = self.peer_mut(slot);
+        peer.confirmed.advanced(peer.greeted, generation);
         let before = match peer.state {
             PeerState::Live { advanced } => Some(advanced),
             _ => None,

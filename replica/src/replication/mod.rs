@@ -24,6 +24,7 @@ mod budget;
 mod chain_work;
 mod clear;
 mod core;
+mod epoch;
 mod failed;
 mod flush;
 mod hedge;

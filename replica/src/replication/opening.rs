@@ -113,6 +113,10 @@ impl Core {
                 }
                 Verdict::Open { leaving } => {
                     self.set_stage(Stage::Removing);
+                    for slot in leaving.intersection(self.older_copies()).iter() {
+                        let why = self.peer(slot).welcome().and_then(|it| self.why_older(slot, it));
+                        self.lose(now, slot, &why.unwrap_or_default());
+                    }
                     let staying = self.set().without(leaving);
                     self.swap(staying);
                 }
@@ -160,9 +164,11 @@ impl Core {
         let live = self.live();
         let welcomed = self.slots_where(|peer| peer.welcome().is_some()).intersection(set);
         let answered = welcomed.union(live);
+        let older = self.older_copies();
         let continuous = live.union(self.slots_where(|peer| {
             peer.in_set.is_some() && peer.welcome().is_some_and(|welcome| welcome.continuous)
         }));
+        let continuous = continuous.without(older);
         let silent = set.without(answered);
         // One that lends is alive, and answers soon: whatever the deadline is.
         let lends = |slot| matches!(self.peer(slot).absence, Absence::Lending { .. });
@@ -186,10 +192,19 @@ impl Core {
         // of all leaves behind (P1); one that is missing may still hold acknowledged writes.
         let nobody_remembers = deadline_passed && !self.config.recover && !answered.is_empty();
         if !answered.is_empty() && (silent.is_empty() || nobody_remembers) {
-            Verdict::Open { leaving: silent }
+            Verdict::Open { leaving: silent.union(older) }
         } else {
             Verdict::Wait
         }
+    }
+
+    /// Members whose directory isn't what the others know it to have been (rule 10b). Those who know
+    /// aren't older themselves, so it is never all.
+    fn older_copies(&self) -> Slots {
+        self.slots_where(|peer| {
+            peer.in_set.is_some()
+                && peer.welcome().is_some_and(|it| self.why_older(peer.slot, it).is_some())
+        })
     }
 
     /// A change of the chain that one member has done and another hasn't is done there now.
@@ -233,6 +248,7 @@ impl Core {
     fn serve(&mut self, now: Instant) {
         self.phase = Phase::Serving;
         self.forget_the_removed(now);
+        self.epochs_opened(now);
         self.act(Action::Opened { size_bytes: self.chain.size_bytes() });
         self.schedule_joins();
         self.start_waiting_ios(now);

@@ -17,11 +17,12 @@ use std::time::{Duration, Instant};
 use crate::chain::ChainOp;
 use crate::message::Welcome;
 use crate::replication::action::{IoId, LinkId, TransferId};
+use crate::replication::epoch::Confirmed;
 use crate::replication::lease::Lease;
 use crate::replication::pace::Pace;
 use crate::replication::rebuild::StepId;
 use crate::replication::slots::Slot;
-use crate::types::{BlockIndex, Generation, Incarnation, LayerId, Region, ReplicaId};
+use crate::types::{BlockIndex, Epoch, Fence, Generation, Incarnation, LayerId, Region, ReplicaId};
 
 #[derive(Debug)]
 pub(super) struct Peer {
@@ -51,6 +52,9 @@ pub(super) struct Peer {
     pub(super) pace: Pace,
     /// The last pause of its rebuild, since it was last a member.
     pub(super) pause: Option<Duration>,
+    /// Of the present connection's `Hello`.
+    pub(super) greeted: Option<Fence>,
+    pub(super) confirmed: Confirmed,
 }
 
 /// A request that hasn't been answered.
@@ -97,6 +101,7 @@ pub(super) enum PeerState {
 pub(super) enum Purpose {
     Hello,
     Advance(Generation),
+    Epoch(Epoch),
     /// What it may have that others lack, when the volume opens.
     OpenMarks(Region),
     Write(IoId),
@@ -116,7 +121,8 @@ pub(super) enum Purpose {
     RebuildStamps(u64, Region),
     RebuildMark,
     RebuildStep(StepId),
-    Ready,
+    /// With the epoch that it has begun.
+    Ready(u64),
     Equalize(Box<ChainOp>),
     Prepare,
     Abandon,
@@ -153,7 +159,7 @@ impl Purpose {
     fn is_long(&self) -> bool {
         matches!(
             self,
-            Self::Join(_) | Self::RebuildAdopt | Self::RebuildMark | Self::Ready | Self::Bye
+            Self::Join(_) | Self::RebuildAdopt | Self::RebuildMark | Self::Ready(_) | Self::Bye
         )
     }
 }
@@ -178,6 +184,8 @@ impl Peer {
             lease: Lease::default(),
             pace: Pace::default(),
             pause: None,
+            greeted: None,
+            confirmed: Confirmed::default(),
         }
     }
 

@@ -277,6 +277,19 @@ impl Disk {
         disk
     }
 
+    /// Somebody has put the files of `older`, a copy of this disk, in place of those that are here.
+    pub fn put_back(&self, older: &Self) -> Self {
+        let (state, older) = (self.state.borrow(), older.state.borrow());
+        let mut random = state.random.clone();
+        let mut names = BTreeMap::new();
+        for (name, file) in &older.names {
+            names.insert(name.clone(), older.end_writes(file, &mut random));
+        }
+        let mut disk = Self::new(random.number());
+        disk.take_over(&state, names);
+        disk
+    }
+
     fn take_over(&mut self, from: &State, names: BTreeMap<String, Rc<File>>) {
         let mut state = self.state.borrow_mut();
         state.durable_names = names.clone();

@@ -5,8 +5,9 @@ use serde::{Deserialize, Serialize};
 use super::slots::SlotsKind;
 use super::witness::Witness;
 use crate::arbiter::InstanceId;
+use crate::message::Departed;
 use crate::process::ProcessIdentity;
-use crate::types::{Fence, Generation, Incarnation, ReplicaId};
+use crate::types::{Epoch, Fence, Generation, Incarnation, ReplicaId};
 
 pub(super) const LOCK_FILE: &str = "lock";
 pub(super) const INTENT_FILE: &str = "intent";
@@ -55,6 +56,22 @@ pub struct Membership {
     pub synced_gen: Option<Generation>,
     /// The in-sync set then.
     pub synced_set: Vec<(ReplicaId, Incarnation)>,
+    #[serde(default)]
+    pub epoch: Epoch,
+    /// Who has left the set, and hasn't been in it since.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub departed: Vec<Departed>,
+}
+
+impl Membership {
+    /// Of a directory that was just formatted.
+    pub const NEW: Self = Self {
+        state: ReplicaState::New,
+        synced_gen: None,
+        synced_set: Vec::new(),
+        epoch: Epoch { begun: 0, agreed: 0 },
+        departed: Vec::new(),
+    };
 }
 
 /// To whom a read lease was lent.

@@ -66,7 +66,7 @@ use crate::chain::{Chain, ChainError, ChainInfo};
 pub use crate::checksum::ZERO_BLOCK_SUM;
 use crate::mutation::{self, Mutation};
 use crate::regions::RegionPage;
-use crate::types::{Fence, Generation, LayerId, Region};
+use crate::types::{Epoch, Fence, Generation, LayerId, Region};
 use intent::{Intent, IntentError};
 use meta::ReplicaMeta;
 use pages::{PageFault, Pages};
@@ -264,8 +264,16 @@ impl<S: Storage> Store<S> {
             (witness, doubt) = (self.new_witness(), None);
         }
         let is_witnessed = witness.is_some();
-        let change =
-            |meta: &ReplicaMeta| ReplicaMeta { membership, witness, doubt, ..meta.clone() };
+        let change = |meta: &ReplicaMeta| {
+            // A round may have begun while this was on its way.
+            let mut epoch = meta.membership.epoch.max(membership.epoch);
+            if membership.state == ReplicaState::Ready {
+                // What it was once told is agreed says nothing of those who are members now.
+                epoch.agreed = 0;
+            }
+            let membership = Membership { epoch, ..membership };
+            ReplicaMeta { membership, witness, doubt, ..meta.clone() }
+        };
         let done = self.meta.update(change).await;
         self.or_fail("make the membership durable", done).await?;
         if is_renewed && is_witnessed {
@@ -275,6 +283,18 @@ impl<S: Storage> Store<S> {
             self.continuous.set(true);
         }
         Ok(())
+    }
+
+    /// Durable when it returns. Never goes back.
+    pub async fn raise_epoch(&self, epoch: Epoch) -> Result<(), StoreError> {
+        self.check_usable()?;
+        let change = |meta: &ReplicaMeta| {
+            let mut meta = meta.clone();
+            meta.membership.epoch = meta.membership.epoch.max(epoch);
+            meta
+        };
+        let done = self.meta.update(change).await;
+        self.or_fail("make the epoch durable", done).await
     }
 
     /// Regions that may differ from other replicas, with the generation of their mark.

@@ -150,14 +150,12 @@ async fn write_new<S: Storage>(storage: &S, identity: Identity, chain: &Chain) -
     Used::make(&used, intent::sectors(head.size_bytes)).await?;
     let file = storage.create(CHAIN.file, FileKind::Metadata)?;
     Slots::format(&file, CHAIN, chain).await?;
-    let membership =
-        Membership { state: ReplicaState::New, synced_gen: None, synced_set: Vec::new() };
     let meta = ReplicaMeta {
         identity,
         fence: None,
         lessee: None,
         lessee_process: None,
-        membership,
+        membership: Membership::NEW,
         witness: None,
         doubt: None,
         failure: None,

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::meta::{Identity, ReplicaMeta};
 use super::storage::{FileSystem, Storage};
+use crate::mutation::{self, Mutation};
 
 /// Says that this boot of this machine has run the replica since it became a member.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,7 +80,9 @@ impl FileSystem {
     /// `None`: it can't be told.
     fn is_same(&self, now: &Self) -> Option<bool> {
         match (self.superblock, now.superblock) {
-            (Some(before), Some(now)) => Some(before == now),
+            (Some(before), Some(now)) => {
+                Some(before == now || mutation::is_on(Mutation::RemountIsContinuous))
+            }
             // A disk that isn't the same one; others get their numbers at each mount, or at any time.
             _ if self.device != now.device && self.is_disk() && now.is_disk() => Some(false),
             _ => None,

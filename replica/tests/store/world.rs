@@ -109,6 +109,7 @@ pub(crate) fn member() -> Membership {
         state: ReplicaState::Member,
         synced_gen: Some(GENERATION),
         synced_set: vec![("r1".into(), identity().incarnation)],
+        ..Membership::NEW
     }
 }
 

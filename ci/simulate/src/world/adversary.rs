@@ -3,6 +3,7 @@
 use ankole_replica::admin::ReplicaMode;
 
 use super::*;
+use crate::machine::Stop;
 
 impl World {
     /// Nothing goes wrong but that the volume moves while the old engine lives on, and answers
@@ -23,9 +24,15 @@ impl World {
         let (now, id) = (self.now_us(), self.newest);
         self.replace_failed();
         self.inspect();
+        if self.menu.contains(&24) && self.rng.percent(30) {
+            self.save_copy();
+        }
         let kind = self.rng.pick(&self.menu.clone());
         // Two failures at once may take what was acknowledged: nobody else is cut off meanwhile.
         if self.is_anything_doomed() && !matches!(kind, 5 | 7..=11 | 14 | 18 | 19) {
+            return;
+        }
+        if self.is_any_member_rolled_back() && !matches!(kind, 5 | 7 | 10 | 14) {
             return;
         }
         self.tally.faults += 1;
@@ -90,6 +97,19 @@ impl World {
             18 => self.rot(at),
             19 => self.want_other_replicas(at),
             20 => self.split_brain(at, for_us),
+            22 => {
+                let seed = self.rng.number();
+                self.stop_replica_by(at, Stop::Remount(seed), for_us);
+            }
+            23 => {
+                // Nothing tells any more that its file system is the one that it was.
+                self.machines[at].disk.hide_mounts(true);
+                self.stop_replica(at, false, for_us);
+                self.after(3 * for_us, "mounts are seen", move |world| {
+                    world.machines[at].disk.hide_mounts(false);
+                });
+            }
+            24 => self.roll_back(at, for_us),
             _ => {
                 for at in 0..self.machines.len() {
                     let away = self.rng.below(for_us + 1);
@@ -147,7 +167,7 @@ impl World {
 
     /// What this replica holds may be lost for good without breaking any promise: another member
     /// has everything, is in use, and stays.
-    fn can_do_without(&self, at: usize) -> bool {
+    pub(super) fn can_do_without(&self, at: usize) -> bool {
         let engine = &self.engines[&self.newest];
         if !engine.alive || !engine.opened || engine.detaching || engine.asks_for_change {
             return false;
@@ -273,4 +293,4 @@ impl World {
 }
 
 /// Kinds of fault, see `fault_step`.
-pub(super) const FAULTS: u64 = 22;
+pub(super) const FAULTS: u64 = 25;

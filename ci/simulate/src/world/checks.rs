@@ -21,7 +21,9 @@ impl World {
         let start = op.start;
         let content = op.content();
         // What is rotten there is found when it is rebuilt, not by looking.
-        let sound = |out: &usize| self.machines[*out].rotten.is_none();
+        let sound = |out: &usize| {
+            self.machines[*out].rotten.is_none() && !self.machines[*out].is_rolled_back
+        };
         for (out, (generation, survivors)) in self.removed.iter().filter(|it| sound(it.0)) {
             let durable = |at: &usize| {
                 self.machines[*at].look(|store| store.membership().synced_gen) >= Some(*generation)
@@ -105,7 +107,8 @@ impl World {
         // A directory that was made anew isn't the member that the record names.
         let is_it = |member: &Member| member.incarnation == machine.incarnation;
         let is_member = self.record.in_sync.iter().any(is_it);
-        if !is_member || machine.rotten.is_some() || machine.has_failed() {
+        if !is_member || machine.rotten.is_some() || machine.is_rolled_back || machine.has_failed()
+        {
             return;
         }
         machine.look_after_power_cut(seed, |store| {
@@ -132,7 +135,11 @@ impl World {
             .collect();
         for block in TOUCHED.into_iter().filter(|it| !marked.contains(&BlockIndex(*it).region())) {
             let mut seen: Option<(usize, Block)> = None;
-            for at in members.iter().copied().filter(|at| self.machines[*at].rotten.is_none()) {
+            let as_it_was = |at: &usize| {
+                let machine = &self.machines[*at];
+                machine.rotten.is_none() && !machine.is_rolled_back
+            };
+            for at in members.iter().copied().filter(as_it_was) {
                 let looked = self.machines[at].look(|store| look_at(store, View::Top, block));
                 let Some(held) = looked else { continue };
                 let held = held.unwrap_or_else(|why| panic!("member {at}: {why} (I3)"));
@@ -187,14 +194,16 @@ impl World {
     /// What a snapshot holds, from a member that can tell.
     pub(super) fn content_of(&self, layer: LayerId) -> Option<BTreeMap<u64, Block>> {
         let whole = |at: usize| Some(self.blocks(at, View::Layer(layer)));
-        let members = self.members();
-        members.into_iter().filter_map(whole).find(|content| content.len() == TOUCHED.len())
+        let as_it_was = |at: &usize| !self.machines[*at].is_rolled_back;
+        let members = self.members().into_iter().filter(as_it_was);
+        members.filter_map(whole).find(|content| content.len() == TOUCHED.len())
     }
 
     /// I8: a reported snapshot stays what it was.
     pub(super) fn check_snapshots(&self) {
         for at in self.members() {
-            if !self.machines[at].look(|store| store.continuous()) {
+            let machine = &self.machines[at];
+            if machine.is_rolled_back || !machine.look(|store| store.continuous()) {
                 continue;
             }
             for (layer, content) in &self.snapshots {

@@ -47,6 +47,7 @@ impl World {
         config.slow_patience = Duration::from_millis(150);
         config.process = Some(id as u32);
         config.clear_after = Duration::from_millis(20);
+        config.epoch_every = Duration::from_millis(50);
         config.marked_regions_max = 1;
         let core = Core::new(self.now(), config);
         self.log(|| format!("engine {id} starts, recover {recover}"));
@@ -143,6 +144,8 @@ impl World {
                     format!("engine {id} disconnects {slot:?}: {reason:?}")
                 });
                 let replica = self.engines[&id].slots[usize::from(slot.0)];
+                let peers = self.engines[&id].core.status().peers;
+                self.check_lost_for(replica, peers[usize::from(slot.0)].reason.as_ref());
                 let steps = self.steps;
                 self.engine(id).lost.insert(replica, steps);
                 self.close(id, slot, link);

@@ -10,6 +10,7 @@ use ankole_replica::wire::{self, Frame, HEADER_BYTES, Header};
 
 use super::footprint::Footprint;
 use super::*;
+use crate::machine::Stop;
 
 pub(super) struct Link {
     pub(super) engine: u64,
@@ -249,10 +250,15 @@ impl World {
                 assert!(before < Some(fence), "r{replica} welcomes an older session (I4)");
             }
             (Reply::Done, Asked::Advance(generation)) => {
+                self.check_told_in_sync(replica);
+                let machine = &mut self.machines[replica];
                 machine.synced = machine.synced.max(Some(generation));
             }
             // It holds what is acknowledged now, whatever it had lost before.
-            (Reply::Done, Asked::Ready) => (machine.lossy, machine.greeted_lossy) = (false, false),
+            (Reply::Done, Asked::Ready) => {
+                (machine.lossy, machine.greeted_lossy) = (false, false);
+                machine.is_rolled_back = false;
+            }
             _ => {}
         }
         let reply = reply_as_sent(&reply);
@@ -318,13 +324,18 @@ impl World {
     // ---- processes -------------------------------------------------------------------------
 
     pub(super) fn stop_replica(&mut self, at: usize, power: bool, away_us: u64) {
+        let seed = self.rng.number();
+        let how = if power { Stop::PowerCut(seed) } else { Stop::Kill };
+        self.stop_replica_by(at, how, away_us);
+    }
+
+    pub(super) fn stop_replica_by(&mut self, at: usize, how: Stop, away_us: u64) {
         if !self.machines[at].is_up() {
             return;
         }
-        self.log(|| format!("replica {at} stops, power {power}"));
-        let seed = self.rng.number();
+        self.log(|| format!("replica {at} stops: {how:?}"));
         self.machines[at].disk.heal();
-        self.machines[at].stop(power.then_some(seed));
+        self.machines[at].stop(how);
         self.cut_off(at);
         self.after(away_us, "restart", move |world| {
             let tick = world.tick;

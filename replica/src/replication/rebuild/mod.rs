@@ -297,10 +297,12 @@ impl Core {
             let number = self.rebuilds.started;
             let Some(welcome) = self.peer(target).welcome() else { continue };
             let marks_told = welcome.marked_regions == 0;
+            let is_older = self.is_older_than_it_left(target, welcome);
+            let base = welcome.synced_generation.filter(remembered).filter(|_| !is_older);
             let rebuild = Rebuild {
                 number,
                 incarnation: welcome.incarnation,
-                base: welcome.synced_generation.filter(remembered),
+                base,
                 marked: RegionSet::new(),
                 sources: Slots::NONE,
                 layers: BTreeMap::new(),

@@ -9,6 +9,7 @@
 use std::time::Instant;
 
 use super::super::core::Core;
+use super::super::epoch::Confirmed;
 use super::super::peer::{PeerState, Purpose};
 use super::super::slots::Slot;
 use super::Stage;
@@ -45,13 +46,24 @@ impl Core {
             return;
         }
         rebuild.stage = Stage::MakingReady;
-        self.send(now, target, Purpose::Ready, Request::Ready { generation }, None);
+        let begun = self.epochs.newest();
+        let request = Request::Ready { generation, begun };
+        self.send(now, target, Purpose::Ready(begun), request, None);
     }
 
-    pub(in super::super) fn rebuild_ready(&mut self, now: Instant, slot: Slot, reply: Reply<()>) {
-        if self.expect_done(now, slot, reply)
-            && let Some(rebuild) = self.rebuilds.by_target.get_mut(&slot)
-        {
+    pub(in super::super) fn rebuild_ready(
+        &mut self,
+        now: Instant,
+        slot: Slot,
+        begun: u64,
+        reply: Reply<()>,
+    ) {
+        if !self.expect_done(now, slot, reply) {
+            return;
+        }
+        let peer = self.peer_mut(slot);
+        peer.confirmed = Confirmed::made_ready(begun, peer.greeted);
+        if let Some(rebuild) = self.rebuilds.by_target.get_mut(&slot) {
             rebuild.stage = Stage::Adding { asked: false };
         }
     }
