@@ -108,6 +108,12 @@ pub struct EngineStatus {
 }
 
 impl EngineStatus {
+    /// Whether another replica than this one can be read.
+    pub fn has_readable_but(&self, one: &ReplicaId) -> bool {
+        let mut others = self.replicas.iter().filter(|replica| replica.replica != *one);
+        others.any(|replica| replica.mode == ReplicaMode::ReadWrite)
+    }
+
     /// Whether any replica can be read: without one every request waits.
     pub fn has_readable(&self) -> bool {
         self.replicas.iter().any(|replica| replica.mode == ReplicaMode::ReadWrite)

@@ -162,6 +162,20 @@ pub fn newest_generation(
     fence.filter(|_| meant).map(|fence| fence.generation)
 }
 
+/// Why a replica that lies in `directory` can't be opened ever again, if its files are damaged or gone
+/// in part. Nothing is said of errors of the disk, nor of what another process has open.
+pub fn damage(directory: &Path) -> Option<String> {
+    let Ok(Ok(_lock)) = try_lock(directory) else { return None };
+    let storage = overlay(directory);
+    let is_ours = storage.list().is_ok_and(|names| matches!(contents(&names), Contents::Replica));
+    let open = async || Store::open(storage, StoreOptions::default()).await.map(drop);
+    match on_this_thread(directory, open) {
+        Ok(Err(error @ StoreError::Damaged { .. })) => Some(error.to_string()),
+        Ok(Err(error @ StoreError::NoReplica { .. })) if is_ours => Some(error.to_string()),
+        _ => None,
+    }
+}
+
 fn unreadable(why: impl ToString) -> Found {
     Found::Unreadable { why: why.to_string() }
 }

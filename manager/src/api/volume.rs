@@ -1,5 +1,6 @@
 //! The volume: what is wanted of it, what is durable about it, and how it is shown.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::PathBuf;
 
@@ -41,6 +42,9 @@ pub struct VolumeSpec {
     pub in_engine: bool,
     #[serde(default)]
     pub engine: EngineSpec,
+    /// Replicas that are to be made anew from the others, each until it has an empty directory.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub rebuild: BTreeSet<ReplicaId>,
     /// Attached while there is any.
     pub tickets: Vec<Ticket>,
     /// Set once and never taken back: everything of the volume goes.
@@ -172,6 +176,7 @@ impl VolumeRequest {
             transport: self.transport,
             in_engine: self.in_engine,
             engine: EngineSpec::default(),
+            rebuild: BTreeSet::new(),
             tickets: Vec::new(),
             deleting: false,
         })
@@ -292,6 +297,10 @@ pub enum Reason {
     InUse,
     /// Writes wait for room on a replica's disk.
     DiskFull,
+    /// A replica's directory can't be opened since its files are damaged.
+    ReplicaDamaged,
+    /// An earlier directory of a replica is kept, and nobody uses it.
+    SetAside,
 }
 
 /// A volume as it is shown: `GET /v1/volumes/V`.

@@ -190,6 +190,9 @@ fn dispatch(session: &Session<'_>, command: Command) -> Result<ExitCode, ApiErro
         Command::Replica(replica::ReplicaCommand::Ls { volume }) => {
             replica::list(session, volume.as_ref())
         }
+        Command::Replica(replica::ReplicaCommand::Rebuild { volume, replica, yes }) => {
+            replica::rebuild(session, &volume, &replica, yes)
+        }
         Command::Replica(replica::ReplicaCommand::Inspect { directory }) => {
             replica::inspect(session, &directory)
         }

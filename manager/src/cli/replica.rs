@@ -8,7 +8,7 @@ use clap::Subcommand;
 
 use super::output::{Format, column, wide};
 use super::salvage::{epoch, found, state, synced, synced_with};
-use super::{Done, Outcome, Session};
+use super::{Done, Outcome, Session, confirm};
 use crate::api::error::chain;
 use crate::api::replica::ReplicaView;
 use crate::api::size::human;
@@ -28,6 +28,14 @@ pub(super) enum ReplicaCommand {
     Verify {
         #[arg(value_name = "DIR")]
         directory: PathBuf,
+    },
+    /// Make a replica anew from the others; its directory is set aside and kept
+    Rebuild {
+        volume: Name,
+        replica: String,
+        /// Don't ask
+        #[arg(long)]
+        yes: bool,
     },
     /// Serve one replica; started by the agent, usable by hand
     Serve(ReplicaArgs),
@@ -54,6 +62,12 @@ pub(super) fn list(session: &Session<'_>, volume: Option<&Name>) -> Outcome {
             wide("DIRECTORY", |r| r.directory.display().to_string()),
         ],
     )
+}
+
+pub(super) fn rebuild(session: &Session<'_>, volume: &Name, replica: &str, yes: bool) -> Outcome {
+    confirm(&format!("take replica {replica} out of volume {volume} and make it anew"), yes)?;
+    session.client()?.rebuild_replica(volume, &replica.into())?;
+    Ok(Done::Well)
 }
 
 pub(super) fn inspect(session: &Session<'_>, directory: &Path) -> Outcome {
@@ -150,7 +164,7 @@ pub(super) fn verify(session: &Session<'_>, directory: &Path) -> Outcome {
         return Ok(Done::Well);
     }
     Err(ApiError::failed(format!("{}: {blocks_bad} blocks are bad", directory.display()))
-        .next("the engine reads them from another replica; rebuild this one"))
+        .next("the engine reads them from another replica; ankole replica rebuild makes it anew"))
 }
 
 fn problem(bad: &BadBlock) -> String {

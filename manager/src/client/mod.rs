@@ -81,6 +81,15 @@ impl Client {
         self.get("/v1/replicas", &query)
     }
 
+    /// Answers at once; it is done when the replica is in sync again.
+    pub fn rebuild_replica(
+        &self,
+        volume: &Name,
+        replica: &ReplicaId,
+    ) -> Result<VolumeView, ApiError> {
+        self.send("POST", &format!("/v1/volumes/{volume}/replicas/{}/rebuild", replica.0), &())
+    }
+
     /// What the volume's directories tell; changes nothing.
     pub fn evidence(
         &self,

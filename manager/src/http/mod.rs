@@ -12,6 +12,7 @@
 //! DELETE /v1/volumes/V/snapshots/S
 //! POST   /v1/volumes/V/snapshots/S/revert
 //! GET    /v1/replicas?volume=V
+//! POST   /v1/volumes/V/replicas/R/rebuild
 //! GET    /v1/targets              PUT /v1/targets/T {url}     DELETE
 //! GET    /v1/backups?target=T&volume=V                        POST {volume, snapshot, target}
 //! POST   /v1/restores {url, volume, replicas}
@@ -58,6 +59,7 @@ pub fn router(service: Service, token: String) -> Router {
         .route("/v1/volumes/{volume}/snapshots", get(snapshots::list).post(snapshots::create))
         .route("/v1/volumes/{volume}/snapshots/{snapshot}", delete(snapshots::remove))
         .route("/v1/volumes/{volume}/snapshots/{snapshot}/revert", post(snapshots::revert))
+        .route("/v1/volumes/{volume}/replicas/{replica}/rebuild", post(volumes::rebuild))
         .route("/v1/replicas", get(volumes::replicas))
         .route("/v1/targets", get(targets::list))
         .route("/v1/targets/{target}", put(targets::add).delete(targets::remove))

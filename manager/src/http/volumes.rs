@@ -104,6 +104,14 @@ pub(super) async fn salvage(
     blocking(move || service.salvage(&name(&volume)?, &request)).await
 }
 
+pub(super) async fn rebuild(
+    State(service): State<Service>,
+    Path((volume, replica)): Path<(String, String)>,
+) -> Answer<VolumeView> {
+    blocking(move || service.rebuild_replica(&name(&volume)?, &ReplicaId::from(replica.as_str())))
+        .await
+}
+
 #[derive(Deserialize)]
 pub(super) struct OfVolume {
     volume: Option<String>,

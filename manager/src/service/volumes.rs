@@ -253,6 +253,40 @@ impl Service {
         self.volume(name)
     }
 
+    /// Makes a replica anew from the others; its directory is set aside. Answers at once.
+    pub fn rebuild_replica(
+        &self,
+        name: &Name,
+        replica: &ReplicaId,
+    ) -> Result<VolumeView, ApiError> {
+        self.refuse_while_stopping()?;
+        let view = self.volume(name)?;
+        if !view.replicas.iter().any(|it| it.replica == *replica) {
+            return Err(ApiError::not_found(format!("volume {name} has no replica {replica}"))
+                .next(format!("ankole replica ls {name}")));
+        }
+        let is_other = |it: &&ReplicaView| it.replica != *replica && it.mode == Mode::ReadWrite;
+        if view.state != State::Attached {
+            return Err(ApiError::conflict(format!(
+                "volume {name} is {}: only an engine can rebuild a replica",
+                view.state
+            ))
+            .next(format!("ankole volume attach {name}")));
+        }
+        if view.replicas.iter().find(is_other).is_none() {
+            return Err(ApiError::conflict(format!(
+                "replica {replica} of volume {name}: no other copy is in sync to rebuild it from"
+            ))
+            .next(format!("ankole volume why {name}")));
+        }
+        self.context.store.modify(name, |volume: &mut Volume| {
+            refuse_deleting(volume)?;
+            volume.spec.rebuild.insert(replica.clone());
+            Ok::<_, ApiError>(())
+        })?;
+        self.volume(name)
+    }
+
     /// Marks it; a controller removes everything and then the object.
     pub fn delete_volume(&self, name: &Name) -> Result<VolumeView, ApiError> {
         self.context.store.modify(name, |volume: &mut Volume| {

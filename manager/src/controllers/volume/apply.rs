@@ -16,6 +16,7 @@ use ankole_replica::types::ReplicaId;
 
 use super::Memory;
 use super::plan::{Action, DETACH_PATIENCE, EngineStart, Plan};
+use super::set_aside;
 use crate::agent::admin::AdminError;
 use crate::agent::format::FormatError;
 use crate::agent::supervisor::{Signal, SupervisorError};
@@ -44,6 +45,8 @@ pub(super) enum ApplyError {
     Format { replica: ReplicaId, directory: PathBuf, source: FormatError },
     #[error("remove {path}")]
     Remove { path: PathBuf, source: io::Error },
+    #[error("set {path} aside")]
+    SetAside { path: PathBuf, source: io::Error },
     #[error("stop device {device}, which has no engine")]
     StopDevice { device: Device, source: DeviceError },
     #[error("the killed engine hasn't ended after {} s", KILL_PATIENCE.as_secs())]
@@ -90,7 +93,17 @@ impl Hands<'_> {
         let name = &self.volume.name;
         match action {
             Action::FormatAll => self.format_all(),
-            Action::FormatReplica(replica) => self.format(self.place(replica)?).map(drop),
+            Action::FormatReplica(replica) => {
+                self.format(self.place(replica)?)?;
+                self.change_volume(|volume| {
+                    volume.spec.rebuild.remove(replica);
+                })
+            }
+            Action::SetAside(replica) => {
+                let directory = &self.place(replica)?.directory;
+                let failed = |source| ApplyError::SetAside { path: directory.clone(), source };
+                set_aside::set_aside(directory).map_err(failed)
+            }
             Action::StartReplica(replica) => self.start_replica(replica),
             Action::EndReplica(replica) => {
                 self.end(Part::Replica(replica.clone()), Signal::Terminate);

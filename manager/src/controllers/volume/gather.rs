@@ -12,6 +12,7 @@ use ankole_replica::inspect;
 
 use super::Memory;
 use super::plan::{DevicesSeen, EngineSeen, ReplicaProcess, ReplicaSeen, Seen};
+use super::set_aside;
 use crate::agent::layout::random_hex;
 use crate::agent::{Part, Process, admin, probe};
 use crate::api::Name;
@@ -55,13 +56,19 @@ pub fn gather(
     });
     let replicas = volume.status.places.iter().map(|place| {
         let part = Part::Replica(place.replica.clone());
+        let process = process_of(&part);
+        let history = memory.history(&part);
+        // One that ended by itself may never be able to start.
+        let is_doubtful = process.is_none() && history.last_end.is_some();
         ReplicaSeen {
             directory_exists: place.directory.is_dir(),
-            process: process_of(&part).map(|process| ReplicaProcess {
+            damaged: is_doubtful.then(|| inspect::damage(&place.directory)).flatten(),
+            set_aside: set_aside::earlier(&place.directory),
+            process: process.map(|process| ReplicaProcess {
                 pid: process.pid,
                 asked_to_end: memory.asked_to_end(&part),
             }),
-            history: memory.history(&part),
+            history,
             place: place.clone(),
         }
     });

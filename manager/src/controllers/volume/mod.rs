@@ -6,6 +6,7 @@ pub mod plan;
 mod report;
 #[cfg(test)]
 mod scenarios;
+mod set_aside;
 pub mod validate;
 
 use std::collections::BTreeMap;

@@ -13,6 +13,7 @@
 //! removed while a process may use it.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use ankole_blockdev::device::Driver;
@@ -85,6 +86,10 @@ pub struct ReplicaSeen {
     pub directory_exists: bool,
     pub process: Option<ReplicaProcess>,
     pub history: History,
+    /// Why no process can open it: its files are damaged.
+    pub damaged: Option<String>,
+    /// Earlier directories of it that were set aside and still lie there.
+    pub set_aside: Vec<PathBuf>,
 }
 
 #[derive(Clone, Debug)]
@@ -122,6 +127,8 @@ pub enum Action {
     FormatAll,
     /// One whose directory is lost and that isn't in sync.
     FormatReplica(ReplicaId),
+    /// Its directory gets another name, under which nobody uses it.
+    SetAside(ReplicaId),
     StartReplica(ReplicaId),
     EndReplica(ReplicaId),
     KillReplica(ReplicaId),
@@ -267,12 +274,22 @@ impl Plan {
                 servable |= in_sync && seen_replica.directory_exists;
                 continue;
             }
+            self.tell_what_was_set_aside(seen_replica);
+            let is_to_go = seen.is_to_be_made_anew(replica, in_sync);
             match &seen_replica.process {
                 Some(process) if process.asked_to_end.is_some() => {
                     let message = format!("replica {replica}, pid {}, is ending", process.pid);
                     self.note(Condition::new(Reason::Stopping, message).of(replica));
                 }
+                Some(_) if is_to_go => self.act(Action::KillReplica(replica.clone())),
                 Some(_) => servable |= in_sync,
+                None if is_to_go && in_sync => {
+                    let message = format!(
+                        "replica {replica} is made anew, as asked, once the engine has taken it out of the in-sync set"
+                    );
+                    self.note(Condition::new(Reason::Stopping, message).of(replica));
+                    self.look_within(WHILE_STARTING);
+                }
                 None if !seen_replica.directory_exists && in_sync => {
                     let directory = seen_replica.place.directory.display();
                     let message = format!(
@@ -282,7 +299,17 @@ impl Plan {
                     let missing = Condition::new(Reason::ReplicaMissing, message);
                     self.note(missing.of(replica).next(next));
                 }
+                None if seen_replica.directory_exists
+                    && !in_sync
+                    && (is_to_go || seen_replica.damaged.is_some()) =>
+                {
+                    let replica = || replica.clone();
+                    self.act(Action::SetAside(replica()));
+                    self.act(Action::FormatReplica(replica()));
+                    self.act(Action::StartReplica(replica()));
+                }
                 None if seen_replica.history.hold_off.is_some() => {
+                    self.tell_damage(seen, record, seen_replica);
                     let name = format!("replica {replica}");
                     let part = Some(replica);
                     self.hold_off(Reason::ReplicaEnded, part, &name, &seen_replica.history);
@@ -297,6 +324,36 @@ impl Plan {
             }
         }
         servable
+    }
+
+    /// Of a member that can't be opened: what becomes of it.
+    fn tell_damage(&mut self, seen: &Seen, record: &Record, damaged: &ReplicaSeen) {
+        let Some(why) = &damaged.damaged else { return };
+        let replica = &damaged.place.replica;
+        let mut condition = Condition::new(Reason::ReplicaDamaged, "").of(replica);
+        if record.in_sync.len() > 1 {
+            condition.message = format!(
+                "the directory of replica {replica} is damaged: {why}; it is set aside and made anew once the engine has taken the replica out of the in-sync set"
+            );
+        } else {
+            condition.message = format!(
+                "the directory of replica {replica} is damaged, and no other copy is in sync: {why}"
+            );
+            condition = condition.next(salvage_hint(&seen.volume.name));
+        }
+        self.note(condition);
+    }
+
+    fn tell_what_was_set_aside(&mut self, of: &ReplicaSeen) {
+        let replica = &of.place.replica;
+        for directory in &of.set_aside {
+            let directory = directory.display();
+            let message = format!(
+                "an earlier directory of replica {replica} was set aside and takes room: {directory}"
+            );
+            let next = format!("remove {directory} when nothing in it is needed any more");
+            self.note(Condition::new(Reason::SetAside, message).of(replica).next(next));
+        }
     }
 
     fn start_engine(&mut self, seen: &Seen, record: &Record, read_only: bool) {
@@ -495,6 +552,13 @@ impl Plan {
 }
 
 impl Seen {
+    /// Somebody asked for it; a member only while another one can be read.
+    fn is_to_be_made_anew(&self, replica: &ReplicaId, in_sync: bool) -> bool {
+        let status = self.engine.as_ref().and_then(|engine| engine.status.as_ref());
+        let others = status.is_some_and(|status| status.has_readable_but(replica));
+        self.volume.spec.rebuild.contains(replica) && (!in_sync || others)
+    }
+
     /// Or the driver that is asked for and missing.
     fn new_attachment(&self) -> Result<Attachment, Driver> {
         let ublk = self.devices.free_ublk.map(Device::Ublk);
@@ -521,6 +585,7 @@ impl fmt::Display for Action {
         match self {
             Self::FormatAll => f.write_str("format all replicas"),
             Self::FormatReplica(replica) => write!(f, "format replica {replica}"),
+            Self::SetAside(replica) => write!(f, "set aside the directory of replica {replica}"),
             Self::StartReplica(replica) => write!(f, "start replica {replica}"),
             Self::EndReplica(replica) => write!(f, "end replica {replica}"),
             Self::KillReplica(replica) => write!(f, "kill replica {replica}"),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ankole_replica::admin::EngineStatus;
+use ankole_replica::admin::{EngineStatus, ReplicaMode, ReplicaStatus};
 use ankole_replica::arbiter::{EngineGrant, InstanceId, Member, Record};
 use ankole_replica::types::{Generation, Incarnation};
 
@@ -30,6 +30,8 @@ fn detached() -> Seen {
             directory_exists: true,
             process: None,
             history: History::default(),
+            damaged: None,
+            set_aside: vec![],
         })
         .into();
     let member = |seen: &ReplicaSeen| Member {
@@ -118,6 +120,26 @@ fn with(mut seen: Seen, change: impl FnOnce(&mut Seen)) -> Seen {
 
 fn engine(seen: &mut Seen) -> &mut EngineSeen {
     seen.engine.as_mut().expect("the scenario has one")
+}
+
+fn record(seen: &mut Seen) -> &mut Record {
+    seen.volume.status.record.as_mut().expect("the scenario has one")
+}
+
+/// What the engine says of the replicas: these are in sync and can be read.
+fn readable(seen: &mut Seen, replicas: &[&str]) {
+    let status = engine(seen).status.as_mut().expect("it answers");
+    status.replicas = replicas
+        .iter()
+        .map(|replica| ReplicaStatus {
+            replica: (*replica).into(),
+            address: String::new(),
+            mode: ReplicaMode::ReadWrite,
+            reason: None,
+            rebuild: None,
+            last_rebuild: None,
+        })
+        .collect();
 }
 
 fn on_ublk(seen: &mut Seen) {
@@ -318,6 +340,54 @@ fn scenarios() -> Vec<(&'static str, Seen)> {
                 s.replicas[1].process = None;
                 s.replicas[1].directory_exists = false;
                 s.volume.status.record.as_mut().unwrap().in_sync.remove(1);
+            }),
+        ),
+        (
+            "a replica's files are damaged while it is in sync",
+            with(attached(), |s| {
+                s.replicas[1].process = None;
+                s.replicas[1].history = ended(8);
+                s.replicas[1].damaged = Some("chain.meta: both slots are damaged".into());
+            }),
+        ),
+        (
+            "a replica's files are damaged and it left the set",
+            with(attached(), |s| {
+                record(s).in_sync.remove(1);
+                s.replicas[1].process = None;
+                s.replicas[1].history = ended(8);
+                s.replicas[1].damaged = Some("chain.meta: both slots are damaged".into());
+            }),
+        ),
+        (
+            "the only copy in sync is damaged",
+            with(wanted(), |s| {
+                record(s).in_sync.truncate(1);
+                s.replicas[0].history = ended(8);
+                s.replicas[0].damaged = Some("chain.meta: both slots are damaged".into());
+            }),
+        ),
+        (
+            "a replica is to be made anew",
+            with(attached(), |s| {
+                s.volume.spec.rebuild.insert("r2".into());
+                readable(s, &["r1", "r2"]);
+            }),
+        ),
+        (
+            "a replica that is to be made anew is the last one",
+            with(attached(), |s| {
+                s.volume.spec.rebuild.insert("r2".into());
+                readable(s, &["r2"]);
+            }),
+        ),
+        (
+            "a replica that is to be made anew has left the set",
+            with(attached(), |s| {
+                s.volume.spec.rebuild.insert("r2".into());
+                record(s).in_sync.remove(1);
+                s.replicas[1].process = None;
+                s.replicas[2].set_aside = vec!["/disk/v1-r3.damaged-20261120-210244".into()];
             }),
         ),
         (
