@@ -896,3 +896,84 @@ fn a_failure_is_remembered_even_if_one_slot_cannot_be_written() {
         }
     });
 }
+
+/// The file that says which layers there are went back in time: what it didn't know was removed, and
+/// with it the newest data.
+#[test]
+fn a_chain_that_is_older_than_its_layers_is_damaged_and_nothing_is_removed() {
+    run(async {
+        let World { disk, store, .. } = World::new(1).await;
+        write_fill(&store, RANGE, Fill(5)).await.expect("a sound disk");
+        let older = disk.bytes_of("chain.meta");
+        let change = ChainChange::Snapshot { seal: Seal::default(), new_head: LayerId(2) };
+        store.apply(&ChainOp { id: ChainOpId(1), change }).await.expect("a sound disk");
+        drop(store);
+        let empty = disk.after_kill();
+        write_fill(&open(&disk).await.expect("it opens"), RANGE, Fill(6)).await.expect("sound");
+        let disk = disk.after_kill();
+        let newer = disk.bytes_of("chain.meta");
+        disk.put_file("chain.meta", &older);
+        let error = refusal(&disk).await;
+        assert!(error.contains("chain.meta") && error.contains("older than layer-0"), "{error}");
+        disk.put_file("chain.meta", &newer);
+        let store = open(&disk).await.expect("all is there");
+        assert_eq!(read_fill(&store, View::Top, RANGE).await, [Fill(6); 4]);
+        // A crash in the middle of a snapshot leaves empty files, which nobody misses.
+        empty.put_file("chain.meta", &older);
+        let store = open(&empty).await.expect("it opens");
+        assert_eq!(read_fill(&store, View::Top, RANGE).await, [Fill(5); 4]);
+    });
+}
+
+/// The same for a volume that has grown: what lay behind the end of before was cut off.
+#[test]
+fn a_chain_from_before_the_volume_grew_is_damaged_and_nothing_is_cut_off() {
+    run(async {
+        let World { disk, store, .. } = World::new(1).await;
+        let older = disk.bytes_of("chain.meta");
+        let end = store.size_bytes();
+        let change = ChainChange::Expand { size_bytes: 2 * end };
+        store.apply(&ChainOp { id: ChainOpId(1), change }).await.expect("a sound disk");
+        let empty = disk.after_kill();
+        let grown = BlockRange::new(BlockIndex(end / 4096), 4);
+        write_fill(&store, grown, Fill(7)).await.expect("a sound disk");
+        drop(store);
+        let newer = disk.bytes_of("chain.meta");
+        disk.put_file("chain.meta", &older);
+        let error = refusal(&disk).await;
+        assert!(error.contains("chain.meta") && error.contains("older than layer-0"), "{error}");
+        disk.put_file("chain.meta", &newer);
+        let store = open(&disk).await.expect("all is there");
+        assert_eq!(read_fill(&store, View::Top, grown).await, [Fill(7); 4]);
+        // A crash in the middle of the expansion leaves room that nobody misses.
+        empty.put_file("chain.meta", &older);
+        assert_eq!(open(&empty).await.expect("it opens").size_bytes(), end);
+    });
+}
+
+/// One slot of the two is enough; without any nothing is made up.
+#[test]
+fn a_slot_that_turned_to_zero_or_is_another_files_is_not_believed() {
+    run(async {
+        for (name, slot_bytes) in [("replica.meta", 64 << 10), ("chain.meta", 4 << 20)] {
+            for slot in [0, 1] {
+                let disk = small_store().await;
+                disk.damage(name, slot * slot_bytes, &[0; 4096]);
+                let store = open(&disk).await.expect("the other slot is sound");
+                assert_eq!(read_fill(&store, View::Top, RANGE).await, [Fill(6); 4]);
+                drop(store);
+                disk.damage(name, (1 - slot) * slot_bytes, &[0; 4096]);
+                let error = refusal(&disk).await;
+                assert!(error.contains(name) && error.contains("damaged"), "{error}");
+            }
+            let disk = small_store().await;
+            let other = if name == "chain.meta" { "replica.meta" } else { "chain.meta" };
+            let foreign = disk.bytes_of(other)[..4096].to_vec();
+            for slot in [0, 1] {
+                disk.damage(name, slot * slot_bytes, &foreign);
+            }
+            let error = refusal(&disk).await;
+            assert!(error.contains(name) && error.contains("another magic"), "{error}");
+        }
+    });
+}

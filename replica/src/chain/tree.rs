@@ -297,6 +297,11 @@ impl Chain {
         }
     }
 
+    /// The number that the next layer's files get; all lower ones were given.
+    pub(crate) fn next_file(&self) -> u32 {
+        self.next_file
+    }
+
     pub(crate) fn with_joining(&self, joining: Joining) -> Self {
         Self { joining: Some(joining), ..self.clone() }
     }

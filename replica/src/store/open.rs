@@ -89,6 +89,7 @@ impl<S: Storage> Store<S> {
         durable.await.map_err(|error| fail(&place, "make durable what a crash left", error))?;
         let sound = (*chain.get()).clone().checked();
         sound.map_err(|error| damaged(&storage, CHAIN.file, error.to_string()))?;
+        check_newest(&storage, &chain.get(), &names)?;
         let size_bytes = chain.get().size_bytes();
         let intent = open_intent(&storage, size_bytes, &names).await?;
 
@@ -182,6 +183,31 @@ pub(super) async fn create_layer<S: Storage>(
     data.sync().await?;
     index.sync().await?;
     log.sync().await
+}
+
+/// Where the chain has no layer yet, and behind the volume's end, no index has a page: what a crash
+/// left of a change that didn't come to count is empty. A page there shows that the chain is older
+/// than it, and by it data would be removed.
+fn check_newest<S: Storage>(
+    storage: &S,
+    chain: &Chain,
+    names: &[String],
+) -> Result<(), StoreError> {
+    let failed = |error| fail(&storage.place(), "look at the files", error);
+    let head = chain.head();
+    for name in names.iter().filter(|name| name.ends_with(".index")) {
+        let known_bytes = match layer_file(name) {
+            Some(file) if file >= chain.next_file() => 0,
+            Some(file) if file == head.file => pages::file_bytes(head.size_bytes),
+            _ => continue,
+        };
+        let index = open_file(storage, name, FileKind::Metadata, 0)?;
+        if pages::holds_any(&index, known_bytes).map_err(failed)? {
+            let problem = format!("it is older than {name}, which has pages that it can't know");
+            return Err(damaged(storage, CHAIN.file, problem));
+        }
+    }
+    Ok(())
 }
 
 /// What has to become durable before the layers are used.

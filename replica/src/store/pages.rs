@@ -39,6 +39,28 @@ pub(super) fn file_bytes(layer_bytes: u64) -> u64 {
     layer_bytes / REGION_BYTES * PAGE_BYTES as u64
 }
 
+/// Whether anything but zeroes is in an index from `from_bytes` on.
+pub(super) fn holds_any<F: StorageFile>(index: &F, from_bytes: u64) -> io::Result<bool> {
+    let end = index.length_bytes()?;
+    let mut next = from_bytes;
+    while next < end
+        && let Some(data) = index.next_data(next)?
+    {
+        next = next.max(data.start);
+        let data_end = data.end.min(end);
+        while next < data_end {
+            let count = (data_end - next).min((SEARCH_PAGES * PAGE_BYTES) as u64);
+            let mut bytes = vec![0; count as usize];
+            index.read_at(next, &mut bytes)?;
+            if !is_zero(&bytes) {
+                return Ok(true);
+            }
+            next += count;
+        }
+    }
+    Ok(false)
+}
+
 pub(super) fn page_offset_bytes(region: Region) -> u64 {
     region.0 * PAGE_BYTES as u64
 }
