@@ -115,8 +115,8 @@ fn a_replica_of_2_tib_with_all_regions_marked_is_welcomed() {
 fn a_ping_does_not_wait_for_a_list() {
     run(async {
         let replica = replica_of(16 * TEBIBYTE).await;
-        let last = 16 * TEBIBYTE / REGION_BYTES - 1;
-        for region in [0, 9_000_000, last] {
+        // As much as a list looks at before it is told in pages.
+        for region in 0..2000 {
             let block = BlockRange::new(BlockIndex(region * 256 + 7), 1);
             write_fill(replica.store(), block, Fill(1)).await.expect("there is room");
         }
@@ -124,10 +124,8 @@ fn a_ping_does_not_wait_for_a_list() {
         ask(&conversation, &hello()).await;
         let layer = LayerId(1);
         let lists = [
-            Request::Occupied { layer, from: Region(0) },
-            Request::Stamps { after: None, from: Region(0) },
             Request::Changed { after: None, upto: layer, from: Region(0) },
-            Request::Map { range: BlockRange::new(BlockIndex(0), (last + 1) * 256) },
+            Request::Map { range: BlockRange::new(BlockIndex(0), 2000 * 256) },
         ];
         for list in lists {
             let order = RefCell::new(Vec::new());

@@ -773,7 +773,7 @@ fn a_flush_that_cannot_read_an_index_page_says_so_and_the_next_one_makes_up_for_
             for region in 1..60 {
                 // So many that the first one's page leaves the memory.
                 let elsewhere = BlockRange::new(BlockIndex(region * 256), 1);
-                read_fill(&store, View::Top, elsewhere).await;
+                write_fill(&store, elsewhere, Fill(1)).await.unwrap();
             }
             disk.spoil("layer-00000001.index", 0..4);
             let error = store.flush().await.expect_err("a page can't be read").to_string();

@@ -152,6 +152,12 @@ impl<S: Storage> Store<S> {
         let mut paths = self.pages.paths();
         let mut newer = self.newer(after, upto)?;
         loop {
+            // Also where all pages are at hand: to find the next region takes a look at each layer.
+            tokio::task::yield_now().await;
+            if paths != self.pages.paths() {
+                paths = self.pages.paths();
+                newer = self.newer(after, upto)?;
+            }
             let nexts = newer.iter().filter_map(|layer| self.pages.next(layer.file, from));
             let Some(region) = nexts.min() else { return Ok((found, None)) };
             if looks >= at_most {
@@ -170,10 +176,6 @@ impl<S: Storage> Store<S> {
                 found.push((region, blocks));
             }
             from = region.next();
-            if paths != self.pages.paths() {
-                paths = self.pages.paths();
-                newer = self.newer(after, upto)?;
-            }
         }
     }
 

