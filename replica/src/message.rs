@@ -227,6 +227,10 @@ pub struct Welcome {
     pub departed: Vec<Departed>,
     /// How many regions are marked; which, `Marked` tells.
     pub marked_regions: u64,
+    /// At how many of them its process hasn't looked since it began: sums may be made from what the
+    /// disk has there (rule 20).
+    #[serde(default)]
+    pub unrecovered_regions: u64,
     pub chain: ChainInfo,
     /// How long the read lease lasts from here on, in milliseconds; every answer renews it.
     pub lease_ms: u32,

@@ -204,6 +204,7 @@ impl<S: Storage> Replica<S> {
             epoch: membership.epoch,
             departed: membership.departed,
             marked_regions: self.store.marked_count(),
+            unrecovered_regions: self.store.unrecovered_count(),
             chain: self.store.chain(),
             lease_ms: self.lender.length().as_millis() as u32,
         };

@@ -72,6 +72,8 @@ struct Stage {
     joined: u32,
     goodbyes: u32,
     marked: RegionSet,
+    /// Those of them at which a replica that is greeted hasn't looked.
+    unrecovered: u64,
     /// What each holds of the marked regions.
     sums: BTreeMap<Slot, RegionSums>,
     told: BTreeMap<Slot, Told>,
@@ -134,6 +136,7 @@ impl Stage {
             joined: 0,
             goodbyes: 0,
             marked: RegionSet::new(),
+            unrecovered: 0,
             sums: BTreeMap::new(),
             told: BTreeMap::new(),
         }
@@ -250,6 +253,7 @@ impl Stage {
                 epoch: before.epoch,
                 departed: before.departed,
                 marked_regions: self.marked.len(),
+                unrecovered_regions: self.unrecovered,
                 chain: self.chain.clone(),
                 lease_ms: 3000,
             })),
@@ -257,7 +261,7 @@ impl Stage {
             Request::Sums { .. } => Reply::Sums(Box::new(self.sums[&slot].clone())),
             Request::Fetch { .. } => Reply::Digest(1),
             Request::Copy { .. } => Reply::Digest(1),
-            Request::Marked { from } if !self.opened => {
+            Request::Marked { from } if !self.opened || self.unrecovered > 0 => {
                 Reply::Regions(RegionPage::of(self.marked.from(*from), MARKS_AT_ONCE))
             }
             Request::Stamps { from, .. } if self.rebuilds => {
@@ -506,6 +510,53 @@ fn a_member_that_is_back_at_once_stays_and_gets_what_it_has_not_confirmed() {
     stage.hung.clear();
     stage.settle();
     assert_eq!(stage.done.get(&write), Some(&Ok(())));
+    assert_eq!((stage.changes, stage.members().len()), (0, 2));
+}
+
+/// A block that had rotted while its replica was down got a fresh checksum, which nobody compared;
+/// its mark went, and when the others were gone it was read as good.
+#[test]
+fn a_member_that_comes_back_as_another_process_is_compared_where_it_has_marks() {
+    let mut stage = Stage::open(2);
+    stage.sums = [A, B].into_iter().map(|slot| (slot, RegionSums::absent())).collect();
+    let in_region = |region: u64| BlockRange::new(BlockIndex(region * 256 + 9), 1);
+    stage.hung.insert(B);
+    let before = stage.submit(Operation::Zero { range: in_region(3), forced: false });
+    stage.marked.insert_run(1..12);
+    stage.unrecovered = 11;
+    stage.cut(B);
+    let is_list =
+        |asked: &Asked| asked.slot == B && matches!(asked.request, Request::Marked { .. });
+    for _ in 0..9 {
+        if !stage.asked.iter().any(is_list) {
+            stage.answer_one(B);
+        }
+    }
+    // Until it has told all nothing is cut.
+    let snapshot = stage.start_job(Job::Snapshot { seal: Seal::default() });
+    while let Some(at) = stage.asked.iter().position(is_list) {
+        let Asked { slot, link, seq, request } = stage.asked.remove(at).expect("seen above");
+        let reply = stage.reply(slot, &request);
+        stage.core.answered(stage.now, slot, link, seq, reply);
+        stage.settle();
+    }
+    assert_eq!(stage.core.status().unsettled_bytes, 11 << 20);
+    assert!(!stage.jobs.contains_key(&snapshot));
+    let [elsewhere, here] =
+        [0, 2].map(|region| stage.submit(Operation::Read { range: in_region(region) }));
+    let is_compared = |stage: &Stage, at| {
+        let is_it =
+            |it: &Asked| matches!(it.request, Request::Sums { region, .. } if region == Region(at));
+        stage.asked.iter().any(is_it)
+    };
+    assert!(is_compared(&stage, 2) && !stage.done.contains_key(&here));
+    // A write that was on its way has its region to itself.
+    assert!(!is_compared(&stage, 3) && !stage.done.contains_key(&before));
+    stage.hung.clear();
+    stage.pass(SECOND);
+    assert_eq!(stage.core.status().unsettled_bytes, 0);
+    assert!([before, elsewhere, here].iter().all(|io| stage.done.get(io) == Some(&Ok(()))));
+    assert_eq!(stage.jobs.get(&snapshot), Some(&Ok(())));
     assert_eq!((stage.changes, stage.members().len()), (0, 2));
 }
 

@@ -166,6 +166,11 @@ impl Core {
             Stage::Draining if !cuts && steady && self.rebuilds.is_at_rest() => {
                 return self.apply_change(now);
             }
+            // A member may have come back with what nobody has compared.
+            Stage::Draining if cuts && !is_settled => current.stage = Stage::Settling,
+            Stage::Flushing { waiting } if waiting.is_empty() && !is_settled => {
+                current.stage = Stage::Settling;
+            }
             Stage::Draining if cuts && steady && is_drained && self.rebuilds.is_at_rest() => {
                 let waiting = self.writable();
                 self.set_stage_of_chain(Stage::Flushing { waiting });

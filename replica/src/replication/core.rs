@@ -421,6 +421,7 @@ impl Core {
         self.give_up_for_room(now);
         self.retire_dropped(now);
         self.drive_closing(now);
+        self.drive_settle(now); // ranges were given back meanwhile
         self.drive_epochs(now); // and they may want more
     }
 

@@ -17,7 +17,7 @@ use super::slots::{Slot, Slots};
 use crate::arbiter::{Change, Member, Record, Refused};
 use crate::message::{Advance, Claim, Hello, Refusal, Reply, Request, Role, Welcome};
 use crate::mutation::{self, Mutation};
-use crate::types::Generation;
+use crate::types::{Generation, Region};
 
 /// A change of the record that is under way. One at a time.
 #[derive(Debug)]
@@ -101,10 +101,16 @@ impl Core {
         let was_lost_while_serving = peer.in_set.is_some();
         self.note_epochs_of(slot, &welcome);
         let unfit = self.why_unfit(slot, &welcome);
+        let is_another_process = welcome.unrecovered_regions > 0;
         self.peer_mut(slot).state = PeerState::Welcomed(welcome);
         if was_lost_while_serving && self.is_open() {
             match unfit {
-                None => self.advance(now, slot),
+                None => {
+                    if is_another_process {
+                        self.settle.expect_marks(slot);
+                    }
+                    self.advance(now, slot);
+                }
                 Some(why) if self.live().is_empty() => {
                     let who = &self.peer(slot).id;
                     self.end(End::Reopen(format!("{who} came back: {why}")));
@@ -205,7 +211,7 @@ impl Core {
         self.rebuild_lost(now, slot, reason);
         self.room_lost(slot);
         self.ios_lost(now, slot);
-        self.settle_lost(slot);
+        self.settle_lost(now, slot);
         self.clear_lost(slot);
         self.epoch_lost(slot);
         self.repair_lost(now, slot);
@@ -378,6 +384,7 @@ impl Core {
         let removed = before.without(self.set());
         self.departing = self.departing.union(removed).without(self.set());
         for slot in removed.iter() {
+            self.settle.expect_no_marks(slot);
             if !matches!(self.peer(slot).state, PeerState::Down { .. }) {
                 self.lose(now, slot, "it was removed from the set");
             }
@@ -425,6 +432,9 @@ impl Core {
             }
             if matches!(self.changing, Some(Changing::Pinging { .. })) {
                 self.changing = None; // it stays only if it answers a ping of after the failure too
+            }
+            if self.settle.expects_marks(slot) {
+                self.ask_marks(now, slot, Region(0));
             }
             self.resend(now, slot);
         }

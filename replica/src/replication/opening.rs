@@ -269,7 +269,7 @@ impl Core {
         }
     }
 
-    fn ask_marks(&mut self, now: Instant, slot: Slot, from: Region) {
+    pub(super) fn ask_marks(&mut self, now: Instant, slot: Slot, from: Region) {
         self.send(now, slot, Purpose::OpenMarks(from), Request::Marked { from }, None);
     }
 
@@ -278,12 +278,12 @@ impl Core {
         let mut regions = page.regions;
         regions.truncate(self.chain.size_bytes() / REGION_BYTES);
         self.settle.add(&regions);
-        let Some(opening) = self.opening() else { return };
-        match page.next {
+        match (page.next, self.opening()) {
+            (None, None) => self.settle.expect_no_marks(slot),
+            (None, Some(opening)) => opening.untold.remove(slot),
             // Asked anew from the start once the one that was lost meanwhile is back, or removed.
-            Some(next) if opening.stage == Stage::Marks => self.ask_marks(now, slot, next),
-            Some(_) => {}
-            None => opening.untold.remove(slot),
+            (Some(_), Some(opening)) if opening.stage != Stage::Marks => {}
+            (Some(next), _) => self.ask_marks(now, slot, next),
         }
     }
 

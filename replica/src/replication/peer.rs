@@ -102,7 +102,7 @@ pub(super) enum Purpose {
     Hello,
     Advance(Generation),
     Epoch(Epoch),
-    /// What it may have that others lack, when the volume opens.
+    /// Where it may not be like the others: when the volume opens, and when it is back.
     OpenMarks(Region),
     Write(IoId),
     Read(IoId),

@@ -1,9 +1,10 @@
 //! After an unclean stop, members may differ in what was in flight: before a range is read for the
 //! first time, it is made the same on all of them.
 //!
-//! Owns the set of unsettled regions (the union of what the members had marked). Nothing may touch
-//! an unsettled region but the settling itself, so settling needs no lock. Sealed layers were equal
-//! when they were sealed; only the head is compared.
+//! Owns the set of unsettled regions: what the members had marked at the open, and what one had
+//! marked that came back with another process (rule 10a). Nothing begins to touch an unsettled
+//! region but the settling itself; it waits for what has begun before, and locks the region. Sealed
+//! layers were equal when they were sealed; only the head is compared.
 //!
 //! ```text
 //! unsettled ─▶ Comparing ──equal──▶ settled
@@ -16,6 +17,7 @@ use std::time::Instant;
 
 use super::action::{Action, Destination, IoId, Payload, TransferId};
 use super::core::Core;
+use super::locks::{LockId, LockMode, RangeLocks};
 use super::peer::Purpose;
 use super::slots::{Slot, Slots};
 use crate::chain::index::{BlockSum, Blocks};
@@ -32,6 +34,8 @@ const REPAIRS_MAX: u8 = 3;
 #[derive(Debug, Default)]
 pub(super) struct Settle {
     unsettled: RegionSet,
+    /// Who came back with another process, and has yet to tell what it had marked.
+    untold: Slots,
     /// Wanted by a request: these come first.
     demanded: VecDeque<Region>,
     running: BTreeMap<Region, Step>,
@@ -42,6 +46,7 @@ pub(super) struct Settle {
 
 #[derive(Debug)]
 struct Step {
+    lock: LockId,
     /// Who hasn't answered the comparison or the copy.
     waiting: Slots,
     sums: BTreeMap<Slot, RegionSums>,
@@ -75,11 +80,26 @@ impl Settle {
     }
 
     pub(super) fn is_done(&self) -> bool {
-        self.unsettled.is_empty()
+        self.unsettled.is_empty() && self.untold.is_empty()
     }
 
+    /// Whether members may differ there.
     pub(super) fn is_unsettled(&self, region: Region) -> bool {
-        self.unsettled.contains(region)
+        self.unsettled.contains(region) || !self.untold.is_empty()
+    }
+
+    /// A member is back, and has blocks that nobody has compared where it has marks.
+    pub(super) fn expect_marks(&mut self, slot: Slot) {
+        self.untold.insert(slot);
+    }
+
+    pub(super) fn expects_marks(&self, slot: Slot) -> bool {
+        self.untold.contains(slot)
+    }
+
+    /// It has told all of them, or isn't a member any more.
+    pub(super) fn expect_no_marks(&mut self, slot: Slot) {
+        self.untold.remove(slot);
     }
 
     pub(super) fn unsettled_bytes(&self) -> u64 {
@@ -113,25 +133,35 @@ impl Settle {
         self.full.take_if(|full| *full == slot);
     }
 
-    fn next(&mut self) -> Option<Region> {
-        while let Some(region) = self.demanded.pop_front() {
+    /// The next one to compare. Where something is under way that began before, it isn't its turn:
+    /// nothing else begins there meanwhile.
+    fn next(&mut self, locks: &RangeLocks) -> Option<Region> {
+        let is_free = |region: Region| locks.is_free(region.range(), LockMode::Exclusive);
+        for _ in 0..self.demanded.len() {
+            let region = self.demanded.pop_front()?;
             if self.unsettled.contains(region) && !self.running.contains_key(&region) {
-                return Some(region);
+                if is_free(region) {
+                    return Some(region);
+                }
+                self.demanded.push_back(region);
             }
         }
-        self.unsettled.iter().find(|region| !self.running.contains_key(region))
+        let is_next = |region: &Region| !self.running.contains_key(region) && is_free(*region);
+        self.unsettled.iter().find(is_next)
     }
 }
 
 impl Core {
     pub(super) fn drive_settle(&mut self, now: Instant) {
-        if self.settle.is_done() || !self.is_open() || !self.is_steady() {
+        if self.settle.unsettled.is_empty() || !self.is_open() || !self.is_steady() {
             return;
         }
         self.budget.settling_begins(now);
         while self.settle.full.is_none() && self.settle.running.len() < WINDOW {
-            let Some(region) = self.settle.next() else { break };
+            let Some(region) = self.settle.next(&self.locks) else { break };
+            let (lock, _) = self.locks.acquire(region.range(), LockMode::Exclusive);
             let step = Step {
+                lock,
                 waiting: Slots::NONE,
                 sums: BTreeMap::new(),
                 broken: Slots::NONE,
@@ -174,7 +204,7 @@ impl Core {
             Reply::Refused(Refusal::BadBlocks { .. } | Refusal::Io { .. }) => None,
             other => return self.lose_for(now, slot, &other),
         };
-        let Some(step) = self.settle_answer(slot, region) else { return };
+        let Some(step) = self.settle_answer(now, slot, region) else { return };
         match sums {
             Some(sums) => {
                 if !sums.unreadable().is_empty() {
@@ -255,7 +285,7 @@ impl Core {
         }
         let others = self.live().without([slot].into_iter().collect());
         let layer = self.chain.head;
-        let Some(step) = self.settle_answer(slot, region) else { return };
+        let Some(step) = self.settle_answer(now, slot, region) else { return };
         let remakes = step.current.and_then(|current| current.remakes);
         let others = remakes.map_or(others, |broken| broken.intersection(others));
         step.waiting = others;
@@ -272,7 +302,7 @@ impl Core {
     /// The winner can't read its copy: whoever can wins instead (rule 20 comes after that).
     fn settle_unreadable(&mut self, now: Instant, slot: Slot, region: Region, bad: &[BadRegion]) {
         let layer = self.chain.head;
-        let Some(step) = self.settle_answer(slot, region) else { return };
+        let Some(step) = self.settle_answer(now, slot, region) else { return };
         let asked = step.current.map_or(Blocks::ALL, |current| current.blocks);
         let here = |bad: &&BadRegion| (bad.layer, bad.region) == (layer, region);
         let listed = bad.iter().filter(here).fold(Blocks::NONE, |all, bad| all | bad.blocks);
@@ -304,13 +334,13 @@ impl Core {
             if let Some(step) = self.settle.running.get_mut(&region) {
                 step.abandoned = true;
             }
-            self.settle_answer(slot, region);
+            self.settle_answer(now, slot, region);
             return;
         }
         let (Reply::Digest(_) | Reply::Done) = reply else {
             return self.lose_for(now, slot, &reply);
         };
-        let Some(step) = self.settle_answer(slot, region) else { return };
+        let Some(step) = self.settle_answer(now, slot, region) else { return };
         if step.waiting.is_empty() {
             if let Some(transfer) = step.transfer.take() {
                 self.act(Action::RetireTransfer { transfer });
@@ -321,6 +351,7 @@ impl Core {
 
     fn settled(&mut self, now: Instant, region: Region) {
         let Some(step) = self.settle.running.remove(&region) else { return };
+        let lock = step.lock;
         self.settle.unsettled.remove(region);
         self.clearing.note(now, region.range());
         let data_bytes = |sums: &RegionSums| {
@@ -328,7 +359,7 @@ impl Core {
             sums.blocks.iter().filter(is_data).count() as u64 * BLOCK_BYTES
         };
         self.budget.compared(step.sums.values().map(data_bytes).max().unwrap_or(0));
-        if self.settle.is_done() {
+        if self.settle.unsettled.is_empty() {
             self.budget.settling_ends(now);
         }
         if let [sums] = &step.sums.values().collect::<Vec<_>>()[..] {
@@ -348,6 +379,7 @@ impl Core {
                 }
             }
         }
+        self.unlock(now, lock);
         let unsettled = &self.settle.unsettled;
         let free = |range: &BlockRange| !range.regions().any(|region| unsettled.contains(region));
         let (ready, waiting) = std::mem::take(&mut self.settle.waiting)
@@ -360,11 +392,11 @@ impl Core {
     }
 
     /// Notes an answer; `None` if the step it belongs to was abandoned.
-    fn settle_answer(&mut self, slot: Slot, region: Region) -> Option<&mut Step> {
+    fn settle_answer(&mut self, now: Instant, slot: Slot, region: Region) -> Option<&mut Step> {
         let step = self.settle.running.get_mut(&region)?;
         step.waiting.remove(slot);
         if step.abandoned {
-            self.drop_abandoned(region);
+            self.drop_abandoned(now, region);
             return None;
         }
         self.settle.running.get_mut(&region)
@@ -372,7 +404,7 @@ impl Core {
 
     /// Steps that the lost replica took part in begin again, when what they sent has been answered
     /// and the set is steady.
-    pub(super) fn settle_lost(&mut self, slot: Slot) {
+    pub(super) fn settle_lost(&mut self, now: Instant, slot: Slot) {
         self.settle.look_for_room(slot);
         let regions: Vec<_> = self.settle.running.keys().copied().collect();
         for region in regions {
@@ -381,14 +413,15 @@ impl Core {
                 || step.sums.contains_key(&slot)
                 || step.broken.contains(slot);
             step.waiting.remove(slot);
-            self.drop_abandoned(region);
+            self.drop_abandoned(now, region);
         }
     }
 
-    fn drop_abandoned(&mut self, region: Region) {
+    fn drop_abandoned(&mut self, now: Instant, region: Region) {
         let over = |step: &Step| step.abandoned && step.waiting.is_empty();
         if self.settle.running.get(&region).is_some_and(over) {
             let step = self.settle.running.remove(&region).expect("seen above");
+            self.unlock(now, step.lock);
             if let Some(transfer) = step.transfer {
                 self.act(Action::RetireTransfer { transfer });
             }

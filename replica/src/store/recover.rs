@@ -56,6 +56,11 @@ impl<S: Storage> Store<S> {
         Ok(())
     }
 
+    /// How many of the regions that were marked at open haven't been looked at.
+    pub fn unrecovered_count(&self) -> u64 {
+        self.unrecovered.borrow().len() as u64
+    }
+
     /// Whether all regions that a crash left marked have been looked at.
     pub fn is_recovered(&self) -> bool {
         self.unrecovered.borrow().is_empty()

@@ -157,3 +157,35 @@ fn a_block_that_is_rotten_everywhere_fails_alone_until_it_is_written_anew() {
         until(&engine, |status| status.lost.is_none()).await;
     });
 }
+
+/// A block rots where nobody has compared it, while its replica is down, and gets a fresh checksum.
+/// Its replica was back before it was missed: the mark went, and when the others were gone the
+/// block was read as good.
+#[test]
+fn a_block_that_rots_while_its_replica_is_down_briefly_is_made_good_from_the_others() {
+    run(async {
+        let cluster = Cluster::new(2, false).await;
+        let patient = |config| Config { rejoin_grace: PATIENCE, ..config };
+        let engine = cluster.start_engine_with(false, patient).await;
+        let content = unlike(8, 1 << 20);
+        write(&engine, 0, &content).await;
+        engine.flush().await.expect("flush");
+        let set = cluster.record.borrow().generation;
+        let r2 = ReplicaId::from("r2");
+        cluster.kill_replica(&r2);
+        cluster.damage(&r2, 1, "data", 5 * 4096);
+        cluster.start_replica(&r2).await;
+        let good = async {
+            while cluster.holds(&r2, 1, 5 * 4096) != content[5 * 4096..][..4096] {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        let in_time = tokio::time::timeout(PATIENCE, good).await;
+        in_time.unwrap_or_else(|_| panic!("it is rotten still: {:#?}", engine.status()));
+        until_all_in_sync(&engine).await;
+        until(&engine, |status| status.unsettled_bytes == 0).await;
+        assert_eq!(cluster.record.borrow().generation, set, "it was never out of the set");
+        cluster.kill_replica(&ReplicaId::from("r1"));
+        assert!(each_alone_of(&cluster, engine, &r2).await.starts_with(&content));
+    });
+}

@@ -308,6 +308,10 @@ impl Core {
         let Some(step) = self.rebuilds.steps.get_mut(&id) else { return };
         let Some(rebuild) = self.rebuilds.by_target.get(&step.target) else { return };
         let others = rebuild.sources.intersection(live).without(step.failed);
+        if step.layer == self.chain.head && self.settle.is_unsettled(step.region) {
+            let target = step.target;
+            return self.lose(now, target, "a member is back that has to be compared first");
+        }
         match self.rebuilds.pace.next_of(others) {
             Some(source) => {
                 step.source = source;
