@@ -53,6 +53,8 @@ mutations! {
     RenewLeaseAtAnswer: "9",
     /// a replica welcomes another engine while the lease of the one before runs
     ForgetLeaseOnFence: "9",
+    /// a restarted replica doesn't know whom it has lent to
+    LesseeForgotten: "9",
     /// a member that may have lost writes stays when it reconnects
     SuspectStays: "10a",
     /// a replica says that it can't have lost writes, whatever happened
@@ -99,6 +101,12 @@ mutations! {
     FlushWithoutIndex: "16",
     /// a flush joins a round that is on its way
     FlushJoinsRunning: "17",
+    /// a flush leaves out the data that an earlier process wrote
+    EarlierDataUnsynced: "17",
+    /// a flush leaves out the index pages that an earlier process wrote
+    EarlierIndexUnsynced: "17",
+    /// a member whose disk is full leaves, however few remain
+    FullMemberLeaves: "21",
     /// a region is read before it is the same on all members
     ReadBeforeSettled: "settle",
     /// a snapshot seals regions that differ
@@ -117,8 +125,28 @@ mutations! {
     DeltaFromWrongBase: "rebuild",
     /// the head is copied while it is written
     RebuildWithoutLock: "rebuild",
+    /// what a rebuild looks at isn't marked at its target before the first copy
+    TargetNotMarked: "rebuild",
+    /// a sealed layer counts as the members' one by its number alone
+    AnyCutAdopted: "rebuild",
     /// marked regions keep the stamp of the generation in which they were written
     NoRestamping: "remove",
+    /// a stamp goes with its mark
+    StampsGoWithMarks: "remove",
+    /// joined blocks count before their data is durable
+    JoinedDataUnsynced: "join",
+    /// joined blocks count before their sums are durable
+    JoinedSumsUnsynced: "join",
+    /// what a child hides is freed before the layer has forgotten it durably
+    FreedBeforeForgotten: "join",
+    /// blocks are freed under a head whose own are not durable yet
+    FreedUnderUnflushed: "join",
+    /// what a killed process left in the slots is believed before it is durable
+    SlotsBelievedUnsynced: "open",
+    /// a member that may hold acknowledged writes is left out, and those that lost some go on
+    OpenWithoutMissing: "open",
+    /// a change of the chain that only some members have isn't made on the others
+    ChainsNotEqualized: "open",
     /// bytes are served whose sum is wrong
     SumsUnchecked: "P5",
 }

@@ -103,6 +103,7 @@ pub(crate) async fn carry_out<S: Storage>(
             Ok(Reply::Adopted(Box::new(adopted)))
         }
         Request::Stamps { after, from } => stamps(replica, after, from).await,
+        Request::Mark { .. } if mutation::is_on(Mutation::TargetNotMarked) => Ok(Reply::Done),
         Request::Mark { regions } => {
             let regions: Vec<Region> = regions.iter().collect();
             done(store.mark_regions(&regions, generation).await)

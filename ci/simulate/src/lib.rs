@@ -17,8 +17,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use ankole_replica::mutation;
 pub use ankole_replica::mutation::Mutation;
 pub use found::FOUND;
-pub use world::Tally;
 use world::World;
+pub use world::{Story, Tally};
 
 /// What is told of a history, and how closely it is watched.
 #[derive(Clone, Copy, Debug, Default)]
@@ -29,6 +29,8 @@ pub struct Options {
     pub pedantic: bool,
     /// A rule that is broken on purpose.
     pub mutation: Option<Mutation>,
+    /// Only this story; without, the seed decides whether one is told and which.
+    pub story: Option<Story>,
 }
 
 /// How a history went.
@@ -44,10 +46,8 @@ pub struct Outcome {
 /// Runs the history of a seed.
 pub fn run(seed: u64, options: Options) -> Outcome {
     mutation::set(options.mutation);
-    let mut world = World::new(seed);
-    if options.mutation.is_some_and(|mutation| mutation.rule() == "9") && seed.is_multiple_of(2) {
-        world.let_two_engines_compete(); // a lease matters to nobody else
-    }
+    let story = options.story.or_else(|| Story::of(seed, options.mutation));
+    let mut world = World::new(seed, story);
     (world.verbose, world.pedantic) = (options.verbose, options.pedantic);
     let ended = catch_unwind(AssertUnwindSafe(|| world.run()));
     let failure = ended.err().map(|panic| {

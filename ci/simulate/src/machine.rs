@@ -75,6 +75,8 @@ struct DiskPace<W> {
     schedule: Rc<Schedule<W>>,
     random: RefCell<Random>,
     slow_until: Cell<u64>,
+    /// Until then many writes take long, and nothing else does.
+    writes_hang_until: Cell<u64>,
 }
 
 impl<W: 'static> Pace for DiskPace<W> {
@@ -86,7 +88,14 @@ impl<W: 'static> Pace for DiskPace<W> {
             Call::Sync => 30 + random.below(600),
         };
         let slow = self.slow_until.get() > self.schedule.now_us() || random.below(200) == 0;
-        let more = if slow { random.below(20_000) } else { 0 };
+        let hangs = call == Call::Write
+            && self.writes_hang_until.get() > self.schedule.now_us()
+            && random.below(2) == 0;
+        let more = match (hangs, slow) {
+            (true, _) => random.below(100_000),
+            (false, true) => random.below(20_000),
+            (false, false) => 0,
+        };
         Box::pin(self.schedule.sleep(usual + more))
     }
 }
@@ -101,7 +110,12 @@ impl<W: 'static> Machine<W> {
         size_bytes: u64,
     ) -> Self {
         let random = RefCell::new(Random::new(seed));
-        let pace = DiskPace { schedule: schedule.clone(), random, slow_until: Cell::new(0) };
+        let pace = DiskPace {
+            schedule: schedule.clone(),
+            random,
+            slow_until: Cell::new(0),
+            writes_hang_until: Cell::new(0),
+        };
         let (base, of) = (Instant::now(), schedule.clone());
         let clock: Clock = Rc::new(move || base + Duration::from_micros(of.now_us()));
         let mut machine = Self {
@@ -177,6 +191,10 @@ impl<W: 'static> Machine<W> {
         self.pace.slow_until.set(at_us);
     }
 
+    pub fn let_writes_hang_until(&self, at_us: u64) {
+        self.pace.writes_hang_until.set(at_us);
+    }
+
     pub fn trouble(&self, change: impl FnOnce(&mut Trouble)) {
         let mut trouble = self.disk.trouble();
         change(&mut trouble);
@@ -194,9 +212,10 @@ impl<W: 'static> Machine<W> {
         copy.observe(|| look(&store))
     }
 
-    /// One bit of a file flips. `false`: there is nothing in it.
-    pub fn rot(&mut self, file: &str, nth: u64, bit: usize) -> bool {
-        let sectors = self.disk.sectors_of(file);
+    /// One bit of one of these sectors of a file flips. `false`: there is none.
+    pub fn rot(&mut self, file: &str, nth: u64, bit: usize, of: impl Fn(u64) -> bool) -> bool {
+        let mut sectors = self.disk.sectors_of(file);
+        sectors.retain(|sector| of(*sector));
         if sectors.is_empty() || self.rotten.is_some() {
             return false;
         }
@@ -245,20 +264,37 @@ pub fn look_at(store: &Store<Disk>, view: View, block: u64) -> Option<Result<Blo
     let range = BlockRange::new(BlockIndex(block), 1);
     let buffer = Buffer::zeroed(BLOCK_BYTES as usize);
     let (read, buffer) = at_once(store.read(view, range, buffer))?;
-    Some(read.map(|_| numbers(&buffer)).map_err(|error| error.to_string()))
+    Some(match read {
+        // Rot in a region that was marked gets a fresh sum, and is shown to nobody.
+        Ok(report) if !report.unverified.is_empty() && is_torn(&buffer) => {
+            Err("a sector is torn, and known to be doubtful".into())
+        }
+        Ok(_) => Ok(numbers(&buffer)),
+        Err(error) => Err(error.to_string()),
+    })
 }
 
 /// The numbers with which the sectors of one block are filled.
 pub fn numbers(block: &[u8]) -> Block {
+    assert!(!is_torn(block), "a sector is torn");
     let mut numbers = [0; SECTORS];
     for (number, sector) in numbers.iter_mut().zip(block.chunks_exact(SECTOR_BYTES as usize)) {
-        let first: [u8; 8] = sector[..8].try_into().expect("8 bytes");
-        *number = u64::from_le_bytes(first);
-        let mut whole = [0; SECTOR_BYTES as usize];
-        fill(&mut whole, *number);
-        assert!(sector == whole, "a sector is torn");
+        *number = number_of(sector);
     }
     numbers
+}
+
+/// Whether a sector isn't what somebody wrote.
+fn is_torn(block: &[u8]) -> bool {
+    block.chunks_exact(SECTOR_BYTES as usize).any(|sector| {
+        let mut whole = [0; SECTOR_BYTES as usize];
+        fill(&mut whole, number_of(sector));
+        sector != whole
+    })
+}
+
+fn number_of(sector: &[u8]) -> u64 {
+    u64::from_le_bytes(sector[..8].try_into().expect("8 bytes"))
 }
 
 /// Fills a sector with its number; 0 makes it zero, as one that was never written.

@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use ankole_simulate::{Caught, Mutation, Options, Outcome, Tally, hunt, run};
+use ankole_simulate::{Caught, Mutation, Options, Outcome, Story, Tally, hunt, run};
 use clap::Parser;
 
 /// Runs a volume's engines and replicas in a simulated world full of faults.
@@ -32,6 +32,9 @@ struct Arguments {
     /// Break this rule.
     #[arg(long, value_parser = mutation)]
     mutation: Option<Mutation>,
+    /// Tell this story in each.
+    #[arg(long, value_parser = story)]
+    story: Option<Story>,
     /// Break each rule in turn until that is noticed, and print a table. Fails if one isn't within
     /// `--limit` seeds.
     #[arg(long)]
@@ -59,6 +62,7 @@ fn histories(arguments: &Arguments) -> bool {
         verbose: arguments.verbose,
         pedantic: arguments.pedantic,
         mutation: arguments.mutation,
+        story: arguments.story,
     };
     let start = Instant::now();
     let seeds: Vec<u64> = (base..base + count).collect();
@@ -97,39 +101,22 @@ fn tell(outcome: &Outcome, arguments: &Arguments) {
     }
 }
 
-/// What this world is too kind to notice, and why.
-const UNSEEN: &[(Mutation, &str)] = &[
-    (
-        Mutation::RenewLeaseAtAnswer,
-        "an answer must be as late as the lease is long, just before a partition",
-    ),
-    (Mutation::UnverifiedWins, "nothing rots in the head while its replica is down"),
-];
-
-fn unseen(mutation: Mutation) -> Option<&'static str> {
-    UNSEEN.iter().find(|(unseen, _)| *unseen == mutation).map(|(_, why)| *why)
-}
-
 fn break_rules(arguments: &Arguments) -> bool {
     let from = arguments.from.unwrap_or(0);
     let found = in_parallel(Mutation::ALL, arguments.jobs, |mutation| {
-        let limit = if unseen(*mutation).is_some() { 100 } else { arguments.limit };
-        (*mutation, hunt(*mutation, from, limit))
+        (*mutation, hunt(*mutation, from, arguments.limit))
     });
     println!("| rule | broken on purpose | switch | seeds until noticed | what was seen |");
     println!("| --- | --- | --- | ---: | --- |");
     for (mutation, Caught { seeds, by }) in &found {
         let seen = match by {
             Some((_, why)) => first_words(why).to_owned(),
-            None => format!(
-                "**nothing**{}",
-                unseen(*mutation).map_or(String::new(), |why| format!(": {why}"))
-            ),
+            None => "**nothing**".to_owned(),
         };
         let (rule, what) = (mutation.rule(), mutation.what());
         println!("| {rule} | {what} | `{mutation:?}` | {seeds} | {seen} |");
     }
-    found.iter().all(|(mutation, caught)| caught.by.is_some() || unseen(*mutation).is_some())
+    found.iter().all(|(_, caught)| caught.by.is_some())
 }
 
 fn first_words(why: &str) -> &str {
@@ -161,6 +148,14 @@ fn in_parallel<T: Sync, R: Send>(work: &[T], jobs: usize, of: impl Fn(&T) -> R +
 }
 
 fn mutation(name: &str) -> Result<Mutation, String> {
-    let found = Mutation::ALL.iter().copied().find(|it| format!("{it:?}") == name);
-    found.ok_or_else(|| format!("there is none of these: {:?}", Mutation::ALL))
+    named(Mutation::ALL, name)
+}
+
+fn story(name: &str) -> Result<Story, String> {
+    named(Story::ALL, name)
+}
+
+fn named<T: Copy + std::fmt::Debug>(all: &[T], name: &str) -> Result<T, String> {
+    let found = all.iter().copied().find(|it| format!("{it:?}") == name);
+    found.ok_or_else(|| format!("there is none of these: {all:?}"))
 }

@@ -36,10 +36,13 @@ mod engines;
 mod footprint;
 mod network;
 mod older;
+mod story;
 
 use client::ClientOp;
 use engines::Engine;
 use network::{Answered, Link};
+pub use story::Story;
+use story::{Amid, Cast, Telling};
 
 /// Chance and number, from the seed.
 pub struct Rng(Random);
@@ -121,6 +124,17 @@ pub struct World {
     undecided: Vec<ClientOp>,
     next_value: u64,
     next_incarnation: u128,
+    telling: Option<Telling>,
+    /// Replicas whose answers are late, until when.
+    late_answers: BTreeMap<usize, u64>,
+    /// Changes of the chain are lost on their way to all others.
+    changes_reach_only: Option<usize>,
+    /// The next such request is the last that this replica's process begins; its engine dies too.
+    dies_amid: Option<(usize, Amid)>,
+    /// Clients ask for nothing but what the story says.
+    is_quiet: bool,
+    /// The block that the story is about.
+    told_block: u64,
 }
 
 const REGION_BLOCKS: u64 = 256;
@@ -135,10 +149,12 @@ const TOUCHED: [u64; 21] =
 const MS: u64 = 1000;
 
 impl World {
-    pub fn new(seed: u64) -> Self {
+    pub fn new(seed: u64, story: Option<Story>) -> Self {
         let mut rng = Rng(Random::new(seed));
         let schedule = Schedule::new();
+        let cast = story.map(Story::cast);
         let count = rng.pick(&[1, 2, 2, 3, 3, 3, 4, 5]);
+        let count = cast.as_ref().map_or(count, |cast| cast.machines);
         let machines: Vec<_> = (0..count)
             .map(|at| {
                 let incarnation = Incarnation(at as u128 + 1);
@@ -147,14 +163,16 @@ impl World {
             })
             .collect();
         let in_first = 1 + rng.below(count as u64) as usize;
+        let in_first = cast.as_ref().map_or(in_first, |cast| cast.members);
         let members = machines.iter().take(in_first).map(|machine| Member {
             replica: machine.id.clone(),
             incarnation: machine.incarnation,
         });
         let in_sync = members.collect();
         let record = Record::first(in_sync);
-        let menu = (0..adversary::FAULTS).filter(|_| rng.percent(40)).collect();
-        let jobs = rng.percent(60);
+        let menu: Vec<_> = (0..adversary::FAULTS).filter(|_| rng.percent(40)).collect();
+        let menu = story.map_or(menu, Story::menu);
+        let jobs = rng.percent(60) || story.is_some();
         let kernel_tells = rng.percent(50);
         let mut world = Self {
             rng,
@@ -167,7 +185,7 @@ impl World {
             pedantic: false,
             tally: Tally::default(),
             next_incarnation: machines.len() as u128,
-            wanted: (0..machines.len()).collect(),
+            wanted: (0..cast.map_or(count, |Cast { members, .. }| members)).collect(),
             machines,
             outbox: Rc::default(),
             record,
@@ -191,10 +209,17 @@ impl World {
             lost_ops: Vec::new(),
             undecided: Vec::new(),
             next_value: 0,
+            telling: story.map(Telling::new),
+            late_answers: BTreeMap::new(),
+            changes_reach_only: None,
+            dies_amid: None,
+            is_quiet: false,
+            told_block: 0,
         };
         world.start_engine(false);
         world.client_step();
         world.fault_step();
+        world.story_step();
         world
     }
 
@@ -282,6 +307,8 @@ impl World {
         self.slow.clear();
         self.unreachable.clear();
         self.split.clear();
+        self.late_answers.clear();
+        (self.changes_reach_only, self.dies_amid) = (None, None);
     }
 
     fn is_whole(&self) -> bool {

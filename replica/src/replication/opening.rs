@@ -17,6 +17,7 @@ use super::peer::{Absence, PeerState, Purpose};
 use super::slots::{Slot, Slots};
 use crate::chain::{ChainChange, ChainInfo, ChainOp};
 use crate::message::{Reply, Request};
+use crate::mutation::{self, Mutation};
 use crate::types::{REGION_BYTES, Region};
 
 #[derive(Debug)]
@@ -190,7 +191,8 @@ impl Core {
         }
         // All that answered may have lost what wasn't flushed. Together they are what a power cut
         // of all leaves behind (P1); one that is missing may still hold acknowledged writes.
-        let nobody_remembers = deadline_passed && !self.config.recover && !answered.is_empty();
+        let nobody_cares = !self.config.recover || mutation::is_on(Mutation::OpenWithoutMissing);
+        let nobody_remembers = deadline_passed && nobody_cares && !answered.is_empty();
         if !answered.is_empty() && (silent.is_empty() || nobody_remembers) {
             Verdict::Open { leaving: silent.union(older) }
         } else {
@@ -222,7 +224,7 @@ impl Core {
             return;
         };
         for (slot, chain) in &chains {
-            if chain.last_op == newest.last_op {
+            if chain.last_op == newest.last_op || mutation::is_on(Mutation::ChainsNotEqualized) {
                 continue;
             }
             match change_between(chain, newest) {

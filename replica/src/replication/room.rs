@@ -15,6 +15,7 @@ use super::core::{Closing, Core, Phase};
 use super::io::Stage;
 use super::peer::PeerState;
 use super::slots::{Slot, Slots};
+use crate::mutation::{self, Mutation};
 use crate::types::{BlockRange, Region, ReplicaId};
 
 /// Pause before a disk that was full is asked again.
@@ -40,7 +41,8 @@ impl Core {
     pub(super) fn waits_for_room(&mut self, now: Instant, slot: Slot) -> bool {
         let others = self.live().without(self.full_disks()).without([slot].into_iter().collect());
         let is_member = self.peer(slot).in_set.is_some() && self.writable().contains(slot);
-        if !is_member || others.len() >= 2 {
+        let leaves = others.len() >= 2 || mutation::is_on(Mutation::FullMemberLeaves);
+        if leaves || !is_member {
             self.lose_for_room(now, slot);
             return false;
         }

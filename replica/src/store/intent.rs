@@ -262,8 +262,9 @@ impl<F: StorageFile> Intent<F> {
     /// The regions' data and index are durable. Need not be durable itself.
     pub(super) fn clear(&self, regions: impl Iterator<Item = Region>) -> Result<(), IntentError> {
         let regions: RoaringBitmap = regions.map(|region| number(region.0)).collect();
+        let keeps_stamps = !mutation::is_on(Mutation::StampsGoWithMarks);
         for run in runs(sectors_of(&regions)) {
-            self.change(run, &regions, |old| old & !1)?;
+            self.change(run, &regions, |old| if keeps_stamps { old & !1 } else { 0 })?;
         }
         let mut state = self.state.borrow_mut();
         state.clears += 1;

@@ -23,6 +23,7 @@ use super::storage::{Storage, StorageFile};
 use super::{OpenLayer, Store, StoreError};
 use crate::chain::index::{BlockSum, Blocks, Page};
 use crate::chain::{JoinPlan, Joining};
+use crate::mutation::{self, Mutation};
 use crate::types::{LayerId, REGION_BYTES, Region};
 
 const BLOCK: usize = BLOCK_BYTES as usize;
@@ -100,7 +101,9 @@ impl<S: Storage> Store<S> {
             for &(region, blocks) in &hidden {
                 self.change_page(&removed, region, |page| page.forget(blocks)).await?;
             }
-            self.sync_index().await?;
+            if !mutation::is_on(Mutation::FreedBeforeForgotten) {
+                self.sync_index().await?;
+            }
             for (region, blocks) in hidden {
                 self.punch(&removed, region, blocks).await;
             }
@@ -127,6 +130,11 @@ impl<S: Storage> Store<S> {
                 let look = |page: &Page| (page.owned(), page.fresh());
                 let (owned, fresh) = self.look_page(child, region, look)?;
                 *needs_flush |= !(here & owned).is_empty();
+                let fresh = if mutation::is_on(Mutation::FreedUnderUnflushed) {
+                    Blocks::NONE
+                } else {
+                    fresh
+                };
                 let blocks = here & owned & !fresh;
                 if !blocks.is_empty() {
                     hidden.push((region, blocks));
@@ -136,7 +144,8 @@ impl<S: Storage> Store<S> {
         };
         let mut any = false;
         let sealed = find(&mut any)?;
-        if !any || child.id != self.head().id {
+        let unflushed = mutation::is_on(Mutation::FreedUnderUnflushed);
+        if !any || child.id != self.head().id || unflushed {
             return Ok(sealed);
         }
         // Within a flush round nothing is between "flushed" in memory and durable on disk.
@@ -225,8 +234,10 @@ impl<S: Storage> Store<S> {
         if moved.is_empty() {
             return Ok(());
         }
-        let done = to.data.file.sync().await;
-        self.or_fail("make joined data durable", done).await?;
+        if !mutation::is_on(Mutation::JoinedDataUnsynced) {
+            let done = to.data.file.sync().await;
+            self.or_fail("make joined data durable", done).await?;
+        }
         // A power cut between the sectors of a page: the sums are there before they count.
         for (region, source, blocks) in &moved {
             let copy_sums = |page: &mut Page| {
@@ -234,7 +245,9 @@ impl<S: Storage> Store<S> {
             };
             self.change_page(to, *region, copy_sums).await?;
         }
-        self.sync_index().await?;
+        if !mutation::is_on(Mutation::JoinedSumsUnsynced) {
+            self.sync_index().await?;
+        }
         for (region, source, blocks) in &moved {
             let copy_presence = |page: &mut Page| {
                 for slot in blocks.slots() {

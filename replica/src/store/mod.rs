@@ -235,6 +235,7 @@ impl<S: Storage> Store<S> {
     /// Durable when it returns.
     pub async fn set_lessee(&self, lessee: Option<Lessee>) -> Result<(), StoreError> {
         self.check_usable()?;
+        let lessee = lessee.filter(|_| !mutation::is_on(Mutation::LesseeForgotten));
         let (lessee, lessee_process) =
             lessee.map_or((None, None), |lessee| (Some(lessee.instance), lessee.process));
         let change = |meta: &ReplicaMeta| ReplicaMeta { lessee, lessee_process, ..meta.clone() };

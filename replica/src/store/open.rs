@@ -20,6 +20,7 @@ use super::{
     DataFile, HeadState, Identity, Layers, Membership, OpenLayer, ReplicaState, Store, StoreError,
 };
 use crate::chain::{Chain, Layer};
+use crate::mutation::{self, Mutation};
 use crate::types::LayerId;
 
 /// What may differ between two openings of one directory.
@@ -82,6 +83,9 @@ impl<S: Storage> Store<S> {
         let chain: Slots<S::File, Chain> = open_slots(&storage, CHAIN)?;
         // It is believed from here on, so no power cut may take it back.
         let durable = async {
+            if mutation::is_on(Mutation::SlotsBelievedUnsynced) {
+                return storage.sync_dir().await;
+            }
             meta.sync().await?;
             chain.sync().await?;
             storage.sync_dir().await
@@ -120,7 +124,7 @@ impl<S: Storage> Store<S> {
             pages,
             layers: RefCell::new(layers),
             head_state: HeadState::default(),
-            index_of_before: Cell::new(true),
+            index_of_before: Cell::new(!mutation::is_on(Mutation::EarlierIndexUnsynced)),
             prepared: Cell::new(None),
             chain_gate: Mutex::new(()),
             recovery_gates: std::array::from_fn(|_| Mutex::new(())),
@@ -243,7 +247,8 @@ pub(super) fn open_layers<S: Storage>(
                 let may_lack = before.is_none() && (layer.filling || layer.id == chain.head().id);
                 let known = known_pages(storage, layer, &index, may_lack, &mut repairs)?;
                 pages.add_file(layer.file, index, known, true);
-                Rc::new(DataFile { file, unsynced: Cell::new(true) })
+                let is_synced = mutation::is_on(Mutation::EarlierDataUnsynced);
+                Rc::new(DataFile { file, unsynced: Cell::new(!is_synced) })
             }
         };
         by_id.insert(

@@ -6,12 +6,6 @@ use super::*;
 use crate::machine::Stop;
 
 impl World {
-    /// Nothing goes wrong but that the volume moves while the old engine lives on, and answers
-    /// are late.
-    pub fn let_two_engines_compete(&mut self) {
-        self.menu = vec![8, 11, 20, 20];
-    }
-
     pub(super) fn fault_step(&mut self) {
         let wait = 2 * MS + self.rng.below(150 * MS);
         self.after(wait, "fault", Self::fault_step);
@@ -234,7 +228,7 @@ impl World {
         });
         let (nth, bit) = (self.rng.number(), self.rng.below(8 * 512) as usize);
         if let Some((data, _)) = sealed.get(nth as usize % sealed.len().max(1)) {
-            self.machines[at].rot(data, nth, bit);
+            self.machines[at].rot(data, nth, bit, |_| true);
         }
     }
 

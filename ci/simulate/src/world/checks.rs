@@ -26,7 +26,10 @@ impl World {
         };
         for (out, (generation, survivors)) in self.removed.iter().filter(|it| sound(it.0)) {
             let durable = |at: &usize| {
-                self.machines[*at].look(|store| store.membership().synced_gen) >= Some(*generation)
+                let machine = &self.machines[*at];
+                // An older copy has forgotten it, and counts as a member no more.
+                machine.is_rolled_back
+                    || machine.look(|store| store.membership().synced_gen) >= Some(*generation)
             };
             if survivors.iter().all(durable) {
                 self.check_remembered(*out, &content);
@@ -112,8 +115,27 @@ impl World {
             return;
         }
         machine.look_after_power_cut(seed, |store| {
+            let chain = store.chain();
+            for layer in chain.layers.iter().filter(|layer| layer.id != chain.head) {
+                for block in TOUCHED {
+                    if let Some(Err(why)) = look_at(store, View::Own(layer.id), block) {
+                        panic!("a power cut of {at} leaves of {}: {why} (I3)", layer.id);
+                    }
+                }
+            }
+            let marked = store.marked_regions().unwrap_or_default();
+            let is_marked = |block: u64| {
+                let region = BlockIndex(block).region();
+                marked.iter().any(|(marked, _)| *marked == region)
+            };
             for block in TOUCHED {
-                let Some(Ok(left)) = look_at(store, View::Top, block) else { continue };
+                let left = match look_at(store, View::Top, block) {
+                    Some(Ok(left)) => left,
+                    Some(Err(why)) if !is_marked(block) => {
+                        panic!("after a power cut of {at}: {why} (I3)")
+                    }
+                    _ => continue,
+                };
                 for (sector, number) in (block * SECTORS as u64..).zip(left) {
                     assert!(
                         self.history.may_be_left(sector, number),
@@ -173,7 +195,8 @@ impl World {
         let (_, last_op) = state(at);
         let new = self.blocks(at, View::Top);
         for other in self.members() {
-            if other == at || state(other) != (true, last_op) || !state(at).0 {
+            let is_older = self.machines[other].is_rolled_back;
+            if other == at || is_older || state(other) != (true, last_op) || !state(at).0 {
                 continue;
             }
             let old = self.blocks(other, View::Top);

@@ -32,6 +32,21 @@ pub(super) struct Shape {
 
 const SECTORS_IN_BLOCK: u64 = SECTORS as u64;
 
+impl Shape {
+    /// All of the blocks that `operation` names.
+    pub(super) fn whole(operation: Operation) -> Self {
+        let range = match operation {
+            Operation::Read { range }
+            | Operation::Map { range }
+            | Operation::Write { range, .. }
+            | Operation::Zero { range, .. } => range,
+            Operation::Flush => BlockRange::new(BlockIndex(0), 0),
+        };
+        let sectors = range.first.0 * SECTORS_IN_BLOCK..range.end().0 * SECTORS_IN_BLOCK;
+        Self { operation, sectors }
+    }
+}
+
 impl ClientOp {
     pub(super) fn shape(&self) -> Shape {
         Shape { operation: self.operation, sectors: self.sectors.clone() }
@@ -108,7 +123,7 @@ impl World {
         }
         let id = self.rng.pick(&alive);
         let busy = self.engines[&id].ops.values().filter(|op| !op.done).count();
-        if busy < 8 && !self.wants_revert && !self.is_reverting() {
+        if busy < 8 && !self.is_quiet && !self.wants_revert && !self.is_reverting() {
             let shape = self.random_request();
             self.submit(id, shape);
         }
@@ -243,7 +258,7 @@ impl World {
             }
             return;
         }
-        if !self.faults || !self.jobs || !self.rng.percent(3) {
+        if !self.faults || !self.jobs || !self.rng.percent(self.job_percent()) {
             return;
         }
         match self.rng.below(10) {

@@ -6,6 +6,10 @@ pub(super) struct Engine {
     pub(super) core: Core,
     pub(super) alive: bool,
     pub(super) opened: bool,
+    /// A client of the engine before waits: nobody may be forgotten.
+    recovers: bool,
+    /// The members when it was granted the volume.
+    granted: Vec<Member>,
     pub(super) detaching: bool,
     /// Which machine each of its slots is.
     pub(super) slots: Vec<usize>,
@@ -49,12 +53,15 @@ impl World {
         config.clear_after = Duration::from_millis(20);
         config.epoch_every = Duration::from_millis(50);
         config.marked_regions_max = 1;
+        let recovers = config.recover;
         let core = Core::new(self.now(), config);
         self.log(|| format!("engine {id} starts, recover {recover}"));
         let engine = Engine {
             core,
             alive: true,
             opened: false,
+            recovers,
+            granted: self.record.in_sync.clone(),
             detaching: false,
             slots,
             links: BTreeMap::new(),
@@ -295,6 +302,30 @@ impl World {
         }
     }
 
+    /// Open, step 4: what only a member that is missing has isn't given up while a client waits.
+    /// Only where one member and no more has lost power: two failures at once may explain it.
+    fn check_nobody_is_forgotten(&self, id: u64) {
+        let story = self.telling.as_ref().map(|telling| telling.story);
+        if story != Some(Story::SuspectIsThereAndSoundIsNot) {
+            return;
+        }
+        let engine = &self.engines[&id];
+        let sound = |at: &usize| {
+            let machine = &self.machines[*at];
+            let is_it =
+                |it: &Member| it.replica == machine.id && it.incarnation == machine.incarnation;
+            engine.granted.iter().any(is_it)
+                && !self.is_member(*at)
+                && !machine.has_failed()
+                && machine.look(|store| store.continuous())
+        };
+        let forgotten: Vec<_> = (0..self.machines.len()).filter(sound).collect();
+        assert!(
+            !engine.recovers || forgotten.is_empty(),
+            "{forgotten:?} may have what the others lost, and a client waits (open, step 4)"
+        );
+    }
+
     /// If the members have lost what wasn't flushed, all of them have.
     fn check_cut(&mut self, id: u64) {
         let members = self.members();
@@ -304,6 +335,7 @@ impl World {
         if lost == 0 {
             return;
         }
+        self.check_nobody_is_forgotten(id);
         for at in &members {
             self.machines[*at].greeted_lossy = false;
             self.machines[*at].lossy = false;

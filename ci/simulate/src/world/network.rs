@@ -21,6 +21,8 @@ pub(super) struct Link {
     pub(super) closed: bool,
     /// Nothing passes any more.
     pub(super) broken: bool,
+    /// What the engine sends is lost; what the replica answers arrives.
+    pub(super) deaf: bool,
     last_arrival: u64,
     in_flight: BTreeMap<u64, Footprint>,
     /// When each request was sent, in the world's steps.
@@ -71,6 +73,7 @@ impl World {
             number,
             closed: false,
             broken: false,
+            deaf: false,
             last_arrival: 0,
             in_flight: BTreeMap::new(),
             sent: BTreeMap::new(),
@@ -139,6 +142,11 @@ impl World {
         base + if slow || self.rng.percent(2) { self.rng.below(30 * MS) } else { 0 }
     }
 
+    fn lateness(&mut self, replica: usize) -> u64 {
+        let late = self.late_answers.get(&replica).is_some_and(|until| *until > self.now_us());
+        if late { 40 * MS + self.rng.below(40 * MS) } else { 0 }
+    }
+
     // ---- to the replica --------------------------------------------------------------------
 
     pub(super) fn send(
@@ -194,6 +202,12 @@ impl World {
         })
     }
 
+    /// Whether the story wants it to be lost.
+    fn loses(&self, request: &Request<Rc<Payload>>, replica: usize) -> bool {
+        matches!(request, Request::Chain(_))
+            && self.changes_reach_only.is_some_and(|only| only != replica)
+    }
+
     fn arrive(
         &mut self,
         key: u64,
@@ -202,7 +216,7 @@ impl World {
         into: Option<Destination>,
     ) {
         let link = &self.links[&key];
-        if link.broken {
+        if link.broken || link.deaf || self.loses(&request, link.replica) {
             return;
         }
         let Some(process) = &self.machines[link.replica].process else {
@@ -210,11 +224,25 @@ impl World {
         };
         let conversation = link.conversation.clone().expect("it was connected");
         let outbox = self.outbox.clone();
+        let replica = link.replica;
+        let amid = match request {
+            Request::Chain(_) => Some((replica, Amid::Change)),
+            Request::Flush => Some((replica, Amid::Flush)),
+            _ => None,
+        };
         let asked = Asked::by(&request);
         process.tasks.spawn(async move {
             let reply = conversation.handle(request).await;
             outbox.borrow_mut().push(Answered { key, seq, asked, into, reply });
         });
+        if amid.is_some() && amid == self.dies_amid {
+            self.dies_amid = None;
+            let wait = self.rng.below(2 * MS);
+            self.after(wait, "killed", move |world| {
+                world.stop_replica(replica, false, 100);
+                world.engine_gone(world.newest, true);
+            });
+        }
     }
 
     // ---- from the replica ------------------------------------------------------------------
@@ -264,7 +292,7 @@ impl World {
         let reply = reply_as_sent(&reply);
         self.note(kind_of(&reply), key ^ seq << 32);
         self.log(|| format!("r{replica} answers {seq} with {}", kind_of(&reply)));
-        let wait = self.delay(replica);
+        let wait = self.delay(replica) + self.lateness(replica);
         self.after(wait, "reply", move |world| world.deliver(key, seq, into, reply));
     }
 

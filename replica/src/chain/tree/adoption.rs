@@ -23,6 +23,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Chain, ChainError, ChainInfo, Layer};
 use crate::chain::{LayerInfo, Seal};
+use crate::mutation::{self, Mutation};
 use crate::types::LayerId;
 
 /// Where a layer that stays may differ from the members' one.
@@ -170,6 +171,9 @@ impl Chain {
 }
 
 fn same_cut(here: &Layer, there: &LayerInfo) -> bool {
+    if mutation::is_on(Mutation::AnyCutAdopted) {
+        return here.seal.is_some() && there.seal.is_some();
+    }
     let cut = |seal: &Option<Seal>| seal.as_ref()?.generation;
     cut(&here.seal).is_some_and(|here| Some(here) == cut(&there.seal))
 }
