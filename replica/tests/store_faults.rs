@@ -831,6 +831,19 @@ fn a_replica_in_doubt_gives_way_to_others_and_keeps_what_it_has() {
     });
 }
 
+/// What was lost stays lost: one that was killed before it had looked at all it has, and could tell
+/// less afterwards, showed torn blocks in place of what had been flushed below them.
+#[test]
+fn a_replica_that_has_seen_that_power_was_lost_knows_it_when_it_is_opened_again() {
+    run(async {
+        let disk = with_unflushed_writes(1).await.after_remount(1);
+        drop(open(&disk).await.expect("it opens"));
+        disk.hide_mounts(true);
+        let store = open(&disk.after_kill()).await.expect("it opens");
+        assert!(matches!(store.continuity(), Continuity::Lost(_)), "{:?}", store.continuity());
+    });
+}
+
 /// A file system that is shut down and mounted again loses what wasn't synced, as in a power cut,
 /// and the machine runs on: the replica called itself continuous, and its old block won.
 #[test]

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use ankole_blockdev::disk::{BLOCK_BYTES, Buffer};
 use ankole_replica::server::{Clock, Replica};
 use ankole_replica::store::crash::{Call, Disk, Pace, Random, Trouble};
-use ankole_replica::store::{Identity, ReplicaState, Store, StoreOptions, View};
+use ankole_replica::store::{Identity, ReplicaState, Storage, Store, StoreOptions, View};
 use ankole_replica::types::{
     BlockIndex, BlockRange, Fence, Generation, Incarnation, LayerId, ReplicaId,
 };
@@ -35,9 +35,10 @@ pub struct Machine<W> {
     pub started: u64,
     /// Stopped, as by `SIGSTOP`.
     pub hung_until: u64,
-    /// It has said since it was last made equal to the others that it may have lost writes.
+    /// It has said since it was last made equal to the others that it may have lost writes, and not
+    /// only because nobody could tell.
     pub lossy: bool,
-    /// The same when it was greeted last.
+    /// That, or in doubt when it was greeted last.
     pub greeted_lossy: bool,
     /// What it has promised: the highest fence that it welcomed, the newest set that it took note of.
     pub welcomed: Option<Fence>,
@@ -181,10 +182,24 @@ impl<W: 'static> Machine<W> {
         self.disk = match how {
             Stop::Kill => self.disk.after_kill(),
             Stop::PowerCut(seed) => self.disk.after_power_cut(seed),
+            // Nobody could tell: a limit that the rules state, so it isn't asked of them here.
+            Stop::Remount(seed) if self.hides_mounts() => self.disk.after_power_cut(seed),
             Stop::Remount(seed) => self.disk.after_remount(seed),
         };
         self.hung_until = 0;
         drop(process); // what it still does goes to the disk that isn't there any more
+    }
+
+    fn hides_mounts(&self) -> bool {
+        self.disk.file_system().is_ok_and(|it| it.superblock.is_none())
+    }
+
+    /// Whether it would say so, too, if it could tell one mount from another.
+    pub fn has_lost(&self) -> bool {
+        let copy = self.disk.after_kill();
+        copy.hide_mounts(false);
+        let store = open(&copy);
+        !copy.observe(|| store.continuous())
     }
 
     pub fn be_slow_until(&self, at_us: u64) {

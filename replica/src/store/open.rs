@@ -109,6 +109,12 @@ impl<S: Storage> Store<S> {
         remove_unused(&storage, &chain.get(), None, &names);
 
         let continuity = Continuity::of(&storage, &meta.get());
+        if matches!(continuity, Continuity::Lost(_)) && meta.get().witness.is_some() {
+            // Whoever opens next may be able to tell less, and what is gone stays gone.
+            let forget = |meta: &ReplicaMeta| ReplicaMeta { witness: None, ..meta.clone() };
+            let done = meta.update(forget).await;
+            done.map_err(|error| fail(&place, "note that power was lost", error))?;
+        }
         let marked = intent.marked().map_err(|error| intent_error(&storage, error))?;
         let unrecovered: BTreeSet<_> = marked.into_iter().map(|(region, _)| region).collect();
         let store = Self {

@@ -271,8 +271,8 @@ impl World {
             (Reply::Welcome(welcome), Asked::Hello(fence)) => {
                 // With nothing marked, all that was acknowledged is durable there.
                 machine.lossy &= machine.is_marked();
-                machine.lossy |= !welcome.continuous;
-                machine.greeted_lossy = machine.lossy;
+                machine.lossy |= !welcome.continuous && machine.has_lost();
+                machine.greeted_lossy = machine.lossy || !welcome.continuous;
                 machine.welcomed_engine = machine.welcomed_engine.max(Some(engine));
                 let before = machine.welcomed.replace(fence);
                 assert!(before < Some(fence), "r{replica} welcomes an older session (I4)");
