@@ -283,6 +283,10 @@ async fn fetch<S: Storage>(
     }
     let data = replica.store.read_packed(layer, region, wanted_data).await;
     let data = data.map_err(|error| read_refusal(&error))?;
+    if own_sums(replica, layer, region).await? != sums {
+        // Whoever asked has given its lock up; what was read may belong to other sums.
+        return Err(Refusal::Invalid { message: "the region was written meanwhile".into() });
+    }
     let sums = blocks.slots().map(|slot| sums.blocks[slot]).collect();
     Ok(Reply::Data(Rc::new(Payload::Patch(Patch { blocks, sums, data: Rc::new(data), digest }))))
 }
