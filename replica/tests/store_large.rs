@@ -9,10 +9,10 @@ use ankole_replica::store::{Store, StoreOptions, View};
 use ankole_replica::types::{BlockIndex, BlockRange, LayerId};
 use store::{Fill, identity, read_fill, run, skip, write_fill};
 
-/// With room for 6 000 pages of the index.
+/// With room for 1 500 pages of the index.
 async fn open(path: &Path) -> Store<Directory> {
     let directory = Directory::open(path, &DirectoryOptions::default()).expect("it is there");
-    let options = StoreOptions { index_cache_bytes: 8 << 20 };
+    let options = StoreOptions { index_cache_bytes: 2 << 20 };
     Store::open(directory, options).await.expect("it opens")
 }
 
@@ -49,7 +49,7 @@ fn a_volume_of_a_tebibyte_is_opened_and_used_in_bounded_memory() {
         store.flush().await.expect("the disk works");
         let used = grown();
         println!("after 10 000 blocks in as many regions: {} MiB more", used >> 20);
-        assert!(used < 32 << 20, "the cache has a limit of 8 MiB");
+        assert!(used < 40 << 20, "2 MiB of pages, some 30 MiB of buffers; all pages are 14 MiB");
         drop(store);
         let store = open(dir.path()).await;
         for index in (0..10_000).step_by(997) {

@@ -40,7 +40,7 @@ impl Shape {
             | Operation::Map { range }
             | Operation::Write { range, .. }
             | Operation::Zero { range, .. } => range,
-            Operation::Flush => BlockRange::new(BlockIndex(0), 0),
+            Operation::Flush => return Self { operation, sectors: 0..0 },
         };
         let sectors = range.first.0 * SECTORS_IN_BLOCK..range.end().0 * SECTORS_IN_BLOCK;
         Self { operation, sectors }
