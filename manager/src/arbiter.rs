@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::{fs, io};
 
 use ankole_blockdev::accept::next_client;
-use ankole_replica::arbiter::{Answer, Change, Record, Refused, Request};
+use ankole_replica::record::{Answer, Change, Record, Refused, Request};
 use ankole_replica::types::Generation;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
@@ -137,7 +137,7 @@ fn answer(store: &dyn Store, request: Request) -> Result<Answer, StoreError> {
 
 #[cfg(test)]
 mod tests {
-    use ankole_replica::arbiter::{EngineGrant, InstanceId, Member};
+    use ankole_replica::record::{EngineGrant, InstanceId, Member};
     use ankole_replica::types::Incarnation;
     use std::io::{BufRead, Write};
 

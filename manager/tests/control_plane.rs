@@ -19,7 +19,7 @@ use std::time::Duration;
 use ankole_manager::agent::format::FormatError;
 use ankole_manager::roles::standalone::{self, Ended, Options};
 use ankole_replica::admin::{self, EngineStatus, ReplicaMode, ReplicaStatus};
-use ankole_replica::arbiter::{self, Change, InstanceId, Record};
+use ankole_replica::record::{self, Change, InstanceId, Record};
 use ankole_replica::types::{Incarnation, ReplicaId};
 use common::{World, alive, send, state_of, until};
 use rustix::process::Signal;
@@ -205,7 +205,7 @@ struct Arbiter {
 }
 
 impl Arbiter {
-    fn ask(&self, request: &arbiter::Request) -> Option<arbiter::Answer> {
+    fn ask(&self, request: &record::Request) -> Option<record::Answer> {
         let mut connection = UnixStream::connect(&self.socket).ok()?;
         writeln!(connection, "{}", serde_json::to_string(request).unwrap()).ok()?;
         let mut line = String::new();
@@ -214,9 +214,9 @@ impl Arbiter {
     }
 
     fn read(&self) -> Record {
-        let request = arbiter::Request::Read { volume: self.volume.clone() };
+        let request = record::Request::Read { volume: self.volume.clone() };
         match until("the arbiter answers", || self.ask(&request)) {
-            arbiter::Answer::Record(record) => record,
+            record::Answer::Record(record) => record,
             other => panic!("{other:?}"),
         }
     }
@@ -235,8 +235,8 @@ impl Arbiter {
         }
         let change = Change::Members { by: me.clone(), in_sync };
         let (volume, expected) = (self.volume.clone(), record.generation);
-        match self.ask(&arbiter::Request::Change { volume, expected, change }) {
-            Some(arbiter::Answer::Record(record)) => record,
+        match self.ask(&record::Request::Change { volume, expected, change }) {
+            Some(record::Answer::Record(record)) => record,
             _ => record,
         }
     }

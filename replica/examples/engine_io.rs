@@ -20,9 +20,9 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use ankole_blockdev::disk::{Buffer, Disk, Durability, Extent};
-use ankole_replica::arbiter::{Change, EngineGrant, InstanceId, Member, Record, Refused};
 use ankole_replica::engine::{Arbiter, ArbiterError, Engine};
 use ankole_replica::listen::Address;
+use ankole_replica::record::{Change, EngineGrant, InstanceId, Member, Record, Refused};
 use ankole_replica::replication::Config;
 use ankole_replica::server::{Replica, format, serve};
 use ankole_replica::store::crash::Random;

@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 
 use ankole_blockdev::disk::{Buffer, Disk, Durability, Extent};
 use ankole_replica::admin::{Progress, ReplicaMode};
-use ankole_replica::arbiter::{Change, EngineGrant, InstanceId, Member, Record, Refused};
 use ankole_replica::engine::{Arbiter, ArbiterError, Engine};
 use ankole_replica::listen::Address;
+use ankole_replica::record::{Change, EngineGrant, InstanceId, Member, Record, Refused};
 use ankole_replica::replication::Config;
 use ankole_replica::server::{Replica, format, serve};
 use ankole_replica::types::{Generation, ReplicaId};

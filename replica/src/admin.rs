@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::arbiter::InstanceId;
+use crate::record::InstanceId;
 use crate::types::{Generation, LayerId, ReplicaId};
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use tokio::task::LocalSet;
 
 use self::overlay::Overlay;
-use crate::arbiter::Member;
+use crate::record::Member;
 use crate::store::file::{Directory, DirectoryOptions};
 use crate::store::{
     Contents, Continuity, Glimpse, ReplicaState, Storage, Store, StoreError, StoreOptions,

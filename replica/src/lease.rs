@@ -17,8 +17,8 @@
 use std::cell::RefCell;
 use std::time::{Duration, Instant};
 
-use crate::arbiter::InstanceId;
 use crate::mutation::{self, Mutation};
+use crate::record::InstanceId;
 use crate::types::Fence;
 
 /// How long an engine may be cut off before it stops answering reads, and how long the next one

@@ -5,7 +5,6 @@
 //! ```
 
 pub mod admin;
-pub mod arbiter;
 pub mod chain;
 pub mod checksum;
 pub mod engine;
@@ -17,6 +16,7 @@ pub mod mutation;
 pub mod payload;
 pub mod process;
 pub mod reader;
+pub mod record;
 pub mod regions;
 pub mod replication;
 pub mod salvage;

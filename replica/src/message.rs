@@ -6,9 +6,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::arbiter::{InstanceId, Member};
 use crate::chain::index::{BlockSum, Blocks};
 use crate::chain::{ChainInfo, ChainOp};
+use crate::record::{InstanceId, Member};
 use crate::regions::{RegionPage, RegionSet};
 use crate::types::{
     BLOCKS_PER_REGION, BlockRange, Epoch, Fence, Generation, Incarnation, LayerId, Region,
@@ -328,11 +328,11 @@ impl RegionSums {
 
     /// CRC32C over the kind and checksum of each block: shows that what was copied was recorded.
     pub fn digest(&self) -> u32 {
-        self.blocks.iter().fold(0, |crc, sum| match *sum {
+        self.blocks.iter().fold(0, |crc, block| match *block {
             BlockSum::Absent => crc32c::crc32c_append(crc, &[0]),
             BlockSum::Zero => crc32c::crc32c_append(crc, &[1]),
-            BlockSum::Data { crc: block, .. } => {
-                let [a, b, c, d] = block.to_le_bytes();
+            BlockSum::Data { sum, .. } => {
+                let [a, b, c, d] = sum.to_le_bytes();
                 crc32c::crc32c_append(crc, &[2, a, b, c, d])
             }
         })
@@ -363,7 +363,7 @@ impl BlockSum {
     /// Whether two copies of the block have the same checksum, which equal blocks have.
     pub fn is_like(self, other: Self) -> bool {
         match (self, other) {
-            (Self::Data { crc: a, .. }, Self::Data { crc: b, .. }) => a == b,
+            (Self::Data { sum: a, .. }, Self::Data { sum: b, .. }) => a == b,
             (a, b) => a == b,
         }
     }

@@ -94,16 +94,16 @@ impl BlockData {
 impl Patch {
     /// Whether the parts fit each other and each data block has its checksum.
     pub fn is_sound(&self) -> bool {
-        let crcs = self.sums.iter().filter_map(|sum| match sum {
-            BlockSum::Data { crc, .. } => Some(*crc),
+        let sums = self.sums.iter().filter_map(|sum| match sum {
+            BlockSum::Data { sum, .. } => Some(*sum),
             BlockSum::Absent | BlockSum::Zero => None,
         });
         self.sums.len() == self.blocks.count() as usize
             && self.sums.len() <= BLOCKS_PER_REGION as usize
-            && crcs.clone().count() * BLOCK == self.data.len()
-            && crcs
+            && sums.clone().count() * BLOCK == self.data.len()
+            && sums
                 .zip(self.data.chunks_exact(BLOCK))
-                .all(|(crc, block)| checksum::of_block(block) == crc)
+                .all(|(sum, block)| checksum::of_block(block) == sum)
     }
 }
 

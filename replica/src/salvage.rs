@@ -13,8 +13,8 @@ use std::cmp::Reverse;
 
 use serde::{Deserialize, Serialize};
 
-use crate::arbiter::{Member, Record};
 use crate::inspect::{Content, Evidence, Found, ReplicaEvidence};
+use crate::record::{Member, Record};
 use crate::store::ReplicaState;
 use crate::types::{Generation, ReplicaId};
 

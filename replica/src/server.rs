@@ -21,12 +21,12 @@ use tokio::sync::{Mutex, Notify};
 use tracing::{info, warn};
 
 pub use self::connection::serve;
-use crate::arbiter::Member;
 use crate::lease::{LEASE, Lender};
 use crate::message::{Advance, Claim, Hello, Refusal, Reply, Request, Role, Welcome};
 use crate::mutation::{self, Mutation};
 use crate::payload::Payload;
 use crate::process::ProcessIdentity;
+use crate::record::Member;
 use crate::service;
 use crate::store::file::{Directory, DirectoryOptions};
 use crate::store::{

@@ -6,16 +6,16 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use ankole_replica::admin::ReplicaMode;
-use ankole_replica::arbiter::{EngineGrant, InstanceId, Member, Record};
 use ankole_replica::chain::index::{BlockSum, Blocks};
 use ankole_replica::chain::{ChainChange, ChainInfo, ChainOp, LayerInfo, Seal};
 use ankole_replica::message::{
     BadRegion, Contents, Departed, Refusal, RegionSums, Reply, Request, Welcome,
 };
+use ankole_replica::record::{EngineGrant, InstanceId, Member, Record};
 use ankole_replica::regions::{RegionPage, RegionSet};
 use ankole_replica::replication::{
-    Action, Config, Core, End, Failure, IoId, Job, JobId, LinkId, Operation, Payload, PeerStatus,
-    Slot,
+    Action, Config, Core, End, Failure, IoId, Job, JobId, LinkId, Operation, PayloadRef,
+    PeerStatus, Slot,
 };
 use ankole_replica::types::{
     BlockIndex, BlockRange, ChainOpId, Epoch, Fence, Generation, Incarnation, LayerId, Region,
@@ -35,7 +35,7 @@ struct Asked {
     slot: Slot,
     link: LinkId,
     seq: u64,
-    request: Request<Payload>,
+    request: Request<PayloadRef>,
 }
 
 /// An engine's core, and what is around it.
@@ -216,7 +216,7 @@ impl Stage {
         }
     }
 
-    fn reply(&mut self, slot: Slot, request: &Request<Payload>) -> Reply<()> {
+    fn reply(&mut self, slot: Slot, request: &Request<PayloadRef>) -> Reply<()> {
         if let Some(refusal) = self.refusing.get(&slot)
             && *request != Request::Ping
         {
@@ -816,9 +816,9 @@ fn who_is_fenced_says_by_what_so_that_a_rolled_back_record_is_noticed() {
 #[test]
 fn settling_waits_for_room_while_only_one_other_member_remains() {
     let mut stage = Stage::new(2);
-    let sums = |crc| {
+    let sums = |sum| {
         let mut sums = vec![BlockSum::Absent; 256];
-        sums[7] = BlockSum::Data { crc, verified: true };
+        sums[7] = BlockSum::Data { sum, verified: true };
         let contents = Contents { hashes: vec![0; 256], unreadable: Blocks::NONE };
         RegionSums { blocks: sums, contents: Some(contents) }
     };

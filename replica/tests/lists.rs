@@ -9,9 +9,9 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use ankole_blockdev::disk::Buffer;
-use ankole_replica::arbiter::InstanceId;
 use ankole_replica::message::{Claim, Hello, Reply, Request, Role};
 use ankole_replica::payload::Payload;
+use ankole_replica::record::InstanceId;
 use ankole_replica::regions::{RegionPage, RegionSet};
 use ankole_replica::server::{Conversation, Replica};
 use ankole_replica::store::crash::Disk;

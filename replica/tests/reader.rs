@@ -3,12 +3,12 @@
 use std::rc::Rc;
 
 use ankole_blockdev::disk::Buffer;
-use ankole_replica::arbiter::InstanceId;
 use ankole_replica::chain::{ChainChange, ChainOp, Seal};
 use ankole_replica::listen::Address;
 use ankole_replica::message::{Advance, Claim, Hello, Reply, Request, Role};
 use ankole_replica::payload::{BlockData, Payload};
 use ankole_replica::reader::{ReaderError, ReplicaReader};
+use ankole_replica::record::InstanceId;
 use ankole_replica::server::{Conversation, Replica, format, serve};
 use ankole_replica::types::{
     BLOCK_BYTES, BlockIndex, BlockRange, ChainOpId, Fence, Generation, LayerId, ReplicaId, Session,

@@ -2,8 +2,8 @@
 //! histories whose truth is known.
 #![allow(clippy::unwrap_used, reason = "a test may fail")]
 
-use ankole_replica::arbiter::{Member, Record};
 use ankole_replica::inspect::{Content, Evidence, Found, ReplicaEvidence};
+use ankole_replica::record::{Member, Record};
 use ankole_replica::salvage::{Choice, Exhibit, Turn, choose, turn};
 use ankole_replica::store::ReplicaState;
 use ankole_replica::types::{Epoch, Fence, Generation, Incarnation, ReplicaId, Session};

@@ -7,10 +7,10 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use ankole_blockdev::disk::Buffer;
-use ankole_replica::arbiter::InstanceId;
 use ankole_replica::lease::LEASE;
 use ankole_replica::message::{Advance, Claim, Hello, Refusal, Reply, Request, Role};
 use ankole_replica::payload::{BlockData, Payload};
+use ankole_replica::record::InstanceId;
 use ankole_replica::server::{Conversation, Peer, Replica, format, serve};
 use ankole_replica::store::file::{Directory, DirectoryOptions};
 use ankole_replica::store::{Store, StoreOptions};

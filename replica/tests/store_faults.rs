@@ -404,10 +404,10 @@ fn a_repair_is_checked_against_what_the_replica_still_knows() {
         let patch = |blocks: Blocks, fill: Fill| {
             let mut data = Buffer::zeroed(4 * 4096);
             data.chunks_exact_mut(4096).for_each(|block| fill.put(block));
-            let crc = ankole_replica::checksum::of_block(&data[..4096]);
+            let sum = ankole_replica::checksum::of_block(&data[..4096]);
             let there = |slot: usize| (10..14).contains(&slot);
             let sum = |slot| match there(slot) {
-                true => BlockSum::Data { crc, verified: true },
+                true => BlockSum::Data { sum, verified: true },
                 false => BlockSum::Absent,
             };
             (blocks.slots().map(sum).collect::<Vec<_>>(), std::rc::Rc::new(data))
@@ -518,9 +518,9 @@ fn a_page_that_was_durable_and_is_zero_is_damage_and_no_hole() {
             assert_eq!(store.count_index().expect("it can be read").damaged_pages, 1);
             let mut data = Buffer::zeroed(4 * 4096);
             data.chunks_exact_mut(4096).for_each(|block| fill.put(block));
-            let crc = ankole_replica::checksum::of_block(&data[..4096]);
+            let sum = ankole_replica::checksum::of_block(&data[..4096]);
             let mut sums = vec![BlockSum::Absent; 256];
-            sums[10..14].fill(BlockSum::Data { crc, verified: true });
+            sums[10..14].fill(BlockSum::Data { sum, verified: true });
             let by =
                 Replacement { blocks: Blocks::ALL, sums: &sums, data: &std::rc::Rc::new(data) };
             let layer = if fill == Fill(5) { LayerId(1) } else { LayerId(2) };

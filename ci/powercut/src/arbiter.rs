@@ -6,7 +6,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use ankole_replica::arbiter::{Answer, Change, EngineGrant, InstanceId, Record, Request};
+use ankole_replica::record::{Answer, Change, EngineGrant, InstanceId, Record, Request};
 use ankole_replica::types::Generation;
 
 use crate::oracle::{Clock, Moment};

@@ -6,7 +6,7 @@
 use std::fs;
 use std::path::Path;
 
-use ankole_replica::arbiter::Record;
+use ankole_replica::record::Record;
 use ankole_replica::types::ReplicaId;
 use anyhow::Context;
 use serde::{Deserialize, Serialize};

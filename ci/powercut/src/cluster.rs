@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ankole_replica::admin::ReplicaMode;
-use ankole_replica::arbiter::Record;
 use ankole_replica::engine::{Engine, SocketArbiter, serve_admin};
+use ankole_replica::record::Record;
 use ankole_replica::replication::{Config, End};
 use ankole_replica::types::ReplicaId;
 use anyhow::{Context, bail};

@@ -12,7 +12,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use ankole_blockdev::nbd;
-use ankole_replica::arbiter::{Member, Record};
+use ankole_replica::record::{Member, Record};
 use ankole_replica::store::crash::Random;
 use ankole_replica::types::{Incarnation, ReplicaId};
 use anyhow::{Context, bail};

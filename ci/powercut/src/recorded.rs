@@ -8,8 +8,8 @@ use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use ankole_replica::arbiter::{Member, Record};
 use ankole_replica::engine::Engine;
+use ankole_replica::record::{Member, Record};
 use ankole_replica::server::format;
 use ankole_replica::store::crash::Random;
 use ankole_replica::types::ReplicaId;

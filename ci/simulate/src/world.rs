@@ -10,10 +10,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use ankole_replica::arbiter::{Change, EngineGrant, InstanceId, Member, Record, Refused};
 use ankole_replica::chain::{ChainInfo, Seal};
 use ankole_replica::message::{Reply, Request};
 use ankole_replica::payload::{BlockData, Payload};
+use ankole_replica::record::{Change, EngineGrant, InstanceId, Member, Record, Refused};
 use ankole_replica::replication::{
     self, Action, Config, Core, Destination, End, IoId, Job, JobId, LinkId, Operation, Slot,
     TransferId,

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
-use ankole_replica::arbiter::{Answer, Change, EngineGrant, InstanceId, Member, Record, Request};
+use ankole_replica::record::{Answer, Change, EngineGrant, InstanceId, Member, Record, Request};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 

@@ -12,7 +12,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use ankole_replica::admin::{EngineStatus, ReplicaMode};
-use ankole_replica::arbiter::{InstanceId, Member};
+use ankole_replica::record::{InstanceId, Member};
 use ankole_replica::server;
 use ankole_replica::types::{Incarnation, ReplicaId};
 use anyhow::{Context, bail, ensure};

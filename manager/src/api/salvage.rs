@@ -1,6 +1,6 @@
 //! A volume that no member can open: what its directories tell, and what a person would choose.
 
-use ankole_replica::arbiter::Record;
+use ankole_replica::record::Record;
 use ankole_replica::salvage::{Choice, Exhibit, Turn};
 use ankole_replica::types::{Generation, ReplicaId};
 use serde::{Deserialize, Serialize};

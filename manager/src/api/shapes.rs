@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use ankole_replica::admin::{Progress, SnapshotStatus};
-use ankole_replica::arbiter::{EngineGrant, InstanceId, Member, Record};
 use ankole_replica::inspect::{Content, Evidence, Found, Holder, ReplicaEvidence};
+use ankole_replica::record::{EngineGrant, InstanceId, Member, Record};
 use ankole_replica::salvage::{Exhibit, choose, turn};
 use ankole_replica::store::ReplicaState;
 use ankole_replica::types::{Fence, Generation, Incarnation, LayerId, Session};

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use ankole_blockdev::device::Driver;
 use ankole_replica::admin::{self, EngineStatus};
-use ankole_replica::arbiter::Record;
+use ankole_replica::record::Record;
 use ankole_replica::types::ReplicaId;
 use serde::{Deserialize, Serialize};
 

@@ -9,8 +9,8 @@
 
 use std::time::{Duration, Instant};
 
-use ankole_replica::arbiter::{Change, Member, Record};
 use ankole_replica::inspect::{inspect, pardon};
+use ankole_replica::record::{Change, Member, Record};
 use ankole_replica::salvage::{Exhibit, Turn, choose, turn};
 use ankole_replica::types::{Generation, ReplicaId};
 

@@ -156,7 +156,7 @@ pub enum BlockSum {
     Zero,
     /// `verified`: the sum was computed from what a client sent, or compared with a peer.
     Data {
-        crc: u32,
+        sum: u32,
         verified: bool,
     },
 }
@@ -204,7 +204,7 @@ impl Page {
 
     pub fn block(&self, slot: usize) -> BlockSum {
         if self.present.has(slot) {
-            BlockSum::Data { crc: self.sums[slot], verified: !self.unverified.has(slot) }
+            BlockSum::Data { sum: self.sums[slot], verified: !self.unverified.has(slot) }
         } else if self.zero.has(slot) {
             BlockSum::Zero
         } else {
@@ -214,13 +214,13 @@ impl Page {
 
     /// Says whether presence changed, so that the page must reach the kernel before the answer.
     #[must_use]
-    pub fn set_data(&mut self, slot: usize, crc: u32, verified: bool) -> bool {
+    pub fn set_data(&mut self, slot: usize, sum: u32, verified: bool) -> bool {
         let changed = !self.present.has(slot);
         if changed {
             self.present.put(slot, true);
             self.fresh.put(slot, true);
         }
-        self.sums[slot] = crc;
+        self.sums[slot] = sum;
         self.unverified.put(slot, !verified);
         changed
     }
@@ -250,8 +250,8 @@ impl Page {
     }
 
     /// Changes only what the sectors of sums say; presence comes later.
-    pub fn set_sum(&mut self, slot: usize, crc: u32) {
-        self.sums[slot] = crc;
+    pub fn set_sum(&mut self, slot: usize, sum: u32) {
+        self.sums[slot] = sum;
     }
 
     pub fn set_verified(&mut self, slot: usize) {
@@ -493,7 +493,7 @@ mod tests {
         lost.fall_back(4);
         assert_eq!((lost.block(3), lost.block(4)), (BlockSum::Zero, BlockSum::Absent));
         page.set_flushed(Blocks::ALL);
-        assert_eq!(page.block(3), BlockSum::Data { crc: 5, verified: true });
+        assert_eq!(page.block(3), BlockSum::Data { sum: 5, verified: true });
         assert!(page.zero().is_empty() && page.fresh().is_empty());
     }
 }

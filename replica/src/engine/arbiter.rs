@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 
-use crate::arbiter::{Answer, Change, Record, Refused, Request};
+use crate::record::{Answer, Change, Record, Refused, Request};
 use crate::types::Generation;
 
 /// After this the answer counts as lost, and the request is repeated.

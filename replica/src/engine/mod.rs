@@ -33,10 +33,10 @@ use self::complaints::Complaints;
 use self::link::{Link, LocalReplicas};
 use self::requests::Requests;
 use crate::admin::RequestCounts;
-use crate::arbiter::Change;
 use crate::listen::Address;
 use crate::message::Reply;
 use crate::payload::Payload;
+use crate::record::Change;
 use crate::replication::{
     Action, Config, Core, Destination, End, Job, JobId, LinkId, Slot, TransferId,
 };

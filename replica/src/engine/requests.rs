@@ -87,14 +87,14 @@ impl State {
     /// The core's message with the data it refers to; `None` if nobody needs that any more.
     pub(super) fn with_data(
         &mut self,
-        request: Request<replication::Payload>,
+        request: Request<replication::PayloadRef>,
     ) -> Option<Request<Rc<Payload>>> {
         request.try_map_payload(|payload| match payload {
-            replication::Payload::Of(io) => {
+            replication::PayloadRef::Of(io) => {
                 let write = self.requests.by_id.get_mut(&io)?.write.as_mut()?;
                 Some(write.seal())
             }
-            replication::Payload::Transfer(transfer) => self.transfers.get(&transfer)?.clone(),
+            replication::PayloadRef::Transfer(transfer) => self.transfers.get(&transfer)?.clone(),
         })
     }
 

@@ -1,8 +1,8 @@
 //! What goes into the core and what comes out of it.
 
-use crate::arbiter::Change;
 use crate::chain::Seal;
 use crate::message::Request;
+use crate::record::Change;
 use crate::replication::slots::Slot;
 use crate::types::{BlockIndex, BlockRange, Generation, LayerId};
 
@@ -56,7 +56,7 @@ pub enum Job {
 
 /// Bulk data that the shell holds and a message refers to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Payload {
+pub enum PayloadRef {
     /// What the frontend writes, as whole blocks.
     Of(IoId),
     /// What a replica gave.
@@ -112,7 +112,7 @@ pub enum Action {
         slot: Slot,
         link: LinkId,
         seq: u64,
-        request: Request<Payload>,
+        request: Request<PayloadRef>,
         into: Option<Destination>,
     },
     /// Answer the frontend.

@@ -2,7 +2,7 @@
 //!
 //! A write is acknowledged without a replica that is being rebuilt, but until that has confirmed it
 //! too, its data is in memory and its range is locked. One that hardly runs would take memory without
-//! limit, and set the pace of every block that is written again and of every snapshot. So its rebuild
+//! limit, and set the speed of every block that is written again and of every snapshot. So its rebuild
 //! ends, as when its link breaks, and begins again after a pause that grows; what it misses meanwhile
 //! is marked, and found by its stamps. One that is about to be added is needed like a member, and
 //! is treated like one.
@@ -53,7 +53,7 @@ impl Core {
         let targets = self.peers.iter().filter(|peer| self.is_target(peer));
         let oldest = targets.filter_map(|peer| peer.oldest(holds_up_others)).min()?;
         // If the members are as slow, it is looked at again when they are.
-        Some((oldest + self.config.slow_patience).max(self.pace_at))
+        Some((oldest + self.config.slow_patience).max(self.slow_check_at))
     }
 
     fn pause_rebuild(&mut self, now: Instant, slot: Slot) {

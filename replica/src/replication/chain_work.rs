@@ -40,14 +40,14 @@ pub(super) struct ChainWork {
 struct Current {
     id: JobId,
     job: Job,
-    stage: Stage,
+    stage: ChangeStage,
     /// Who has the room for it.
     prepared: Slots,
     result: Result<(), String>,
 }
 
 #[derive(Debug, PartialEq, Eq)]
-enum Stage {
+enum ChangeStage {
     Settling,
     Preparing {
         waiting: Slots,
@@ -75,7 +75,8 @@ impl ChainWork {
     pub(super) fn parks(&self, io: &Io) -> bool {
         self.current.as_ref().is_some_and(|current| {
             let reverts = matches!(current.job, Job::Revert { .. });
-            let is_before = matches!(current.stage, Stage::Settling | Stage::Preparing { .. });
+            let is_before =
+                matches!(current.stage, ChangeStage::Settling | ChangeStage::Preparing { .. });
             !is_before && current.job.cuts() && (io.is_write() || reverts)
         })
     }
@@ -85,7 +86,9 @@ impl ChainWork {
         self.current.as_ref().is_some_and(|current| {
             matches!(
                 current.stage,
-                Stage::Applying { .. } | Stage::Removing | Stage::Describing { .. }
+                ChangeStage::Applying { .. }
+                    | ChangeStage::Removing
+                    | ChangeStage::Describing { .. }
             )
         })
     }
@@ -99,7 +102,7 @@ impl ChainWork {
 
     /// From here on until it is reported, nothing else may touch the layers.
     pub(super) fn is_cutting(&self) -> bool {
-        self.current.as_ref().is_some_and(|current| current.stage != Stage::Settling)
+        self.current.as_ref().is_some_and(|current| current.stage != ChangeStage::Settling)
     }
 
     pub(super) fn is_idle(&self) -> bool {
@@ -130,7 +133,7 @@ impl Core {
         if serving && self.chain_work.current.is_none() && !self.is_mid_adoption() {
             let next = self.chain_work.queue.pop_front();
             self.chain_work.current = next.map(|(id, job)| {
-                let (stage, prepared) = (Stage::Settling, Slots::NONE);
+                let (stage, prepared) = (ChangeStage::Settling, Slots::NONE);
                 Current { id, job, stage, prepared, result: Ok(()) }
             });
         }
@@ -150,45 +153,47 @@ impl Core {
         let is_prepared = unprepared.without(current.prepared).is_empty()
             || mutation::is_on(Mutation::ChangeWithoutRoom);
         match &mut current.stage {
-            Stage::Settling | Stage::Draining if cuts && lacks_room.is_some() => {
+            ChangeStage::Settling | ChangeStage::Draining if cuts && lacks_room.is_some() => {
                 return self.refuse_change(now, lacks_room.unwrap_or_default());
             }
-            Stage::Settling if (is_settled || !cuts) && self.promoting.is_none() => {
-                current.stage = Stage::Draining;
+            ChangeStage::Settling if (is_settled || !cuts) && self.promoting.is_none() => {
+                current.stage = ChangeStage::Draining;
             }
-            Stage::Draining if cuts && steady && !is_prepared => {
+            ChangeStage::Draining if cuts && steady && !is_prepared => {
                 return self.prepare_change(now);
             }
-            Stage::Preparing { waiting, refused } if waiting.is_empty() => match refused.take() {
-                Some(why) => return self.refuse_change(now, why),
-                None => current.stage = Stage::Draining,
-            },
-            Stage::Draining if !cuts && steady && self.rebuilds.is_at_rest() => {
+            ChangeStage::Preparing { waiting, refused } if waiting.is_empty() => {
+                match refused.take() {
+                    Some(why) => return self.refuse_change(now, why),
+                    None => current.stage = ChangeStage::Draining,
+                }
+            }
+            ChangeStage::Draining if !cuts && steady && self.rebuilds.is_at_rest() => {
                 return self.apply_change(now);
             }
             // A member may have come back with what nobody has compared.
-            Stage::Draining if cuts && !is_settled => current.stage = Stage::Settling,
-            Stage::Flushing { waiting } if waiting.is_empty() && !is_settled => {
-                current.stage = Stage::Settling;
+            ChangeStage::Draining if cuts && !is_settled => current.stage = ChangeStage::Settling,
+            ChangeStage::Flushing { waiting } if waiting.is_empty() && !is_settled => {
+                current.stage = ChangeStage::Settling;
             }
-            Stage::Draining if cuts && steady && is_drained && self.rebuilds.is_at_rest() => {
+            ChangeStage::Draining if cuts && steady && is_drained && self.rebuilds.is_at_rest() => {
                 let waiting = self.writable();
-                self.set_stage_of_chain(Stage::Flushing { waiting });
+                self.set_stage_of_chain(ChangeStage::Flushing { waiting });
                 for slot in waiting.iter() {
                     let purpose = Purpose::Flush(FlushFor::Chain);
                     self.send(now, slot, purpose, Request::Flush, None);
                 }
                 return;
             }
-            Stage::Flushing { waiting } if waiting.is_empty() && steady => {
+            ChangeStage::Flushing { waiting } if waiting.is_empty() && steady => {
                 return self.apply_change(now);
             }
-            Stage::Applying { waiting, .. } if waiting.is_empty() => {
+            ChangeStage::Applying { waiting, .. } if waiting.is_empty() => {
                 return self.all_applied(now);
             }
-            Stage::Removing if steady => {
+            ChangeStage::Removing if steady => {
                 let Some(from) = live.iter().next() else { return };
-                current.stage = Stage::Describing { from };
+                current.stage = ChangeStage::Describing { from };
                 self.send(now, from, Purpose::DescribeChain, Request::DescribeChain, None);
                 return;
             }
@@ -197,7 +202,7 @@ impl Core {
         self.drive_chain_work(now);
     }
 
-    fn set_stage_of_chain(&mut self, stage: Stage) {
+    fn set_stage_of_chain(&mut self, stage: ChangeStage) {
         if let Some(current) = &mut self.chain_work.current {
             current.stage = stage;
         }
@@ -205,7 +210,7 @@ impl Core {
 
     pub(super) fn chain_flushed(&mut self, now: Instant, slot: Slot, reply: Reply<()>) {
         if self.expect_done(now, slot, reply)
-            && let Some(Current { stage: Stage::Flushing { waiting }, .. }) =
+            && let Some(Current { stage: ChangeStage::Flushing { waiting }, .. }) =
                 &mut self.chain_work.current
         {
             waiting.remove(slot);
@@ -235,7 +240,7 @@ impl Core {
         let job = self.chain_work.current.as_ref().map(|current| &current.job);
         let Some(result) = job.and_then(|job| self.foregone(job)) else { return false };
         match result {
-            Ok(()) => self.set_stage_of_chain(Stage::Removing),
+            Ok(()) => self.set_stage_of_chain(ChangeStage::Removing),
             Err(why) => self.refuse_change(now, why),
         }
         true
@@ -263,7 +268,7 @@ impl Core {
         let (writable, Some(op)) = (self.writable(), self.next_op()) else { return };
         let Some(current) = &mut self.chain_work.current else { return };
         let waiting = writable.without(current.prepared);
-        current.stage = Stage::Preparing { waiting, refused: None };
+        current.stage = ChangeStage::Preparing { waiting, refused: None };
         for slot in waiting.iter() {
             self.send(now, slot, Purpose::Prepare, Request::Prepare(Box::new(op.clone())), None);
         }
@@ -273,7 +278,7 @@ impl Core {
     pub(super) fn chain_prepared(&mut self, now: Instant, slot: Slot, reply: Reply<()>) {
         let is_member = self.live().contains(slot);
         let replica = self.peer(slot).id.clone();
-        let Some(Current { stage: Stage::Preparing { waiting, refused }, prepared, .. }) =
+        let Some(Current { stage: ChangeStage::Preparing { waiting, refused }, prepared, .. }) =
             &mut self.chain_work.current
         else {
             return;
@@ -296,7 +301,7 @@ impl Core {
         let writable = self.writable();
         let Some(current) = &mut self.chain_work.current else { return };
         current.result = Err(why);
-        current.stage = Stage::Removing;
+        current.stage = ChangeStage::Removing;
         // Whoever refused has kept nothing; an answer may have been lost.
         let prepared = std::mem::replace(&mut current.prepared, Slots::NONE);
         for slot in prepared.intersection(writable).iter() {
@@ -311,7 +316,7 @@ impl Core {
         }
         let Some(op) = self.next_op() else { return };
         let waiting = self.writable();
-        self.set_stage_of_chain(Stage::Applying {
+        self.set_stage_of_chain(ChangeStage::Applying {
             waiting,
             done: Slots::NONE,
             refused: Vec::new(),
@@ -322,7 +327,7 @@ impl Core {
     }
 
     pub(super) fn chain_applied(&mut self, now: Instant, slot: Slot, reply: Reply<()>) {
-        let Some(Current { stage: Stage::Applying { waiting, done, refused }, .. }) =
+        let Some(Current { stage: ChangeStage::Applying { waiting, done, refused }, .. }) =
             &mut self.chain_work.current
         else {
             return;
@@ -339,8 +344,8 @@ impl Core {
     /// no longer copies of the volume.
     fn all_applied(&mut self, now: Instant) {
         let Some(current) = &mut self.chain_work.current else { return };
-        let stage = std::mem::replace(&mut current.stage, Stage::Removing);
-        let Stage::Applying { done, refused, .. } = stage else { return };
+        let stage = std::mem::replace(&mut current.stage, ChangeStage::Removing);
+        let ChangeStage::Applying { done, refused, .. } = stage else { return };
         if done.is_empty() {
             let why = refused.first().map(|(_, refusal)| refusal.to_string());
             current.result = Err(why.unwrap_or_else(|| "every replica was lost".into()));
@@ -356,7 +361,7 @@ impl Core {
 
     pub(super) fn chain_described(&mut self, now: Instant, slot: Slot, reply: Reply<()>) {
         let Reply::Chain(chain) = reply else { return self.lose_for(now, slot, &reply) };
-        let asked = Stage::Describing { from: slot };
+        let asked = ChangeStage::Describing { from: slot };
         let described = |current: &mut Current| current.stage == asked;
         let Some(current) = self.chain_work.current.take_if(described) else { return };
         self.take_chain(*chain);
@@ -387,16 +392,19 @@ impl Core {
         if let Some(current) = &mut self.chain_work.current {
             current.prepared.remove(slot);
             match &mut current.stage {
-                Stage::Preparing { waiting, .. } => waiting.remove(slot),
+                ChangeStage::Preparing { waiting, .. } => waiting.remove(slot),
                 // It may come back without having flushed: all flush once more.
-                Stage::Flushing { .. } => current.stage = Stage::Draining,
-                Stage::Applying { waiting, .. } => waiting.remove(slot),
-                Stage::Describing { from } if *from == slot => current.stage = Stage::Removing,
+                ChangeStage::Flushing { .. } => current.stage = ChangeStage::Draining,
+                ChangeStage::Applying { waiting, .. } => waiting.remove(slot),
+                ChangeStage::Describing { from } if *from == slot => {
+                    current.stage = ChangeStage::Removing
+                }
                 _ => {}
             }
         }
-        let applied_by_some =
-            |current: &Current| matches!(current.stage, Stage::Applying { .. } | Stage::Removing);
+        let applied_by_some = |current: &Current| {
+            matches!(current.stage, ChangeStage::Applying { .. } | ChangeStage::Removing)
+        };
         let applying = self.chain_work.current.as_ref().is_some_and(applied_by_some);
         if applying && self.live().is_empty() {
             // Some may have the change and others not: opening makes them alike.
@@ -545,7 +553,7 @@ impl Core {
     /// What the running change of the chain waits for.
     pub(super) fn chain_waits_for(&self) -> Option<String> {
         let current = self.chain_work.current.as_ref()?;
-        (current.stage == Stage::Settling)
+        (current.stage == ChangeStage::Settling)
             .then(|| "a change of the chain waits until all replicas are equal".into())
     }
 }

@@ -58,7 +58,7 @@ struct Batch {
     /// Without those that were written since.
     groups: BTreeSet<Group>,
     locks: Vec<LockId>,
-    stage: Stage,
+    stage: ClearStage,
     /// Who hasn't answered.
     waiting: Slots,
     /// A member was lost on the way: the marks stay.
@@ -68,7 +68,7 @@ struct Batch {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stage {
+enum ClearStage {
     Flushing,
     Clearing,
 }
@@ -123,14 +123,14 @@ impl Core {
             }
             match batch.stage {
                 _ if batch.abandoned => self.end_batch(now, false),
-                Stage::Flushing if !self.epochs.is_agreed(batch.epoch) => {
+                ClearStage::Flushing if !self.epochs.is_agreed(batch.epoch) => {
                     if self.epochs.is_under_way() {
                         return;
                     }
                     self.end_batch(now, false);
                 }
-                Stage::Flushing => return self.send_clear(now),
-                Stage::Clearing => self.end_batch(now, true),
+                ClearStage::Flushing => return self.send_clear(now),
+                ClearStage::Clearing => self.end_batch(now, true),
             }
         }
         if !self.may_clear() {
@@ -173,7 +173,7 @@ impl Core {
         self.clearing.batches += 1;
         let number = self.clearing.batches;
         let waiting = self.live();
-        let (locks, stage, epoch) = (Vec::new(), Stage::Flushing, self.epochs.want());
+        let (locks, stage, epoch) = (Vec::new(), ClearStage::Flushing, self.epochs.want());
         self.clearing.batch = Some(Batch {
             number,
             began: now,
@@ -215,7 +215,7 @@ impl Core {
         });
         let is_empty = batch.groups.is_empty();
         batch.abandoned |= !steady;
-        batch.stage = Stage::Clearing;
+        batch.stage = ClearStage::Clearing;
         batch.waiting = members;
         let (number, abandoned) = (batch.number, batch.abandoned);
         let end = self.chain.size_bytes() / REGION_BYTES;

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use super::action::{
-    Action, Destination, End, IoId, JobId, LinkId, Operation, Payload, TransferId,
+    Action, Destination, End, IoId, JobId, LinkId, Operation, PayloadRef, TransferId,
 };
 use super::budget::Budget;
 use super::chain_work::ChainWork;
@@ -25,10 +25,10 @@ use super::repair::Repairs;
 use super::room::Room;
 use super::settle::Settle;
 use super::slots::{SLOTS_MAX, Slot, Slots};
-use crate::arbiter::{InstanceId, Record, Refused};
 use crate::chain::ChainInfo;
 use crate::message::{Refusal, Reply, Request};
 use crate::mutation::{self, Mutation};
+use crate::record::{InstanceId, Record, Refused};
 use crate::regions::RegionPage;
 use crate::types::{Fence, Generation, REGION_BYTES, Region, ReplicaId, Session};
 
@@ -168,7 +168,7 @@ pub struct Core {
     /// Members that owe a confirmation for long.
     pub(super) slow: Slots,
     /// When members are compared next by how fast they are.
-    pub(super) pace_at: Instant,
+    pub(super) slow_check_at: Instant,
     /// Something may be due earlier than the clock was told.
     pub(super) is_sooner: bool,
 }
@@ -216,7 +216,7 @@ impl Core {
             lease_waiters: Vec::new(),
             hedges: Hedges::default(),
             slow: Slots::NONE,
-            pace_at: now,
+            slow_check_at: now,
             is_sooner: false,
         };
         core.act(Action::ReadRecord);
@@ -503,7 +503,7 @@ impl Core {
         now: Instant,
         slot: Slot,
         purpose: Purpose,
-        request: Request<Payload>,
+        request: Request<PayloadRef>,
         into: Option<Destination>,
     ) {
         let bytes = match &request {

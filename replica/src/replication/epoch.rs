@@ -21,9 +21,9 @@ use std::time::{Duration, Instant};
 use super::core::Core;
 use super::peer::Purpose;
 use super::slots::{Slot, Slots};
-use crate::arbiter::Member;
 use crate::message::{Departed, Reply, Request, Welcome};
 use crate::mutation::{self, Mutation};
+use crate::record::Member;
 use crate::types::{Epoch, Fence, Generation};
 
 /// While the volume is written, a round begins at least so often.
@@ -51,12 +51,12 @@ pub(super) struct Epochs {
 #[derive(Debug)]
 struct Round {
     number: u64,
-    stage: Stage,
+    stage: EpochStage,
     waiting: Slots,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stage {
+enum EpochStage {
     Beginning,
     Agreeing,
 }
@@ -148,8 +148,8 @@ impl Core {
                 self.begin_round(now);
             }
             Some(Round { waiting, .. }) if !waiting.is_empty() => {}
-            Some(Round { stage: Stage::Beginning, number, .. }) => self.agree(now, *number),
-            Some(Round { stage: Stage::Agreeing, number, .. }) => {
+            Some(Round { stage: EpochStage::Beginning, number, .. }) => self.agree(now, *number),
+            Some(Round { stage: EpochStage::Agreeing, number, .. }) => {
                 self.epochs.agreed = self.epochs.agreed.max(*number);
                 self.epochs.round = None;
                 self.drive_epochs(now); // another one may be wanted
@@ -167,7 +167,7 @@ impl Core {
         let number = self.epochs.newest.max(self.epochs.wanted - 1) + 1;
         self.epochs.newest = number;
         (self.epochs.is_due, self.epochs.began_at) = (false, Some(now));
-        self.epochs.round = Some(Round { number, stage: Stage::Beginning, waiting });
+        self.epochs.round = Some(Round { number, stage: EpochStage::Beginning, waiting });
         let epoch = Epoch { begun: number, agreed: 0 };
         for slot in waiting.iter() {
             self.send(now, slot, Purpose::Epoch(epoch), Request::Epoch(epoch), None);
@@ -179,7 +179,7 @@ impl Core {
 
     fn agree(&mut self, now: Instant, number: u64) {
         let waiting = self.live();
-        self.epochs.round = Some(Round { number, stage: Stage::Agreeing, waiting });
+        self.epochs.round = Some(Round { number, stage: EpochStage::Agreeing, waiting });
         let epoch = Epoch { begun: number, agreed: number };
         for slot in waiting.iter() {
             self.send(now, slot, Purpose::Epoch(epoch), Request::Epoch(epoch), None);
@@ -203,7 +203,7 @@ impl Core {
         }
         let confirmed = &mut self.peer_mut(slot).confirmed;
         confirmed.begun = confirmed.begun.max(epoch.begun);
-        let stage = if epoch.agreed == 0 { Stage::Beginning } else { Stage::Agreeing };
+        let stage = if epoch.agreed == 0 { EpochStage::Beginning } else { EpochStage::Agreeing };
         if let Some(round) = &mut self.epochs.round
             && (round.number, round.stage) == (epoch.begun, stage)
         {
@@ -215,8 +215,8 @@ impl Core {
     pub(super) fn epoch_lost(&mut self, slot: Slot) {
         let Some(round) = &mut self.epochs.round else { return };
         match round.stage {
-            Stage::Beginning => self.epochs.round = None,
-            Stage::Agreeing => round.waiting.remove(slot),
+            EpochStage::Beginning => self.epochs.round = None,
+            EpochStage::Agreeing => round.waiting.remove(slot),
         }
     }
 

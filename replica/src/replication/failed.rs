@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use super::action::{Action, End, Failure};
 use super::core::{Core, Phase};
-use super::io::Stage;
+use super::io::IoStage;
 
 impl Core {
     /// Every replica of the record said that its disk failed.
@@ -26,17 +26,20 @@ impl Core {
             self.ios.iter().filter(|(_, io)| !io.answered).map(|(id, _)| *id).collect();
         for id in waiting {
             match self.io(id).stage {
-                Stage::Writing | Stage::Filling { .. } => self.fail_write(now, id),
+                IoStage::Writing | IoStage::Filling { .. } => self.fail_write(now, id),
                 // It holds its lock when its turn comes, and fails then.
-                Stage::Locking | Stage::Answered => continue,
-                Stage::Settling => {
+                IoStage::Locking | IoStage::Answered => continue,
+                IoStage::Settling => {
                     if self.io(id).is_write() {
                         self.writes_in_flight -= 1;
                     }
                     self.settle.forget(id);
                     self.complete(id, Err(Failure::Io));
                 }
-                Stage::Parked | Stage::Reading { .. } | Stage::Leasing | Stage::Flushing => {
+                IoStage::Parked
+                | IoStage::Reading { .. }
+                | IoStage::Leasing
+                | IoStage::Flushing => {
                     self.complete(id, Err(Failure::Io));
                 }
             }

@@ -1,4 +1,4 @@
-//! What the core makes of how fast each replica is ([`pace`](super::pace)): from whom it reads, when it
+//! What the core makes of how fast each replica is ([`latency`](super::latency)): from whom it reads, when it
 //! asks a second one for the same data, and when it goes on without a member that holds up the rest.
 //!
 //! A hedged read keeps its range locked until both have answered, so that a write never meets a read
@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use super::action::IoId;
 use super::core::Core;
-use super::io::Stage;
-use super::pace::{self, Runner};
+use super::io::IoStage;
+use super::latency::{self, Runner};
 use super::peer::{FlushFor, Purpose};
 use super::slots::{Slot, Slots};
 use crate::message::{Reply, Request};
@@ -20,7 +20,7 @@ const READS_PER_HEDGE: u32 = 20;
 /// So many hedges may come at once, when a replica begins to hang.
 const HEDGES_AT_ONCE: u32 = 64;
 /// Pause between two comparisons of the members.
-const PACE_CHECK: Duration = Duration::from_millis(250);
+const SLOW_CHECK: Duration = Duration::from_millis(250);
 
 /// Reads that may be asked of a second member, in the order in which they were sent.
 #[derive(Debug)]
@@ -66,10 +66,10 @@ impl Core {
             // Among so many there is a read, if there are any that are old.
             let oldest = peer.outstanding.values().take(8).find(|asked| is_read(&asked.purpose));
             let owed = oldest.map(|asked| now.saturating_duration_since(asked.sent));
-            peer.pace.read_latency(owed)
+            peer.latencies.read_latency(owed)
         };
         let is_local = |slot: Slot| self.config.local.contains(&self.peer(slot).id);
-        pace::choose_reader(readers, is_local, latency, self.hedges.turn)
+        latency::choose_reader(readers, is_local, latency, self.hedges.turn)
     }
 
     /// Learns from an answer that means work done.
@@ -80,10 +80,10 @@ impl Core {
         took: Duration,
         reply: &Reply<()>,
     ) {
-        let pace = &mut self.peer_mut(slot).pace;
+        let latencies = &mut self.peer_mut(slot).latencies;
         match (purpose, reply) {
-            (purpose, Reply::Done) if is_confirmation(purpose) => pace.writes.add(took),
-            (purpose, Reply::Data(())) if is_read(purpose) => pace.reads.add(took),
+            (purpose, Reply::Done) if is_confirmation(purpose) => latencies.writes.add(took),
+            (purpose, Reply::Data(())) if is_read(purpose) => latencies.reads.add(took),
             _ => {}
         }
     }
@@ -92,7 +92,7 @@ impl Core {
     pub(super) fn hedge_reads(&mut self, now: Instant) {
         while let Some((at, id)) = self.hedges.reads.front().copied() {
             let waits = self.ios.get(&id).and_then(|io| match io.stage {
-                Stage::Reading { from: Some(from), failed } => Some((from, failed)),
+                IoStage::Reading { from: Some(from), failed } => Some((from, failed)),
                 _ => None,
             });
             if waits.is_some() && at > now {
@@ -112,7 +112,7 @@ impl Core {
         let (others, unverified) = self.readers(id, range, failed.union(asked));
         if !others.is_empty() && self.hedges.may_hedge() {
             let second = self.pick_reader(now, others);
-            self.io(id).stage = Stage::Reading { from: Some(from), failed };
+            self.io(id).stage = IoStage::Reading { from: Some(from), failed };
             self.ask_for(now, id, range, second, unverified);
         }
     }
@@ -120,19 +120,19 @@ impl Core {
     /// A member that has been far slower than all others holds up every write: it leaves. Never the
     /// last one.
     pub(super) fn drop_too_slow(&mut self, now: Instant) {
-        if !self.is_open() || now < self.pace_at {
+        if !self.is_open() || now < self.slow_check_at {
             return;
         }
-        self.pace_at = now + PACE_CHECK;
+        self.slow_check_at = now + SLOW_CHECK;
         let live = self.live();
         let patience = self.config.slow_patience;
         let runners = self.peers.iter_mut().filter(|peer| live.contains(peer.slot)).map(|peer| {
             let oldest = peer.outstanding.values().find(|asked| is_confirmation(&asked.purpose));
             let waiting = oldest.map(|asked| now.saturating_duration_since(asked.sent));
-            Runner { slot: peer.slot, pace: &mut peer.pace, waiting }
+            Runner { slot: peer.slot, latencies: &mut peer.latencies, waiting }
         });
         let mut runners: Vec<_> = runners.collect();
-        if let Some(slot) = pace::too_slow(now, &mut runners, patience) {
+        if let Some(slot) = latency::too_slow(now, &mut runners, patience) {
             self.lose(now, slot, "it is far slower than the others, and holds up all writes");
         }
     }
@@ -141,7 +141,7 @@ impl Core {
         let owes = |asked: &super::peer::Asked| is_confirmation(&asked.purpose);
         let several = self.is_open() && self.live().len() > 1;
         let busy = several && self.peers.iter().any(|peer| peer.outstanding.values().any(owes));
-        busy.then_some(self.pace_at)
+        busy.then_some(self.slow_check_at)
     }
 
     // ---- long work -------------------------------------------------------------------------

@@ -20,7 +20,7 @@ use crate::types::{BlockIndex, BlockRange};
 #[derive(Debug)]
 pub(super) struct Io {
     pub(super) operation: Operation,
-    pub(super) stage: Stage,
+    pub(super) stage: IoStage,
     pub(super) lock: Option<LockId>,
     /// Who must confirm before the answer.
     pub(super) needs: Slots,
@@ -40,7 +40,7 @@ pub(super) struct Io {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Stage {
+pub(super) enum IoStage {
     Parked,
     Settling,
     Locking,
@@ -64,7 +64,7 @@ impl Io {
     pub(super) fn new(operation: Operation) -> Self {
         Self {
             operation,
-            stage: Stage::Parked,
+            stage: IoStage::Parked,
             lock: None,
             needs: Slots::NONE,
             unconfirmed: Slots::NONE,
@@ -89,7 +89,7 @@ impl Io {
 
     /// Whether it is on its way through the range lock.
     pub(super) fn is_admitted(&self) -> bool {
-        !matches!(self.stage, Stage::Parked | Stage::Flushing)
+        !matches!(self.stage, IoStage::Parked | IoStage::Flushing)
     }
 
     pub(super) fn is_write(&self) -> bool {
@@ -109,10 +109,10 @@ impl Core {
         let parks = self.chain_work.parks(&self.ios[&id]);
         let io = self.io(id);
         if io.operation == Operation::Flush {
-            io.stage = Stage::Flushing;
+            io.stage = IoStage::Flushing;
             self.flushes.add(id);
         } else if !serving || parks {
-            io.stage = Stage::Parked;
+            io.stage = IoStage::Parked;
             self.parked.push_back(id);
         } else {
             if io.is_write() {
@@ -134,7 +134,7 @@ impl Core {
         let reads = !self.io(id).is_write();
         let skips = reads && mutation::is_on(Mutation::ReadBeforeSettled);
         if !skips && self.settle.waits(range, id) {
-            self.io(id).stage = Stage::Settling;
+            self.io(id).stage = IoStage::Settling;
             return;
         }
         if reads && mutation::is_on(Mutation::ReadOutsideLock) {
@@ -144,7 +144,7 @@ impl Core {
         let (lock, free) = self.locks.acquire(range, mode);
         let io = self.io(id);
         io.lock = Some(lock);
-        io.stage = Stage::Locking;
+        io.stage = IoStage::Locking;
         if free {
             self.locked(now, id);
         } else {
@@ -159,12 +159,12 @@ impl Core {
         }
         match self.io(id).operation {
             Operation::Read { .. } | Operation::Map { .. } => {
-                self.io(id).stage = Stage::Reading { from: None, failed: Slots::NONE };
+                self.io(id).stage = IoStage::Reading { from: None, failed: Slots::NONE };
                 self.send_read(now, id);
             }
             Operation::Write { edges, .. } => {
                 let missing = edges.map(|edge| Some((edge?, None)));
-                self.io(id).stage = Stage::Filling { missing, failed: Slots::NONE };
+                self.io(id).stage = IoStage::Filling { missing, failed: Slots::NONE };
                 self.send_edges(now, id);
             }
             Operation::Zero { .. } => self.send_write(now, id),
@@ -189,10 +189,10 @@ impl Core {
         let io = self.io(id);
         io.needs = io.needs.intersection(needed);
         match io.stage {
-            Stage::Writing => self.check_write(now, id),
+            IoStage::Writing => self.check_write(now, id),
             // These waited for a member that is gone.
-            Stage::Reading { from: None, .. } => self.send_read(now, id),
-            Stage::Filling { .. } => self.send_edges(now, id),
+            IoStage::Reading { from: None, .. } => self.send_read(now, id),
+            IoStage::Filling { .. } => self.send_edges(now, id),
             _ => {}
         }
     }
@@ -200,7 +200,7 @@ impl Core {
     /// From here on `slot` must confirm too: the replica is about to become a member.
     pub(super) fn need_also(&mut self, slot: Slot) {
         for io in self.ios.values_mut() {
-            if io.stage == Stage::Writing && io.unconfirmed.contains(slot) {
+            if io.stage == IoStage::Writing && io.unconfirmed.contains(slot) {
                 io.needs.insert(slot);
             }
         }
@@ -213,22 +213,22 @@ impl Core {
         for id in ids {
             let io = self.io(id);
             match io.stage {
-                Stage::Reading { from: Some(from), failed } => {
+                IoStage::Reading { from: Some(from), failed } => {
                     io.unconfirmed.remove(slot);
                     if from == slot {
                         let from = io.unconfirmed.iter().next();
-                        io.stage = Stage::Reading { from, failed };
+                        io.stage = IoStage::Reading { from, failed };
                         self.send_read(now, id);
                     }
                 }
-                Stage::Filling { mut missing, failed } => {
+                IoStage::Filling { mut missing, failed } => {
                     for (_, from) in missing.iter_mut().flatten() {
                         *from = from.filter(|&from| from != slot);
                     }
-                    io.stage = Stage::Filling { missing, failed };
+                    io.stage = IoStage::Filling { missing, failed };
                     self.send_edges(now, id);
                 }
-                Stage::Writing | Stage::Answered | Stage::Leasing
+                IoStage::Writing | IoStage::Answered | IoStage::Leasing
                     if io.unconfirmed.contains(slot) =>
                 {
                     io.unconfirmed.remove(slot);
@@ -253,9 +253,9 @@ impl Core {
         for id in ids {
             let io = self.io(id);
             match io.stage {
-                Stage::Reading { from: None, .. } => self.send_read(now, id),
-                Stage::Filling { .. } => self.send_edges(now, id),
-                Stage::Writing if io.needs.contains(slot) && !io.confirmed.contains(slot) => {
+                IoStage::Reading { from: None, .. } => self.send_read(now, id),
+                IoStage::Filling { .. } => self.send_edges(now, id),
+                IoStage::Writing if io.needs.contains(slot) && !io.confirmed.contains(slot) => {
                     self.send_write_to(now, id, slot);
                 }
                 _ => {}
@@ -268,7 +268,7 @@ impl Core {
 
     pub(super) fn complete(&mut self, id: IoId, result: Result<(), Failure>) {
         let io = self.io(id);
-        io.stage = Stage::Answered;
+        io.stage = IoStage::Answered;
         if !io.answered {
             io.answered = true;
             self.act(Action::Complete { io: id, result });

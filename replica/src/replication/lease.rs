@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use super::action::IoId;
 use super::core::Core;
-use super::io::Stage;
+use super::io::IoStage;
 use super::peer::Purpose;
 use super::slots::{Slot, Slots};
 use crate::lease;
@@ -109,7 +109,7 @@ impl Core {
         if self.leases_hold(now) || mutation::is_on(Mutation::ReadWithoutLease) {
             return self.complete(id, Ok(()));
         }
-        self.io(id).stage = Stage::Leasing;
+        self.io(id).stage = IoStage::Leasing;
         self.lease_waiters.push(id);
     }
 
@@ -134,11 +134,11 @@ impl Core {
         }
         for id in std::mem::take(&mut self.lease_waiters) {
             match self.ios.get(&id).map(|io| io.stage) {
-                Some(Stage::Leasing) => {
+                Some(IoStage::Leasing) => {
                     self.complete(id, Ok(()));
                     self.retire_if_done(now, id);
                 }
-                Some(Stage::Writing) => self.check_write(now, id),
+                Some(IoStage::Writing) => self.check_write(now, id),
                 _ => {}
             }
         }

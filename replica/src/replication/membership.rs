@@ -14,9 +14,9 @@ use super::action::{Action, End};
 use super::core::{Core, Phase};
 use super::peer::{Absence, Peer, PeerState, Purpose};
 use super::slots::{Slot, Slots};
-use crate::arbiter::{Change, Member, Record, Refused};
 use crate::message::{Advance, Claim, Hello, Refusal, Reply, Request, Role, Welcome};
 use crate::mutation::{self, Mutation};
+use crate::record::{Change, Member, Record, Refused};
 use crate::types::{Generation, Region};
 
 /// A change of the record that is under way. One at a time.
@@ -194,7 +194,7 @@ impl Core {
         self.is_sooner = true;
         let peer = self.peer_mut(slot);
         peer.lease.give_up();
-        peer.pace.forget();
+        peer.latencies.forget();
         peer.absence = absence;
         let link = peer.link;
         let was_connected = !matches!(peer.state, PeerState::Down { .. });

@@ -29,12 +29,12 @@ mod failed;
 mod flush;
 mod hedge;
 mod io;
+mod latency;
 mod lease;
 mod locks;
 mod marks;
 mod membership;
 mod opening;
-mod pace;
 mod peer;
 mod read;
 mod rebuild;
@@ -46,7 +46,7 @@ mod status;
 mod write;
 
 pub use action::{
-    Action, Destination, End, Failure, IoId, Job, JobId, LinkId, Operation, Payload, TransferId,
+    Action, Destination, End, Failure, IoId, Job, JobId, LinkId, Operation, PayloadRef, TransferId,
 };
 pub use core::{Config, Core};
 pub use rebuild::RebuildStatus;

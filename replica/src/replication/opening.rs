@@ -27,13 +27,13 @@ pub(super) struct Opening {
     dead_deadline: Instant,
     passed: bool,
     dead_passed: bool,
-    stage: Stage,
+    stage: OpenStage,
     /// Members that have regions marked, and haven't told all of them.
     untold: Slots,
 }
 
 #[derive(Debug, PartialEq, Eq)]
-enum Stage {
+enum OpenStage {
     ReadingRecord,
     Greeting,
     /// The arbiter removes those who can't open.
@@ -51,13 +51,13 @@ impl Opening {
             dead_deadline: now + config.dead_timeout.min(config.open_timeout),
             passed: false,
             dead_passed: false,
-            stage: Stage::ReadingRecord,
+            stage: OpenStage::ReadingRecord,
             untold: Slots::NONE,
         }
     }
 
     pub(super) fn has_record(&self) -> bool {
-        self.stage != Stage::ReadingRecord
+        self.stage != OpenStage::ReadingRecord
     }
 
     pub(super) fn deadline(&self) -> Option<Instant> {
@@ -83,7 +83,7 @@ impl Core {
 
     pub(super) fn opening_has_record(&mut self) {
         if let Some(opening) = self.opening() {
-            opening.stage = Stage::Greeting;
+            opening.stage = OpenStage::Greeting;
         }
     }
 
@@ -92,9 +92,12 @@ impl Core {
         let member = self.peer(slot).in_set.is_some();
         if let Some(opening) = self.opening()
             && member
-            && matches!(opening.stage, Stage::Equalizing | Stage::Advancing | Stage::Marks)
+            && matches!(
+                opening.stage,
+                OpenStage::Equalizing | OpenStage::Advancing | OpenStage::Marks
+            )
         {
-            opening.stage = Stage::Greeting;
+            opening.stage = OpenStage::Greeting;
         }
     }
 
@@ -105,15 +108,15 @@ impl Core {
         opening.dead_passed |= now >= opening.dead_deadline;
         let passed = (opening.passed, opening.dead_passed);
         match opening.stage {
-            Stage::ReadingRecord => {}
-            Stage::Greeting => match self.verdict(passed) {
+            OpenStage::ReadingRecord => {}
+            OpenStage::Greeting => match self.verdict(passed) {
                 Verdict::Wait => {}
                 Verdict::Open { leaving } if leaving.is_empty() => {
                     self.equalize(now);
                     self.drive_opening(now); // most often all chains are alike
                 }
                 Verdict::Open { leaving } => {
-                    self.set_stage(Stage::Removing);
+                    self.set_stage(OpenStage::Removing);
                     for slot in leaving.intersection(self.older_copies()).iter() {
                         let why = self.peer(slot).welcome().and_then(|it| self.why_older(slot, it));
                         self.lose(now, slot, &why.unwrap_or_default());
@@ -122,29 +125,29 @@ impl Core {
                     self.swap(staying);
                 }
             },
-            Stage::Removing if changing => {}
-            Stage::Removing => {
-                self.set_stage(Stage::Greeting); // look at those who stay once more
+            OpenStage::Removing if changing => {}
+            OpenStage::Removing => {
+                self.set_stage(OpenStage::Greeting); // look at those who stay once more
                 self.drive_opening(now);
             }
-            Stage::Equalizing => {
+            OpenStage::Equalizing => {
                 if self.set().iter().all(|slot| self.peer(slot).outstanding.is_empty()) {
-                    self.set_stage(Stage::Advancing);
+                    self.set_stage(OpenStage::Advancing);
                     for slot in self.set().iter() {
                         self.advance(now, slot);
                     }
                 }
             }
-            Stage::Advancing => {
+            OpenStage::Advancing => {
                 if self.all_advanced() {
-                    self.set_stage(Stage::Marks);
+                    self.set_stage(OpenStage::Marks);
                     for slot in self.untold().iter() {
                         self.ask_marks(now, slot, Region(0));
                     }
                     self.drive_opening(now); // after a clean stop there are none
                 }
             }
-            Stage::Marks => {
+            OpenStage::Marks => {
                 if self.untold().is_empty() {
                     self.serve(now);
                 }
@@ -152,7 +155,7 @@ impl Core {
         }
     }
 
-    fn set_stage(&mut self, stage: Stage) {
+    fn set_stage(&mut self, stage: OpenStage) {
         if let Some(opening) = self.opening() {
             opening.stage = stage;
         }
@@ -211,7 +214,7 @@ impl Core {
 
     /// A change of the chain that one member has done and another hasn't is done there now.
     fn equalize(&mut self, now: Instant) {
-        self.set_stage(Stage::Equalizing);
+        self.set_stage(OpenStage::Equalizing);
         let chains: Vec<(Slot, ChainInfo)> = self
             .set()
             .iter()
@@ -284,7 +287,7 @@ impl Core {
             (None, None) => self.settle.expect_no_marks(slot),
             (None, Some(opening)) => opening.untold.remove(slot),
             // Asked anew from the start once the one that was lost meanwhile is back, or removed.
-            (Some(_), Some(opening)) if opening.stage != Stage::Marks => {}
+            (Some(_), Some(opening)) if opening.stage != OpenStage::Marks => {}
             (Some(next), _) => self.ask_marks(now, slot, next),
         }
     }
@@ -292,11 +295,13 @@ impl Core {
     pub(super) fn opening_waits_for(&self) -> Option<String> {
         let Phase::Opening(opening) = &self.phase else { return None };
         Some(match opening.stage {
-            Stage::ReadingRecord => "the arbiter must say who may write".into(),
-            Stage::Removing => "the arbiter must record who can't open".into(),
-            Stage::Equalizing | Stage::Advancing => "replicas prepare for this engine".into(),
-            Stage::Marks => "replicas tell what was being written at the last stop".into(),
-            Stage::Greeting => {
+            OpenStage::ReadingRecord => "the arbiter must say who may write".into(),
+            OpenStage::Removing => "the arbiter must record who can't open".into(),
+            OpenStage::Equalizing | OpenStage::Advancing => {
+                "replicas prepare for this engine".into()
+            }
+            OpenStage::Marks => "replicas tell what was being written at the last stop".into(),
+            OpenStage::Greeting => {
                 let silent = self
                     .slots_where(|peer| peer.in_set.is_some() && peer.welcome().is_none())
                     .iter()

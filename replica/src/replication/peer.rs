@@ -18,8 +18,8 @@ use crate::chain::ChainOp;
 use crate::message::Welcome;
 use crate::replication::action::{IoId, LinkId, TransferId};
 use crate::replication::epoch::Confirmed;
+use crate::replication::latency::Latencies;
 use crate::replication::lease::Lease;
-use crate::replication::pace::Pace;
 use crate::replication::rebuild::StepId;
 use crate::replication::slots::Slot;
 use crate::types::{BlockIndex, Epoch, Fence, Generation, Incarnation, LayerId, Region, ReplicaId};
@@ -49,7 +49,7 @@ pub(super) struct Peer {
     /// Its disk failed, for good (rule 10).
     pub(super) failed: bool,
     pub(super) lease: Lease,
-    pub(super) pace: Pace,
+    pub(super) latencies: Latencies,
     /// The last pause of its rebuild, since it was last a member.
     pub(super) pause: Option<Duration>,
     /// Of the present connection's `Hello`.
@@ -182,7 +182,7 @@ impl Peer {
             begun_at: now,
             failed: false,
             lease: Lease::default(),
-            pace: Pace::default(),
+            latencies: Latencies::default(),
             pause: None,
             greeted: None,
             confirmed: Confirmed::default(),

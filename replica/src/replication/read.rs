@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::action::{Destination, Failure, IoId, Operation};
 use super::core::Core;
-use super::io::Stage;
+use super::io::IoStage;
 use super::peer::Purpose;
 use super::slots::Slot;
 use crate::message::{Refusal, Reply, Request};
@@ -13,7 +13,7 @@ use crate::types::{BlockIndex, BlockRange};
 
 impl Core {
     pub(super) fn send_read(&mut self, now: Instant, id: IoId) {
-        let (Stage::Reading { from: None, failed }, Some(range)) =
+        let (IoStage::Reading { from: None, failed }, Some(range)) =
             (self.io(id).stage, self.io(id).range())
         else {
             return;
@@ -23,7 +23,7 @@ impl Core {
         }
         let (readers, unverified) = self.readers(id, range, failed);
         if readers.is_empty() {
-            self.io(id).stage = Stage::Reading { from: None, failed };
+            self.io(id).stage = IoStage::Reading { from: None, failed };
             let nobody = !failed.is_empty() && self.set().without(failed).is_empty();
             if nobody && !self.waits_for_repair(now, id) {
                 self.complete(id, Err(Failure::Io));
@@ -31,11 +31,11 @@ impl Core {
             return; // else a member that is away may have it
         }
         let from = self.pick_reader(now, readers);
-        self.io(id).stage = Stage::Reading { from: Some(from), failed };
+        self.io(id).stage = IoStage::Reading { from: Some(from), failed };
         self.ask_for(now, id, range, from, unverified);
         self.renew_short_leases(now, Some(from));
         if readers.len() > 1 {
-            let after = self.peer(from).pace.hedge_after();
+            let after = self.peer(from).latencies.hedge_after();
             self.is_sooner |= self.hedges.add(now + after, id);
         }
     }
@@ -65,12 +65,12 @@ impl Core {
         io.unconfirmed.remove(slot);
         let other = io.unconfirmed.iter().next();
         match (reply, io.stage) {
-            (Reply::Data(()), Stage::Reading { .. }) => self.tell_read(now, id),
-            (reply, Stage::Reading { mut failed, .. }) if is_unreadable(&reply) => {
+            (Reply::Data(()), IoStage::Reading { .. }) => self.tell_read(now, id),
+            (reply, IoStage::Reading { mut failed, .. }) if is_unreadable(&reply) => {
                 if self.note_unreadable(slot, id, &reply) {
                     failed.insert(slot);
                 }
-                self.io(id).stage = Stage::Reading { from: other, failed };
+                self.io(id).stage = IoStage::Reading { from: other, failed };
                 self.send_read(now, id);
             }
             // Another copy came first; this one counts no more.
@@ -85,7 +85,7 @@ impl Core {
 
     /// Asks for every edge that is on its way from nobody; with all there, the write goes out.
     pub(super) fn send_edges(&mut self, now: Instant, id: IoId) {
-        let Stage::Filling { mut missing, failed } = self.io(id).stage else { return };
+        let IoStage::Filling { mut missing, failed } = self.io(id).stage else { return };
         if missing == [None; 2] {
             return self.send_write(now, id);
         }
@@ -119,7 +119,7 @@ impl Core {
                 self.send(now, reader, purpose, request, into);
             }
         }
-        self.io(id).stage = Stage::Filling { missing, failed };
+        self.io(id).stage = IoStage::Filling { missing, failed };
     }
 
     pub(super) fn edge_answered(
@@ -130,7 +130,8 @@ impl Core {
         block: BlockIndex,
         reply: Reply<()>,
     ) {
-        let Some(Stage::Filling { mut missing, mut failed }) = self.ios.get(&id).map(|io| io.stage)
+        let Some(IoStage::Filling { mut missing, mut failed }) =
+            self.ios.get(&id).map(|io| io.stage)
         else {
             return;
         };
@@ -146,7 +147,7 @@ impl Core {
         if unreadable && self.note_unreadable(slot, id, &reply) {
             failed.insert(slot);
         }
-        self.io(id).stage = Stage::Filling { missing, failed };
+        self.io(id).stage = IoStage::Filling { missing, failed };
         self.send_edges(now, id);
     }
 }

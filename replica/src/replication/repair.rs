@@ -16,9 +16,9 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Instant;
 
-use super::action::{Action, Destination, IoId, Payload, TransferId};
+use super::action::{Action, Destination, IoId, PayloadRef, TransferId};
 use super::core::{Core, LockOwner};
-use super::io::Stage as IoStage;
+use super::io::IoStage;
 use super::locks::{LockId, LockMode};
 use super::peer::Purpose;
 use super::slots::{Slot, Slots};
@@ -67,14 +67,14 @@ struct Job {
 struct Running {
     job: Job,
     lock: Option<LockId>,
-    stage: Stage,
+    stage: RepairStage,
     transfer: Option<TransferId>,
     /// The bad replica was lost: over as soon as the source has answered.
     abandoned: bool,
 }
 
 #[derive(Debug)]
-enum Stage {
+enum RepairStage {
     Locking,
     /// The others must agree about what the layer has there.
     Comparing {
@@ -302,7 +302,7 @@ impl Core {
 
     fn start_repair(&mut self, now: Instant, job: Job) {
         let range = job.range();
-        let stage = Stage::Locking;
+        let stage = RepairStage::Locking;
         let running = Running { job, lock: None, stage, transfer: None, abandoned: false };
         self.repairs.running = Some(running);
         if mutation::is_on(Mutation::RepairWithoutLock) {
@@ -334,14 +334,14 @@ impl Core {
             return self.end_repair(now);
         }
         let (layer, region) = (running.job.layer, running.job.region);
-        self.set_repair_stage(Stage::Comparing { waiting: others, sums: BTreeMap::new() });
+        self.set_repair_stage(RepairStage::Comparing { waiting: others, sums: BTreeMap::new() });
         for slot in others.iter() {
             let request = Request::Sums { layer, region, contents: false };
             self.send(now, slot, Purpose::RepairSums, request, None);
         }
     }
 
-    fn set_repair_stage(&mut self, stage: Stage) {
+    fn set_repair_stage(&mut self, stage: RepairStage) {
         if let Some(running) = &mut self.repairs.running {
             running.stage = stage;
         }
@@ -354,7 +354,7 @@ impl Core {
             other => return self.lose_for(now, slot, &other),
         };
         let Some(running) = &mut self.repairs.running else { return };
-        let Stage::Comparing { waiting, sums: all } = &mut running.stage else { return };
+        let RepairStage::Comparing { waiting, sums: all } = &mut running.stage else { return };
         waiting.remove(slot);
         match sums {
             Some(sums) => drop(all.insert(slot, sums)),
@@ -380,7 +380,7 @@ impl Core {
         };
         let transfer = self.new_transfer();
         if let Some(running) = &mut self.repairs.running {
-            running.stage = Stage::Fetching { from };
+            running.stage = RepairStage::Fetching { from };
             running.transfer = Some(transfer);
         }
         let request = Request::Fetch { layer, region, blocks };
@@ -395,10 +395,10 @@ impl Core {
         }
         match reply {
             Reply::Digest(_) => {
-                running.stage = Stage::Writing { from: slot };
+                running.stage = RepairStage::Writing { from: slot };
                 let Job { slot: bad, layer, region, .. } = running.job;
                 let Some(transfer) = running.transfer else { return };
-                let payload = Payload::Transfer(transfer);
+                let payload = PayloadRef::Transfer(transfer);
                 let request = Request::Repair { layer, region, payload };
                 self.clearing.note(now, region.range());
                 self.send(now, bad, Purpose::Repair, request, None);
@@ -477,7 +477,7 @@ impl Core {
     /// A join may have moved the block on one of them, or one of them is wrong.
     fn try_next_source(&mut self, now: Instant) {
         let Some(running) = &mut self.repairs.running else { return };
-        if let Stage::Writing { from } = running.stage {
+        if let RepairStage::Writing { from } = running.stage {
             running.job.tried.insert(from);
             running.job.differs = true;
         }
@@ -504,14 +504,14 @@ impl Core {
         let is_bad = running.job.slot == slot;
         running.abandoned |= is_bad;
         let ends = match &mut running.stage {
-            Stage::Locking => false,
-            Stage::Comparing { waiting, .. } => {
+            RepairStage::Locking => false,
+            RepairStage::Comparing { waiting, .. } => {
                 waiting.remove(slot);
                 running.abandoned = true; // it begins again when it is read again
                 waiting.is_empty()
             }
-            Stage::Fetching { from } => *from == slot,
-            Stage::Writing { .. } => is_bad,
+            RepairStage::Fetching { from } => *from == slot,
+            RepairStage::Writing { .. } => is_bad,
         };
         if ends {
             let again = (!running.abandoned).then(|| running.job.clone());

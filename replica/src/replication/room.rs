@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use super::action::{Failure, IoId};
 use super::core::{Closing, Core, Phase};
-use super::io::Stage;
+use super::io::IoStage;
 use super::peer::PeerState;
 use super::slots::{Slot, Slots};
 use crate::mutation::{self, Mutation};
@@ -126,10 +126,10 @@ impl Core {
             let Some(io) = self.ios.get(&id) else { continue };
             match io.stage {
                 // Whoever has not refused has yet to answer.
-                Stage::Writing if !io.full.is_empty() && io.unconfirmed == io.full => {
+                IoStage::Writing if !io.full.is_empty() && io.unconfirmed == io.full => {
                     self.give_up(now, id);
                 }
-                Stage::Settling if settles_no_more => {
+                IoStage::Settling if settles_no_more => {
                     self.settle.forget(id);
                     self.give_up(now, id);
                 }

@@ -15,7 +15,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Instant;
 
-use super::action::{Action, Destination, IoId, Payload, TransferId};
+use super::action::{Action, Destination, IoId, PayloadRef, TransferId};
 use super::core::Core;
 use super::locks::{LockId, LockMode, RangeLocks};
 use super::peer::Purpose;
@@ -290,7 +290,7 @@ impl Core {
         let others = remakes.map_or(others, |broken| broken.intersection(others));
         step.waiting = others;
         for slot in others.iter() {
-            let payload = Payload::Transfer(transfer);
+            let payload = PayloadRef::Transfer(transfer);
             let request = match remakes {
                 Some(_) => Request::Repair { layer, region, payload },
                 None => Request::Copy { layer, region, payload },
@@ -506,8 +506,8 @@ mod tests {
         RegionSums { blocks: sums, contents }
     }
 
-    fn data(crc: u32, verified: bool) -> BlockSum {
-        BlockSum::Data { crc, verified }
+    fn data(sum: u32, verified: bool) -> BlockSum {
+        BlockSum::Data { sum, verified }
     }
 
     #[test]

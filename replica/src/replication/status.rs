@@ -38,7 +38,7 @@ pub struct PeerStatus {
 
 impl Core {
     /// The instance that this engine was granted the volume for.
-    pub fn instance(&self) -> &crate::arbiter::InstanceId {
+    pub fn instance(&self) -> &crate::record::InstanceId {
         &self.config.instance
     }
 

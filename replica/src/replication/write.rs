@@ -2,9 +2,9 @@
 
 use std::time::Instant;
 
-use super::action::{Failure, IoId, Operation, Payload};
+use super::action::{Failure, IoId, Operation, PayloadRef};
 use super::core::Core;
-use super::io::Stage;
+use super::io::IoStage;
 use super::peer::Purpose;
 use super::slots::{Slot, Slots};
 use crate::message::{Refusal, Reply, Request};
@@ -13,7 +13,7 @@ impl Core {
     pub(super) fn send_write(&mut self, now: Instant, id: IoId) {
         let (needs, targets) = (self.needed(), self.writable());
         let io = self.io(id);
-        io.stage = Stage::Writing;
+        io.stage = IoStage::Writing;
         io.needs = needs;
         self.note_written(now, id);
         for slot in targets.iter() {
@@ -26,7 +26,7 @@ impl Core {
         io.unconfirmed.insert(slot);
         let request = match io.operation {
             Operation::Write { range, forced, .. } => {
-                Request::Write { range, forced, payload: Payload::Of(id) }
+                Request::Write { range, forced, payload: PayloadRef::Of(id) }
             }
             Operation::Zero { range, forced } => Request::Zero { range, forced },
             Operation::Read { .. } | Operation::Map { .. } | Operation::Flush => {
@@ -78,7 +78,7 @@ impl Core {
     /// Answers the write if all who are needed have it, and ends it if all who got it have it.
     pub(super) fn check_write(&mut self, now: Instant, id: IoId) {
         let io = self.io(id);
-        if io.stage == Stage::Writing && io.needs.without(io.confirmed).is_empty() {
+        if io.stage == IoStage::Writing && io.needs.without(io.confirmed).is_empty() {
             if self.may_acknowledge(now) {
                 self.complete(id, Ok(()));
             } else {

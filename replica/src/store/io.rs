@@ -32,7 +32,7 @@ const PIECES_AT_ONCE: usize = 32;
 /// What is known about the bytes of a read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ReadReport {
-    /// CRC32C of each block, as read.
+    /// Checksum of each block, as read.
     pub sums: Vec<u32>,
     /// Blocks whose checksum was rebuilt from the disk after a crash: nobody has compared them.
     pub unverified: Vec<BlockIndex>,
@@ -42,7 +42,7 @@ pub struct ReadReport {
 #[derive(Clone, PartialEq, Eq)]
 enum Source {
     Zero,
-    Data { layer: usize, crc: u32, verified: bool },
+    Data { layer: usize, sum: u32, verified: bool },
     Bad { layer: usize, problem: String },
 }
 
@@ -88,7 +88,7 @@ pub(super) fn slots_of(part: BlockRange) -> Range<usize> {
 }
 
 impl<S: Storage> Store<S> {
-    /// Writes whole blocks, whose CRC32Cs are `sums`, from `data` at `offset_bytes`. When it
+    /// Writes whole blocks, whose checksums are `sums`, from `data` at `offset_bytes`. When it
     /// returns the kernel has the bytes: they survive a SIGKILL. Blocks of zeroes take no space.
     pub async fn write(
         &self,
@@ -266,10 +266,10 @@ impl<S: Storage> Store<S> {
             let block = BlockIndex(range.first.0 + index as u64);
             match source {
                 Source::Zero => {}
-                Source::Data { layer, crc, .. } if !is_bad(block) => {
+                Source::Data { layer, sum, .. } if !is_bad(block) => {
                     let found = checksum::of_block(&into[index * BLOCK..][..BLOCK]);
-                    if found != *crc && !mutation::is_on(Mutation::SumsUnchecked) {
-                        let problem = BlockProblem::Checksum { expected: *crc, found };
+                    if found != *sum && !mutation::is_on(Mutation::SumsUnchecked) {
+                        let problem = BlockProblem::Checksum { expected: *sum, found };
                         wrong.push(BadBlock { block, layer: path[*layer].id, problem });
                     }
                 }
@@ -297,7 +297,7 @@ impl<S: Storage> Store<S> {
         let mut bad = Vec::new();
         let alone = blocks.len() == 1;
         for index in blocks {
-            let Source::Data { layer, crc, .. } = sources[index] else { continue };
+            let Source::Data { layer, sum, .. } = sources[index] else { continue };
             let block = BlockIndex(range.first.0 + index as u64);
             let problem = if alone {
                 Some(error.to_string())
@@ -305,7 +305,7 @@ impl<S: Storage> Store<S> {
                 let buffer = Buffer::zeroed(BLOCK);
                 let (done, buffer) = path[layer].data.file.read(block.offset_bytes(), buffer).await;
                 // Readable alone, but the piece's bytes aren't in the buffer: a retry is needed.
-                let sound = checksum::of_block(&buffer) == crc;
+                let sound = checksum::of_block(&buffer) == sum;
                 done.err().map(|error| error.to_string()).or((!sound).then(|| error.to_string()))
             };
             if let Some(problem) = problem {
@@ -359,7 +359,7 @@ impl<S: Storage> Store<S> {
         let older = |slot: usize| match below.map(|below| below.block(slot)) {
             None | Some(Found::Nothing) => Source::Zero,
             Some(Found::Data { depth, sum, verified }) => {
-                Source::Data { layer: position(depth), crc: sum, verified }
+                Source::Data { layer: position(depth), sum, verified }
             }
             Some(Found::Bad { depth, problem }) => {
                 Source::Bad { layer: position(depth), problem: problem.to_owned() }
@@ -368,7 +368,7 @@ impl<S: Storage> Store<S> {
         let first = sources.len();
         let looked = self.pages.look(path[0].file, region, |page| {
             sources.extend(slots.clone().map(|slot| match page.block(slot) {
-                BlockSum::Data { crc, verified } => Source::Data { layer: 0, crc, verified },
+                BlockSum::Data { sum, verified } => Source::Data { layer: 0, sum, verified },
                 BlockSum::Zero => Source::Zero,
                 BlockSum::Absent => older(slot),
             }));
@@ -487,7 +487,7 @@ impl<S: Storage> Store<S> {
         for (source, block) in sources.into_iter().zip(range.blocks()) {
             match source {
                 Source::Zero => sums.push(BlockSum::Zero),
-                Source::Data { crc, verified, .. } => sums.push(BlockSum::Data { crc, verified }),
+                Source::Data { sum, verified, .. } => sums.push(BlockSum::Data { sum, verified }),
                 Source::Bad { layer, problem } => {
                     let layer = path[layer].id;
                     bad.push(BadBlock { block, layer, problem: BlockProblem::Index(problem) });
@@ -673,8 +673,8 @@ fn report(range: BlockRange, sources: &[Source]) -> ReadReport {
     let mut report = ReadReport { sums: Vec::with_capacity(sources.len()), unverified: Vec::new() };
     for (source, block) in sources.iter().zip(range.blocks()) {
         match source {
-            Source::Data { crc, verified, .. } => {
-                report.sums.push(*crc);
+            Source::Data { sum, verified, .. } => {
+                report.sums.push(*sum);
                 if !verified {
                     report.unverified.push(block);
                 }

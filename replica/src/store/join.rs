@@ -252,7 +252,7 @@ impl<S: Storage> Store<S> {
             let copy_presence = |page: &mut Page| {
                 for slot in blocks.slots() {
                     let _changed = match source.block(slot) {
-                        BlockSum::Data { crc, verified } => page.set_data(slot, crc, verified),
+                        BlockSum::Data { sum, verified } => page.set_data(slot, sum, verified),
                         BlockSum::Zero => page.set_zero(slot),
                         BlockSum::Absent => unreachable!("the source owns these blocks"),
                     };

@@ -2,11 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::slots::SlotsKind;
+use super::two_slots::TwoSlotsKind;
 use super::witness::Witness;
-use crate::arbiter::InstanceId;
 use crate::message::Departed;
 use crate::process::ProcessIdentity;
+use crate::record::InstanceId;
 use crate::types::{Epoch, Fence, Generation, Incarnation, ReplicaId};
 
 pub(super) const LOCK_FILE: &str = "lock";
@@ -17,11 +17,11 @@ pub(super) const NEW_USED_FILE: &str = "intent.used.new";
 /// `replica.meta` gets this name last: without it the directory was never finished.
 pub(super) const UNFINISHED_FILE: &str = "replica.meta.new";
 
-pub(super) const REPLICA: SlotsKind =
-    SlotsKind { file: "replica.meta", tag: *b"replica\0", slot_bytes: 64 << 10 };
+pub(super) const REPLICA: TwoSlotsKind =
+    TwoSlotsKind { file: "replica.meta", tag: *b"replica\0", slot_bytes: 64 << 10 };
 /// 1 KiB for each of [`LAYERS_MAX`](crate::chain::LAYERS_MAX) layers.
-pub(super) const CHAIN: SlotsKind =
-    SlotsKind { file: "chain.meta", tag: *b"chain\0\0\0", slot_bytes: 4 << 20 };
+pub(super) const CHAIN: TwoSlotsKind =
+    TwoSlotsKind { file: "chain.meta", tag: *b"chain\0\0\0", slot_bytes: 4 << 20 };
 
 /// Which copy of which volume a directory holds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -37,8 +37,8 @@ mod rebuild;
 mod recover;
 mod repair;
 mod rounds;
-mod slots;
 pub mod storage;
+mod two_slots;
 mod uring;
 mod verify;
 mod witness;
@@ -71,7 +71,7 @@ use intent::{Intent, IntentError};
 use meta::ReplicaMeta;
 use pages::{PageFault, Pages};
 use rounds::Rounds;
-use slots::Slots;
+use two_slots::TwoSlots;
 use witness::Witness;
 
 /// What is read: the volume as it is, or as it was.
@@ -87,8 +87,8 @@ pub enum View {
 /// One replica's directory, open and locked.
 pub struct Store<S: Storage> {
     storage: S,
-    meta: Slots<S::File, ReplicaMeta>,
-    chain: Slots<S::File, Chain>,
+    meta: TwoSlots<S::File, ReplicaMeta>,
+    chain: TwoSlots<S::File, Chain>,
     intent: Intent<S::File>,
     pages: Pages<S::File>,
     layers: RefCell<Layers<S::File>>,

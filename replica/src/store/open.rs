@@ -13,8 +13,8 @@ use super::meta::{
     data_name, index_name, is_ours, layer_file, pages_name,
 };
 use super::pages::{self, KnownPages, Pages};
-use super::slots::{self, Slots, SlotsError, SlotsKind};
 use super::storage::{FileKind, LockError, Storage, StorageFile};
+use super::two_slots::{self, TwoSlots, TwoSlotsError, TwoSlotsKind};
 use super::witness::Continuity;
 use super::{
     DataFile, HeadState, Identity, Layers, Membership, OpenLayer, ReplicaState, Store, StoreError,
@@ -79,8 +79,8 @@ impl<S: Storage> Store<S> {
             }
         }
         let lock = lock(&storage)?;
-        let meta: Slots<S::File, ReplicaMeta> = open_slots(&storage, REPLICA)?;
-        let chain: Slots<S::File, Chain> = open_slots(&storage, CHAIN)?;
+        let meta: TwoSlots<S::File, ReplicaMeta> = open_slots(&storage, REPLICA)?;
+        let chain: TwoSlots<S::File, Chain> = open_slots(&storage, CHAIN)?;
         // It is believed from here on, so no power cut may take it back.
         let durable = async {
             if mutation::is_on(Mutation::SlotsBelievedUnsynced) {
@@ -160,7 +160,7 @@ async fn write_new<S: Storage>(storage: &S, identity: Identity, chain: &Chain) -
     let used = storage.create(USED_FILE, FileKind::Metadata)?;
     Used::make(&used, intent::sectors(head.size_bytes)).await?;
     let file = storage.create(CHAIN.file, FileKind::Metadata)?;
-    Slots::format(&file, CHAIN, chain).await?;
+    TwoSlots::format(&file, CHAIN, chain).await?;
     let meta = ReplicaMeta {
         identity,
         fence: None,
@@ -172,7 +172,7 @@ async fn write_new<S: Storage>(storage: &S, identity: Identity, chain: &Chain) -
         failure: None,
     };
     let file = storage.create(UNFINISHED_FILE, FileKind::Metadata)?;
-    Slots::format(&file, REPLICA, &meta).await?;
+    TwoSlots::format(&file, REPLICA, &meta).await?;
     storage.sync_dir().await?;
     storage.rename(UNFINISHED_FILE, REPLICA.file)?;
     storage.sync_dir().await
@@ -388,18 +388,18 @@ async fn make_used<S: Storage>(storage: &S, sectors: u64, names: &[String]) -> i
 
 pub(super) fn open_slots<S: Storage, T: serde::Serialize + serde::de::DeserializeOwned>(
     storage: &S,
-    kind: SlotsKind,
-) -> Result<Slots<S::File, T>, StoreError> {
+    kind: TwoSlotsKind,
+) -> Result<TwoSlots<S::File, T>, StoreError> {
     let open = storage.open(kind.file, FileKind::Metadata);
     let file = open.map_err(|error| fail(&storage.place(), "open the files", error))?;
-    Slots::open(file, kind).map_err(|error| match error {
-        SlotsError::Io(error) => fail(&storage.place(), "read the metadata", error),
-        SlotsError::Damaged(problem) => damaged(storage, kind.file, problem),
-        SlotsError::Version(found) => StoreError::Version {
+    TwoSlots::open(file, kind).map_err(|error| match error {
+        TwoSlotsError::Io(error) => fail(&storage.place(), "read the metadata", error),
+        TwoSlotsError::Damaged(problem) => damaged(storage, kind.file, problem),
+        TwoSlotsError::Version(found) => StoreError::Version {
             place: storage.place(),
             file: kind.file.into(),
             found,
-            known: slots::VERSION,
+            known: two_slots::VERSION,
         },
     })
 }

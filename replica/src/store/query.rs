@@ -50,7 +50,7 @@ impl<S: Storage> Store<S> {
         let mut hashes = vec![0; sums.len()];
         let is_head = layer == self.head().id;
         for seen in seen.iter().filter(|_| is_head) {
-            if matches!(sums[seen.slot], BlockSum::Data { crc, .. } if crc == seen.sum) {
+            if matches!(sums[seen.slot], BlockSum::Data { sum, .. } if sum == seen.sum) {
                 hashes[seen.slot] = seen.fingerprint;
                 wanted.put(seen.slot, false);
             }

@@ -249,7 +249,7 @@ impl<S: Storage> Store<S> {
             None => false,
             Some(BlockSum::Absent) => page.set_absent(slot),
             Some(BlockSum::Zero) => page.set_zero(slot),
-            Some(BlockSum::Data { crc, verified }) => page.set_data(slot, crc, verified),
+            Some(BlockSum::Data { sum, verified }) => page.set_data(slot, sum, verified),
         };
         // A snapshot may have sealed the layer meanwhile: no flush would ever look at it again.
         let _no_change_of_chain = self.chain_gate.lock().await;

@@ -48,7 +48,7 @@ impl<S: Storage> Store<S> {
         generation: Generation,
     ) -> Result<(), StoreError> {
         let slot = (block.0 % BLOCKS_PER_REGION) as usize;
-        let sums = [BlockSum::Data { crc: checksum::of_block(&data[..BLOCK]), verified: true }];
+        let sums = [BlockSum::Data { sum: checksum::of_block(&data[..BLOCK]), verified: true }];
         let blocks = Blocks::span(slot..slot + 1);
         let by = Replacement { blocks, sums: &sums, data: &data };
         self.repair_region(layer, block.region(), &by, generation).await
@@ -132,7 +132,7 @@ impl<S: Storage> Store<S> {
             let _changed = match sum {
                 BlockSum::Absent => false,
                 BlockSum::Zero => page.set_zero(slot),
-                BlockSum::Data { crc, verified } => page.set_data(slot, crc, verified),
+                BlockSum::Data { sum, verified } => page.set_data(slot, sum, verified),
             };
         }
         page.set_flushed(page.fresh());
@@ -166,10 +166,10 @@ impl<S: Storage> Store<S> {
         let changed = self.pages.change(layer.file, region, |page| {
             let mut write_back = WriteBack::Unchanged;
             for (slot, &sum) in by.blocks.slots().zip(by.sums) {
-                if let BlockSum::Data { crc, verified } = sum
+                if let BlockSum::Data { sum, verified } = sum
                     && page.unverified().has(slot)
                 {
-                    let _same_presence = page.set_data(slot, crc, verified);
+                    let _same_presence = page.set_data(slot, sum, verified);
                     write_back = WriteBack::Now;
                 }
             }

@@ -169,14 +169,14 @@ pub(super) const UNVERIFIED: u8 = 3;
 pub(super) fn pack_sums(sums: &[BlockSum]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(sums.len() * 5);
     for sum in sums {
-        let (kind, crc) = match *sum {
+        let (kind, sum) = match *sum {
             BlockSum::Absent => (ABSENT, 0),
             BlockSum::Zero => (ZERO, 0),
-            BlockSum::Data { crc, verified: true } => (DATA, crc),
-            BlockSum::Data { crc, verified: false } => (UNVERIFIED, crc),
+            BlockSum::Data { sum, verified: true } => (DATA, sum),
+            BlockSum::Data { sum, verified: false } => (UNVERIFIED, sum),
         };
         bytes.push(kind);
-        bytes.extend_from_slice(&u32::to_le_bytes(crc));
+        bytes.extend_from_slice(&u32::to_le_bytes(sum));
     }
     bytes
 }
@@ -186,12 +186,12 @@ pub(super) fn unpack_sums(bytes: &[u8]) -> Option<Vec<BlockSum>> {
         return None;
     }
     let sums = bytes.chunks_exact(5).map(|entry| {
-        let crc = le_u32(&entry[1..]);
+        let sum = le_u32(&entry[1..]);
         Some(match entry[0] {
             ABSENT => BlockSum::Absent,
             ZERO => BlockSum::Zero,
-            DATA => BlockSum::Data { crc, verified: true },
-            UNVERIFIED => BlockSum::Data { crc, verified: false },
+            DATA => BlockSum::Data { sum, verified: true },
+            UNVERIFIED => BlockSum::Data { sum, verified: false },
             _ => return None,
         })
     });

@@ -14,7 +14,7 @@ pub(super) struct Footprint {
 }
 
 impl Footprint {
-    pub(super) fn of(request: &Request<replication::Payload>, head: LayerId) -> Option<Self> {
+    pub(super) fn of(request: &Request<replication::PayloadRef>, head: LayerId) -> Option<Self> {
         let (layer, range, exclusive) = match *request {
             Request::Write { range, .. } | Request::Zero { range, .. } => (head, range, true),
             Request::Read { range }

@@ -155,7 +155,7 @@ impl World {
         slot: Slot,
         link: LinkId,
         seq: u64,
-        request: Request<replication::Payload>,
+        request: Request<replication::PayloadRef>,
         into: Option<Destination>,
     ) {
         let key = self.engine(id).links.get(&(slot, link)).copied();
@@ -193,12 +193,12 @@ impl World {
     fn with_data(
         &mut self,
         id: u64,
-        request: Request<replication::Payload>,
+        request: Request<replication::PayloadRef>,
     ) -> Option<Request<Rc<Payload>>> {
         let engine = self.engine(id);
         request.try_map_payload(|payload| match payload {
-            replication::Payload::Of(io) => Some(engine.ops.get_mut(&io)?.seal()),
-            replication::Payload::Transfer(transfer) => engine.transfers.get(&transfer).cloned(),
+            replication::PayloadRef::Of(io) => Some(engine.ops.get_mut(&io)?.seal()),
+            replication::PayloadRef::Transfer(transfer) => engine.transfers.get(&transfer).cloned(),
         })
     }
 

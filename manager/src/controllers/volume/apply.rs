@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use ankole_blockdev::device::{self, DeviceError};
 use ankole_blockdev::tgt;
 use ankole_replica::admin::Request;
-use ankole_replica::arbiter::{Change, EngineGrant, InstanceId, Member, Record};
+use ankole_replica::record::{Change, EngineGrant, InstanceId, Member, Record};
 use ankole_replica::types::ReplicaId;
 
 use super::Memory;

@@ -7,8 +7,8 @@ use std::time::Duration;
 use ankole_blockdev::device::Driver;
 use ankole_blockdev::tgt;
 use ankole_replica::admin::{Answer, EngineStatus, Request};
-use ankole_replica::arbiter::InstanceId;
 use ankole_replica::inspect;
+use ankole_replica::record::InstanceId;
 
 use super::Memory;
 use super::plan::{DevicesSeen, EngineSeen, ReplicaProcess, ReplicaSeen, Seen};

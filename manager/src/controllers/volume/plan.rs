@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use ankole_blockdev::device::Driver;
 use ankole_replica::admin::EngineStatus;
-use ankole_replica::arbiter::{InstanceId, Record};
+use ankole_replica::record::{InstanceId, Record};
 use ankole_replica::replication::waits_for_room;
 use ankole_replica::types::{Generation, ReplicaId};
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use ankole_replica::admin::{EngineStatus, ReplicaMode, ReplicaStatus};
-use ankole_replica::arbiter::{EngineGrant, InstanceId, Member, Record};
+use ankole_replica::record::{EngineGrant, InstanceId, Member, Record};
 use ankole_replica::types::{Generation, Incarnation};
 
 use super::plan::{

@@ -7,7 +7,7 @@ use super::super::core::Core;
 use super::super::peer::{PeerState, Purpose};
 use super::super::slots::{Slot, Slots};
 use super::todo::Todo;
-use super::{Rate, Stage};
+use super::{Rate, RebuildPhase};
 use crate::chain::ChainInfo;
 use crate::message::{Adopted, MARK_REGIONS_MAX, Refusal, Reply, Request};
 use crate::mutation::{self, Mutation};
@@ -72,7 +72,7 @@ impl Core {
         rebuild.marked.add(&page.regions);
         match (page.next, &mut rebuild.stage) {
             (Some(next), _) => self.rebuild_asks_target(now, target, number, next),
-            (None, Stage::Describing { marks_told, .. }) => *marks_told = true,
+            (None, RebuildPhase::Describing { marks_told, .. }) => *marks_told = true,
             (None, _) => {}
         }
     }
@@ -86,7 +86,7 @@ impl Core {
     ) {
         let Reply::Chain(chain) = reply else { return self.lose_for(now, slot, &reply) };
         let Some((_, rebuild)) = self.rebuild_numbered(number) else { return };
-        if let Stage::Describing { waiting, chains, .. } = &mut rebuild.stage {
+        if let RebuildPhase::Describing { waiting, chains, .. } = &mut rebuild.stage {
             waiting.remove(slot);
             chains.insert(slot, *chain);
         }
@@ -96,7 +96,7 @@ impl Core {
     /// each other.
     pub(super) fn rebuild_adopts(&mut self, now: Instant, target: Slot) {
         let Some(rebuild) = self.rebuilds.by_target.get_mut(&target) else { return };
-        let Stage::Describing { chains, .. } = &rebuild.stage else { return };
+        let RebuildPhase::Describing { chains, .. } = &rebuild.stage else { return };
         let Some((first, chain)) = chains.first_key_value() else { return };
         let (first, chain) = (*first, chain.clone());
         // What a removed layer holds and what its child does is each member's own affair until it
@@ -108,7 +108,7 @@ impl Core {
             rebuild.sources = [first].into_iter().collect();
         }
         rebuild.layers = chain.layers.iter().map(|layer| (layer.id, layer.size_bytes)).collect();
-        rebuild.stage = Stage::Adopting { chain: chain.clone() };
+        rebuild.stage = RebuildPhase::Adopting { chain: chain.clone() };
         let request = Request::AdoptChain(Box::new(chain));
         self.send(now, target, Purpose::RebuildAdopt, request, None);
     }
@@ -117,7 +117,7 @@ impl Core {
         let Reply::Adopted(adopted) = reply else { return self.lose_for(now, slot, &reply) };
         let before = self.ios.keys().copied().collect();
         let Some(rebuild) = self.rebuilds.by_target.get_mut(&slot) else { return };
-        let Stage::Adopting { chain } = &rebuild.stage else { return };
+        let RebuildPhase::Adopting { chain } = &rebuild.stage else { return };
         // Of one that was never in sync nothing is known; else what it says of itself is.
         let adopted = if rebuild.base.is_some() {
             *adopted
@@ -125,14 +125,14 @@ impl Core {
             let anywhere = chain.layers.iter().map(|layer| layer.id).collect();
             Adopted { in_the_set: Vec::new(), anywhere }
         };
-        rebuild.stage = Stage::Draining { before, adopted };
+        rebuild.stage = RebuildPhase::Draining { before, adopted };
         self.peer_mut(slot).state = PeerState::WriteOnly;
     }
 
     pub(super) fn rebuild_gathers(&mut self, now: Instant, target: Slot) {
         let (members, head, generation) = (self.live(), self.chain.head, self.generation());
         let Some(rebuild) = self.rebuilds.by_target.get_mut(&target) else { return };
-        let Stage::Draining { adopted, .. } = &mut rebuild.stage else { return };
+        let RebuildPhase::Draining { adopted, .. } = &mut rebuild.stage else { return };
         let adopted = std::mem::take(adopted);
         let Some(source) = rebuild.sources.intersection(members).iter().next() else {
             return self.lose(now, target, "no member has the chain that it was given");
@@ -141,7 +141,7 @@ impl Core {
         let from_now = mutation::is_on(Mutation::DeltaFromWrongBase);
         let (number, after) = (rebuild.number, if from_now { generation } else { rebuild.base });
         let layers: VecDeque<LayerId> = adopted.anywhere.iter().copied().collect();
-        rebuild.stage = Stage::Gathering(Gathering {
+        rebuild.stage = RebuildPhase::Gathering(Gathering {
             adopted,
             stamps_of: members,
             after,
@@ -189,7 +189,7 @@ impl Core {
     ) {
         let Some(page) = self.expect_page(now, slot, from, reply) else { return };
         let Some((_, rebuild)) = self.rebuild_numbered(number) else { return };
-        let Stage::Gathering(gathering) = &mut rebuild.stage else { return };
+        let RebuildPhase::Gathering(gathering) = &mut rebuild.stage else { return };
         gathering.set.add(&page.regions);
         match page.next {
             Some(next) => {
@@ -221,7 +221,7 @@ impl Core {
             },
         };
         let Some((_, rebuild)) = self.rebuild_numbered(number) else { return };
-        let Stage::Gathering(gathering) = &mut rebuild.stage else { return };
+        let RebuildPhase::Gathering(gathering) = &mut rebuild.stage else { return };
         if slot == target {
             rebuild.occupied.entry(layer).or_default().add(&page.regions);
         }
@@ -243,7 +243,7 @@ impl Core {
     pub(super) fn rebuild_marks(&mut self, now: Instant, target: Slot) {
         let size_regions = self.chain.size_bytes() / REGION_BYTES;
         let Some(rebuild) = self.rebuilds.by_target.get_mut(&target) else { return };
-        let Stage::Gathering(gathering) = &mut rebuild.stage else { return };
+        let RebuildPhase::Gathering(gathering) = &mut rebuild.stage else { return };
         let Gathering { adopted, head, set, occupied, .. } = gathering;
         let mut regions: BTreeMap<LayerId, RegionSet> = BTreeMap::new();
         for layer in &adopted.in_the_set {
@@ -268,14 +268,14 @@ impl Core {
         marks.truncate(size_regions);
         rebuild.regions = Todo::new(regions);
         rebuild.total_bytes = rebuild.regions.len() * REGION_BYTES;
-        rebuild.stage = Stage::Marking { marks, next: Some(Region(0)) };
+        rebuild.stage = RebuildPhase::Marking { marks, next: Some(Region(0)) };
         self.rebuild_marks_on(now, target);
     }
 
     /// The next of them, or on to the copying.
     fn rebuild_marks_on(&mut self, now: Instant, target: Slot) {
         let Some(rebuild) = self.rebuilds.by_target.get_mut(&target) else { return };
-        let Stage::Marking { marks, next } = &mut rebuild.stage else { return };
+        let RebuildPhase::Marking { marks, next } = &mut rebuild.stage else { return };
         let page = next.map(|from| RegionPage::of(marks.from(from), MARK_REGIONS_MAX));
         match page {
             Some(page) if !page.regions.is_empty() => {
@@ -284,7 +284,7 @@ impl Core {
                 self.send(now, target, Purpose::RebuildMark, request, None);
             }
             _ => {
-                rebuild.stage = Stage::Copying;
+                rebuild.stage = RebuildPhase::Copying;
                 rebuild.rate = Rate::new(now);
             }
         }

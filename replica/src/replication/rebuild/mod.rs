@@ -1,6 +1,6 @@
 //! Replicas that aren't in the set are made equal to the members while the volume goes on.
 //!
-//! Owns what each rebuild has yet to look at, the regions on their way, and the pace. Promises that
+//! Owns what each rebuild has yet to look at, the regions on their way, and the throttle. Promises that
 //! a replica is added only when every region in which it could differ was found equal to a member's
 //! under one lock, or in a layer that nobody changes. What may never happen: that the record names
 //! a replica that lacks an acknowledged write, or loses one that a flush covered.
@@ -37,15 +37,15 @@
 //! was written.
 
 mod gather;
-mod pace;
 mod promote;
+mod throttle;
 mod todo;
 mod walk;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
-use self::pace::{Pace, Rate};
+use self::throttle::{Rate, Throttle};
 use self::todo::Todo;
 use self::walk::Step;
 pub(super) use self::walk::StepId;
@@ -68,7 +68,7 @@ pub(super) struct Rebuilds {
     next_step: u64,
     /// Whose region began last: the next one is another's, since the pace may admit only one.
     served: Option<Slot>,
-    pace: Pace,
+    throttle: Throttle,
     started: u64,
     /// What the last one of each replica came to.
     ended: BTreeMap<Slot, RebuildStatus>,
@@ -87,7 +87,7 @@ pub(super) struct Rebuild {
     /// some of these.
     sources: Slots,
     layers: BTreeMap<LayerId, u64>,
-    stage: Stage,
+    stage: RebuildPhase,
     /// Where the target may differ, and isn't known to be equal yet.
     regions: Todo,
     /// Regions of which the target holds anything; of others its sums needn't be asked.
@@ -99,7 +99,7 @@ pub(super) struct Rebuild {
 }
 
 #[derive(Debug)]
-enum Stage {
+enum RebuildPhase {
     Describing {
         waiting: Slots,
         chains: BTreeMap<Slot, ChainInfo>,
@@ -152,7 +152,7 @@ impl Rebuilds {
             steps: BTreeMap::new(),
             next_step: 0,
             served: None,
-            pace: Pace::new(now, limit),
+            throttle: Throttle::new(now, limit),
             started: 0,
             ended: BTreeMap::new(),
         }
@@ -177,7 +177,7 @@ impl Rebuilds {
 
     /// The frontend has asked for something: it goes first.
     pub(super) fn notice_foreground(&mut self, now: Instant) {
-        self.pace.notice_foreground(now);
+        self.throttle.notice_foreground(now);
     }
 
     fn forget(&mut self, target: Slot) {
@@ -197,13 +197,15 @@ impl Rebuilds {
         Some(RebuildStatus {
             since: rebuild.base,
             stage: match rebuild.stage {
-                Stage::Describing { .. } | Stage::Adopting { .. } | Stage::Draining { .. } => {
-                    RebuildStage::Beginning
+                RebuildPhase::Describing { .. }
+                | RebuildPhase::Adopting { .. }
+                | RebuildPhase::Draining { .. } => RebuildStage::Beginning,
+                RebuildPhase::Gathering(_) | RebuildPhase::Marking { .. } => {
+                    RebuildStage::Gathering
                 }
-                Stage::Gathering(_) | Stage::Marking { .. } => RebuildStage::Gathering,
-                Stage::Copying => RebuildStage::Copying,
-                Stage::CatchingUp | Stage::MakingReady => RebuildStage::Syncing,
-                Stage::Adding { .. } => RebuildStage::Adding,
+                RebuildPhase::Copying => RebuildStage::Copying,
+                RebuildPhase::CatchingUp | RebuildPhase::MakingReady => RebuildStage::Syncing,
+                RebuildPhase::Adding { .. } => RebuildStage::Adding,
             },
             done_bytes: rebuild.done_bytes,
             total_bytes: rebuild.total_bytes,
@@ -240,20 +242,22 @@ impl Core {
         for target in targets {
             let Some(rebuild) = self.rebuilds.by_target.get_mut(&target) else { continue };
             match &mut rebuild.stage {
-                Stage::Describing { waiting, marks_told: true, .. } if waiting.is_empty() => {
+                RebuildPhase::Describing { waiting, marks_told: true, .. }
+                    if waiting.is_empty() =>
+                {
                     self.rebuild_adopts(now, target);
                 }
-                Stage::Draining { before, .. } => {
+                RebuildPhase::Draining { before, .. } => {
                     before.retain(|io| self.ios.contains_key(io));
                     if before.is_empty() {
                         self.rebuild_gathers(now, target);
                     }
                 }
-                Stage::Gathering(gathering) if gathering.is_complete() => {
+                RebuildPhase::Gathering(gathering) if gathering.is_complete() => {
                     self.rebuild_marks(now, target);
                 }
-                Stage::CatchingUp => self.rebuild_makes_ready(now, target),
-                Stage::Adding { asked: false } => self.rebuild_is_added(target),
+                RebuildPhase::CatchingUp => self.rebuild_makes_ready(now, target),
+                RebuildPhase::Adding { asked: false } => self.rebuild_is_added(target),
                 _ => {}
             }
         }
@@ -263,7 +267,7 @@ impl Core {
     /// When the pace lets the next region begin, if one waits for that. Changes with any event.
     pub fn next_rebuild_step(&self) -> Option<Instant> {
         let serves = matches!(self.phase, Phase::Serving);
-        self.rebuilds.pace.refused_until().filter(|_| serves)
+        self.rebuilds.throttle.refused_until().filter(|_| serves)
     }
 
     /// A replica waits to be rebuilt: joins let it go first, or some replica would always have one.
@@ -306,7 +310,7 @@ impl Core {
                 marked: RegionSet::new(),
                 sources: Slots::NONE,
                 layers: BTreeMap::new(),
-                stage: Stage::Describing { waiting, chains: BTreeMap::new(), marks_told },
+                stage: RebuildPhase::Describing { waiting, chains: BTreeMap::new(), marks_told },
                 regions: Todo::default(),
                 occupied: BTreeMap::new(),
                 done_bytes: 0,
@@ -346,7 +350,7 @@ impl Core {
         let targets: Vec<Slot> = self.rebuilds.by_target.keys().copied().collect();
         for target in targets {
             let Some(rebuild) = self.rebuilds.by_target.get_mut(&target) else { continue };
-            if matches!(rebuild.stage, Stage::Adding { asked: true }) {
+            if matches!(rebuild.stage, RebuildPhase::Adding { asked: true }) {
                 continue; // once asked, the arbiter's answer decides what the target is
             }
             if target == slot {
@@ -386,12 +390,12 @@ impl Rebuild {
         let was_source = self.sources.contains(slot);
         self.sources.remove(slot);
         match &mut self.stage {
-            Stage::Describing { waiting, chains, .. } => {
+            RebuildPhase::Describing { waiting, chains, .. } => {
                 waiting.remove(slot);
                 chains.remove(&slot);
                 waiting.is_empty() && chains.is_empty()
             }
-            Stage::Gathering(gathering) => gathering.loses(slot),
+            RebuildPhase::Gathering(gathering) => gathering.loses(slot),
             _ => was_source && self.sources.is_empty(),
         }
     }

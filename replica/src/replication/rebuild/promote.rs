@@ -12,7 +12,7 @@ use super::super::core::Core;
 use super::super::epoch::Confirmed;
 use super::super::peer::{PeerState, Purpose};
 use super::super::slots::Slot;
-use super::Stage;
+use super::RebuildPhase;
 use crate::message::{Reply, Request};
 use crate::mutation::{self, Mutation};
 use crate::types::{Generation, Incarnation};
@@ -22,11 +22,12 @@ impl Core {
     pub(super) fn rebuild_catches_up(&mut self, now: Instant, target: Slot) {
         let busy = self.rebuilds.steps.values().any(|step| step.target == target);
         let Some(rebuild) = self.rebuilds.by_target.get_mut(&target) else { return };
-        let copied = matches!(rebuild.stage, Stage::Copying) && rebuild.regions.is_empty() && !busy;
+        let copied =
+            matches!(rebuild.stage, RebuildPhase::Copying) && rebuild.regions.is_empty() && !busy;
         if !copied || self.promoting.is_some() {
             return;
         }
-        rebuild.stage = Stage::CatchingUp;
+        rebuild.stage = RebuildPhase::CatchingUp;
         self.promoting = Some(target);
         self.need_also(target);
         self.rebuild_makes_ready(now, target);
@@ -42,10 +43,10 @@ impl Core {
         let generation = self.generation().expect("the volume was opened");
         let Some(rebuild) = self.rebuilds.by_target.get_mut(&target) else { return };
         if mutation::is_on(Mutation::PromotionUnflushed) {
-            rebuild.stage = Stage::Adding { asked: false };
+            rebuild.stage = RebuildPhase::Adding { asked: false };
             return;
         }
-        rebuild.stage = Stage::MakingReady;
+        rebuild.stage = RebuildPhase::MakingReady;
         let begun = self.epochs.newest();
         let request = Request::Ready { generation, begun };
         self.send(now, target, Purpose::Ready(begun), request, None);
@@ -64,7 +65,7 @@ impl Core {
         let peer = self.peer_mut(slot);
         peer.confirmed = Confirmed::made_ready(begun, peer.greeted);
         if let Some(rebuild) = self.rebuilds.by_target.get_mut(&slot) {
-            rebuild.stage = Stage::Adding { asked: false };
+            rebuild.stage = RebuildPhase::Adding { asked: false };
         }
     }
 
@@ -74,7 +75,7 @@ impl Core {
             return;
         }
         let Some(rebuild) = self.rebuilds.by_target.get_mut(&target) else { return };
-        rebuild.stage = Stage::Adding { asked: true };
+        rebuild.stage = RebuildPhase::Adding { asked: true };
         let members = self.next_set();
         self.swap(members);
     }
@@ -106,7 +107,7 @@ impl Core {
         let Some(slot) = self.promoting else { return };
         let is_there = self.peer(slot).is_write_only();
         let Some(rebuild) = self.rebuilds.by_target.get_mut(&slot) else { return };
-        if let Stage::Adding { asked } = &mut rebuild.stage {
+        if let RebuildPhase::Adding { asked } = &mut rebuild.stage {
             *asked = false;
             if !is_there {
                 self.end_rebuild(now, slot);

@@ -12,12 +12,12 @@
 
 use std::time::Instant;
 
-use super::super::action::{Action, Destination, Payload, TransferId};
+use super::super::action::{Action, Destination, PayloadRef, TransferId};
 use super::super::core::{Core, LockOwner};
 use super::super::locks::{LockId, LockMode};
 use super::super::peer::Purpose;
 use super::super::slots::{Slot, Slots};
-use super::{Rebuild, Rebuilds, Stage};
+use super::{Rebuild, RebuildPhase, Rebuilds};
 use crate::chain::index::{BlockSum, Blocks};
 use crate::message::{Refusal, RegionSums, Reply, Request};
 use crate::mutation::{self, Mutation};
@@ -36,7 +36,7 @@ pub(super) struct Step {
     region: Region,
     began: Instant,
     lock: Option<LockId>,
-    phase: Phase,
+    phase: StepPhase,
     source: Slot,
     /// Members that couldn't read it.
     failed: Slots,
@@ -54,7 +54,7 @@ pub(super) struct Step {
 }
 
 #[derive(Debug)]
-enum Phase {
+enum StepPhase {
     Locking,
     Comparing { at_source: Option<RegionSums>, at_target: Option<RegionSums> },
     Fetching,
@@ -66,7 +66,7 @@ impl Core {
 
     /// Begins regions of all rebuilds in turn, as many as the pace allows.
     pub(super) fn walk(&mut self, now: Instant) {
-        self.rebuilds.pace.forget_refusal();
+        self.rebuilds.throttle.forget_refusal();
         if self.rebuilds.is_idle() {
             return;
         }
@@ -84,10 +84,11 @@ impl Core {
         while std::mem::take(&mut began) {
             for target in &targets {
                 let rebuild = self.rebuilds.by_target.get(target);
-                let wants =
-                    |it: &Rebuild| matches!(it.stage, Stage::Copying) && !it.regions.is_empty();
+                let wants = |it: &Rebuild| {
+                    matches!(it.stage, RebuildPhase::Copying) && !it.regions.is_empty()
+                };
                 let running = self.rebuilds.steps.len();
-                if rebuild.is_some_and(wants) && self.rebuilds.pace.admits(now, running) {
+                if rebuild.is_some_and(wants) && self.rebuilds.throttle.admits(now, running) {
                     began |= self.begin_step(now, *target);
                 }
             }
@@ -96,7 +97,8 @@ impl Core {
 
     /// A lock that is waited for would hold up a change of the chain behind parked writes.
     fn put_back_locking(&mut self, now: Instant) {
-        let locking = |step: &Step| matches!(step.phase, Phase::Locking) && step.waiting.is_empty();
+        let locking =
+            |step: &Step| matches!(step.phase, StepPhase::Locking) && step.waiting.is_empty();
         let steps = self.rebuilds.steps.iter().filter(|(_, step)| locking(step));
         let ids: Vec<StepId> = steps.map(|(id, _)| *id).collect();
         for id in ids {
@@ -111,7 +113,7 @@ impl Core {
     fn begin_step(&mut self, now: Instant, target: Slot) -> bool {
         let live = self.live();
         let Some(rebuild) = self.rebuilds.by_target.get_mut(&target) else { return false };
-        if !matches!(rebuild.stage, Stage::Copying) {
+        if !matches!(rebuild.stage, RebuildPhase::Copying) {
             return false;
         }
         // One that isn't settled is put off: members may differ there, and all of them are needed.
@@ -119,21 +121,22 @@ impl Core {
         // Settling goes on by itself, and every event comes by here.
         let is_ready = |layer, region| layer != head || !self.settle.is_unsettled(region);
         let Some((layer, region)) = rebuild.regions.take(is_ready) else { return false };
-        let Some(source) = self.rebuilds.pace.next_of(rebuild.sources.intersection(live)) else {
+        let Some(source) = self.rebuilds.throttle.next_of(rebuild.sources.intersection(live))
+        else {
             rebuild.regions.put_back(layer, region);
             return false;
         };
         let id = StepId(self.rebuilds.next_step);
         self.rebuilds.next_step += 1;
         self.rebuilds.served = Some(target);
-        self.rebuilds.pace.began();
+        self.rebuilds.throttle.began();
         let step = Step {
             target,
             layer,
             region,
             began: now,
             lock: None,
-            phase: Phase::Locking,
+            phase: StepPhase::Locking,
             source,
             failed: Slots::NONE,
             why: None,
@@ -177,7 +180,7 @@ impl Core {
         if at_target.is_none() {
             step.waiting.insert(step.target);
         }
-        step.phase = Phase::Comparing { at_source: None, at_target };
+        step.phase = StepPhase::Comparing { at_source: None, at_target };
         for slot in step.waiting.iter() {
             let request = Request::Sums { layer, region, contents };
             self.send(now, slot, Purpose::RebuildStep(id), request, None);
@@ -198,18 +201,20 @@ impl Core {
         match (&mut step.phase, reply) {
             _ if step.abandoned => {}
             // Source and target take part in every change; another member may have joined more.
-            (Phase::Comparing { .. }, Reply::Refused(Refusal::Invalid { .. })) if is_gone => {
+            (StepPhase::Comparing { .. }, Reply::Refused(Refusal::Invalid { .. })) if is_gone => {
                 step.gone = true;
             }
-            (Phase::Comparing { at_source, at_target }, Reply::Sums(sums)) => {
+            (StepPhase::Comparing { at_source, at_target }, Reply::Sums(sums)) => {
                 *(if from_source { at_source } else { at_target }) = Some(*sums);
             }
-            (Phase::Fetching, Reply::Digest(digest)) => step.phase = Phase::Copying { digest },
-            (Phase::Copying { digest }, Reply::Digest(copied)) => {
+            (StepPhase::Fetching, Reply::Digest(digest)) => {
+                step.phase = StepPhase::Copying { digest }
+            }
+            (StepPhase::Copying { digest }, Reply::Digest(copied)) => {
                 let alike = *digest == copied;
                 return self.copied(now, id, alike);
             }
-            (Phase::Comparing { .. } | Phase::Fetching, Reply::Refused(refusal))
+            (StepPhase::Comparing { .. } | StepPhase::Fetching, Reply::Refused(refusal))
                 if from_source && !matches!(refusal, Refusal::Failed { .. }) =>
             {
                 step.failed.insert(slot);
@@ -236,18 +241,19 @@ impl Core {
             return self.ask_another(now, id);
         }
         match &step.phase {
-            Phase::Locking => {}
-            Phase::Comparing { at_source: Some(there), at_target: Some(here) } => {
+            StepPhase::Locking => {}
+            StepPhase::Comparing { at_source: Some(there), at_target: Some(here) } => {
                 let differing = differing(there, here);
                 let certain = certain(there, here);
                 self.compared(now, id, differing, certain);
             }
-            Phase::Comparing { .. } | Phase::Fetching => {}
-            Phase::Copying { .. } => {
+            StepPhase::Comparing { .. } | StepPhase::Fetching => {}
+            StepPhase::Copying { .. } => {
                 let (target, layer, region) = (step.target, step.layer, step.region);
                 let Some(transfer) = step.transfer else { return };
                 step.waiting.insert(target);
-                let request = Request::Copy { layer, region, payload: Payload::Transfer(transfer) };
+                let request =
+                    Request::Copy { layer, region, payload: PayloadRef::Transfer(transfer) };
                 self.send(now, target, Purpose::RebuildStep(id), request, None);
             }
         }
@@ -258,7 +264,7 @@ impl Core {
         let Some(step) = self.rebuilds.steps.get_mut(&id) else { return };
         let (source, target, layer, region) = (step.source, step.target, step.layer, step.region);
         if step.attempts == 0 {
-            self.rebuilds.pace.compared();
+            self.rebuilds.throttle.compared();
         }
         if differing.blocks.is_empty() {
             if certain {
@@ -269,11 +275,11 @@ impl Core {
             return self.step_done(now, id);
         }
         step.attempts += 1;
-        step.phase = Phase::Fetching;
+        step.phase = StepPhase::Fetching;
         step.transfer = Some(transfer);
         step.data_bytes = differing.data_bytes;
         step.waiting.insert(source);
-        self.rebuilds.pace.moves(differing.data_bytes);
+        self.rebuilds.throttle.moves(differing.data_bytes);
         let request = Request::Fetch { layer, region, blocks: differing.blocks };
         let into = Some(Destination::Transfer(transfer));
         self.send(now, source, Purpose::RebuildStep(id), request, into);
@@ -312,7 +318,7 @@ impl Core {
             let target = step.target;
             return self.lose(now, target, "a member is back that has to be compared first");
         }
-        match self.rebuilds.pace.next_of(others) {
+        match self.rebuilds.throttle.next_of(others) {
             Some(source) => {
                 step.source = source;
                 self.compare(now, id);
@@ -333,7 +339,7 @@ impl Core {
 
     fn step_done(&mut self, now: Instant, id: StepId) {
         let Some(step) = self.rebuilds.steps.remove(&id) else { return };
-        self.rebuilds.pace.ended(now, now.saturating_duration_since(step.began));
+        self.rebuilds.throttle.ended(now, now.saturating_duration_since(step.began));
         if let Some(rebuild) = self.rebuilds.by_target.get_mut(&step.target) {
             rebuild.region_done(now);
         }

@@ -29,21 +29,21 @@ const HEADER_BYTES: usize = 64;
 const CHECK_AT: usize = 60;
 
 #[derive(Clone, Copy)]
-pub(super) struct SlotsKind {
+pub(super) struct TwoSlotsKind {
     pub(super) file: &'static str,
     pub(super) tag: [u8; 8],
     pub(super) slot_bytes: u64,
 }
 
-pub(super) enum SlotsError {
+pub(super) enum TwoSlotsError {
     Io(io::Error),
     Version(u32),
     Damaged(String),
 }
 
-pub(super) struct Slots<F, T> {
+pub(super) struct TwoSlots<F, T> {
     file: F,
-    kind: SlotsKind,
+    kind: TwoSlotsKind,
     value: RefCell<Rc<T>>,
     sequence: Cell<u64>,
     /// The slot that is written next: not the one that was synced last.
@@ -51,9 +51,9 @@ pub(super) struct Slots<F, T> {
     gate: Mutex<()>,
 }
 
-impl<F: StorageFile, T: Serialize + DeserializeOwned> Slots<F, T> {
+impl<F: StorageFile, T: Serialize + DeserializeOwned> TwoSlots<F, T> {
     /// Makes both slots, durable.
-    pub(super) async fn format(file: &F, kind: SlotsKind, value: &T) -> io::Result<()> {
+    pub(super) async fn format(file: &F, kind: TwoSlotsKind, value: &T) -> io::Result<()> {
         file.preallocate(2 * kind.slot_bytes)?;
         let bytes = encode(kind, 1, value)?;
         file.write_at(0, &bytes)?;
@@ -61,7 +61,7 @@ impl<F: StorageFile, T: Serialize + DeserializeOwned> Slots<F, T> {
         file.sync().await
     }
 
-    pub(super) fn open(file: F, kind: SlotsKind) -> Result<Self, SlotsError> {
+    pub(super) fn open(file: F, kind: TwoSlotsKind) -> Result<Self, TwoSlotsError> {
         let mut best: Option<(u64, u64, T)> = None;
         let mut problems = Vec::new();
         for slot in 0..2 {
@@ -71,13 +71,15 @@ impl<F: StorageFile, T: Serialize + DeserializeOwned> Slots<F, T> {
                         best = Some((sequence, slot, value));
                     }
                 }
-                Err(SlotsError::Version(version)) => return Err(SlotsError::Version(version)),
-                Err(SlotsError::Io(error)) => return Err(SlotsError::Io(error)),
-                Err(SlotsError::Damaged(problem)) => problems.push(problem),
+                Err(TwoSlotsError::Version(version)) => {
+                    return Err(TwoSlotsError::Version(version));
+                }
+                Err(TwoSlotsError::Io(error)) => return Err(TwoSlotsError::Io(error)),
+                Err(TwoSlotsError::Damaged(problem)) => problems.push(problem),
             }
         }
         let Some((sequence, slot, value)) = best else {
-            return Err(SlotsError::Damaged(problems.join("; ")));
+            return Err(TwoSlotsError::Damaged(problems.join("; ")));
         };
         if let Some(problem) = problems.first() {
             tracing::warn!(file = kind.file, problem, "one of two slots can't be used");
@@ -137,7 +139,7 @@ impl<F: StorageFile, T: Serialize + DeserializeOwned> Slots<F, T> {
     }
 }
 
-fn encode<T: Serialize>(kind: SlotsKind, sequence: u64, value: &T) -> io::Result<Vec<u8>> {
+fn encode<T: Serialize>(kind: TwoSlotsKind, sequence: u64, value: &T) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; HEADER_BYTES];
     serde_json::to_writer(&mut bytes, value)?;
     let body_length = (bytes.len() - HEADER_BYTES) as u32;
@@ -153,14 +155,14 @@ fn encode<T: Serialize>(kind: SlotsKind, sequence: u64, value: &T) -> io::Result
 
 fn decode<F: StorageFile, T: DeserializeOwned>(
     file: &F,
-    kind: SlotsKind,
+    kind: TwoSlotsKind,
     slot: u64,
-) -> Result<(u64, T), SlotsError> {
-    let damaged = |why: &str| SlotsError::Damaged(format!("slot {slot} {why}"));
+) -> Result<(u64, T), TwoSlotsError> {
+    let damaged = |why: &str| TwoSlotsError::Damaged(format!("slot {slot} {why}"));
     let read = |at: u64, into: &mut [u8]| match file.read_at(slot * kind.slot_bytes + at, into) {
         Ok(()) => Ok(()),
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(damaged("is cut off")),
-        Err(error) => Err(SlotsError::Io(error)),
+        Err(error) => Err(TwoSlotsError::Io(error)),
     };
     let mut header = [0; HEADER_BYTES];
     read(0, &mut header)?;
@@ -169,7 +171,7 @@ fn decode<F: StorageFile, T: DeserializeOwned>(
         return Err(damaged("has another magic"));
     }
     if number(8) != VERSION {
-        return Err(SlotsError::Version(number(8)));
+        return Err(TwoSlotsError::Version(number(8)));
     }
     let length = u64::from(number(12));
     if length > kind.slot_bytes - HEADER_BYTES as u64 {

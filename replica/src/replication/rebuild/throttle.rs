@@ -24,7 +24,7 @@ const PAUSE_MAX: Duration = Duration::from_millis(200);
 const BURST: Duration = Duration::from_millis(100);
 
 #[derive(Debug)]
-pub(super) struct Pace {
+pub(super) struct Throttle {
     /// Bytes per second.
     limit: Option<u64>,
     /// Until then all that was moved is paid for.
@@ -37,7 +37,7 @@ pub(super) struct Pace {
     turn: usize,
 }
 
-impl Pace {
+impl Throttle {
     pub(super) fn new(now: Instant, limit: Option<u64>) -> Self {
         let limit = limit.map(|limit| limit.max(1));
         Self {
@@ -171,22 +171,22 @@ mod tests {
     const MIB: u64 = 1 << 20;
 
     /// Begins a region whenever it may, each taking `takes`; returns how many in `time`.
-    fn regions_in(pace: &mut Pace, start: Instant, time: Duration, busy: bool) -> u32 {
+    fn regions_in(throttle: &mut Throttle, start: Instant, time: Duration, busy: bool) -> u32 {
         let takes = Duration::from_millis(4);
         let (mut now, mut count) = (start, 0);
         while now < start + time {
             if busy {
-                pace.notice_foreground(now);
+                throttle.notice_foreground(now);
             }
-            if pace.admits(now, 0) {
-                pace.began();
-                pace.compared();
-                pace.moves(MIB);
+            if throttle.admits(now, 0) {
+                throttle.began();
+                throttle.compared();
+                throttle.moves(MIB);
                 now += takes;
                 if busy {
-                    pace.notice_foreground(now);
+                    throttle.notice_foreground(now);
                 }
-                pace.ended(now, takes);
+                throttle.ended(now, takes);
                 count += 1;
             } else {
                 now += Duration::from_millis(1);
@@ -198,19 +198,20 @@ mod tests {
     #[test]
     fn a_limit_is_kept_over_time_and_a_pause_saves_no_more_than_a_moment() {
         let start = Instant::now();
-        let mut pace = Pace::new(start, Some(10 * MIB));
-        let first = regions_in(&mut pace, start, Duration::from_secs(2), false);
+        let mut throttle = Throttle::new(start, Some(10 * MIB));
+        let first = regions_in(&mut throttle, start, Duration::from_secs(2), false);
         assert!((18..=22).contains(&first), "{first} MiB in 2 s at 10 MiB/s");
         let later = start + Duration::from_secs(60);
-        let second = regions_in(&mut pace, later, Duration::from_secs(2), false);
+        let second = regions_in(&mut throttle, later, Duration::from_secs(2), false);
         assert!((18..=22).contains(&second), "{second} MiB in 2 s after a minute's pause");
     }
 
     #[test]
     fn a_frontend_in_use_gets_two_thirds_and_the_rebuild_never_stops() {
         let start = Instant::now();
-        let idle = regions_in(&mut Pace::new(start, None), start, Duration::from_secs(1), false);
-        let busy = regions_in(&mut Pace::new(start, None), start, Duration::from_secs(1), true);
+        let idle =
+            regions_in(&mut Throttle::new(start, None), start, Duration::from_secs(1), false);
+        let busy = regions_in(&mut Throttle::new(start, None), start, Duration::from_secs(1), true);
         assert!(busy * 2 <= idle && busy > 0, "{busy} while in use, {idle} alone");
     }
 
@@ -218,17 +219,17 @@ mod tests {
     #[test]
     fn whatever_holds_it_up_has_an_end() {
         let start = Instant::now();
-        let mut pace = Pace::new(start, Some(MIB));
-        pace.notice_foreground(start);
-        pace.began();
-        pace.compared();
-        pace.moves(8 * MIB);
-        pace.ended(start, Duration::from_secs(3600));
+        let mut throttle = Throttle::new(start, Some(MIB));
+        throttle.notice_foreground(start);
+        throttle.began();
+        throttle.compared();
+        throttle.moves(8 * MIB);
+        throttle.ended(start, Duration::from_secs(3600));
         let mut now = start;
-        while !pace.admits(now, 0) {
-            let until = pace.refused_until().expect("it says when");
+        while !throttle.admits(now, 0) {
+            let until = throttle.refused_until().expect("it says when");
             assert!(now < until && until <= start + Duration::from_secs(9), "{:?}", until - start);
-            pace.forget_refusal();
+            throttle.forget_refusal();
             now = until;
         }
     }

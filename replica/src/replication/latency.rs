@@ -48,14 +48,14 @@ impl Latency {
 
 /// What is known of one replica.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Pace {
+pub(super) struct Latencies {
     pub(super) reads: Latency,
     pub(super) writes: Latency,
     /// Since when it has been too slow without a break.
     slow_since: Option<Instant>,
 }
 
-impl Pace {
+impl Latencies {
     /// After this time a second member is asked for the same data: few reads take so long.
     pub(super) fn hedge_after(&self) -> Duration {
         match self.reads.known() {
@@ -81,7 +81,7 @@ impl Pace {
 /// A member as [`too_slow`] looks at it.
 pub(super) struct Runner<'a> {
     pub(super) slot: Slot,
-    pub(super) pace: &'a mut Pace,
+    pub(super) latencies: &'a mut Latencies,
     /// How long the oldest write or flush has waited for its confirmation.
     pub(super) waiting: Option<Duration>,
 }
@@ -97,17 +97,17 @@ pub(super) fn too_slow(
         let others = || (0..runners.len()).filter(move |other| *other != at);
         // All others must be known, and the slowest of them counts.
         let slowest = others()
-            .map(|other| runners[other].pace.writes.known())
+            .map(|other| runners[other].latencies.writes.known())
             .collect::<Option<Vec<_>>>()
             .and_then(|others| others.into_iter().max());
-        let mine = runners[at].pace.writes.known().max(runners[at].waiting);
+        let mine = runners[at].latencies.writes.known().max(runners[at].waiting);
         let is_slow = match (mine, slowest) {
             (Some(mine), Some(slowest)) => mine > (slowest * TIMES_SLOWER).max(FAST_ENOUGH),
             _ => false,
         };
         let runner = &mut runners[at];
-        let since = if is_slow { Some(runner.pace.slow_since.unwrap_or(now)) } else { None };
-        runner.pace.slow_since = since;
+        let since = if is_slow { Some(runner.latencies.slow_since.unwrap_or(now)) } else { None };
+        runner.latencies.slow_since = since;
         if since.is_some_and(|since| now >= since + patience) {
             found = Some(runner.slot);
         }
@@ -156,24 +156,28 @@ mod tests {
     const MS: Duration = Duration::from_millis(1);
     const PATIENCE: Duration = Duration::from_secs(3);
 
-    fn paced(write: Duration, read: Duration, samples: u32) -> Pace {
-        let mut pace = Pace::default();
+    fn measured(write: Duration, read: Duration, samples: u32) -> Latencies {
+        let mut latencies = Latencies::default();
         for _ in 0..samples {
-            pace.writes.add(write);
-            pace.reads.add(read);
+            latencies.writes.add(write);
+            latencies.reads.add(read);
         }
-        pace
+        latencies
     }
 
     /// Looks once in 100 ms for `ms`; who is found first, and when.
-    fn watch(paces: &mut [Pace], waiting: &[Option<Duration>], ms: u32) -> Option<(Slot, u32)> {
+    fn watch(all: &mut [Latencies], waiting: &[Option<Duration>], ms: u32) -> Option<(Slot, u32)> {
         let start = Instant::now();
         (0..ms).step_by(100).find_map(|at| {
-            let mut runners: Vec<_> = paces
+            let mut runners: Vec<_> = all
                 .iter_mut()
                 .zip(waiting)
                 .zip(0..)
-                .map(|((pace, waiting), slot)| Runner { slot: Slot(slot), pace, waiting: *waiting })
+                .map(|((latencies, waiting), slot)| Runner {
+                    slot: Slot(slot),
+                    latencies,
+                    waiting: *waiting,
+                })
                 .collect();
             let found = too_slow(start + MS * at, &mut runners, PATIENCE);
             found.map(|slot| (slot, at))
@@ -182,60 +186,61 @@ mod tests {
 
     #[test]
     fn a_member_that_is_twenty_times_slower_for_three_seconds_is_found_then() {
-        let mut paces = [paced(2 * MS, MS, 50), paced(90 * MS, MS, 50), paced(3 * MS, MS, 50)];
-        assert_eq!(watch(&mut paces, &[None; 3], 10_000), Some((Slot(1), 3000)));
+        let mut all =
+            [measured(2 * MS, MS, 50), measured(90 * MS, MS, 50), measured(3 * MS, MS, 50)];
+        assert_eq!(watch(&mut all, &[None; 3], 10_000), Some((Slot(1), 3000)));
     }
 
     /// One whose disk hangs gives no sample: what it owes speaks for it.
     #[test]
     fn a_member_that_owes_an_answer_for_long_counts_as_that_slow() {
-        let mut paces = [paced(MS, MS, 50), paced(MS, MS, 50)];
+        let mut all = [measured(MS, MS, 50), measured(MS, MS, 50)];
         let owed = [None, Some(400 * MS)];
-        assert_eq!(watch(&mut paces, &owed, 10_000), Some((Slot(1), 3000)));
+        assert_eq!(watch(&mut all, &owed, 10_000), Some((Slot(1), 3000)));
     }
 
     #[test]
     fn all_slow_together_or_little_measured_is_nobodys_fault() {
-        let mut slow = [paced(900 * MS, MS, 50), paced(400 * MS, MS, 50)];
+        let mut slow = [measured(900 * MS, MS, 50), measured(400 * MS, MS, 50)];
         assert_eq!(watch(&mut slow, &[None; 2], 20_000), None);
-        let mut unknown = [paced(MS, MS, 3), paced(900 * MS, MS, 50)];
+        let mut unknown = [measured(MS, MS, 3), measured(900 * MS, MS, 50)];
         assert_eq!(watch(&mut unknown, &[None; 2], 20_000), None);
-        let mut alone = [paced(900 * MS, MS, 50)];
+        let mut alone = [measured(900 * MS, MS, 50)];
         assert_eq!(watch(&mut alone, &[Some(PATIENCE)], 20_000), None);
     }
 
     /// Against a disk in memory every real one is slow.
     #[test]
     fn who_is_fast_enough_stays_however_fast_the_others_are() {
-        let mut paces = [paced(MS / 10, MS, 50), paced(40 * MS, MS, 50)];
-        assert_eq!(watch(&mut paces, &[None; 2], 20_000), None);
+        let mut all = [measured(MS / 10, MS, 50), measured(40 * MS, MS, 50)];
+        assert_eq!(watch(&mut all, &[None; 2], 20_000), None);
     }
 
     #[test]
     fn a_break_starts_the_patience_anew() {
         let start = Instant::now();
-        let mut paces = [paced(MS, MS, 50), paced(MS, MS, 50)];
-        let look = |at: u32, owed: Option<Duration>, paces: &mut [Pace; 2]| {
-            let [a, b] = paces;
-            let a = Runner { slot: Slot(0), pace: a, waiting: None };
-            let b = Runner { slot: Slot(1), pace: b, waiting: owed };
+        let mut all = [measured(MS, MS, 50), measured(MS, MS, 50)];
+        let look = |at: u32, owed: Option<Duration>, all: &mut [Latencies; 2]| {
+            let [a, b] = all;
+            let a = Runner { slot: Slot(0), latencies: a, waiting: None };
+            let b = Runner { slot: Slot(1), latencies: b, waiting: owed };
             too_slow(start + MS * at, &mut [a, b], PATIENCE)
         };
-        assert_eq!(look(0, Some(100 * MS), &mut paces), None);
-        assert_eq!(look(2000, None, &mut paces), None);
-        assert_eq!(look(3500, Some(100 * MS), &mut paces), None);
-        assert_eq!(look(6500, Some(100 * MS), &mut paces), Some(Slot(1)));
+        assert_eq!(look(0, Some(100 * MS), &mut all), None);
+        assert_eq!(look(2000, None, &mut all), None);
+        assert_eq!(look(3500, Some(100 * MS), &mut all), None);
+        assert_eq!(look(6500, Some(100 * MS), &mut all), Some(Slot(1)));
     }
 
-    fn shares(paces: &[Pace], local: Option<u8>) -> Vec<usize> {
-        let readers: Slots = (0..paces.len() as u8).map(Slot).collect();
-        let mut counts = vec![0; paces.len()];
+    fn shares(all: &[Latencies], local: Option<u8>) -> Vec<usize> {
+        let readers: Slots = (0..all.len() as u8).map(Slot).collect();
+        let mut counts = vec![0; all.len()];
         for turn in 0..6400 {
             let is_local = |slot: Slot| Some(slot.0) == local;
             let chosen = choose_reader(
                 readers,
                 is_local,
-                |slot| paces[usize::from(slot.0)].read_latency(None),
+                |slot| all[usize::from(slot.0)].read_latency(None),
                 turn,
             );
             counts[usize::from(chosen.0)] += 1;
@@ -245,21 +250,21 @@ mod tests {
 
     #[test]
     fn reads_go_to_the_local_copy_else_to_the_fast_ones_in_turns() {
-        let alike = [paced(MS, MS, 50), paced(MS, MS * 5 / 4, 50), paced(MS, 4 * MS, 50)];
+        let alike = [measured(MS, MS, 50), measured(MS, MS * 5 / 4, 50), measured(MS, 4 * MS, 50)];
         let counts = shares(&alike, None);
         assert!(counts[0] > 3000 && counts[1] > 3000, "{counts:?}");
         assert!((1..100).contains(&counts[2]), "the slow one is measured now and then: {counts:?}");
         let counts = shares(&alike, Some(1));
         assert!(counts[1] > 6300, "{counts:?}");
-        let counts = shares(&[paced(MS, 10 * MS, 50), paced(MS, MS, 50)], Some(0));
+        let counts = shares(&[measured(MS, 10 * MS, 50), measured(MS, MS, 50)], Some(0));
         assert!(counts[1] > 6300, "a local disk in trouble is left alone: {counts:?}");
     }
 
     #[test]
     fn a_second_copy_is_asked_only_when_a_read_takes_longer_than_almost_all() {
-        assert_eq!(paced(MS, MS, 3).hedge_after(), HEDGE_AFTER_UNKNOWN);
-        let steady = paced(MS, 10 * MS, 100).hedge_after();
+        assert_eq!(measured(MS, MS, 3).hedge_after(), HEDGE_AFTER_UNKNOWN);
+        let steady = measured(MS, 10 * MS, 100).hedge_after();
         assert!(steady > 10 * MS && steady < 30 * MS, "{steady:?}");
-        assert_eq!(paced(MS, MS / 10, 100).hedge_after(), HEDGE_AFTER_MIN);
+        assert_eq!(measured(MS, MS / 10, 100).hedge_after(), HEDGE_AFTER_MIN);
     }
 }
