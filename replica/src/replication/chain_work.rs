@@ -6,15 +6,18 @@
 //!                       or refused   are parked              they leave  have it
 //! ```
 //! Nobody leaves the set since its disk has no room for a change: who is in it has taken the room
-//! before the first one does it, or nobody does. A snapshot exists for users once it is reported. A replica that is being rebuilt takes part in
-//! every change. Removed layers are joined to their children afterwards, in the background.
+//! before the first one does it, or nobody does. A snapshot exists for users once it is reported. A
+//! replica that is being rebuilt takes part in every change. Removed layers are joined to their
+//! children afterwards ([`joins`](super::joins)).
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::time::{Duration, Instant};
+use std::collections::VecDeque;
+use std::time::Instant;
 
 use super::action::{Action, End, Job, JobId};
-use super::core::{Closing, Core, Phase};
+use super::core::{Core, Phase};
+use super::fan_out::FanOut;
 use super::io::Io;
+use super::joins::Joins;
 use super::peer::{FlushFor, Purpose};
 use super::slots::{Slot, Slots};
 use crate::chain::{ChainChange, ChainInfo, ChainOp, Seal};
@@ -22,18 +25,11 @@ use crate::message::{Refusal, Reply, Request};
 use crate::mutation::{self, Mutation};
 use crate::types::{ChainOpId, LayerId};
 
-/// Pause before a join that found no room is tried again.
-const JOIN_RETRY: Duration = Duration::from_secs(10);
-
 #[derive(Debug, Default)]
 pub(super) struct ChainWork {
     pub(super) queue: VecDeque<(JobId, Job)>,
     current: Option<Current>,
-    /// Layers to be joined, per replica.
-    joins: BTreeMap<Slot, BTreeSet<LayerId>>,
-    joining: BTreeMap<Slot, LayerId>,
-    /// A join found no room: when it is tried again.
-    no_join_before: Option<Instant>,
+    pub(super) joins: Joins,
 }
 
 #[derive(Debug)]
@@ -50,15 +46,15 @@ struct Current {
 enum ChangeStage {
     Settling,
     Preparing {
-        waiting: Slots,
+        asked: FanOut,
         refused: Option<String>,
     },
     Draining,
     Flushing {
-        waiting: Slots,
+        asked: FanOut,
     },
     Applying {
-        waiting: Slots,
+        asked: FanOut,
         done: Slots,
         refused: Vec<(Slot, Refusal)>,
     },
@@ -67,6 +63,19 @@ enum ChangeStage {
     Describing {
         from: Slot,
     },
+}
+
+/// What the running change does next.
+#[derive(Debug, PartialEq, Eq)]
+enum Next {
+    Settle,
+    Drain,
+    Prepare,
+    Refuse(String),
+    Flush,
+    Apply,
+    Judge,
+    Describe { from: Slot },
 }
 
 impl ChainWork {
@@ -111,7 +120,11 @@ impl ChainWork {
 
     /// Nothing runs; something may wait.
     pub(super) fn is_at_rest(&self) -> bool {
-        self.current.is_none() && self.joining.is_empty()
+        self.current.is_none() && self.joins.is_at_rest()
+    }
+
+    pub(super) fn is_changing(&self) -> bool {
+        self.current.is_some()
     }
 }
 
@@ -125,10 +138,32 @@ impl Job {
 
 impl Core {
     pub(super) fn drive_chain_work(&mut self, now: Instant) {
-        self.chain_work.no_join_before.take_if(|at| now >= *at);
         if !self.is_open() {
             return;
         }
+        self.start_next_change();
+        while let Some(next) = self.next_of_change() {
+            match next {
+                Next::Settle => self.set_change_stage(ChangeStage::Settling),
+                Next::Drain => self.set_change_stage(ChangeStage::Draining),
+                Next::Prepare => self.prepare_change(now),
+                Next::Refuse(why) => self.refuse_change(now, why),
+                Next::Flush => {
+                    let purpose = Purpose::Flush(FlushFor::Chain);
+                    let asked = self.ask(now, self.writable(), &purpose, &Request::Flush);
+                    self.set_change_stage(ChangeStage::Flushing { asked });
+                }
+                Next::Apply => self.apply_change(now),
+                Next::Judge => self.judge_change(now),
+                Next::Describe { from } => {
+                    self.set_change_stage(ChangeStage::Describing { from });
+                    self.send(now, from, Purpose::DescribeChain, Request::DescribeChain, None);
+                }
+            }
+        }
+    }
+
+    fn start_next_change(&mut self) {
         let serving = matches!(self.phase, Phase::Serving);
         if serving && self.chain_work.current.is_none() && !self.is_mid_adoption() {
             let next = self.chain_work.queue.pop_front();
@@ -137,72 +172,67 @@ impl Core {
                 Current { id, job, stage, prepared, result: Ok(()) }
             });
         }
-        let steady = self.is_steady();
-        let live = self.live();
-        let (lacks_room, unprepared) = (self.lacks_room(), self.writable());
-        let is_quiet = self.writes_in_flight == 0 && !self.clears_or_repairs();
-        let Some(current) = &mut self.chain_work.current else {
-            return self.drive_joins(now);
-        };
-        let reverts = matches!(current.job, Job::Revert { .. });
-        let is_read = |io: &Io| !io.answered && !io.is_write() && io.is_admitted();
-        let is_drained = is_quiet && !(reverts && self.ios.values().any(is_read));
-        let is_drained = is_drained || mutation::is_on(Mutation::SnapshotUndrained);
-        let is_settled = self.settle.is_done() || mutation::is_on(Mutation::SnapshotUnsettled);
-        let cuts = current.job.cuts();
-        let is_prepared = unprepared.without(current.prepared).is_empty()
-            || mutation::is_on(Mutation::ChangeWithoutRoom);
-        match &mut current.stage {
-            ChangeStage::Settling | ChangeStage::Draining if cuts && lacks_room.is_some() => {
-                return self.refuse_change(now, lacks_room.unwrap_or_default());
-            }
-            ChangeStage::Settling if (is_settled || !cuts) && self.promoting.is_none() => {
-                current.stage = ChangeStage::Draining;
-            }
-            ChangeStage::Draining if cuts && steady && !is_prepared => {
-                return self.prepare_change(now);
-            }
-            ChangeStage::Preparing { waiting, refused } if waiting.is_empty() => {
-                match refused.take() {
-                    Some(why) => return self.refuse_change(now, why),
-                    None => current.stage = ChangeStage::Draining,
-                }
-            }
-            ChangeStage::Draining if !cuts && steady && self.rebuilds.is_at_rest() => {
-                return self.apply_change(now);
-            }
-            // A member may have come back with what nobody has compared.
-            ChangeStage::Draining if cuts && !is_settled => current.stage = ChangeStage::Settling,
-            ChangeStage::Flushing { waiting } if waiting.is_empty() && !is_settled => {
-                current.stage = ChangeStage::Settling;
-            }
-            ChangeStage::Draining if cuts && steady && is_drained && self.rebuilds.is_at_rest() => {
-                let waiting = self.writable();
-                self.set_stage_of_chain(ChangeStage::Flushing { waiting });
-                for slot in waiting.iter() {
-                    let purpose = Purpose::Flush(FlushFor::Chain);
-                    self.send(now, slot, purpose, Request::Flush, None);
-                }
-                return;
-            }
-            ChangeStage::Flushing { waiting } if waiting.is_empty() && steady => {
-                return self.apply_change(now);
-            }
-            ChangeStage::Applying { waiting, .. } if waiting.is_empty() => {
-                return self.all_applied(now);
-            }
-            ChangeStage::Removing if steady => {
-                let Some(from) = live.iter().next() else { return };
-                current.stage = ChangeStage::Describing { from };
-                self.send(now, from, Purpose::DescribeChain, Request::DescribeChain, None);
-                return;
-            }
-            _ => return,
-        }
-        self.drive_chain_work(now);
     }
 
-    fn set_stage_of_chain(&mut self, stage: ChangeStage) {
+    /// `None` if it waits. A cut goes back to settling whenever a member has come back with what
+    /// nobody has compared.
+    fn next_of_change(&self) -> Option<Next> {
+        let current = self.chain_work.current.as_ref()?;
+        let cuts = current.job.cuts();
+        let is_settled = self.settle.is_done() || mutation::is_on(Mutation::SnapshotUnsettled);
+        let is_steady = self.is_steady();
+        match &current.stage {
+            ChangeStage::Settling | ChangeStage::Draining
+                if cuts && let Some(why) = self.lacks_room() =>
+            {
+                Some(Next::Refuse(why))
+            }
+            ChangeStage::Settling => {
+                ((is_settled || !cuts) && self.promoting.is_none()).then_some(Next::Drain)
+            }
+            ChangeStage::Preparing { asked, refused } => asked.is_over().then(|| {
+                let refused = refused.clone();
+                refused.map_or(Next::Drain, Next::Refuse)
+            }),
+            ChangeStage::Draining if !cuts => {
+                (is_steady && self.rebuilds.is_at_rest()).then_some(Next::Apply)
+            }
+            ChangeStage::Draining if is_steady && !self.is_prepared(current) => Some(Next::Prepare),
+            ChangeStage::Draining if !is_settled => Some(Next::Settle),
+            ChangeStage::Draining => {
+                let is_quiet = is_steady && self.rebuilds.is_at_rest();
+                (is_quiet && self.is_drained_for(&current.job)).then_some(Next::Flush)
+            }
+            ChangeStage::Flushing { asked } if asked.is_over() => match is_settled {
+                true => is_steady.then_some(Next::Apply),
+                false => Some(Next::Settle),
+            },
+            ChangeStage::Applying { asked, .. } => asked.is_over().then_some(Next::Judge),
+            ChangeStage::Removing if is_steady => {
+                self.live().iter().next().map(|from| Next::Describe { from })
+            }
+            ChangeStage::Flushing { .. }
+            | ChangeStage::Removing
+            | ChangeStage::Describing { .. } => None,
+        }
+    }
+
+    fn is_prepared(&self, current: &Current) -> bool {
+        self.writable().without(current.prepared).is_empty()
+            || mutation::is_on(Mutation::ChangeWithoutRoom)
+    }
+
+    /// Nothing is on its way that the cut would divide. A revert waits for reads, too.
+    fn is_drained_for(&self, job: &Job) -> bool {
+        let is_read = |io: &Io| !io.answered && !io.is_write() && io.is_admitted();
+        let reverts = matches!(job, Job::Revert { .. });
+        let is_drained = self.writes_in_flight == 0
+            && !self.clears_or_repairs()
+            && !(reverts && self.ios.values().any(is_read));
+        is_drained || mutation::is_on(Mutation::SnapshotUndrained)
+    }
+
+    fn set_change_stage(&mut self, stage: ChangeStage) {
         if let Some(current) = &mut self.chain_work.current {
             current.stage = stage;
         }
@@ -210,10 +240,10 @@ impl Core {
 
     pub(super) fn chain_flushed(&mut self, now: Instant, slot: Slot, reply: Reply<()>) {
         if self.expect_done(now, slot, reply)
-            && let Some(Current { stage: ChangeStage::Flushing { waiting }, .. }) =
+            && let Some(Current { stage: ChangeStage::Flushing { asked }, .. }) =
                 &mut self.chain_work.current
         {
-            waiting.remove(slot);
+            asked.answered(slot);
         }
     }
 
@@ -240,7 +270,7 @@ impl Core {
         let job = self.chain_work.current.as_ref().map(|current| &current.job);
         let Some(result) = job.and_then(|job| self.foregone(job)) else { return false };
         match result {
-            Ok(()) => self.set_stage_of_chain(ChangeStage::Removing),
+            Ok(()) => self.set_change_stage(ChangeStage::Removing),
             Err(why) => self.refuse_change(now, why),
         }
         true
@@ -263,27 +293,25 @@ impl Core {
     /// Asks those for room that haven't taken it yet.
     fn prepare_change(&mut self, now: Instant) {
         if self.is_foregone(now) {
-            return self.drive_chain_work(now);
+            return;
         }
-        let (writable, Some(op)) = (self.writable(), self.next_op()) else { return };
-        let Some(current) = &mut self.chain_work.current else { return };
-        let waiting = writable.without(current.prepared);
-        current.stage = ChangeStage::Preparing { waiting, refused: None };
-        for slot in waiting.iter() {
-            self.send(now, slot, Purpose::Prepare, Request::Prepare(Box::new(op.clone())), None);
-        }
+        let Some(op) = self.next_op() else { return };
+        let Some(current) = &self.chain_work.current else { return };
+        let lacking = self.writable().without(current.prepared);
+        let asked = self.ask(now, lacking, &Purpose::Prepare, &Request::Prepare(Box::new(op)));
+        self.set_change_stage(ChangeStage::Preparing { asked, refused: None });
     }
 
     /// A member that can't stays one: the change isn't made.
     pub(super) fn chain_prepared(&mut self, now: Instant, slot: Slot, reply: Reply<()>) {
         let is_member = self.live().contains(slot);
         let replica = self.peer(slot).id.clone();
-        let Some(Current { stage: ChangeStage::Preparing { waiting, refused }, prepared, .. }) =
+        let Some(Current { stage: ChangeStage::Preparing { asked, refused }, prepared, .. }) =
             &mut self.chain_work.current
         else {
             return;
         };
-        waiting.remove(slot);
+        asked.answered(slot);
         match reply {
             Reply::Done => prepared.insert(slot),
             Reply::Refused(why @ (Refusal::NoSpace | Refusal::Invalid { .. })) if is_member => {
@@ -304,35 +332,27 @@ impl Core {
         current.stage = ChangeStage::Removing;
         // Whoever refused has kept nothing; an answer may have been lost.
         let prepared = std::mem::replace(&mut current.prepared, Slots::NONE);
-        for slot in prepared.intersection(writable).iter() {
-            self.send(now, slot, Purpose::Abandon, Request::Abandon, None);
-        }
-        self.drive_chain_work(now);
+        self.ask(now, prepared.intersection(writable), &Purpose::Abandon, &Request::Abandon);
     }
 
     fn apply_change(&mut self, now: Instant) {
         if self.is_foregone(now) {
-            return self.drive_chain_work(now);
+            return;
         }
         let Some(op) = self.next_op() else { return };
-        let waiting = self.writable();
-        self.set_stage_of_chain(ChangeStage::Applying {
-            waiting,
-            done: Slots::NONE,
-            refused: Vec::new(),
-        });
-        for slot in waiting.iter() {
-            self.send(now, slot, Purpose::Chain, Request::Chain(Box::new(op.clone())), None);
-        }
+        let request = Request::Chain(Box::new(op));
+        let asked = self.ask(now, self.writable(), &Purpose::Chain, &request);
+        let (done, refused) = (Slots::NONE, Vec::new());
+        self.set_change_stage(ChangeStage::Applying { asked, done, refused });
     }
 
     pub(super) fn chain_applied(&mut self, now: Instant, slot: Slot, reply: Reply<()>) {
-        let Some(Current { stage: ChangeStage::Applying { waiting, done, refused }, .. }) =
+        let Some(Current { stage: ChangeStage::Applying { asked, done, refused }, .. }) =
             &mut self.chain_work.current
         else {
             return;
         };
-        waiting.remove(slot);
+        asked.answered(slot);
         match reply {
             Reply::Done => done.insert(slot),
             Reply::Refused(refusal) => refused.push((slot, refusal)),
@@ -342,7 +362,7 @@ impl Core {
 
     /// If nobody could, nothing has changed and the asker is told. Otherwise those who couldn't are
     /// no longer copies of the volume.
-    fn all_applied(&mut self, now: Instant) {
+    fn judge_change(&mut self, now: Instant) {
         let Some(current) = &mut self.chain_work.current else { return };
         let stage = std::mem::replace(&mut current.stage, ChangeStage::Removing);
         let ChangeStage::Applying { done, refused, .. } = stage else { return };
@@ -356,7 +376,6 @@ impl Core {
             }
         }
         self.drive_membership(now);
-        self.drive_chain_work(now);
     }
 
     pub(super) fn chain_described(&mut self, now: Instant, slot: Slot, reply: Reply<()>) {
@@ -392,10 +411,11 @@ impl Core {
         if let Some(current) = &mut self.chain_work.current {
             current.prepared.remove(slot);
             match &mut current.stage {
-                ChangeStage::Preparing { waiting, .. } => waiting.remove(slot),
+                ChangeStage::Preparing { asked, .. } | ChangeStage::Applying { asked, .. } => {
+                    asked.lost(slot);
+                }
                 // It may come back without having flushed: all flush once more.
                 ChangeStage::Flushing { .. } => current.stage = ChangeStage::Draining,
-                ChangeStage::Applying { waiting, .. } => waiting.remove(slot),
                 ChangeStage::Describing { from } if *from == slot => {
                     current.stage = ChangeStage::Removing
                 }
@@ -410,63 +430,7 @@ impl Core {
             // Some may have the change and others not: opening makes them alike.
             self.end(End::Reopen("all replicas were lost in a change of the chain".into()));
         }
-        self.chain_work.joins.remove(&slot);
-        self.chain_work.joining.remove(&slot);
-    }
-
-    // ---- joins -----------------------------------------------------------------------------
-
-    /// Every removed layer is joined on every member; where that was done already, it is nothing.
-    pub(super) fn schedule_joins(&mut self) {
-        let removed = |chain: &ChainInfo| -> BTreeSet<LayerId> {
-            chain.layers.iter().filter(|layer| layer.removed).map(|layer| layer.id).collect()
-        };
-        let layers = removed(&self.chain);
-        if !layers.is_empty() {
-            for slot in self.live().iter() {
-                self.chain_work.joins.insert(slot, layers.clone());
-            }
-        }
-    }
-
-    fn drive_joins(&mut self, now: Instant) {
-        let rebuilds = !self.rebuilds.is_idle() || self.wants_rebuild();
-        let rests = self.chain_work.no_join_before.is_some();
-        if rebuilds || rests || !self.is_steady() || !matches!(self.phase, Phase::Serving) {
-            return;
-        }
-        for slot in self.live().iter() {
-            if self.chain_work.joining.contains_key(&slot) {
-                continue;
-            }
-            let next = self.chain_work.joins.get_mut(&slot).and_then(BTreeSet::pop_first);
-            if let Some(layer) = next {
-                self.chain_work.joining.insert(slot, layer);
-                self.send(now, slot, Purpose::Join(layer), Request::Join { layer }, None);
-            }
-        }
-    }
-
-    /// A join that was refused is tried again after the next change, and one that found no room
-    /// after a while; the data is safe either way.
-    pub(super) fn joined(&mut self, now: Instant, slot: Slot, layer: LayerId, reply: Reply<()>) {
-        if self.chain_work.joining.get(&slot) == Some(&layer) {
-            self.chain_work.joining.remove(&slot);
-            if reply == Reply::Refused(Refusal::NoSpace) {
-                self.chain_work.joins.entry(slot).or_default().insert(layer);
-                self.chain_work.no_join_before = Some(now + JOIN_RETRY);
-                self.is_sooner = true;
-            }
-        }
-        let all_done = self.chain_work.joining.is_empty()
-            && self.chain_work.joins.values().all(BTreeSet::is_empty);
-        if all_done && self.chain_work.current.is_none() {
-            self.refresh_chain(now);
-        }
-    }
-
-    pub(super) fn next_join(&self) -> Option<Instant> {
-        self.chain_work.no_join_before
+        self.chain_work.joins.lost(slot);
     }
 
     /// Looks at the chain anew: joins and writes change what it takes on the disk.
@@ -476,77 +440,6 @@ impl Core {
             && let Some(from) = self.live().iter().next()
         {
             self.send(now, from, Purpose::RefreshChain, Request::DescribeChain, None);
-        }
-    }
-
-    // ---- the clean end ---------------------------------------------------------------------
-
-    pub(super) fn drive_closing(&mut self, now: Instant) {
-        let Phase::Closing(closing) = self.phase else { return };
-        match closing {
-            Closing::Draining => {
-                let busy = self.writes_in_flight > 0
-                    || self.chain_work.current.is_some()
-                    || self.ios.values().any(|io| !io.answered);
-                let early = mutation::is_on(Mutation::ClearEarly);
-                if (busy && !early) || !self.is_steady() {
-                    return;
-                }
-                let waiting = self.live();
-                if early {
-                    self.phase = Phase::Closing(Closing::SayingGoodbye(waiting));
-                    for slot in waiting.iter() {
-                        self.send(now, slot, Purpose::Bye, Request::Bye, None);
-                    }
-                    return;
-                }
-                self.phase = Phase::Closing(Closing::Flushing(waiting));
-                self.epochs.want_to_close();
-                for slot in waiting.iter() {
-                    let purpose = Purpose::Flush(FlushFor::Closing);
-                    self.send(now, slot, purpose, Request::Flush, None);
-                }
-            }
-            Closing::Flushing(waiting) if waiting.is_empty() => {
-                // With unsettled regions left the marks must stay, for the next engine.
-                let is_unequal = !self.settle.is_done() || self.has_given_up();
-                if is_unequal || self.repairs.has_undecided() {
-                    return self.end(End::Detached);
-                }
-                if !self.epochs.may_close() {
-                    return;
-                }
-                let waiting = self.live();
-                self.phase = Phase::Closing(Closing::SayingGoodbye(waiting));
-                for slot in waiting.iter() {
-                    self.send(now, slot, Purpose::Bye, Request::Bye, None);
-                }
-            }
-            Closing::SayingGoodbye(waiting) if waiting.is_empty() => self.end(End::Detached),
-            Closing::Flushing(waiting) | Closing::SayingGoodbye(waiting) => {
-                let left = waiting.intersection(self.live());
-                if left != waiting {
-                    self.phase = Phase::Closing(match closing {
-                        Closing::Flushing(_) => Closing::Draining, // the rest must remove it first
-                        _ => Closing::SayingGoodbye(left),
-                    });
-                    self.drive_closing(now);
-                }
-            }
-        }
-    }
-
-    pub(super) fn closing_flushed(&mut self, now: Instant, slot: Slot, reply: Reply<()>) {
-        if self.expect_done(now, slot, reply)
-            && let Phase::Closing(Closing::Flushing(waiting)) = &mut self.phase
-        {
-            waiting.remove(slot);
-        }
-    }
-
-    pub(super) fn said_goodbye(&mut self, slot: Slot) {
-        if let Phase::Closing(Closing::SayingGoodbye(waiting)) = &mut self.phase {
-            waiting.remove(slot);
         }
     }
 

@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 
 use super::action::IoId;
 use super::core::{Core, Phase};
+use super::fan_out::FanOut;
 use super::locks::{LockId, LockMode};
 use super::marks::{Marks, Patience};
 use super::peer::{FlushFor, Purpose};
@@ -59,10 +60,8 @@ struct Batch {
     groups: BTreeSet<Group>,
     locks: Vec<LockId>,
     stage: ClearStage,
-    /// Who hasn't answered.
-    waiting: Slots,
-    /// A member was lost on the way: the marks stay.
-    abandoned: bool,
+    /// Spoiled by the loss of a member: the marks stay.
+    asked: FanOut,
     /// A round of epochs that began with it: a copy from before knows less than is agreed then.
     epoch: u64,
 }
@@ -75,7 +74,7 @@ enum ClearStage {
 
 #[derive(Debug)]
 struct Asking {
-    waiting: Slots,
+    asked: FanOut,
     found: BTreeSet<Region>,
     /// Where somebody has more.
     next: Option<Region>,
@@ -118,11 +117,11 @@ impl Core {
 
     pub(super) fn drive_clear(&mut self, now: Instant) {
         if let Some(batch) = &self.clearing.batch {
-            if !batch.waiting.is_empty() {
+            if !batch.asked.is_over() {
                 return;
             }
             match batch.stage {
-                _ if batch.abandoned => self.end_batch(now, false),
+                _ if batch.asked.is_spoiled() => self.end_batch(now, false),
                 ClearStage::Flushing if !self.epochs.is_agreed(batch.epoch) => {
                     if self.epochs.is_under_way() {
                         return;
@@ -172,24 +171,17 @@ impl Core {
         }
         self.clearing.batches += 1;
         let number = self.clearing.batches;
-        let waiting = self.live();
         let (locks, stage, epoch) = (Vec::new(), ClearStage::Flushing, self.epochs.want());
-        self.clearing.batch = Some(Batch {
-            number,
-            began: now,
-            groups,
-            locks,
-            stage,
-            waiting,
-            abandoned: false,
-            epoch,
-        });
+        let asked = FanOut::default();
+        let batch = Batch { number, began: now, groups, locks, stage, asked, epoch };
+        self.clearing.batch = Some(batch);
         if mutation::is_on(Mutation::ClearWithoutFlush) {
             return self.send_clear(now);
         }
-        for slot in waiting.iter() {
-            let purpose = Purpose::Flush(FlushFor::Clear(number));
-            self.send(now, slot, purpose, Request::Flush, None);
+        let purpose = Purpose::Flush(FlushFor::Clear(number));
+        let asked = self.ask(now, self.live(), &purpose, &Request::Flush);
+        if let Some(batch) = &mut self.clearing.batch {
+            batch.asked = asked;
         }
     }
 
@@ -202,7 +194,6 @@ impl Core {
 
     /// All is flushed that was written before; what was written since isn't in the batch any more.
     fn send_clear(&mut self, now: Instant) {
-        let (steady, members) = (self.is_steady(), self.live());
         let Some(mut batch) = self.clearing.batch.take() else { return };
         batch.groups.retain(|group| {
             let is_quiet = self.is_quiet(*group);
@@ -213,21 +204,19 @@ impl Core {
             }
             is_quiet
         });
-        let is_empty = batch.groups.is_empty();
-        batch.abandoned |= !steady;
         batch.stage = ClearStage::Clearing;
-        batch.waiting = members;
-        let (number, abandoned) = (batch.number, batch.abandoned);
-        let end = self.chain.size_bytes() / REGION_BYTES;
-        let regions = batch.groups.iter().flat_map(|group| group.range().regions());
-        let regions: Vec<_> = regions.filter(|region| region.0 < end).collect();
-        self.clearing.batch = Some(batch);
-        if is_empty || abandoned {
-            return self.end_batch(now, false);
+        let is_wanted = self.is_steady() && !batch.asked.is_spoiled() && !batch.groups.is_empty();
+        if is_wanted {
+            let end = self.chain.size_bytes() / REGION_BYTES;
+            let regions = batch.groups.iter().flat_map(|group| group.range().regions());
+            let regions = regions.filter(|region| region.0 < end).collect();
+            let purpose = Purpose::Clear(batch.number);
+            let request = Request::Clear { regions };
+            batch.asked = self.ask(now, self.live(), &purpose, &request);
         }
-        for slot in members.iter() {
-            let request = Request::Clear { regions: regions.clone() };
-            self.send(now, slot, Purpose::Clear(number), request, None);
+        self.clearing.batch = Some(batch);
+        if !is_wanted {
+            self.end_batch(now, false);
         }
     }
 
@@ -241,8 +230,10 @@ impl Core {
         if let Some(batch) = &mut self.clearing.batch
             && batch.number == number
         {
-            batch.waiting.remove(slot);
-            batch.abandoned |= reply != Reply::Done;
+            batch.asked.answered(slot);
+            if reply != Reply::Done {
+                batch.asked.spoil();
+            }
         }
         if reply != Reply::Done && !self.is_only_member(slot) {
             self.lose_for(now, slot, &reply);
@@ -270,17 +261,16 @@ impl Core {
     /// beside a new write.
     pub(super) fn clear_lost(&mut self, slot: Slot) {
         if let Some(batch) = &mut self.clearing.batch {
-            batch.abandoned = true;
-            batch.waiting.remove(slot);
+            batch.asked.lost(slot);
+            batch.asked.spoil();
         }
         if let Some(asking) = &mut self.clearing.asking {
-            self.clearing.is_unsure |= asking.waiting.contains(slot); // it may come back with them
-            asking.waiting.remove(slot);
+            self.clearing.is_unsure |= asking.asked.lost(slot); // it may come back with them
         }
     }
 
     fn ask_what_is_marked(&mut self, now: Instant) {
-        if let Some(asking) = self.clearing.asking.take_if(|asking| asking.waiting.is_empty()) {
+        if let Some(asking) = self.clearing.asking.take_if(|asking| asking.asked.is_over()) {
             let known = &self.clearing.marks;
             let new: Vec<_> = asking
                 .found
@@ -304,12 +294,9 @@ impl Core {
             }
             self.clearing.members = members;
             self.clearing.is_unsure = false; // a write that comes before the answer unsettles it again
-            let asking = Asking { waiting: members, found: BTreeSet::new(), next: None };
-            self.clearing.asking = Some(asking);
             let from = self.clearing.ask_from.filter(|_| !is_new).unwrap_or(Region(0));
-            for slot in members.iter() {
-                self.send(now, slot, Purpose::Marked(from), Request::Marked { from }, None);
-            }
+            let asked = self.ask(now, members, &Purpose::Marked(from), &Request::Marked { from });
+            self.clearing.asking = Some(Asking { asked, found: BTreeSet::new(), next: None });
         }
     }
 
@@ -322,7 +309,7 @@ impl Core {
     ) {
         let Some(page) = self.expect_page(now, slot, from, reply) else { return };
         if let Some(asking) = &mut self.clearing.asking {
-            asking.waiting.remove(slot);
+            asking.asked.answered(slot);
             let size = self.chain.size_bytes() / REGION_BYTES;
             let mut within = page.regions.within(0..size);
             asking.found.extend(within.by_ref().take(ASKED_MAX));

@@ -12,6 +12,7 @@ use super::action::{
 use super::budget::Budget;
 use super::chain_work::ChainWork;
 use super::clear::Clearing;
+use super::closing::Closing;
 use super::epoch::Epochs;
 use super::flush::Flushes;
 use super::hedge::Hedges;
@@ -105,13 +106,6 @@ pub(super) enum Phase {
     /// Asked to detach: nothing new comes in.
     Closing(Closing),
     Ended,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Closing {
-    Draining,
-    Flushing(Slots),
-    SayingGoodbye(Slots),
 }
 
 /// Who gets a lock when its turn comes.
@@ -415,6 +409,7 @@ impl Core {
         self.drive_clear(now);
         self.drive_rebuild(now);
         self.drive_chain_work(now);
+        self.drive_joins(now);
         self.drive_flushes(now);
         self.drive_failed(now);
         self.drive_leases(now);
@@ -436,9 +431,7 @@ impl Core {
             Purpose::Edge(io, block) => self.edge_answered(now, slot, io, block, reply),
             Purpose::Flush(whose) => self.flush_answered(now, slot, whose, reply),
             Purpose::SettleSums(region) => self.settle_sums(now, slot, region, reply),
-            Purpose::SettleFetch(region, transfer) => {
-                self.settle_fetched(now, slot, region, transfer, reply);
-            }
+            Purpose::SettleFetch(region) => self.settle_fetched(now, slot, region, reply),
             Purpose::SettleCopy(region) => self.settle_copied(now, slot, region, reply),
             Purpose::RebuildDescribe(number) => self.rebuild_described(now, slot, number, reply),
             Purpose::RebuildAdopt => self.rebuild_adopted(now, slot, reply),
@@ -651,6 +644,13 @@ impl Core {
     pub(super) fn new_transfer(&mut self) -> TransferId {
         self.next_transfer += 1;
         TransferId(self.next_transfer)
+    }
+
+    /// Nobody refers to what it carries any more.
+    pub(super) fn retire_transfer(&mut self, transfer: Option<TransferId>) {
+        if let Some(transfer) = transfer {
+            self.act(Action::RetireTransfer { transfer });
+        }
     }
 
     /// A fence above every earlier one of this engine.

@@ -19,8 +19,9 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use super::core::Core;
+use super::fan_out::FanOut;
 use super::peer::Purpose;
-use super::slots::{Slot, Slots};
+use super::slots::Slot;
 use crate::message::{Departed, Reply, Request, Welcome};
 use crate::mutation::{self, Mutation};
 use crate::record::Member;
@@ -52,7 +53,7 @@ pub(super) struct Epochs {
 struct Round {
     number: u64,
     stage: EpochStage,
-    waiting: Slots,
+    asked: FanOut,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -147,7 +148,7 @@ impl Core {
             None if self.epochs.wanted > self.epochs.agreed && self.is_steady() => {
                 self.begin_round(now);
             }
-            Some(Round { waiting, .. }) if !waiting.is_empty() => {}
+            Some(Round { asked, .. }) if !asked.is_over() => {}
             Some(Round { stage: EpochStage::Beginning, number, .. }) => self.agree(now, *number),
             Some(Round { stage: EpochStage::Agreeing, number, .. }) => {
                 self.epochs.agreed = self.epochs.agreed.max(*number);
@@ -160,30 +161,25 @@ impl Core {
 
     /// All of the record, and who is about to be added to it.
     fn begin_round(&mut self, now: Instant) {
-        let waiting = self.next_set();
-        if waiting.is_empty() {
+        let members = self.next_set();
+        if members.is_empty() {
             return;
         }
         let number = self.epochs.newest.max(self.epochs.wanted - 1) + 1;
         self.epochs.newest = number;
         (self.epochs.is_due, self.epochs.began_at) = (false, Some(now));
-        self.epochs.round = Some(Round { number, stage: EpochStage::Beginning, waiting });
         let epoch = Epoch { begun: number, agreed: 0 };
-        for slot in waiting.iter() {
-            self.send(now, slot, Purpose::Epoch(epoch), Request::Epoch(epoch), None);
-        }
+        let asked = self.ask(now, members, &Purpose::Epoch(epoch), &Request::Epoch(epoch));
+        self.epochs.round = Some(Round { number, stage: EpochStage::Beginning, asked });
         if mutation::is_on(Mutation::AgreedBeforeBegun) {
             self.agree(now, number);
         }
     }
 
     fn agree(&mut self, now: Instant, number: u64) {
-        let waiting = self.live();
-        self.epochs.round = Some(Round { number, stage: EpochStage::Agreeing, waiting });
         let epoch = Epoch { begun: number, agreed: number };
-        for slot in waiting.iter() {
-            self.send(now, slot, Purpose::Epoch(epoch), Request::Epoch(epoch), None);
-        }
+        let asked = self.ask(now, self.live(), &Purpose::Epoch(epoch), &Request::Epoch(epoch));
+        self.epochs.round = Some(Round { number, stage: EpochStage::Agreeing, asked });
     }
 
     pub(super) fn epoch_answered(
@@ -207,7 +203,7 @@ impl Core {
         if let Some(round) = &mut self.epochs.round
             && (round.number, round.stage) == (epoch.begun, stage)
         {
-            round.waiting.remove(slot);
+            round.asked.answered(slot);
         }
     }
 
@@ -216,7 +212,9 @@ impl Core {
         let Some(round) = &mut self.epochs.round else { return };
         match round.stage {
             EpochStage::Beginning => self.epochs.round = None,
-            EpochStage::Agreeing => round.waiting.remove(slot),
+            EpochStage::Agreeing => {
+                round.asked.lost(slot);
+            }
         }
     }
 

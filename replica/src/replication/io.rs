@@ -97,6 +97,43 @@ impl Io {
     }
 }
 
+/// How a request goes on without a replica.
+enum AfterLoss {
+    Nothing,
+    /// From another one.
+    ReadAgain,
+    FillAgain,
+    Acknowledge,
+    /// It was answered, and nobody works on it any more.
+    Done,
+}
+
+impl Io {
+    /// `slot` answers no more. A write keeps needing it: only its removal from the set ends that.
+    fn lose(&mut self, slot: Slot) -> AfterLoss {
+        let owed = self.unconfirmed.contains(slot);
+        self.unconfirmed.remove(slot);
+        match &mut self.stage {
+            IoStage::Reading { from, .. } if *from == Some(slot) => {
+                *from = self.unconfirmed.iter().next(); // who was asked beside it
+                AfterLoss::ReadAgain
+            }
+            IoStage::Filling { missing, .. } => {
+                for (_, from) in missing.iter_mut().flatten() {
+                    *from = from.filter(|&from| from != slot);
+                }
+                AfterLoss::FillAgain
+            }
+            IoStage::Writing if owed && mutation::is_on(Mutation::AcknowledgeBeforeRemoval) => {
+                self.needs.remove(slot);
+                AfterLoss::Acknowledge
+            }
+            _ if owed && self.answered && self.unconfirmed.is_empty() => AfterLoss::Done,
+            _ => AfterLoss::Nothing,
+        }
+    }
+}
+
 impl Core {
     pub(super) fn io(&mut self, id: IoId) -> &mut Io {
         self.ios.get_mut(&id).expect("ids are kept until the request is retired")
@@ -211,38 +248,15 @@ impl Core {
     pub(super) fn ios_lost(&mut self, now: Instant, slot: Slot) {
         let ids: Vec<_> = self.ios.keys().copied().collect();
         for id in ids {
-            let io = self.io(id);
-            match io.stage {
-                IoStage::Reading { from: Some(from), failed } => {
-                    io.unconfirmed.remove(slot);
-                    if from == slot {
-                        let from = io.unconfirmed.iter().next();
-                        io.stage = IoStage::Reading { from, failed };
-                        self.send_read(now, id);
-                    }
+            match self.io(id).lose(slot) {
+                AfterLoss::Nothing => {}
+                AfterLoss::ReadAgain => self.send_read(now, id),
+                AfterLoss::FillAgain => self.send_edges(now, id),
+                AfterLoss::Acknowledge => self.check_write(now, id),
+                AfterLoss::Done => {
+                    self.writes_in_flight -= usize::from(self.io(id).is_write());
+                    self.retire_if_done(now, id);
                 }
-                IoStage::Filling { mut missing, failed } => {
-                    for (_, from) in missing.iter_mut().flatten() {
-                        *from = from.filter(|&from| from != slot);
-                    }
-                    io.stage = IoStage::Filling { missing, failed };
-                    self.send_edges(now, id);
-                }
-                IoStage::Writing | IoStage::Answered | IoStage::Leasing
-                    if io.unconfirmed.contains(slot) =>
-                {
-                    io.unconfirmed.remove(slot);
-                    if mutation::is_on(Mutation::AcknowledgeBeforeRemoval) {
-                        io.needs.remove(slot);
-                        self.check_write(now, id);
-                        continue;
-                    }
-                    if io.answered && io.unconfirmed.is_empty() {
-                        self.writes_in_flight -= usize::from(io.is_write());
-                        self.retire_if_done(now, id);
-                    }
-                }
-                _ => {}
             }
         }
     }

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use super::action::{Action, End};
 use super::core::{Core, Phase};
+use super::fan_out::FanOut;
 use super::peer::{Absence, Peer, PeerState, Purpose};
 use super::slots::{Slot, Slots};
 use crate::message::{Advance, Claim, Hello, Refusal, Reply, Request, Role, Welcome};
@@ -24,7 +25,7 @@ use crate::types::{Generation, Region};
 pub(super) enum Changing {
     /// The survivors answer a ping that was sent after the failure: the engine isn't the one that
     /// was cut off.
-    Pinging { round: u64, waiting: Slots },
+    Pinging { round: u64, asked: FanOut },
     /// The arbiter was asked and has not said yes or no.
     Swapping { target: Vec<Member> },
 }
@@ -207,6 +208,8 @@ impl Core {
         if let Some(Changing::Pinging { .. }) = self.changing {
             self.changing = None; // survivors must answer a ping sent after this failure too
         }
+        // Steps of rebuilds learn it before a lock is let go that may wake one of them; requests before
+        // what waits for their locks; the changes of the chain last, since they may end the engine.
         self.opening_lost(slot);
         self.rebuild_lost(now, slot, reason);
         self.room_lost(slot);
@@ -215,6 +218,7 @@ impl Core {
         self.clear_lost(slot);
         self.epoch_lost(slot);
         self.repair_lost(now, slot);
+        self.closing_lost(slot);
         self.chain_work_lost(slot);
     }
 
@@ -239,10 +243,8 @@ impl Core {
                     }
                     self.pings += 1;
                     let round = self.pings;
-                    self.changing = Some(Changing::Pinging { round, waiting: live });
-                    for slot in live.iter() {
-                        self.send(now, slot, Purpose::Ping(round), Request::Ping, None);
-                    }
+                    let asked = self.ask(now, live, &Purpose::Ping(round), &Request::Ping);
+                    self.changing = Some(Changing::Pinging { round, asked });
                 }
             }
             Some(Changing::Pinging { .. }) if self.set().without(self.live()).is_empty() => {
@@ -251,7 +253,7 @@ impl Core {
                     self.forget_the_removed(now);
                 }
             }
-            Some(Changing::Pinging { waiting, .. }) if waiting.is_empty() => self.swap(self.live()),
+            Some(Changing::Pinging { asked, .. }) if asked.is_over() => self.swap(self.live()),
             Some(_) => {}
         }
     }
@@ -296,12 +298,12 @@ impl Core {
     }
 
     /// The answer to a ping from before the newest failure doesn't count.
-    pub(super) fn pinged(&mut self, now: Instant, slot: Slot, asked: u64, reply: Reply<()>) {
+    pub(super) fn pinged(&mut self, now: Instant, slot: Slot, number: u64, reply: Reply<()>) {
         if self.expect_done(now, slot, reply)
-            && let Some(Changing::Pinging { round, waiting }) = &mut self.changing
-            && *round == asked
+            && let Some(Changing::Pinging { round, asked }) = &mut self.changing
+            && *round == number
         {
-            waiting.remove(slot);
+            asked.answered(slot);
         }
     }
 

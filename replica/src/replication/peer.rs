@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use crate::chain::ChainOp;
 use crate::message::Welcome;
-use crate::replication::action::{IoId, LinkId, TransferId};
+use crate::replication::action::{IoId, LinkId};
 use crate::replication::epoch::Confirmed;
 use crate::replication::latency::Latencies;
 use crate::replication::lease::Lease;
@@ -109,7 +109,7 @@ pub(super) enum Purpose {
     Edge(IoId, BlockIndex),
     Flush(FlushFor),
     SettleSums(Region),
-    SettleFetch(Region, TransferId),
+    SettleFetch(Region),
     SettleCopy(Region),
     Verified,
     /// Numbered, since an answer may come when its rebuild was given up.

@@ -16,8 +16,9 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Instant;
 
-use super::action::{Action, Destination, IoId, PayloadRef, TransferId};
+use super::action::{Destination, IoId, PayloadRef, TransferId};
 use super::core::{Core, LockOwner};
+use super::fan_out::FanOut;
 use super::io::IoStage;
 use super::locks::{LockId, LockMode};
 use super::peer::Purpose;
@@ -68,9 +69,9 @@ struct Running {
     job: Job,
     lock: Option<LockId>,
     stage: RepairStage,
+    /// Spoiled when the bad replica is lost: over as soon as the source has answered.
+    asked: FanOut,
     transfer: Option<TransferId>,
-    /// The bad replica was lost: over as soon as the source has answered.
-    abandoned: bool,
 }
 
 #[derive(Debug)]
@@ -78,12 +79,9 @@ enum RepairStage {
     Locking,
     /// The others must agree about what the layer has there.
     Comparing {
-        waiting: Slots,
         sums: BTreeMap<Slot, RegionSums>,
     },
-    Fetching {
-        from: Slot,
-    },
+    Fetching,
     Writing {
         from: Slot,
     },
@@ -302,9 +300,8 @@ impl Core {
 
     fn start_repair(&mut self, now: Instant, job: Job) {
         let range = job.range();
-        let stage = RepairStage::Locking;
-        let running = Running { job, lock: None, stage, transfer: None, abandoned: false };
-        self.repairs.running = Some(running);
+        let (stage, asked) = (RepairStage::Locking, FanOut::default());
+        self.repairs.running = Some(Running { job, lock: None, stage, asked, transfer: None });
         if mutation::is_on(Mutation::RepairWithoutLock) {
             return self.repair_locked(now);
         }
@@ -321,7 +318,7 @@ impl Core {
 
     pub(super) fn repair_locked(&mut self, now: Instant) {
         let Some(running) = &self.repairs.running else { return };
-        if running.abandoned {
+        if running.asked.is_spoiled() {
             return self.end_repair(now);
         }
         if !running.job.index {
@@ -334,16 +331,11 @@ impl Core {
             return self.end_repair(now);
         }
         let (layer, region) = (running.job.layer, running.job.region);
-        self.set_repair_stage(RepairStage::Comparing { waiting: others, sums: BTreeMap::new() });
-        for slot in others.iter() {
-            let request = Request::Sums { layer, region, contents: false };
-            self.send(now, slot, Purpose::RepairSums, request, None);
-        }
-    }
-
-    fn set_repair_stage(&mut self, stage: RepairStage) {
+        let request = Request::Sums { layer, region, contents: false };
+        let asked = self.ask(now, others, &Purpose::RepairSums, &request);
         if let Some(running) = &mut self.repairs.running {
-            running.stage = stage;
+            running.stage = RepairStage::Comparing { sums: BTreeMap::new() };
+            running.asked = asked;
         }
     }
 
@@ -354,17 +346,17 @@ impl Core {
             other => return self.lose_for(now, slot, &other),
         };
         let Some(running) = &mut self.repairs.running else { return };
-        let RepairStage::Comparing { waiting, sums: all } = &mut running.stage else { return };
-        waiting.remove(slot);
+        let RepairStage::Comparing { sums: all } = &mut running.stage else { return };
+        running.asked.answered(slot);
         match sums {
             Some(sums) => drop(all.insert(slot, sums)),
             None => running.job.tried.insert(slot),
         }
-        if !waiting.is_empty() {
+        if !running.asked.is_over() {
             return;
         }
         let digests: BTreeSet<u32> = all.values().map(RegionSums::digest).collect();
-        if running.abandoned || digests.len() != 1 {
+        if running.asked.is_spoiled() || digests.len() != 1 {
             return self.end_repair(now); // nobody knows, or they don't agree
         }
         self.repair_fetch(now);
@@ -380,7 +372,8 @@ impl Core {
         };
         let transfer = self.new_transfer();
         if let Some(running) = &mut self.repairs.running {
-            running.stage = RepairStage::Fetching { from };
+            running.stage = RepairStage::Fetching;
+            running.asked.ask([from].into_iter().collect());
             running.transfer = Some(transfer);
         }
         let request = Request::Fetch { layer, region, blocks };
@@ -389,28 +382,26 @@ impl Core {
     }
 
     pub(super) fn repair_fetched(&mut self, now: Instant, slot: Slot, reply: Reply<()>) {
+        if !matches!(reply, Reply::Digest(_) | Reply::Refused(_)) {
+            return self.lose_for(now, slot, &reply);
+        }
         let Some(running) = &mut self.repairs.running else { return };
-        if running.abandoned {
+        running.asked.answered(slot);
+        if running.asked.is_spoiled() {
             return self.end_repair(now);
         }
-        match reply {
-            Reply::Digest(_) => {
-                running.stage = RepairStage::Writing { from: slot };
-                let Job { slot: bad, layer, region, .. } = running.job;
-                let Some(transfer) = running.transfer else { return };
-                let payload = PayloadRef::Transfer(transfer);
-                let request = Request::Repair { layer, region, payload };
-                self.clearing.note(now, region.range());
-                self.send(now, bad, Purpose::Repair, request, None);
-            }
-            Reply::Refused(refusal) => {
-                if let Some(transfer) = running.transfer.take() {
-                    self.act(Action::RetireTransfer { transfer });
-                }
-                self.source_lacks(now, slot, &refusal);
-            }
-            other => self.lose_for(now, slot, &other),
+        if let Reply::Refused(refusal) = reply {
+            let transfer = running.transfer.take();
+            self.retire_transfer(transfer);
+            return self.source_lacks(now, slot, &refusal);
         }
+        let Job { slot: bad, layer, region, .. } = running.job;
+        running.stage = RepairStage::Writing { from: slot };
+        running.asked.ask([bad].into_iter().collect());
+        let Some(transfer) = running.transfer else { return };
+        self.clearing.note(now, region.range());
+        let payload = PayloadRef::Transfer(transfer);
+        self.send(now, bad, Purpose::Repair, Request::Repair { layer, region, payload }, None);
     }
 
     /// The source can give some of the blocks, or none. What it lacks is repaired there too.
@@ -456,6 +447,9 @@ impl Core {
     }
 
     pub(super) fn repaired(&mut self, now: Instant, slot: Slot, reply: Reply<()>) {
+        if let Some(running) = &mut self.repairs.running {
+            running.asked.answered(slot);
+        }
         match reply {
             Reply::Done => {
                 if let Some(running) = &self.repairs.running {
@@ -481,17 +475,14 @@ impl Core {
             running.job.tried.insert(from);
             running.job.differs = true;
         }
-        if let Some(transfer) = running.transfer.take() {
-            self.act(Action::RetireTransfer { transfer });
-        }
+        let transfer = running.transfer.take();
+        self.retire_transfer(transfer);
         self.repair_fetch(now);
     }
 
     fn end_repair(&mut self, now: Instant) {
         let Some(running) = self.repairs.running.take() else { return };
-        if let Some(transfer) = running.transfer {
-            self.act(Action::RetireTransfer { transfer });
-        }
+        self.retire_transfer(running.transfer);
         if let Some(lock) = running.lock {
             self.unlock(now, lock);
         }
@@ -501,20 +492,13 @@ impl Core {
         self.repairs.queue.retain(|job| job.slot != slot);
         self.repairs.doubts.values_mut().for_each(|doubts| doubts.remove(slot));
         let Some(running) = &mut self.repairs.running else { return };
-        let is_bad = running.job.slot == slot;
-        running.abandoned |= is_bad;
-        let ends = match &mut running.stage {
-            RepairStage::Locking => false,
-            RepairStage::Comparing { waiting, .. } => {
-                waiting.remove(slot);
-                running.abandoned = true; // it begins again when it is read again
-                waiting.is_empty()
-            }
-            RepairStage::Fetching { from } => *from == slot,
-            RepairStage::Writing { .. } => is_bad,
-        };
-        if ends {
-            let again = (!running.abandoned).then(|| running.job.clone());
+        // Who agrees about what the layer has must be all members: it begins again when it is read.
+        let compares = matches!(running.stage, RepairStage::Comparing { .. });
+        if running.job.slot == slot || compares {
+            running.asked.spoil();
+        }
+        if running.asked.lost(slot) && running.asked.is_over() {
+            let again = (!running.asked.is_spoiled()).then(|| running.job.clone());
             self.repairs.queue.extend(again); // from another member
             self.end_repair(now);
         }

@@ -11,7 +11,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use super::action::{Failure, IoId};
-use super::core::{Closing, Core, Phase};
+use super::closing::Closing;
+use super::core::{Core, Phase};
 use super::io::IoStage;
 use super::peer::PeerState;
 use super::slots::{Slot, Slots};

@@ -17,6 +17,7 @@ use std::time::Instant;
 
 use super::action::{Action, Destination, IoId, PayloadRef, TransferId};
 use super::core::Core;
+use super::fan_out::FanOut;
 use super::locks::{LockId, LockMode, RangeLocks};
 use super::peer::Purpose;
 use super::slots::{Slot, Slots};
@@ -47,8 +48,9 @@ pub(super) struct Settle {
 #[derive(Debug)]
 struct Step {
     lock: LockId,
-    /// Who hasn't answered the comparison or the copy.
-    waiting: Slots,
+    stage: SettleStage,
+    /// Spoiled by the loss of a replica that took part: once nothing is in flight, it begins again.
+    asked: FanOut,
     sums: BTreeMap<Slot, RegionSums>,
     /// Who can't say what it has: its index page is damaged.
     broken: Slots,
@@ -56,13 +58,16 @@ struct Step {
     remade: Slots,
     /// Blocks that a member has and can't read: they lose against any that can be read.
     unreadable: BTreeMap<Slot, Blocks>,
+    /// Those that are still to be done before the region is compared again.
     repairs: VecDeque<Repair>,
-    /// The one that is under way.
-    current: Option<Repair>,
-    transfer: Option<TransferId>,
     rounds: u8,
-    /// A replica was lost on the way: once nothing is in flight, it begins again.
-    abandoned: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum SettleStage {
+    Comparing,
+    Fetching { repair: Repair, transfer: TransferId },
+    Copying { transfer: TransferId },
 }
 
 /// Some blocks go from one member to all others, or a whole region to those whose index page is
@@ -151,6 +156,84 @@ impl Settle {
     }
 }
 
+impl Step {
+    fn new(lock: LockId) -> Self {
+        Self {
+            lock,
+            stage: SettleStage::Comparing,
+            asked: FanOut::default(),
+            sums: BTreeMap::new(),
+            broken: Slots::NONE,
+            remade: Slots::NONE,
+            unreadable: BTreeMap::new(),
+            repairs: VecDeque::new(),
+            rounds: 0,
+        }
+    }
+
+    fn transfer(&self) -> Option<TransferId> {
+        match self.stage {
+            SettleStage::Comparing => None,
+            SettleStage::Fetching { transfer, .. } | SettleStage::Copying { transfer } => {
+                Some(transfer)
+            }
+        }
+    }
+
+    fn note_sums(&mut self, slot: Slot, sums: RegionSums) {
+        self.note_unreadable(slot, sums.unreadable());
+        self.sums.insert(slot, sums);
+    }
+
+    fn note_unreadable(&mut self, slot: Slot, blocks: Blocks) {
+        if !blocks.is_empty() {
+            let known = self.unreadable.entry(slot).or_insert(Blocks::NONE);
+            *known = *known | blocks;
+        }
+    }
+
+    /// All members have said what they have: what is to be done about it.
+    fn judge(&mut self, is_oldest: bool) -> Judgement {
+        self.rounds += 1;
+        self.repairs = repairs(&self.sums, &self.unreadable, is_oldest);
+        if self.repairs.is_empty() && !self.broken.is_empty() {
+            let sound = |slot: &&Slot| !self.unreadable.contains_key(slot);
+            let Some(&from) = self.sums.keys().find(sound) else {
+                return Judgement::Settled; // nobody has anything to compare with
+            };
+            if let Some(slot) = self.broken.intersection(self.remade).iter().next() {
+                return Judgement::Unfit { slot, why: "its index can't be made anew" };
+            }
+            self.remade = self.remade.union(self.broken);
+            self.repairs.push_back(Repair {
+                from,
+                blocks: Blocks::ALL,
+                remakes: Some(self.broken),
+            });
+        }
+        if self.repairs.is_empty() {
+            return Judgement::Settled;
+        }
+        if self.rounds > REPAIRS_MAX {
+            let why = "it doesn't keep what is copied to it";
+            let slot = who_differs(&self.sums, &self.repairs);
+            return slot.map_or(Judgement::Stuck, |slot| Judgement::Unfit { slot, why });
+        }
+        Judgement::Repair
+    }
+}
+
+enum Judgement {
+    Settled,
+    Repair,
+    Unfit {
+        slot: Slot,
+        why: &'static str,
+    },
+    /// The next loss of a member makes it begin again.
+    Stuck,
+}
+
 impl Core {
     pub(super) fn drive_settle(&mut self, now: Instant) {
         if self.settle.unsettled.is_empty() || !self.is_open() || !self.is_steady() {
@@ -160,36 +243,21 @@ impl Core {
         while self.settle.full.is_none() && self.settle.running.len() < WINDOW {
             let Some(region) = self.settle.next(&self.locks) else { break };
             let (lock, _) = self.locks.acquire(region.range(), LockMode::Exclusive);
-            let step = Step {
-                lock,
-                waiting: Slots::NONE,
-                sums: BTreeMap::new(),
-                broken: Slots::NONE,
-                remade: Slots::NONE,
-                unreadable: BTreeMap::new(),
-                repairs: VecDeque::new(),
-                current: None,
-                transfer: None,
-                rounds: 0,
-                abandoned: false,
-            };
-            self.settle.running.insert(region, step);
+            self.settle.running.insert(region, Step::new(lock));
             self.settle_compare(now, region);
         }
     }
 
+    // ---- Comparing -------------------------------------------------------------------------
+
     fn settle_compare(&mut self, now: Instant, region: Region) {
         let live = self.live();
+        let (layer, contents) = (self.chain.head, live.len() > 1);
+        let request = Request::Sums { layer, region, contents };
+        let asked = self.ask(now, live, &Purpose::SettleSums(region), &request);
         let Some(step) = self.settle.running.get_mut(&region) else { return };
-        step.waiting = live;
-        step.sums.clear();
-        step.broken = Slots::NONE;
-        let layer = self.chain.head;
-        let contents = live.len() > 1;
-        for slot in live.iter() {
-            let request = Request::Sums { layer, region, contents };
-            self.send(now, slot, Purpose::SettleSums(region), request, None);
-        }
+        (step.stage, step.asked) = (SettleStage::Comparing, asked);
+        (step.sums, step.broken) = (BTreeMap::new(), Slots::NONE);
     }
 
     pub(super) fn settle_sums(
@@ -204,65 +272,40 @@ impl Core {
             Reply::Refused(Refusal::BadBlocks { .. } | Refusal::Io { .. }) => None,
             other => return self.lose_for(now, slot, &other),
         };
+        let is_oldest = self.chain.layer(self.chain.head).is_none_or(|head| head.parent.is_none());
         let Some(step) = self.settle_answer(now, slot, region) else { return };
         match sums {
-            Some(sums) => {
-                if !sums.unreadable().is_empty() {
-                    let unreadable = step.unreadable.entry(slot).or_insert(Blocks::NONE);
-                    *unreadable = *unreadable | sums.unreadable();
-                }
-                step.sums.insert(slot, sums);
-            }
+            Some(sums) => step.note_sums(slot, sums),
             None => step.broken.insert(slot),
         }
-        if step.waiting.is_empty() {
-            step.rounds += 1;
-            self.settle_compared(now, region);
-        }
-    }
-
-    fn settle_compared(&mut self, now: Instant, region: Region) {
-        let is_oldest = self.chain.layer(self.chain.head).is_none_or(|head| head.parent.is_none());
-        let Some(step) = self.settle.running.get_mut(&region) else { return };
-        step.repairs = repairs(&step.sums, &step.unreadable, is_oldest);
-        if step.repairs.is_empty() {
-            let sound = |slot: &&Slot| !step.unreadable.contains_key(slot);
-            let Some(from) = step.sums.keys().find(sound).copied() else {
-                return self.settled(now, region); // nobody has anything to compare with
-            };
-            if step.broken.is_empty() {
-                return self.settled(now, region);
-            }
-            if let Some(slot) = step.broken.intersection(step.remade).iter().next() {
-                return self.lose(now, slot, "its index can't be made anew");
-            }
-            step.remade = step.remade.union(step.broken);
-            let remakes = Some(step.broken);
-            step.repairs.push_back(Repair { from, blocks: Blocks::ALL, remakes });
-        }
-        if step.rounds > REPAIRS_MAX {
-            if let Some(slot) = who_differs(&step.sums, &step.repairs) {
-                self.lose(now, slot, "it doesn't keep what is copied to it");
-            }
+        if !step.asked.is_over() {
             return;
         }
-        self.settle_fetch(now, region);
+        match step.judge(is_oldest) {
+            Judgement::Settled => self.settled(now, region),
+            Judgement::Repair => self.settle_fetch(now, region),
+            Judgement::Unfit { slot, why } => self.lose(now, slot, why),
+            Judgement::Stuck => {}
+        }
     }
 
+    // ---- Fetching --------------------------------------------------------------------------
+
+    /// The next repair; after the last one all is compared again.
     fn settle_fetch(&mut self, now: Instant, region: Region) {
-        let transfer = self.new_transfer();
-        let layer = self.chain.head;
         let Some(step) = self.settle.running.get_mut(&region) else { return };
-        step.current = step.repairs.pop_front();
-        let Some(Repair { from, blocks, .. }) = step.current else {
+        let Some(repair) = step.repairs.pop_front() else {
             return self.settle_compare(now, region);
         };
-        step.transfer = Some(transfer);
-        step.waiting = Slots::NONE;
-        step.waiting.insert(from);
-        let request = Request::Fetch { layer, region, blocks };
+        let transfer = self.new_transfer();
+        let Repair { from, blocks, .. } = repair;
+        if let Some(step) = self.settle.running.get_mut(&region) {
+            step.stage = SettleStage::Fetching { repair, transfer };
+            step.asked = FanOut::to([from].into_iter().collect());
+        }
+        let request = Request::Fetch { layer: self.chain.head, region, blocks };
         let into = Some(Destination::Transfer(transfer));
-        self.send(now, from, Purpose::SettleFetch(region, transfer), request, into);
+        self.send(now, from, Purpose::SettleFetch(region), request, into);
     }
 
     pub(super) fn settle_fetched(
@@ -270,7 +313,6 @@ impl Core {
         now: Instant,
         slot: Slot,
         region: Region,
-        transfer: TransferId,
         reply: Reply<()>,
     ) {
         match reply {
@@ -284,18 +326,18 @@ impl Core {
             other => return self.lose_for(now, slot, &other),
         }
         let others = self.live().without([slot].into_iter().collect());
-        let layer = self.chain.head;
         let Some(step) = self.settle_answer(now, slot, region) else { return };
-        let remakes = step.current.and_then(|current| current.remakes);
-        let others = remakes.map_or(others, |broken| broken.intersection(others));
-        step.waiting = others;
-        for slot in others.iter() {
-            let payload = PayloadRef::Transfer(transfer);
-            let request = match remakes {
-                Some(_) => Request::Repair { layer, region, payload },
-                None => Request::Copy { layer, region, payload },
-            };
-            self.send(now, slot, Purpose::SettleCopy(region), request, None);
+        let SettleStage::Fetching { repair, transfer } = step.stage else { return };
+        let (layer, payload) = (self.chain.head, PayloadRef::Transfer(transfer));
+        let (to, request) = match repair.remakes {
+            Some(broken) => {
+                (broken.intersection(others), Request::Repair { layer, region, payload })
+            }
+            None => (others, Request::Copy { layer, region, payload }),
+        };
+        let asked = self.ask(now, to, &Purpose::SettleCopy(region), &request);
+        if let Some(step) = self.settle.running.get_mut(&region) {
+            (step.stage, step.asked) = (SettleStage::Copying { transfer }, asked);
         }
     }
 
@@ -303,21 +345,19 @@ impl Core {
     fn settle_unreadable(&mut self, now: Instant, slot: Slot, region: Region, bad: &[BadRegion]) {
         let layer = self.chain.head;
         let Some(step) = self.settle_answer(now, slot, region) else { return };
-        let asked = step.current.map_or(Blocks::ALL, |current| current.blocks);
+        let SettleStage::Fetching { repair, transfer } = step.stage else { return };
         let here = |bad: &&BadRegion| (bad.layer, bad.region) == (layer, region);
         let listed = bad.iter().filter(here).fold(Blocks::NONE, |all, bad| all | bad.blocks);
-        let listed = if (listed & asked).is_empty() { asked } else { listed };
-        let unreadable = step.unreadable.entry(slot).or_insert(Blocks::NONE);
-        *unreadable = *unreadable | listed;
-        let transfer = step.transfer.take();
+        let is_listed = !(listed & repair.blocks).is_empty();
+        step.note_unreadable(slot, if is_listed { listed } else { repair.blocks });
         step.repairs.clear();
         step.rounds -= 1; // nobody's fault that was copied to
-        if let Some(transfer) = transfer {
-            self.act(Action::RetireTransfer { transfer });
-        }
+        self.act(Action::RetireTransfer { transfer });
         // What was copied before this one failed isn't in the sums: they are looked at again.
         self.settle_compare(now, region);
     }
+
+    // ---- Copying ---------------------------------------------------------------------------
 
     pub(super) fn settle_copied(
         &mut self,
@@ -326,28 +366,29 @@ impl Core {
         region: Region,
         reply: Reply<()>,
     ) {
-        if reply == Reply::Refused(Refusal::NoSpace) {
-            if !self.waits_for_room(now, slot) {
+        match reply {
+            Reply::Digest(_) | Reply::Done => {}
+            Reply::Refused(Refusal::NoSpace) => {
+                if self.waits_for_room(now, slot) {
+                    self.settle.full = Some(slot);
+                    if let Some(step) = self.settle.running.get_mut(&region) {
+                        step.asked.spoil();
+                    }
+                    self.settle_answer(now, slot, region);
+                }
                 return;
             }
-            self.settle.full = Some(slot);
-            if let Some(step) = self.settle.running.get_mut(&region) {
-                step.abandoned = true;
-            }
-            self.settle_answer(now, slot, region);
-            return;
+            other => return self.lose_for(now, slot, &other),
         }
-        let (Reply::Digest(_) | Reply::Done) = reply else {
-            return self.lose_for(now, slot, &reply);
-        };
         let Some(step) = self.settle_answer(now, slot, region) else { return };
-        if step.waiting.is_empty() {
-            if let Some(transfer) = step.transfer.take() {
-                self.act(Action::RetireTransfer { transfer });
-            }
+        if step.asked.is_over() {
+            let transfer = step.transfer();
+            self.retire_transfer(transfer);
             self.settle_fetch(now, region);
         }
     }
+
+    // ---- ends ------------------------------------------------------------------------------
 
     fn settled(&mut self, now: Instant, region: Region) {
         let Some(step) = self.settle.running.remove(&region) else { return };
@@ -391,12 +432,12 @@ impl Core {
         }
     }
 
-    /// Notes an answer; `None` if the step it belongs to was abandoned.
+    /// Notes an answer; `None` if the step it belongs to was given up.
     fn settle_answer(&mut self, now: Instant, slot: Slot, region: Region) -> Option<&mut Step> {
         let step = self.settle.running.get_mut(&region)?;
-        step.waiting.remove(slot);
-        if step.abandoned {
-            self.drop_abandoned(now, region);
+        step.asked.answered(slot);
+        if step.asked.is_spoiled() {
+            self.drop_spoiled(now, region);
             return None;
         }
         self.settle.running.get_mut(&region)
@@ -409,22 +450,20 @@ impl Core {
         let regions: Vec<_> = self.settle.running.keys().copied().collect();
         for region in regions {
             let step = self.settle.running.get_mut(&region).expect("listed above");
-            step.abandoned |= step.waiting.contains(slot)
-                || step.sums.contains_key(&slot)
-                || step.broken.contains(slot);
-            step.waiting.remove(slot);
-            self.drop_abandoned(now, region);
+            let took_part = step.sums.contains_key(&slot) || step.broken.contains(slot);
+            if step.asked.lost(slot) || took_part {
+                step.asked.spoil();
+            }
+            self.drop_spoiled(now, region);
         }
     }
 
-    fn drop_abandoned(&mut self, now: Instant, region: Region) {
-        let over = |step: &Step| step.abandoned && step.waiting.is_empty();
+    fn drop_spoiled(&mut self, now: Instant, region: Region) {
+        let over = |step: &Step| step.asked.is_spoiled() && step.asked.is_over();
         if self.settle.running.get(&region).is_some_and(over) {
             let step = self.settle.running.remove(&region).expect("seen above");
             self.unlock(now, step.lock);
-            if let Some(transfer) = step.transfer {
-                self.act(Action::RetireTransfer { transfer });
-            }
+            self.retire_transfer(step.transfer());
         }
     }
 }

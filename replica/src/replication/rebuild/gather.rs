@@ -86,8 +86,8 @@ impl Core {
     ) {
         let Reply::Chain(chain) = reply else { return self.lose_for(now, slot, &reply) };
         let Some((_, rebuild)) = self.rebuild_numbered(number) else { return };
-        if let RebuildPhase::Describing { waiting, chains, .. } = &mut rebuild.stage {
-            waiting.remove(slot);
+        if let RebuildPhase::Describing { asked, chains, .. } = &mut rebuild.stage {
+            asked.answered(slot);
             chains.insert(slot, *chain);
         }
     }

@@ -51,6 +51,7 @@ use self::walk::Step;
 pub(super) use self::walk::StepId;
 use super::action::IoId;
 use super::core::{Core, Phase};
+use super::fan_out::FanOut;
 use super::peer::Purpose;
 use super::slots::{Slot, Slots};
 use crate::admin::RebuildStage;
@@ -101,7 +102,7 @@ pub(super) struct Rebuild {
 #[derive(Debug)]
 enum RebuildPhase {
     Describing {
-        waiting: Slots,
+        asked: FanOut,
         chains: BTreeMap<Slot, ChainInfo>,
         /// The target has told all its marks: before it adopts a chain, which may be shorter.
         marks_told: bool,
@@ -242,9 +243,7 @@ impl Core {
         for target in targets {
             let Some(rebuild) = self.rebuilds.by_target.get_mut(&target) else { continue };
             match &mut rebuild.stage {
-                RebuildPhase::Describing { waiting, marks_told: true, .. }
-                    if waiting.is_empty() =>
-                {
+                RebuildPhase::Describing { asked, marks_told: true, .. } if asked.is_over() => {
                     self.rebuild_adopts(now, target);
                 }
                 RebuildPhase::Draining { before, .. } => {
@@ -288,8 +287,8 @@ impl Core {
     /// Between two changes of the chain: the target takes part in all after its adoption.
     fn start_rebuilds(&mut self, now: Instant) {
         let can = self.is_steady() && self.chain_work.is_at_rest() && self.promoting.is_none();
-        let waiting = self.live();
-        if !can || waiting.is_empty() {
+        let members = self.live();
+        if !can || members.is_empty() {
             return;
         }
         for target in self.candidates().iter() {
@@ -302,15 +301,18 @@ impl Core {
             let Some(welcome) = self.peer(target).welcome() else { continue };
             let marks_told = welcome.marked_regions == 0;
             let is_older = self.is_older_than_it_left(target, welcome);
+            let incarnation = welcome.incarnation;
             let base = welcome.synced_generation.filter(remembered).filter(|_| !is_older);
+            let describe = Purpose::RebuildDescribe(number);
+            let asked = self.ask(now, members, &describe, &Request::DescribeChain);
             let rebuild = Rebuild {
                 number,
-                incarnation: welcome.incarnation,
+                incarnation,
                 base,
                 marked: RegionSet::new(),
                 sources: Slots::NONE,
                 layers: BTreeMap::new(),
-                stage: RebuildPhase::Describing { waiting, chains: BTreeMap::new(), marks_told },
+                stage: RebuildPhase::Describing { asked, chains: BTreeMap::new(), marks_told },
                 regions: Todo::default(),
                 occupied: BTreeMap::new(),
                 done_bytes: 0,
@@ -321,10 +323,6 @@ impl Core {
             self.rebuilds.by_target.insert(target, rebuild);
             if !marks_told {
                 self.rebuild_asks_target(now, target, number, Region(0));
-            }
-            for slot in waiting.iter() {
-                let purpose = Purpose::RebuildDescribe(number);
-                self.send(now, slot, purpose, Request::DescribeChain, None);
             }
         }
     }
@@ -390,10 +388,10 @@ impl Rebuild {
         let was_source = self.sources.contains(slot);
         self.sources.remove(slot);
         match &mut self.stage {
-            RebuildPhase::Describing { waiting, chains, .. } => {
-                waiting.remove(slot);
+            RebuildPhase::Describing { asked, chains, .. } => {
+                asked.lost(slot);
                 chains.remove(&slot);
-                waiting.is_empty() && chains.is_empty()
+                asked.is_over() && chains.is_empty()
             }
             RebuildPhase::Gathering(gathering) => gathering.loses(slot),
             _ => was_source && self.sources.is_empty(),

@@ -12,8 +12,9 @@
 
 use std::time::Instant;
 
-use super::super::action::{Action, Destination, PayloadRef, TransferId};
+use super::super::action::{Destination, PayloadRef, TransferId};
 use super::super::core::{Core, LockOwner};
+use super::super::fan_out::FanOut;
 use super::super::locks::{LockId, LockMode};
 use super::super::peer::Purpose;
 use super::super::slots::{Slot, Slots};
@@ -41,14 +42,12 @@ pub(super) struct Step {
     /// Members that couldn't read it.
     failed: Slots,
     why: Option<Refusal>,
-    /// Who has yet to answer.
-    waiting: Slots,
+    /// Spoiled when its rebuild has ended.
+    asked: FanOut,
     transfer: Option<TransferId>,
     /// What the transfer carries.
     data_bytes: u64,
     attempts: u8,
-    /// Its rebuild has ended; it only waits for answers.
-    abandoned: bool,
     /// The layer isn't there any more.
     gone: bool,
 }
@@ -98,7 +97,7 @@ impl Core {
     /// A lock that is waited for would hold up a change of the chain behind parked writes.
     fn put_back_locking(&mut self, now: Instant) {
         let locking =
-            |step: &Step| matches!(step.phase, StepPhase::Locking) && step.waiting.is_empty();
+            |step: &Step| matches!(step.phase, StepPhase::Locking) && step.asked.is_over();
         let steps = self.rebuilds.steps.iter().filter(|(_, step)| locking(step));
         let ids: Vec<StepId> = steps.map(|(id, _)| *id).collect();
         for id in ids {
@@ -140,11 +139,10 @@ impl Core {
             source,
             failed: Slots::NONE,
             why: None,
-            waiting: Slots::NONE,
+            asked: FanOut::default(),
             transfer: None,
             data_bytes: 0,
             attempts: 0,
-            abandoned: false,
             gone: false,
         };
         self.rebuilds.steps.insert(id, step);
@@ -176,15 +174,14 @@ impl Core {
         let holds = rebuild.is_none_or(|rebuild| rebuild.holds(layer, region));
         let at_target = (!holds && step.attempts == 0).then(RegionSums::absent);
         let contents = at_target.is_none();
-        step.waiting.insert(step.source);
+        let mut both: Slots = [step.source].into_iter().collect();
         if at_target.is_none() {
-            step.waiting.insert(step.target);
+            both.insert(step.target);
         }
         step.phase = StepPhase::Comparing { at_source: None, at_target };
-        for slot in step.waiting.iter() {
-            let request = Request::Sums { layer, region, contents };
-            self.send(now, slot, Purpose::RebuildStep(id), request, None);
-        }
+        step.asked.ask(both);
+        let request = Request::Sums { layer, region, contents };
+        self.ask(now, both, &Purpose::RebuildStep(id), &request);
     }
 
     pub(in super::super) fn rebuild_step_answered(
@@ -195,43 +192,22 @@ impl Core {
         reply: Reply<()>,
     ) {
         let Some(step) = self.rebuilds.steps.get_mut(&id) else { return };
-        step.waiting.remove(slot);
-        let from_source = slot == step.source && slot != step.target;
+        step.asked.answered(slot);
         let is_gone = self.chain.layer(step.layer).is_none();
-        match (&mut step.phase, reply) {
-            _ if step.abandoned => {}
-            // Source and target take part in every change; another member may have joined more.
-            (StepPhase::Comparing { .. }, Reply::Refused(Refusal::Invalid { .. })) if is_gone => {
-                step.gone = true;
-            }
-            (StepPhase::Comparing { at_source, at_target }, Reply::Sums(sums)) => {
-                *(if from_source { at_source } else { at_target }) = Some(*sums);
-            }
-            (StepPhase::Fetching, Reply::Digest(digest)) => {
-                step.phase = StepPhase::Copying { digest }
-            }
-            (StepPhase::Copying { digest }, Reply::Digest(copied)) => {
-                let alike = *digest == copied;
-                return self.copied(now, id, alike);
-            }
-            (StepPhase::Comparing { .. } | StepPhase::Fetching, Reply::Refused(refusal))
-                if from_source && !matches!(refusal, Refusal::Failed { .. }) =>
-            {
-                step.failed.insert(slot);
-                step.why = Some(refusal);
-            }
-            (_, reply) => return self.lose_for(now, slot, &reply),
+        match step.hear(slot, reply, is_gone) {
+            Heard::Noted => self.go_on(now, id),
+            Heard::Copied { alike } => self.copied(now, id, alike),
+            Heard::Unfit(reply) => self.lose_for(now, slot, &reply),
         }
-        self.go_on(now, id);
     }
 
     /// All who were asked have answered, or will not any more.
     pub(super) fn go_on(&mut self, now: Instant, id: StepId) {
         let Some(step) = self.rebuilds.steps.get_mut(&id) else { return };
-        if !step.waiting.is_empty() {
+        if !step.asked.is_over() {
             return;
         }
-        if step.abandoned {
+        if step.asked.is_spoiled() {
             return self.drop_step(now, id);
         }
         if step.gone {
@@ -251,7 +227,7 @@ impl Core {
             StepPhase::Copying { .. } => {
                 let (target, layer, region) = (step.target, step.layer, step.region);
                 let Some(transfer) = step.transfer else { return };
-                step.waiting.insert(target);
+                step.asked.ask([target].into_iter().collect());
                 let request =
                     Request::Copy { layer, region, payload: PayloadRef::Transfer(transfer) };
                 self.send(now, target, Purpose::RebuildStep(id), request, None);
@@ -278,7 +254,7 @@ impl Core {
         step.phase = StepPhase::Fetching;
         step.transfer = Some(transfer);
         step.data_bytes = differing.data_bytes;
-        step.waiting.insert(source);
+        step.asked.ask([source].into_iter().collect());
         self.rebuilds.throttle.moves(differing.data_bytes);
         let request = Request::Fetch { layer, region, blocks: differing.blocks };
         let into = Some(Destination::Transfer(transfer));
@@ -288,19 +264,16 @@ impl Core {
     /// The target says what the region is now.
     fn copied(&mut self, now: Instant, id: StepId, alike: bool) {
         let Some(step) = self.rebuilds.steps.get_mut(&id) else { return };
-        if let Some(transfer) = step.transfer.take() {
-            self.act(Action::RetireTransfer { transfer });
-        }
-        let Some(step) = self.rebuilds.steps.get(&id) else { return };
-        if let Some(rebuild) = self.rebuilds.by_target.get_mut(&step.target) {
+        let (transfer, target, attempts) = (step.transfer.take(), step.target, step.attempts);
+        if let Some(rebuild) = self.rebuilds.by_target.get_mut(&target) {
             rebuild.moved_bytes += step.data_bytes;
         }
+        self.retire_transfer(transfer);
         if alike {
             self.step_done(now, id);
-        } else if step.attempts < ATTEMPTS_MAX {
+        } else if attempts < ATTEMPTS_MAX {
             self.compare(now, id);
         } else {
-            let target = step.target;
             self.lose(now, target, "it doesn't keep what is copied to it");
         }
     }
@@ -308,9 +281,8 @@ impl Core {
     fn ask_another(&mut self, now: Instant, id: StepId) {
         let live = self.live();
         let Some(step) = self.rebuilds.steps.get_mut(&id) else { return };
-        if let Some(transfer) = step.transfer.take() {
-            self.act(Action::RetireTransfer { transfer });
-        }
+        let transfer = step.transfer.take();
+        self.retire_transfer(transfer);
         let Some(step) = self.rebuilds.steps.get_mut(&id) else { return };
         let Some(rebuild) = self.rebuilds.by_target.get(&step.target) else { return };
         let others = rebuild.sources.intersection(live).without(step.failed);
@@ -361,9 +333,7 @@ impl Core {
     }
 
     fn finish_step(&mut self, now: Instant, step: Step) {
-        if let Some(transfer) = step.transfer {
-            self.act(Action::RetireTransfer { transfer });
-        }
+        self.retire_transfer(step.transfer);
         if let Some(lock) = step.lock {
             self.unlock(now, lock);
         }
@@ -374,14 +344,55 @@ impl Core {
         let of_target = self.rebuilds.steps.iter_mut().filter(|(_, step)| step.target == target);
         let ids: Vec<StepId> = of_target
             .map(|(id, step)| {
-                step.abandoned = true;
-                step.waiting.remove(target); // its connection is gone
+                step.asked.spoil();
+                step.asked.lost(target);
                 *id
             })
             .collect();
         for id in ids {
             self.go_on(now, id);
         }
+    }
+}
+
+/// What an answer means for its step.
+enum Heard {
+    Noted,
+    Copied { alike: bool },
+    Unfit(Reply<()>),
+}
+
+impl Step {
+    /// `is_gone`: the chain doesn't have the layer any more.
+    fn hear(&mut self, slot: Slot, reply: Reply<()>, is_gone: bool) -> Heard {
+        if self.asked.is_spoiled() {
+            return Heard::Noted;
+        }
+        let from_source = slot == self.source && slot != self.target;
+        match (&mut self.phase, reply) {
+            // Source and target take part in every change; another member may have joined more.
+            (StepPhase::Comparing { .. }, Reply::Refused(Refusal::Invalid { .. })) if is_gone => {
+                self.gone = true;
+            }
+            (StepPhase::Comparing { at_source, .. }, Reply::Sums(sums)) if from_source => {
+                *at_source = Some(*sums);
+            }
+            (StepPhase::Comparing { at_target, .. }, Reply::Sums(sums)) => *at_target = Some(*sums),
+            (StepPhase::Comparing { .. } | StepPhase::Fetching, Reply::Refused(refusal))
+                if from_source && !matches!(refusal, Refusal::Failed { .. }) =>
+            {
+                self.failed.insert(slot);
+                self.why = Some(refusal);
+            }
+            (StepPhase::Fetching, Reply::Digest(digest)) => {
+                self.phase = StepPhase::Copying { digest };
+            }
+            (StepPhase::Copying { digest }, Reply::Digest(copied)) => {
+                return Heard::Copied { alike: *digest == copied };
+            }
+            (_, reply) => return Heard::Unfit(reply),
+        }
+        Heard::Noted
     }
 }
 
@@ -393,8 +404,7 @@ impl Rebuilds {
             if slot == step.source {
                 step.failed.insert(slot);
             }
-            if step.waiting.contains(slot) {
-                step.waiting.remove(slot);
+            if step.asked.lost(slot) {
                 held_up.push(*id);
             }
         }
