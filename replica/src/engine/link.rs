@@ -21,7 +21,7 @@ use crate::stream::{FOREVER, FrameReader, Outbox, Urgency, outbox, write_frames}
 use crate::wire;
 
 /// So long nobody has to listen yet where a connection is made.
-const LISTEN_PATIENCE: Duration = Duration::from_millis(150);
+const LISTEN_PATIENCE: Duration = Duration::from_millis(80);
 const LISTEN_RETRY: Duration = Duration::from_millis(5);
 
 /// Dropping it closes the connection.
@@ -115,7 +115,8 @@ impl Link {
 }
 
 /// A replica that is started together with its engine listens a few milliseconds later. To give up
-/// at once would make an attach wait for the core's next try.
+/// at once would make an attach wait for the core's next try; to wait for longer would hold up the
+/// writes of a volume whose replica was killed.
 async fn connect(address: &Address) -> io::Result<(listen::Reader, listen::Writer)> {
     let deadline = Instant::now() + LISTEN_PATIENCE;
     loop {
