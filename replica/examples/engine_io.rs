@@ -11,18 +11,16 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
-use std::future::Future;
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
 use std::process::Command;
 use std::rc::Rc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use ankole_blockdev::disk::{Buffer, Disk, Durability, Extent};
-use ankole_replica::engine::{Arbiter, ArbiterError, Engine};
+use ankole_replica::engine::{Engine, MemoryArbiter};
 use ankole_replica::listen::Address;
-use ankole_replica::record::{Change, EngineGrant, InstanceId, Member, Record, Refused};
+use ankole_replica::record::{Change, EngineGrant, InstanceId, Member, Record};
 use ankole_replica::replication::Config;
 use ankole_replica::server::{Replica, format, serve};
 use ankole_replica::store::crash::Random;
@@ -35,31 +33,6 @@ const ROUNDS: usize = 3;
 const GIB: u64 = 1 << 30;
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
-type Asked<'a, T> = Pin<Box<dyn Future<Output = std::result::Result<T, ArbiterError>> + 'a>>;
-
-#[derive(Clone)]
-struct MemoryArbiter(Rc<RefCell<Record>>);
-
-impl Arbiter for MemoryArbiter {
-    fn read<'a>(&'a self, _volume: &'a str) -> Asked<'a, Record> {
-        Box::pin(async { Ok(self.0.borrow().clone()) })
-    }
-    fn change<'a>(
-        &'a self,
-        _volume: &'a str,
-        expected: Generation,
-        change: &'a Change,
-    ) -> Asked<'a, std::result::Result<Record, Refused>> {
-        Box::pin(async move {
-            let after = self.0.borrow().after(expected, change.clone());
-            if let Ok(record) = &after {
-                self.0.replace(record.clone());
-            }
-            Ok(after)
-        })
-    }
-}
-
 /// Replicas on threads of their own, and the record that names them.
 struct Cluster {
     dir: PathBuf,

@@ -5,15 +5,14 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use ankole_blockdev::disk::{Buffer, Disk, Durability, Extent};
 use ankole_replica::admin::{Progress, ReplicaMode};
-use ankole_replica::engine::{Arbiter, ArbiterError, Engine};
+use ankole_replica::engine::{Engine, MemoryArbiter};
 use ankole_replica::listen::Address;
-use ankole_replica::record::{Change, EngineGrant, InstanceId, Member, Record, Refused};
+use ankole_replica::record::{Change, EngineGrant, InstanceId, Member, Record};
 use ankole_replica::replication::Config;
 use ankole_replica::server::{Replica, format, serve};
 use ankole_replica::types::{Generation, ReplicaId};
@@ -21,29 +20,6 @@ use tokio::task::LocalSet;
 
 const MIB: u64 = 1 << 20;
 const BLOCK: u64 = 4096;
-
-struct MemoryArbiter(RefCell<Record>);
-type Asked<'a, T> = Pin<Box<dyn Future<Output = Result<T, ArbiterError>> + 'a>>;
-
-impl Arbiter for MemoryArbiter {
-    fn read<'a>(&'a self, _volume: &'a str) -> Asked<'a, Record> {
-        Box::pin(async { Ok(self.0.borrow().clone()) })
-    }
-    fn change<'a>(
-        &'a self,
-        _volume: &'a str,
-        expected: Generation,
-        change: &'a Change,
-    ) -> Asked<'a, Result<Record, Refused>> {
-        Box::pin(async move {
-            let after = self.0.borrow().after(expected, change.clone());
-            if let Ok(record) = &after {
-                self.0.replace(record.clone());
-            }
-            Ok(after)
-        })
-    }
-}
 
 fn main() {
     let mut args = std::env::args().skip(1);
@@ -229,24 +205,8 @@ fn run(work: impl Future<Output = ()>) {
 /// Two replicas, each served by a thread of its own, and the record.
 struct Volume {
     dir: PathBuf,
-    arbiter: Rc<MemoryArbiter>,
+    arbiter: MemoryArbiter,
     engines: Cell<u32>,
-}
-
-struct Shared(Rc<MemoryArbiter>);
-
-impl Arbiter for Shared {
-    fn read<'a>(&'a self, volume: &'a str) -> Asked<'a, Record> {
-        self.0.read(volume)
-    }
-    fn change<'a>(
-        &'a self,
-        volume: &'a str,
-        expected: Generation,
-        change: &'a Change,
-    ) -> Asked<'a, Result<Record, Refused>> {
-        self.0.change(volume, expected, change)
-    }
 }
 
 impl Volume {
@@ -273,7 +233,7 @@ impl Volume {
             in_sync: members,
             salvaged: None,
         };
-        let arbiter = Rc::new(MemoryArbiter(RefCell::new(record)));
+        let arbiter = MemoryArbiter(Rc::new(RefCell::new(record)));
         Self { dir: dir.to_owned(), arbiter, engines: Cell::new(0) }
     }
 
@@ -292,7 +252,7 @@ impl Volume {
                 (ReplicaId::from(*name), Address::Unix(path))
             })
             .collect();
-        let arbiter = Box::new(Shared(self.arbiter.clone()));
+        let arbiter = Box::new(self.arbiter.clone());
         Engine::start(Config::new("v1", instance, ids), addresses, arbiter)
     }
 

@@ -28,7 +28,7 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tracing::{error, info, warn};
 
 pub use self::admin::{Done, serve_admin};
-pub use self::arbiter::{Arbiter, ArbiterError, SocketArbiter};
+pub use self::arbiter::{Arbiter, ArbiterError, MemoryArbiter, SocketArbiter};
 use self::complaints::Complaints;
 use self::link::{Link, LocalReplicas};
 use self::requests::Requests;

@@ -24,6 +24,7 @@ mod budget;
 mod chain_work;
 mod clear;
 mod closing;
+mod config;
 mod core;
 mod epoch;
 mod failed;
@@ -51,7 +52,8 @@ mod write;
 pub use action::{
     Action, Destination, End, Failure, IoId, Job, JobId, LinkId, Operation, PayloadRef, TransferId,
 };
-pub use core::{Config, Core};
+pub use config::Config;
+pub use core::Core;
 pub use rebuild::RebuildStatus;
 pub use room::waits_for_room;
 pub use slots::{SLOTS_MAX, Slot};

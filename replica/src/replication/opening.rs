@@ -12,7 +12,8 @@
 use std::time::Instant;
 
 use super::action::Action;
-use super::core::{Config, Core, Phase};
+use super::config::Config;
+use super::core::{Core, Phase};
 use super::peer::{Absence, PeerState, Purpose};
 use super::slots::{Slot, Slots};
 use crate::chain::{ChainChange, ChainInfo, ChainOp};

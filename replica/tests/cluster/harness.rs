@@ -3,51 +3,25 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::future::Future;
-use std::pin::Pin;
 use std::rc::Rc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use ankole_blockdev::disk::{Buffer, Disk, Durability, Extent};
 use ankole_replica::admin::{EngineStatus, ReplicaMode, ReplicaStatus};
-use ankole_replica::engine::{Arbiter, ArbiterError, Engine};
+use ankole_replica::engine::{Engine, MemoryArbiter};
 use ankole_replica::listen::Address;
-use ankole_replica::record::{Change, EngineGrant, InstanceId, Member, Record, Refused};
+use ankole_replica::record::{Change, EngineGrant, InstanceId, Member, Record};
 use ankole_replica::replication::Config;
 use ankole_replica::server::{Replica, format, serve};
-use ankole_replica::types::{Generation, ReplicaId};
+use ankole_replica::types::ReplicaId;
 use tokio::sync::oneshot;
 use tokio::task::LocalSet;
 
 pub const SIZE_BYTES: u64 = 16 << 20;
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-#[derive(Clone)]
-pub struct MemoryArbiter(Rc<RefCell<Record>>);
-
 type Served = (oneshot::Sender<()>, JoinHandle<()>);
-type Asked<'a, T> = Pin<Box<dyn Future<Output = Result<T, ArbiterError>> + 'a>>;
-
-impl Arbiter for MemoryArbiter {
-    fn read<'a>(&'a self, _volume: &'a str) -> Asked<'a, Record> {
-        Box::pin(async { Ok(self.0.borrow().clone()) })
-    }
-    fn change<'a>(
-        &'a self,
-        _volume: &'a str,
-        expected: Generation,
-        change: &'a Change,
-    ) -> Asked<'a, Result<Record, Refused>> {
-        Box::pin(async move {
-            let after = self.0.borrow().after(expected, change.clone());
-            if let Ok(record) = &after {
-                self.0.replace(record.clone());
-            }
-            Ok(after)
-        })
-    }
-}
-
 /// Replicas on sockets, and the record that says which of them count.
 pub struct Cluster {
     pub dir: tempfile::TempDir,
