@@ -33,6 +33,10 @@ impl BlockChecksum {
         let hash = Sha512::digest(bytes);
         Self(std::array::from_fn(|index| hash[index]))
     }
+
+    pub const fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
 }
 
 impl fmt::Display for BlockChecksum {

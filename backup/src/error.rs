@@ -4,7 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use crate::block::{BlockChecksum, DecodeError};
-use crate::manifest::ManifestProblem;
+use crate::manifest::{BLOCKS_MAX, ManifestProblem};
 use crate::name::{Name, NameError};
 use crate::target::TargetError;
 
@@ -31,6 +31,12 @@ pub enum Error {
     #[error("backup {backup} of volume {volume} is a single file, which only Longhorn can restore")]
     SingleFile { backup: Name, volume: Name },
 
+    #[error(
+        "volume {volume} lies over the backing image {image}, whose bytes its backups lack; \
+         Longhorn restores them, this version doesn't"
+    )]
+    BackingImage { volume: Name, image: String },
+
     #[error("volume {volume} is in use by {holder}; run it again when that has finished")]
     Busy { volume: Name, holder: String },
     #[error(
@@ -49,6 +55,11 @@ pub enum Error {
          {block_bytes} bytes; choose another block size"
     )]
     NotWholeBlocks { volume: Name, size_bytes: u64, block_bytes: u64 },
+    #[error(
+        "volume {volume} has {size_bytes} bytes, and a backup at most {BLOCKS_MAX} blocks of \
+         {block_bytes} bytes; choose larger blocks"
+    )]
+    TooManyBlocks { volume: Name, size_bytes: u64, block_bytes: u64 },
     #[error("read {length_bytes} bytes at {offset_bytes} of snapshot {snapshot} of {volume}")]
     Source {
         volume: Name,

@@ -3,14 +3,18 @@
 use crate::error::{BadBlock, Error};
 use crate::layout::VOLUMES_FOLDER;
 use crate::lock::with_lock_if_writable;
-use crate::manifest::{BackupManifest, VolumeManifest};
+use crate::manifest::VolumeManifest;
 use crate::name::Name;
 use crate::parallel::{OnProgress, Tally, try_map};
 use crate::restore::{RestoreOptions, read_mapped};
 use crate::store::VolumeStore;
 use crate::target::Target;
 
-/// All volumes that have something in the target, in order.
+pub use crate::store::BackupDetails;
+pub use crate::surroundings::{Place, Surroundings, look_around};
+
+/// All volumes that have something in the target, in order: those with a manifest of their own or
+/// of a backup. Longhorn keeps the locks of images in a folder that has neither.
 pub fn volumes(target: &dyn Target) -> Result<Vec<Name>, Error> {
     let mut volumes = Vec::new();
     for first in target.children(VOLUMES_FOLDER)? {
@@ -20,15 +24,20 @@ pub fn volumes(target: &dyn Target) -> Result<Vec<Name>, Error> {
             volumes.extend(names.iter().filter_map(|name| name.parse::<Name>().ok()));
         }
     }
-    // A folder without a manifest isn't a volume: Longhorn keeps the locks of images in one.
     let mut known = Vec::new();
     for volume in volumes {
-        if target.exists(&VolumeStore::new(target, &volume).paths.volume_manifest())? {
+        let store = VolumeStore::new(target, &volume);
+        if target.exists(&store.paths.volume_manifest())? || !store.backup_names()?.is_empty() {
             known.push(volume);
         }
     }
     known.sort();
     Ok(known)
+}
+
+/// What a volume's manifest says.
+pub fn volume(target: &dyn Target, volume: &Name) -> Result<VolumeManifest, Error> {
+    VolumeStore::new(target, volume).volume()
 }
 
 /// One backup as a list shows it.
@@ -40,10 +49,11 @@ pub struct BackupEntry {
 
 #[derive(Debug)]
 pub enum BackupState {
-    Complete(Box<BackupManifest>),
+    /// Without its map.
+    Complete(Box<BackupDetails>),
     /// Being made, or left by a maker that died.
     InProgress,
-    /// Its manifest can't be used; the others' can.
+    /// Its manifest, or what it needs of its volume's, can't be used; the others can.
     Unreadable(Error),
 }
 
@@ -52,10 +62,13 @@ pub fn backups(target: &dyn Target, volume: &Name) -> Result<Vec<BackupEntry>, E
     let store = VolumeStore::new(target, volume);
     let mut entries = Vec::new();
     for name in store.backup_names()? {
-        let state = match store.find_backup(&name) {
+        let state = match store.find_summary(&name) {
             Ok(None) => continue, // deleted since it was listed
-            Ok(Some(manifest)) if manifest.is_in_progress() => BackupState::InProgress,
-            Ok(Some(manifest)) => BackupState::Complete(Box::new(manifest)),
+            Ok(Some(found)) if found.manifest.is_in_progress() => BackupState::InProgress,
+            Ok(Some(found)) => match store.describe(found.manifest, found.end_bytes) {
+                Ok(details) => BackupState::Complete(Box::new(details)),
+                Err(error) => BackupState::Unreadable(error),
+            },
             Err(error) => BackupState::Unreadable(error),
         };
         entries.push(BackupEntry { name, state });
@@ -63,14 +76,12 @@ pub fn backups(target: &dyn Target, volume: &Name) -> Result<Vec<BackupEntry>, E
     Ok(entries)
 }
 
-/// The manifests that a restore of this backup goes by.
-pub fn inspect(
-    target: &dyn Target,
-    volume: &Name,
-    backup: &Name,
-) -> Result<(VolumeManifest, BackupManifest), Error> {
+/// A complete backup, with its map.
+pub fn inspect(target: &dyn Target, volume: &Name, backup: &Name) -> Result<BackupDetails, Error> {
     let store = VolumeStore::new(target, volume);
-    Ok((store.volume()?, store.backup(backup)?))
+    let manifest = store.backup(backup)?;
+    let end_bytes = manifest.end_bytes();
+    store.describe(manifest, end_bytes)
 }
 
 /// What a verification found.
@@ -91,9 +102,8 @@ pub fn verify(
 ) -> Result<VerifyReport, Error> {
     let store = VolumeStore::new(target, volume);
     with_lock_if_writable(&store, options.lock_times, || {
-        let size_bytes = store.volume()?.size_bytes;
-        let manifest = store.backup(backup)?;
-        let block_bytes = store.check_map(backup, &manifest, size_bytes)?;
+        let BackupDetails { manifest, .. } = store.restorable(backup)?;
+        let block_bytes = store.block_bytes(backup, &manifest)?;
         let tally = Tally::new(on_progress, block_bytes, manifest.mappings().len());
         let checked = try_map(options.workers, manifest.mappings(), |mapping| {
             let bad = read_mapped(&store, backup, &manifest, mapping, block_bytes).err();

@@ -14,6 +14,9 @@ use sha2::{Digest, Sha512};
 use crate::block::BlockChecksum;
 use crate::name::Name;
 
+pub const STORE_FOLDER: &str = "backupstore";
+/// Backups of images; not read here.
+pub const BACKING_IMAGES_FOLDER: &str = "backupstore/backing-images/backing-images";
 pub const VOLUMES_FOLDER: &str = "backupstore/volumes";
 
 /// The keys of one volume.

@@ -29,6 +29,7 @@ pub mod prune;
 pub mod restore;
 pub mod source;
 mod store;
+mod surroundings;
 pub mod target;
 pub mod timestamp;
 pub mod transfer;

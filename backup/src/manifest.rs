@@ -2,23 +2,39 @@
 //!
 //! Owns their exact shape, which is Longhorn's, with its quirks: numbers as decimal strings, and in
 //! `volume.cfg` JSON strings inside JSON strings. Promises that a manifest which was parsed is
-//! about what its path says, that its blocks are in order and lie on block borders, and that names
-//! and checksums from it can be put into a path. Bytes of a manifest never cause a panic.
+//! about what its path says, that its blocks are in order, lie on block borders and are as many as
+//! it says, that its map is the one that was written if Ankole wrote it, and that names and
+//! checksums from it can be put into a path. Bytes of a manifest never cause a panic, nor more
+//! memory than its blocks need.
+
+mod bounded;
+mod map;
 
 use std::collections::BTreeMap;
+use std::io;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::block::{
-    BLOCK_BYTES_DEFAULT, BLOCK_BYTES_MAX, BLOCK_BYTES_UNIT, BlockChecksum, CompressionMethod,
-};
+use self::map::MapFacts;
+use crate::block::{BLOCK_BYTES_DEFAULT, BLOCK_BYTES_MAX, BLOCK_BYTES_UNIT, CompressionMethod};
 use crate::json::{decimal, quoted};
 use crate::name::Name;
 use crate::timestamp::Timestamp;
 
+pub use self::bounded::REST_BYTES_MAX;
+pub use self::map::{BLOCKS_MAX, BlockMapping};
+
 /// Label of a backup that tells which snapshot it holds, by the source's own unique id. A name
 /// alone isn't enough to build an increment on: it may have been given to another snapshot since.
 pub const SNAPSHOT_ID_LABEL: &str = "ankole.io/snapshot-id";
+/// Label of a backup with the bytes of the volume at that time. The format has one size for all
+/// backups of a volume.
+pub const VOLUME_SIZE_LABEL: &str = "ankole.io/volume-size";
+/// Label of a backup with a sum of its map and sizes, which the format doesn't have.
+pub const MAP_SUM_LABEL: &str = "ankole.io/map-sum";
+
+/// More than any volume has. Bounds what a damaged offset makes us believe.
+pub const VOLUME_BYTES_MAX: u64 = 1 << 50;
 
 pub const BLOCK_SIZE_PARAMETER: &str = "backup-block-size";
 pub const MODE_PARAMETER: &str = "backup-mode";
@@ -29,8 +45,14 @@ pub type StringMap = BTreeMap<String, String>;
 /// What is wrong with the bytes of a manifest.
 #[derive(Debug, thiserror::Error)]
 pub enum ManifestProblem {
+    #[error("is missing")]
+    Missing,
+    #[error("can't be read to its end")]
+    Unreadable(#[source] io::Error),
     #[error("isn't the JSON of a manifest")]
     Json(#[source] serde_json::Error),
+    #[error("has more than {REST_BYTES_MAX} bytes besides its blocks")]
+    TooBig,
     #[error("is about {found:?}, not {expected}")]
     OtherName { found: String, expected: Name },
     #[error(
@@ -38,12 +60,19 @@ pub enum ManifestProblem {
          a multiple of {BLOCK_BYTES_UNIT} up to {BLOCK_BYTES_MAX} bytes is supported"
     )]
     BlockSize(String),
-    #[error("maps a block to offset {offset_bytes}, which is no multiple of {block_bytes}")]
-    Misaligned { offset_bytes: u64, block_bytes: u64 },
+    #[error("maps a block to an offset that is no multiple of {block_bytes}")]
+    Misaligned { block_bytes: u64 },
     #[error("maps two blocks to offset {0}")]
     MappedTwice(u64),
     #[error("maps a block to offset {offset_bytes}, past the end of {size_bytes} bytes")]
     PastTheEnd { offset_bytes: u64, size_bytes: u64 },
+    #[error(
+        "lists {listed} blocks of {block_bytes} bytes, but says that they have {stated_bytes} bytes \
+         together: blocks are missing from its list"
+    )]
+    CutShort { listed: u64, block_bytes: u64, stated_bytes: u64 },
+    #[error("has another map or size than its sum says: it was damaged")]
+    WrongSum,
 }
 
 /// `volume.cfg`: what all backups of a volume have in common.
@@ -158,14 +187,6 @@ pub struct BackupManifest {
     pub single_file: SingleFile,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct BlockMapping {
-    #[serde(rename = "Offset")]
-    pub offset_bytes: u64,
-    #[serde(rename = "BlockChecksum")]
-    pub checksum: BlockChecksum,
-}
-
 /// A backup that is one file instead of blocks; only Longhorn makes those.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SingleFile {
@@ -195,24 +216,62 @@ impl BackupManifest {
         }
     }
 
-    /// `Blocks` may come in any order and are sorted here.
     pub fn parse(bytes: &[u8], volume: &Name, backup: &Name) -> Result<Self, ManifestProblem> {
-        let mut manifest: Self = serde_json::from_slice(bytes).map_err(ManifestProblem::Json)?;
-        check_name(&manifest.name, backup)?;
-        check_name(&manifest.volume_name, volume)?;
-        let block_bytes = manifest.block_bytes()?;
+        Self::read(bytes, volume, backup)
+    }
+
+    /// `Blocks` may come in any order and are sorted here.
+    pub fn read(
+        reader: impl io::Read,
+        volume: &Name,
+        backup: &Name,
+    ) -> Result<Self, ManifestProblem> {
+        let bounded::Parts { rest, map, facts } = bounded::read(reader, true)?;
+        let mut manifest = Self::from_rest(rest, &facts, volume, backup)?;
+        manifest.blocks = map;
         if let Some(blocks) = &mut manifest.blocks {
             blocks.sort_unstable_by_key(|mapping| mapping.offset_bytes);
             if let Some(pair) = blocks.windows(2).find(|p| p[0].offset_bytes == p[1].offset_bytes) {
                 return Err(ManifestProblem::MappedTwice(pair[0].offset_bytes));
             }
-            let misaligned = |m: &&BlockMapping| !m.offset_bytes.is_multiple_of(block_bytes);
-            if let Some(BlockMapping { offset_bytes, .. }) = blocks.iter().find(misaligned) {
-                let offset_bytes = *offset_bytes;
-                return Err(ManifestProblem::Misaligned { offset_bytes, block_bytes });
-            }
         }
         Ok(manifest)
+    }
+
+    fn from_rest(
+        rest: serde_json::Value,
+        facts: &MapFacts,
+        volume: &Name,
+        backup: &Name,
+    ) -> Result<Self, ManifestProblem> {
+        let manifest: Self = serde_json::from_value(rest).map_err(ManifestProblem::Json)?;
+        check_name(&manifest.name, backup)?;
+        check_name(&manifest.volume_name, volume)?;
+        manifest.check_map(facts)?;
+        Ok(manifest)
+    }
+
+    fn check_map(&self, facts: &MapFacts) -> Result<(), ManifestProblem> {
+        let block_bytes = self.block_bytes()?;
+        if !facts.divisor_bytes.is_multiple_of(block_bytes) {
+            return Err(ManifestProblem::Misaligned { block_bytes });
+        }
+        let size_bytes = VOLUME_BYTES_MAX;
+        match facts.last_offset_bytes {
+            Some(offset_bytes) if offset_bytes > size_bytes - block_bytes => {
+                return Err(ManifestProblem::PastTheEnd { offset_bytes, size_bytes });
+            }
+            _ => {}
+        }
+        let (listed, stated_bytes) = (facts.blocks, self.mapped_bytes);
+        let is_of_blocks = !self.is_in_progress() && self.single_file.path.is_empty();
+        if is_of_blocks && stated_bytes != listed * block_bytes {
+            return Err(ManifestProblem::CutShort { listed, block_bytes, stated_bytes });
+        }
+        let Some(sum) = self.label(MAP_SUM_LABEL) else { return Ok(()) };
+        let is_right = facts.is_ascending
+            && self.labelled_size().is_some_and(|size| facts.sum(block_bytes, size) == sum);
+        if is_right { Ok(()) } else { Err(ManifestProblem::WrongSum) }
     }
 
     pub fn is_in_progress(&self) -> bool {
@@ -225,7 +284,30 @@ impl BackupManifest {
 
     /// The source's id of the snapshot; `None` if another program made this backup.
     pub fn snapshot_id(&self) -> Option<&str> {
-        self.labels.as_ref()?.get(SNAPSHOT_ID_LABEL).map(String::as_str)
+        self.label(SNAPSHOT_ID_LABEL)
+    }
+
+    /// Bytes of the volume when this backup was made; `None` if another program made it, or an
+    /// Ankole that didn't say it. One that says it needs nothing but its own manifest and blocks.
+    pub fn own_size_bytes(&self) -> Option<u64> {
+        self.labelled_size().filter(|_| self.label(MAP_SUM_LABEL).is_some())
+    }
+
+    /// Lets the manifest say the size of its volume, with a sum over that and its map.
+    pub(crate) fn seal(&mut self, size_bytes: u64) -> Result<(), ManifestProblem> {
+        let sum = MapFacts::of(self.mappings()).sum(self.block_bytes()?, size_bytes);
+        let labels = self.labels.get_or_insert_default();
+        labels.insert(VOLUME_SIZE_LABEL.to_owned(), size_bytes.to_string());
+        labels.insert(MAP_SUM_LABEL.to_owned(), sum);
+        Ok(())
+    }
+
+    fn label(&self, name: &str) -> Option<&str> {
+        self.labels.as_ref()?.get(name).map(String::as_str)
+    }
+
+    fn labelled_size(&self) -> Option<u64> {
+        self.label(VOLUME_SIZE_LABEL)?.parse().ok()
     }
 
     pub fn block_bytes(&self) -> Result<u64, ManifestProblem> {
@@ -239,16 +321,39 @@ impl BackupManifest {
             .ok_or_else(|| ManifestProblem::BlockSize(text.chars().take(40).collect()))
     }
 
-    /// Checks that every block lies within a volume of `size_bytes`.
-    pub fn check_fits(&self, size_bytes: u64) -> Result<(), ManifestProblem> {
-        let block_bytes = self.block_bytes()?;
-        match self.mappings().last() {
-            Some(last) if last.offset_bytes.saturating_add(block_bytes) > size_bytes => {
-                let offset_bytes = last.offset_bytes;
-                Err(ManifestProblem::PastTheEnd { offset_bytes, size_bytes })
-            }
-            _ => Ok(()),
-        }
+    /// Whether every block lies within a volume of `size_bytes`.
+    pub fn fits(&self, size_bytes: u64) -> bool {
+        self.end_bytes() <= size_bytes
+    }
+
+    /// Where the last mapped block ends.
+    pub fn end_bytes(&self) -> u64 {
+        let block_bytes = self.block_bytes().unwrap_or(BLOCK_BYTES_DEFAULT);
+        self.mappings().last().map_or(0, |last| last.offset_bytes.saturating_add(block_bytes))
+    }
+}
+
+/// A backup's manifest without its map: what a list needs, in the memory that labels take.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BackupSummary {
+    pub manifest: BackupManifest,
+    /// As of [`BackupManifest::end_bytes`].
+    pub end_bytes: u64,
+}
+
+impl BackupSummary {
+    /// Checks what [`BackupManifest::read`] checks, but for two blocks at one offset in a list
+    /// that isn't in order.
+    pub fn read(
+        reader: impl io::Read,
+        volume: &Name,
+        backup: &Name,
+    ) -> Result<Self, ManifestProblem> {
+        let bounded::Parts { rest, facts, .. } = bounded::read(reader, false)?;
+        let manifest = BackupManifest::from_rest(rest, &facts, volume, backup)?;
+        let block_bytes = manifest.block_bytes()?;
+        let end_bytes = facts.last_offset_bytes.map_or(0, |offset| offset + block_bytes);
+        Ok(Self { manifest, end_bytes })
     }
 }
 
@@ -339,6 +444,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::block::BlockChecksum;
     use crate::json;
 
     fn name(text: &str) -> Name {
@@ -401,19 +507,37 @@ mod tests {
 
     #[test]
     fn a_map_that_can_not_be_true_is_refused() {
-        let unordered = format!(r#","Blocks":[{},{}]"#, block(4 << 20), block(0));
+        let unordered = format!(r#","Size":"4194304","Blocks":[{},{}]"#, block(4 << 20), block(0));
         let parsed = parse_backup(&unordered).unwrap();
         assert_eq!(parsed.mappings()[0].offset_bytes, 0);
-        assert!(parsed.check_fits(6 << 20).is_ok());
-        assert!(parsed.check_fits(4 << 20).is_err());
+        assert_eq!(parsed.end_bytes(), 6 << 20);
+        assert!(parsed.fits(6 << 20) && !parsed.fits(4 << 20));
 
-        let twice = format!(r#","Blocks":[{},{}]"#, block(0), block(0));
+        let twice = format!(r#","Size":"4194304","Blocks":[{},{}]"#, block(0), block(0));
         assert!(matches!(parse_backup(&twice), Err(ManifestProblem::MappedTwice(0))));
-        let odd = format!(r#","Blocks":[{}]"#, block(4096));
+        let odd = format!(r#","Size":"4194304","Blocks":[{},{}]"#, block(4 << 20), block(4096));
         assert!(matches!(parse_backup(&odd), Err(ManifestProblem::Misaligned { .. })));
-        let last = u64::MAX - (2 << 20) + 1;
-        let far = parse_backup(&format!(r#","Blocks":[{}]"#, block(last))).unwrap();
-        assert!(far.check_fits(1 << 40).is_err());
+        for far in [VOLUME_BYTES_MAX, u64::MAX - (2 << 20) + 1] {
+            let far = parse_backup(&format!(r#","Size":"2097152","Blocks":[{}]"#, block(far)));
+            assert!(matches!(far, Err(ManifestProblem::PastTheEnd { .. })), "{far:?}");
+        }
+        // Any program's backup says how many bytes its blocks have.
+        for (size, listed) in [("2097152", 2), ("6291456", 2), ("", 1), ("2097152", 0)] {
+            let blocks: Vec<_> = (0..listed).map(|index| block(index << 21)).collect();
+            let cut = format!(r#","Size":"{size}","Blocks":[{}]"#, blocks.join(","));
+            assert!(matches!(parse_backup(&cut), Err(ManifestProblem::CutShort { .. })), "{cut}");
+        }
+    }
+
+    /// What a list reads is what a restore reads, but for the map.
+    #[test]
+    fn a_summary_is_the_manifest_without_its_map() {
+        let text = format!(r#","Size":"4194304","Blocks":[{},{}]"#, block(0), block(4 << 20));
+        let whole = parse_backup(&text).unwrap();
+        let text = backup_json(&text);
+        let summary = BackupSummary::read(text.as_bytes(), &name("v1"), &name("b1")).unwrap();
+        assert_eq!(summary.end_bytes, whole.end_bytes());
+        assert_eq!(summary.manifest, BackupManifest { blocks: None, ..whole });
     }
 
     #[test]
@@ -437,12 +561,13 @@ mod tests {
         ) {
             let _ = VolumeManifest::parse(&bytes, &name("v1"));
             let _ = BackupManifest::parse(&bytes, &name("v1"), &name("b1"));
-            let mut nearly = backup_json(&format!(r#","Blocks":[{}]"#, block(0))).into_bytes();
+            let blocks = format!(r#","Size":"2097152","Blocks":[{}]"#, block(0));
+            let mut nearly = backup_json(&blocks).into_bytes();
             let at = at.index(nearly.len());
             nearly[at] = byte;
-            if let Ok(manifest) = BackupManifest::parse(&nearly, &name("v1"), &name("b1")) {
-                let _ = manifest.check_fits(1 << 20);
-            }
+            let whole = BackupManifest::parse(&nearly, &name("v1"), &name("b1"));
+            let summary = BackupSummary::read(&nearly[..], &name("v1"), &name("b1"));
+            prop_assert_eq!(whole.is_ok(), summary.is_ok());
             nearly.truncate(at);
             prop_assert!(BackupManifest::parse(&nearly, &name("v1"), &name("b1")).is_err());
         }

@@ -16,7 +16,7 @@ use crate::lock::{LockTimes, with_lock_if_writable};
 use crate::manifest::{BackupManifest, BlockMapping};
 use crate::name::Name;
 use crate::parallel::{OnProgress, Tally, try_map};
-use crate::store::VolumeStore;
+use crate::store::{BackupDetails, VolumeStore};
 use crate::target::Target;
 
 /// What a backup is restored into. Every byte of its size is given once, as data or as zeroes, in
@@ -66,13 +66,12 @@ pub fn restore(
 ) -> Result<RestoreReport, Error> {
     let store = VolumeStore::new(target, volume);
     with_lock_if_writable(&store, options.lock_times, || {
-        let size_bytes = store.volume()?.size_bytes;
-        let manifest = store.backup(backup)?;
+        let BackupDetails { manifest, size_bytes, .. } = store.restorable(backup)?;
+        let block_bytes = store.block_bytes(backup, &manifest)?;
         if sink.size_bytes() < size_bytes {
             let (needed_bytes, size_bytes) = (size_bytes, sink.size_bytes());
             return Err(Error::SinkTooSmall { needed_bytes, size_bytes });
         }
-        let block_bytes = store.check_map(backup, &manifest, size_bytes)?;
         let failed = |range: &Range<u64>, source| {
             let (offset_bytes, length_bytes) = (range.start, range.end - range.start);
             Error::Sink { offset_bytes, length_bytes, source }
@@ -153,7 +152,7 @@ pub fn restore_to_file(
     on_progress: OnProgress<'_>,
 ) -> Result<RestoreReport, Error> {
     // Before a file is made: a wrong name shouldn't leave a trace.
-    let size_bytes = VolumeStore::new(target, volume).volume()?.size_bytes;
+    let size_bytes = VolumeStore::new(target, volume).restorable(backup)?.size_bytes;
     let sink = FileSink::create(path, size_bytes, overwrite)?;
     let report = restore(target, volume, backup, &sink, options, on_progress)?;
     sink.rename()?;

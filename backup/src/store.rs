@@ -1,15 +1,38 @@
 //! One volume's part of a target, as manifests and blocks instead of keys and bytes.
 
+use std::io;
+
 use crate::block::{BlockChecksum, CompressionMethod, decode, object_bytes_max};
 use crate::error::{BlockProblem, Error};
 use crate::json;
 use crate::layout::{self, VolumePaths};
-use crate::manifest::{BackupManifest, ManifestProblem, VolumeManifest};
+use crate::manifest::{
+    BackupManifest, BackupSummary, ManifestProblem, REST_BYTES_MAX, VolumeManifest,
+};
 use crate::name::Name;
-use crate::target::{Target, found};
+use crate::target::{Access, Target, TargetError, found};
 
-/// Bounds what a garbage manifest makes us read; one of 64 TiB in 2 MiB blocks is near this.
-const MANIFEST_BYTES_MAX: u64 = 4 << 30;
+/// A complete backup, with what it takes to restore it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BackupDetails {
+    pub manifest: BackupManifest,
+    /// Of the volume: what it had when the backup was made, if the backup says that. Else what its
+    /// volume has now, or what its map needs where that is more.
+    pub size_bytes: u64,
+    /// Whose bytes lie below those of the backup. It can't be restored without them.
+    pub backing_image: Option<String>,
+}
+
+impl BackupDetails {
+    /// A volume can't be made of a part of its bytes.
+    pub fn refuse_backing_image(&self) -> Result<(), Error> {
+        match (&self.backing_image, self.manifest.volume_name.parse()) {
+            (Some(image), Ok(volume)) => Err(Error::BackingImage { volume, image: image.clone() }),
+            (Some(_), Err(error)) => Err(Error::Name(error)),
+            (None, _) => Ok(()),
+        }
+    }
+}
 
 pub(crate) struct VolumeStore<'a> {
     pub(crate) target: &'a dyn Target,
@@ -25,7 +48,7 @@ impl<'a> VolumeStore<'a> {
     /// `None` if nothing of this volume was ever stored.
     pub(crate) fn find_volume(&self) -> Result<Option<VolumeManifest>, Error> {
         let key = self.paths.volume_manifest();
-        let Some(bytes) = found(self.target.read(&key, MANIFEST_BYTES_MAX))? else {
+        let Some(bytes) = found(self.target.read(&key, REST_BYTES_MAX))? else {
             return Ok(None);
         };
         VolumeManifest::parse(&bytes, self.volume)
@@ -34,8 +57,16 @@ impl<'a> VolumeStore<'a> {
     }
 
     pub(crate) fn volume(&self) -> Result<VolumeManifest, Error> {
-        let (volume, target) = (self.volume.clone(), self.target.url().to_owned());
-        self.find_volume()?.ok_or(Error::NoSuchVolume { volume, target })
+        match self.find_volume()? {
+            Some(manifest) => Ok(manifest),
+            None if self.backup_names()?.is_empty() => {
+                let (volume, target) = (self.volume.clone(), self.target.url().to_owned());
+                Err(Error::NoSuchVolume { volume, target })
+            }
+            None => {
+                Err(self.manifest_error(&self.paths.volume_manifest(), ManifestProblem::Missing))
+            }
+        }
     }
 
     pub(crate) fn save_volume(&self, manifest: &VolumeManifest) -> Result<(), Error> {
@@ -43,19 +74,35 @@ impl<'a> VolumeStore<'a> {
     }
 
     pub(crate) fn find_backup(&self, backup: &Name) -> Result<Option<BackupManifest>, Error> {
-        let key = self.paths.backup_manifest(backup);
-        let Some(bytes) = found(self.target.read(&key, MANIFEST_BYTES_MAX))? else {
-            return Ok(None);
-        };
-        BackupManifest::parse(&bytes, self.volume, backup)
-            .map(Some)
-            .map_err(|problem| self.manifest_error(&key, problem))
+        self.parse_backup(backup, |object| BackupManifest::read(object, self.volume, backup))
     }
 
-    /// A backup that can be restored: complete, and made of blocks.
+    pub(crate) fn find_summary(&self, backup: &Name) -> Result<Option<BackupSummary>, Error> {
+        self.parse_backup(backup, |object| BackupSummary::read(object, self.volume, backup))
+    }
+
+    fn parse_backup<T>(
+        &self,
+        backup: &Name,
+        parse: impl FnOnce(Box<dyn io::Read + Send>) -> Result<T, ManifestProblem>,
+    ) -> Result<Option<T>, Error> {
+        let key = self.paths.backup_manifest(backup);
+        let Some(object) = found(self.target.open(&key))? else { return Ok(None) };
+        parse(object).map(Some).map_err(|problem| match problem {
+            ManifestProblem::Unreadable(source) => {
+                TargetError::from_io(Access::Read, self.target.locate(&key), source).into()
+            }
+            problem => self.manifest_error(&key, problem),
+        })
+    }
+
+    /// A backup that can be looked at: complete, and made of blocks.
     pub(crate) fn backup(&self, backup: &Name) -> Result<BackupManifest, Error> {
         let (name, volume) = (backup.clone(), self.volume.clone());
         let Some(manifest) = self.find_backup(backup)? else {
+            if let Err(error @ Error::NoSuchVolume { .. }) = self.volume() {
+                return Err(error);
+            }
             let target = self.target.url().to_owned();
             return Err(Error::NoSuchBackup { backup: name, volume, target });
         };
@@ -68,17 +115,39 @@ impl<'a> VolumeStore<'a> {
         Ok(manifest)
     }
 
-    /// The block size of a backup whose blocks all lie within `size_bytes`.
-    pub(crate) fn check_map(
+    /// What a restore has to know besides the map, of which only the end is needed here.
+    pub(crate) fn describe(
+        &self,
+        manifest: BackupManifest,
+        end_bytes: u64,
+    ) -> Result<BackupDetails, Error> {
+        if let Some(own) = manifest.own_size_bytes() {
+            let size_bytes = own.max(end_bytes);
+            return Ok(BackupDetails { manifest, size_bytes, backing_image: None });
+        }
+        let volume = self.volume()?;
+        // The volume may have been made anew since, and smaller.
+        let size_bytes = volume.size_bytes.max(end_bytes);
+        let backing_image = Some(volume.backing_image_name).filter(|image| !image.is_empty());
+        Ok(BackupDetails { manifest, size_bytes, backing_image })
+    }
+
+    /// A backup from which a volume can be made.
+    pub(crate) fn restorable(&self, backup: &Name) -> Result<BackupDetails, Error> {
+        let manifest = self.backup(backup)?;
+        let end_bytes = manifest.end_bytes();
+        let details = self.describe(manifest, end_bytes)?;
+        details.refuse_backing_image()?;
+        Ok(details)
+    }
+
+    pub(crate) fn block_bytes(
         &self,
         backup: &Name,
         manifest: &BackupManifest,
-        size_bytes: u64,
     ) -> Result<u64, Error> {
-        manifest
-            .check_fits(size_bytes)
-            .and_then(|()| manifest.block_bytes())
-            .map_err(|problem| self.manifest_error(&self.paths.backup_manifest(backup), problem))
+        let key = || self.paths.backup_manifest(backup);
+        manifest.block_bytes().map_err(|problem| self.manifest_error(&key(), problem))
     }
 
     pub(crate) fn save_backup(&self, name: &Name, manifest: &BackupManifest) -> Result<(), Error> {

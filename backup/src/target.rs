@@ -23,8 +23,9 @@ pub trait Target: Send + Sync {
     /// Says, for messages, where the object is: what a user can give to `ls` or a browser.
     fn locate(&self, key: &str) -> String;
 
-    /// Names of what lies directly in `folder`, objects and folders, in any order. A folder that
-    /// doesn't exist is empty. Objects that are still being written aren't listed.
+    /// Names of what lies directly in `folder`, objects and folders, in any order; in the target
+    /// itself if `folder` is empty. A folder that doesn't exist is empty. Objects that are still
+    /// being written aren't listed.
     fn children(&self, folder: &str) -> Result<Vec<String>, TargetError>;
 
     /// Keys of all objects in `folder` and its folders, in any order; otherwise like
@@ -37,6 +38,9 @@ pub trait Target: Send + Sync {
         let _ = folder;
         Ok(Vec::new())
     }
+
+    /// The object's bytes from its beginning, however many there are.
+    fn open(&self, key: &str) -> Result<Box<dyn io::Read + Send>, TargetError>;
 
     /// The whole object; [`TargetError::TooBig`] if it has more than `bytes_max`.
     fn read(&self, key: &str, bytes_max: u64) -> Result<Vec<u8>, TargetError>;

@@ -22,8 +22,8 @@ use crate::block::{BLOCK_BYTES_DEFAULT, BlockChecksum, CompressionMethod, encode
 use crate::error::Error;
 use crate::lock::{HeldLock, LockKind, LockTimes, with_lock};
 use crate::manifest::{
-    BLOCK_SIZE_PARAMETER, BackupManifest, BlockMapping, MODE_PARAMETER, SNAPSHOT_ID_LABEL,
-    StringMap, VolumeManifest, is_block_size,
+    BLOCK_SIZE_PARAMETER, BLOCKS_MAX, BackupManifest, BlockMapping, MODE_PARAMETER,
+    SNAPSHOT_ID_LABEL, StringMap, VolumeManifest, is_block_size,
 };
 use crate::name::Name;
 use crate::parallel::{OnProgress, Tally, try_map};
@@ -96,10 +96,14 @@ pub fn back_up(
 }
 
 fn check_sizes(volume: &Name, size_bytes: u64, block_bytes: u64) -> Result<(), Error> {
-    if is_block_size(block_bytes) && size_bytes.is_multiple_of(block_bytes) {
-        return Ok(());
+    let volume = volume.clone();
+    if !is_block_size(block_bytes) || !size_bytes.is_multiple_of(block_bytes) {
+        return Err(Error::NotWholeBlocks { volume, size_bytes, block_bytes });
     }
-    Err(Error::NotWholeBlocks { volume: volume.clone(), size_bytes, block_bytes })
+    if size_bytes / block_bytes > BLOCKS_MAX {
+        return Err(Error::TooManyBlocks { volume, size_bytes, block_bytes });
+    }
+    Ok(())
 }
 
 /// A backup while it is being made.
@@ -152,6 +156,10 @@ impl Run<'_> {
             self.store.save_volume(&manifest)?;
             return Ok(method);
         };
+        if !found.backing_image_name.is_empty() {
+            let (volume, image) = (volume.clone(), found.backing_image_name);
+            return Err(Error::BackingImage { volume, image });
+        }
         if found.size_bytes > size_bytes {
             let (volume, stored_bytes) = (volume.clone(), found.size_bytes);
             return Err(Error::Shrank { volume, size_bytes, stored_bytes });
@@ -184,7 +192,7 @@ impl Run<'_> {
         }
         let Ok(name) = volume.last_backup_name.parse() else { return Ok(LastBackup::Unusable) };
         match self.store.find_backup(&name) {
-            Ok(Some(manifest)) if manifest.check_fits(volume.size_bytes).is_ok() => {
+            Ok(Some(manifest)) if manifest.fits(self.source.size_bytes()) => {
                 Ok(LastBackup::Usable(Box::new(manifest)))
             }
             Ok(_) | Err(Error::Manifest { .. }) => Ok(LastBackup::Unusable),
@@ -219,7 +227,7 @@ impl Run<'_> {
             }
         }
         let map = plan.complete_map(stored.into_iter().map(|block| block.mapping).collect());
-        let manifest = BackupManifest {
+        let mut manifest = BackupManifest {
             snapshot_name: self.source.snapshot_name().to_owned(),
             snapshot_created_at: begun,
             created_time: Timestamp::from(SystemTime::now()),
@@ -232,6 +240,10 @@ impl Run<'_> {
             blocks: Some(map),
             ..stub
         };
+        manifest.seal(self.source.size_bytes()).map_err(|problem| {
+            let key = self.store.paths.backup_manifest(&self.request.backup);
+            self.store.manifest_error(&key, problem)
+        })?;
         self.store.target.flush()?; // the blocks, before the manifest that lists them
         self.lock.check()?;
         // Nothing in the protocol keeps two backups of one name apart; the first to finish stays.

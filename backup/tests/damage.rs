@@ -4,7 +4,7 @@
 
 mod common;
 
-use ankole_backup::inventory::{BackupState, backups, verify};
+use ankole_backup::inventory::{BackupState, Place, backups, look_around, verify};
 use ankole_backup::layout::VolumePaths;
 use ankole_backup::plan::{BackupMode, Basis, WhyFull};
 use ankole_backup::prune::{Collected, WhyKept, delete_backup, prune};
@@ -12,6 +12,7 @@ use ankole_backup::target::{DirectoryTarget, MemoryTarget, Target};
 use ankole_backup::*;
 use common::*;
 use proptest::prelude::*;
+use serde_json::Value;
 
 /// Two backups of a small volume, the second an increment.
 fn stored() -> (MemoryTarget, Model) {
@@ -27,7 +28,7 @@ fn stored() -> (MemoryTarget, Model) {
 }
 
 fn first_block(target: &MemoryTarget, backup: &str) -> (String, String) {
-    let manifest = inventory::inspect(target, &name("vol"), &name(backup)).unwrap().1;
+    let manifest = inventory::inspect(target, &name("vol"), &name(backup)).unwrap().manifest;
     let checksum = manifest.mappings()[0].checksum;
     (VolumePaths::of(&name("vol")).block(&checksum), checksum.to_string())
 }
@@ -138,38 +139,162 @@ fn a_damaged_last_backup_makes_the_next_one_full() {
     assert_eq!(restored(&target, "vol", "b3").unwrap(), model.bytes);
 }
 
+/// Longhorn's backups need the size and the image that only `volume.cfg` has; Ankole's don't.
 #[test]
-fn a_garbage_volume_manifest_stops_everything_with_its_name() {
+fn a_garbage_volume_manifest_stops_what_needs_it_with_its_name() {
     let (target, mut model) = stored();
+    as_longhorn(&target, "b1");
     let key = VolumePaths::of(&name("vol")).volume_manifest();
     target.write(&key, b"\x00\x01").unwrap();
-    let error = restored(&target, "vol", "b1").unwrap_err();
+    let error = restored(&target, "vol", "b1").map(drop).unwrap_err();
     assert!(told(&error).contains(&key));
     let error = back_up(&target, &model.snapshot("s3"), &request("b3"), &unobserved).unwrap_err();
     assert!(told(&error).contains(&key));
     assert!(prune(&target, &name("vol"), quick()).is_err());
     assert_eq!(target.read(&key, 10).unwrap(), b"\x00\x01", "it is left for repair");
+    assert_eq!(restored(&target, "vol", "b2").unwrap(), model.bytes);
 }
 
 /// A manifest could ask for terabytes of memory, or name a block past the volume's end.
 #[test]
 fn a_manifest_that_asks_for_too_much_is_refused() {
-    let (target, _) = stored();
-    let key = VolumePaths::of(&name("vol")).backup_manifest(&name("b1"));
-    let text = String::from_utf8(target.read(&key, 1 << 20).unwrap()).unwrap();
     for (from, to, problem) in [
         ("\"16384\"}", "\"1099511627776\"}", "block size"),
         ("\"16384\"}", "\"4096Gi\"}", "block size"),
-        ("\"Offset\":114688", "\"Offset\":262144", "past the end"),
         ("\"Offset\":114688", "\"Offset\":9223372036854759424", "past the end"),
         ("\"Offset\":114688", "\"Offset\":-1", "manifest"),
         ("\"Offset\":114688", "\"Offset\":98304", "two blocks"),
     ] {
-        assert!(text.contains(from), "{text}");
-        target.write(&key, text.replacen(from, to, 1).as_bytes()).unwrap();
+        let (target, _) = stored();
+        as_longhorn(&target, "b1");
+        let key = edit_manifest(&target, "b1", from, to);
         let error = told(&restored(&target, "vol", "b1").unwrap_err());
         assert!(error.contains(problem) && error.contains(&key), "{error}");
     }
+}
+
+/// Rewrites a part of a backup's manifest, and tells where it is.
+fn edit_manifest(target: &MemoryTarget, backup: &str, from: &str, to: &str) -> String {
+    let key = VolumePaths::of(&name("vol")).backup_manifest(&name(backup));
+    let text = String::from_utf8(target.read(&key, 1 << 20).unwrap()).unwrap();
+    assert!(text.contains(from), "{from} isn't in {text}");
+    target.write(&key, text.replacen(from, to, 1).as_bytes()).unwrap();
+    key
+}
+
+/// Takes away what Longhorn wouldn't have written.
+fn as_longhorn(target: &MemoryTarget, backup: &str) {
+    let key = VolumePaths::of(&name("vol")).backup_manifest(&name(backup));
+    let mut json: Value = serde_json::from_slice(&target.read(&key, 1 << 20).unwrap()).unwrap();
+    json["Labels"] = Value::Null;
+    target.write(&key, json.to_string().as_bytes()).unwrap();
+}
+
+fn edit_volume(target: &MemoryTarget, field: &str, value: &str) {
+    let key = VolumePaths::of(&name("vol")).volume_manifest();
+    let mut json: Value = serde_json::from_slice(&target.read(&key, 1 << 20).unwrap()).unwrap();
+    json[field] = value.into();
+    target.write(&key, json.to_string().as_bytes()).unwrap();
+}
+
+/// Blocks were cut from 125 to 10: the list said "complete", verify and restore succeeded, and the
+/// image was another one. Longhorn's manifests say how many bytes their blocks have together.
+#[test]
+fn a_map_that_lost_blocks_is_noticed_by_list_verify_and_restore() {
+    for is_longhorns in [false, true] {
+        let (target, model) = stored();
+        if is_longhorns {
+            as_longhorn(&target, "b1");
+        }
+        let key = VolumePaths::of(&name("vol")).backup_manifest(&name("b1"));
+        let mut json: Value = serde_json::from_slice(&target.read(&key, 1 << 20).unwrap()).unwrap();
+        json["Blocks"].as_array_mut().unwrap().truncate(3);
+        target.write(&key, json.to_string().as_bytes()).unwrap();
+
+        let error = told(&restored(&target, "vol", "b1").unwrap_err());
+        assert!(error.contains("lists 3 blocks") && error.contains(&key), "{error}");
+        assert!(verify(&target, &name("vol"), &name("b1"), &options(), &unobserved).is_err());
+        let listed = backups(&target, &name("vol")).unwrap();
+        assert!(matches!(listed[0].state, BackupState::Unreadable(_)), "{listed:?}");
+        assert_eq!(restored(&target, "vol", "b2").unwrap(), model.bytes);
+    }
+}
+
+/// JSON that is valid and counts right could still map a block elsewhere: Ankole's backups have a
+/// sum over what a restore goes by.
+#[test]
+fn any_change_of_an_ankole_backups_map_or_size_is_noticed() {
+    let (target, _) = stored();
+    let manifest = inventory::inspect(&target, &name("vol"), &name("b2")).unwrap().manifest;
+    let [first, second] = [0, 1].map(|index| manifest.mappings()[index].checksum.to_string());
+    for (from, to) in [
+        ("\"Offset\":114688", "\"Offset\":131072"),
+        (&first[..], &second[..]),
+        ("volume-size\":\"262144\"", "volume-size\":\"278528\""),
+        ("volume-size\"", "volume-sise\""),
+    ] {
+        let (target, _) = stored();
+        edit_manifest(&target, "b2", from, to);
+        let error = told(&restored(&target, "vol", "b2").unwrap_err());
+        assert!(error.contains("sum"), "{from}: {error}");
+        let listed = backups(&target, &name("vol")).unwrap();
+        assert!(matches!(listed[1].state, BackupState::Unreadable(_)), "{listed:?}");
+    }
+}
+
+/// Longhorn backs up only what differs from a volume's backing image. Restored without it, such a
+/// backup gave wrong bytes, with success, and verify agreed.
+#[test]
+fn a_backup_over_a_backing_image_is_refused_and_shown() {
+    let (target, mut model) = stored();
+    as_longhorn(&target, "b1");
+    edit_volume(&target, "BackingImageName", "\"base\"");
+    let (volume, backup) = (name("vol"), name("b1"));
+    let error = told(&restored(&target, "vol", "b1").unwrap_err());
+    assert!(error.contains("backing image base"), "{error}");
+    assert!(verify(&target, &volume, &backup, &options(), &unobserved).is_err());
+    let details = inventory::inspect(&target, &volume, &backup).unwrap();
+    assert_eq!(details.backing_image.as_deref(), Some("base"));
+    let listed = backups(&target, &volume).unwrap();
+    assert!(matches!(&listed[0].state, BackupState::Complete(d) if d.backing_image.is_some()));
+    // A backup of a whole volume beside them would be taken for one over the image, too.
+    let error = back_up(&target, &model.snapshot("s3"), &request("b3"), &unobserved).unwrap_err();
+    assert!(matches!(error, Error::BackingImage { .. }));
+    // One that says itself that it is whole, is.
+    assert_eq!(restored(&target, "vol", "b2").unwrap(), model.bytes);
+}
+
+/// Longhorn writes the present size of a volume, which may have been made anew, and smaller: then
+/// what its older backups hold was out of reach.
+#[test]
+fn a_backup_larger_than_its_volume_restores_whole() {
+    let (target, model) = stored();
+    as_longhorn(&target, "b1");
+    edit_volume(&target, "Size", &(2 * SMALL_BLOCK).to_string());
+    let bytes = restored(&target, "vol", "b1").unwrap();
+    assert_eq!(bytes, model.snapshots[0].bytes[..8 * SMALL_BLOCK as usize]);
+    assert_eq!(restored(&target, "vol", "b2").unwrap(), model.bytes, "it says its own size");
+}
+
+/// A list was empty, whatever the reason.
+#[test]
+fn an_empty_list_can_be_told_from_a_wrong_folder_and_from_images() {
+    let place = |keys: &[&str]| {
+        let target = MemoryTarget::default();
+        keys.iter().for_each(|key| target.write(key, b"").unwrap());
+        look_around(&target).unwrap()
+    };
+    assert_eq!(place(&[]).place, Place::Empty);
+    assert_eq!(place(&["notes.txt"]).place, Place::NoStore(vec!["notes.txt".into()]));
+    let image = "backupstore/backing-images/backing-images/debian/backing-image.cfg";
+    let images = place(&[image]);
+    assert_eq!((images.place, &images.backing_images[..]), (Place::Store, &["debian".into()][..]));
+    for cut in ["backupstore/", "backupstore/volumes/", "backupstore/volumes/22/"] {
+        let key = "backupstore/volumes/22/fc/vol/volume.cfg";
+        assert_eq!(place(&[key.strip_prefix(cut).unwrap()]).place, Place::InsideAStore, "{cut}");
+    }
+    let above = format!("longhorn/{image}");
+    assert_eq!(place(&["a", &above]).place, Place::AboveAStore("longhorn".into()));
 }
 
 proptest! {

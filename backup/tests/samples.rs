@@ -101,7 +101,7 @@ fn a_backup_can_be_added_to_longhorns_store_and_taken_away_again() {
             let sum = sha256(&restored(&target, &volume, backup).unwrap());
             assert_eq!(sum, expected()["restored_sha256"][backup]);
         }
-        let last = inventory::inspect(&target, &name(&volume), &name("backup-incr")).unwrap().0;
+        let last = inventory::volume(&target, &name(&volume)).unwrap();
         assert_eq!(last.last_backup_name, "backup-incr");
         assert_eq!(last.block_count, 6);
     }

@@ -9,14 +9,14 @@
 //! restore_to_volume  target ──▶ VolumeSink ──NBD──▶ engine
 //! ```
 
+mod listing;
 mod sink;
 mod source;
 
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use ankole_backup::inventory::{self, BackupState as Found};
-use ankole_backup::manifest::BackupManifest;
+use ankole_backup::inventory::{self, BackupDetails};
 use ankole_backup::plan::BackupMode;
 use ankole_backup::prune::{self, Collected};
 use ankole_backup::target::TargetError;
@@ -25,11 +25,12 @@ use ankole_backup::{
     self as backup, BackupUrl, LockTimes, RestoreOptions, Source, Target, TargetUrl,
 };
 
+pub use self::listing::{inspect, list};
 use self::sink::VolumeSink;
 use self::source::SnapshotSource;
 use crate::agent::layout::random_hex;
 use crate::api::attachment::TicketKind;
-use crate::api::backup::{BackupState, BackupView, JobProgress, RestoreRequest};
+use crate::api::backup::{BackupView, JobProgress, RestoreRequest};
 use crate::api::error::chain;
 use crate::api::snapshot::{SnapshotRequest, SnapshotStatus};
 use crate::api::volume::{Frontend, Transport, VolumeRequest};
@@ -68,7 +69,12 @@ pub fn create(
     };
     let on_progress = |progress| watch(service, control, progress);
     match backup::back_up(&*target, &source, &request, &on_progress) {
-        Ok(report) => view(&url, source.size_bytes(), &report.manifest),
+        Ok(report) => {
+            let (volume, backup) = (source.volume().parse()?, report.manifest.name.parse()?);
+            let (manifest, size_bytes) = (report.manifest, source.size_bytes());
+            let details = BackupDetails { manifest, size_bytes, backing_image: None };
+            Ok(listing::complete(&url, &volume, &backup, details))
+        }
         Err(error) => {
             let error = refused(error);
             Err(match snapshot {
@@ -106,11 +112,12 @@ pub fn restore_to_volume(
     request: &RestoreRequest,
 ) -> Result<BackupView, ApiError> {
     let (url, target) = open_backup(&request.url)?;
-    let (manifest, backup) = inventory::inspect(&*target, &url.volume, &url.backup)?;
+    let details = inventory::inspect(&*target, &url.volume, &url.backup)?;
+    details.refuse_backing_image()?;
     let volume = &request.volume;
     service.create_volume(&VolumeRequest {
         name: volume.clone(),
-        size_bytes: manifest.size_bytes,
+        size_bytes: details.size_bytes,
         replicas: request.replicas,
         frontend: Frontend::default(),
         transport: Transport::default(),
@@ -136,53 +143,7 @@ pub fn restore_to_volume(
             "volume {volume} is left, filled in part ({left}); remove it: ankole volume rm {volume}"
         )),
     })?;
-    view(&url.target, manifest.size_bytes, &backup)
-}
-
-/// All backups of a target, of one volume or of all; also those that can't be restored.
-pub fn list(target: &str, volume: Option<&str>) -> Result<Vec<BackupView>, ApiError> {
-    let (url, target) = open(target)?;
-    let volumes = match volume {
-        Some(volume) => vec![volume.parse::<backup::Name>()?],
-        None => inventory::volumes(&*target)?,
-    };
-    let mut views = Vec::new();
-    for volume in volumes {
-        for entry in inventory::backups(&*target, &volume)? {
-            let state = match entry.state {
-                Found::Complete(manifest) => {
-                    // The size is the volume's: the manifest doesn't have it.
-                    let (volume, _) = inventory::inspect(&*target, &volume, &entry.name)?;
-                    views.push(view(&url, volume.size_bytes, &manifest)?);
-                    continue;
-                }
-                Found::InProgress => BackupState::InProgress,
-                Found::Unreadable(error) => {
-                    tracing::warn!(%volume, backup = %entry.name, error = chain(&error), "unreadable");
-                    BackupState::Unreadable
-                }
-            };
-            views.push(BackupView {
-                name: entry.name.to_string(),
-                volume: volume.to_string(),
-                snapshot: String::new(),
-                state,
-                url: url.backup(&volume, &entry.name).to_string(),
-                created: String::new(),
-                size_bytes: 0,
-                new_bytes: 0,
-                labels: Default::default(),
-            });
-        }
-    }
-    Ok(views)
-}
-
-/// One backup, by its URL.
-pub fn inspect(url: &str) -> Result<BackupView, ApiError> {
-    let (url, target) = open_backup(url)?;
-    let (volume, manifest) = inventory::inspect(&*target, &url.volume, &url.backup)?;
-    view(&url.target, volume.size_bytes, &manifest)
+    Ok(listing::complete(&url.target, &url.volume, &url.backup, details))
 }
 
 /// Reads every block of the backup and compares it with its checksum.
@@ -269,25 +230,6 @@ fn open_backup(url: &str) -> Result<(BackupUrl, Box<dyn Target>), ApiError> {
     Ok((url, target))
 }
 
-fn view(
-    target: &TargetUrl,
-    size_bytes: u64,
-    manifest: &BackupManifest,
-) -> Result<BackupView, ApiError> {
-    let url = target.backup(&manifest.volume_name.parse()?, &manifest.name.parse()?);
-    Ok(BackupView {
-        name: manifest.name.clone(),
-        volume: manifest.volume_name.clone(),
-        snapshot: manifest.snapshot_name.clone(),
-        state: BackupState::Complete,
-        url: url.to_string(),
-        created: manifest.created_time.0.clone(),
-        size_bytes,
-        new_bytes: manifest.newly_uploaded_bytes,
-        labels: manifest.labels.clone().unwrap_or_default(),
-    })
-}
-
 /// Ends the work when the manager ends: what is stored already isn't uploaded again.
 fn watch(
     service: &Service,
@@ -324,10 +266,12 @@ fn refused(error: backup::Error) -> ApiError {
         | Error::Busy { .. }
         | Error::Shrank { .. }
         | Error::FileExists { .. }
-        | Error::FileBusy { .. } => ErrorKind::Conflict,
-        Error::Name(_) | Error::NotWholeBlocks { .. } | Error::SingleFile { .. } => {
-            ErrorKind::Invalid
-        }
+        | Error::FileBusy { .. }
+        | Error::BackingImage { .. } => ErrorKind::Conflict,
+        Error::Name(_)
+        | Error::NotWholeBlocks { .. }
+        | Error::TooManyBlocks { .. }
+        | Error::SingleFile { .. } => ErrorKind::Invalid,
         _ => ErrorKind::Failed,
     };
     // Their texts say the next step themselves.

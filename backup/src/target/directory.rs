@@ -67,7 +67,10 @@ impl DirectoryTarget {
 
     /// Names in a folder, finished or not, and whether each is a folder itself.
     fn entries(&self, folder: &str) -> Result<Vec<(String, bool)>, TargetError> {
-        let path = self.path(Access::List, folder)?;
+        let path = match folder {
+            "" => self.root.clone(),
+            folder => self.path(Access::List, folder)?,
+        };
         let list = || -> io::Result<_> {
             let mut entries = Vec::new();
             for entry in fs::read_dir(&path)? {
@@ -148,6 +151,12 @@ impl Target for DirectoryTarget {
 
     fn unfinished_below(&self, folder: &str) -> Result<Vec<String>, TargetError> {
         self.files_below(folder, is_unfinished)
+    }
+
+    fn open(&self, key: &str) -> Result<Box<dyn Read + Send>, TargetError> {
+        let path = self.path(Access::Read, key)?;
+        let file = File::open(&path).map_err(|error| failed(Access::Read, &path, error))?;
+        Ok(Box::new(file))
     }
 
     fn read(&self, key: &str, bytes_max: u64) -> Result<Vec<u8>, TargetError> {

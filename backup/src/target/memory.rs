@@ -1,6 +1,7 @@
 //! A target in memory, for tests.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
@@ -51,8 +52,10 @@ impl Target for MemoryTarget {
     }
 
     fn children(&self, folder: &str) -> Result<Vec<String>, TargetError> {
-        let prefix = format!("{folder}/");
-        let below = self.objects_below(folder)?;
+        let (prefix, below) = match folder {
+            "" => (String::new(), self.keys()),
+            folder => (format!("{folder}/"), self.objects_below(folder)?),
+        };
         let first = |key: &String| {
             key.strip_prefix(&prefix).and_then(|rest| rest.split('/').next().map(str::to_owned))
         };
@@ -62,6 +65,10 @@ impl Target for MemoryTarget {
     fn objects_below(&self, folder: &str) -> Result<Vec<String>, TargetError> {
         let prefix = format!("{folder}/");
         Ok(self.objects().keys().filter(|key| key.starts_with(&prefix)).cloned().collect())
+    }
+
+    fn open(&self, key: &str) -> Result<Box<dyn io::Read + Send>, TargetError> {
+        Ok(Box::new(io::Cursor::new(self.get(key)?.bytes)))
     }
 
     fn read(&self, key: &str, bytes_max: u64) -> Result<Vec<u8>, TargetError> {

@@ -189,7 +189,7 @@ impl Sink for DirtyDevice {
 /// The whole content of a backup.
 pub fn restored(target: &dyn Target, volume: &str, backup: &str) -> Result<Vec<u8>, Error> {
     let (volume, backup) = (name(volume), name(backup));
-    let size_bytes = inventory::inspect(target, &volume, &backup)?.0.size_bytes;
+    let size_bytes = inventory::inspect(target, &volume, &backup)?.size_bytes;
     let device = DirtyDevice::new(size_bytes as usize);
     restore(target, &volume, &backup, &device, &options(), &unobserved)?;
     Ok(device.into_bytes())
@@ -262,6 +262,10 @@ impl Target for Faulty {
     fn objects_below(&self, folder: &str) -> Result<Vec<String>, TargetError> {
         self.enter(Access::List, folder)?;
         self.inner.objects_below(folder)
+    }
+    fn open(&self, key: &str) -> Result<Box<dyn io::Read + Send>, TargetError> {
+        self.enter(Access::Read, key)?;
+        self.inner.open(key)
     }
     fn read(&self, key: &str, bytes_max: u64) -> Result<Vec<u8>, TargetError> {
         self.enter(Access::Read, key)?;

@@ -45,6 +45,12 @@ pub struct BackupView {
     /// What this backup alone had to upload.
     pub new_bytes: u64,
     pub labels: std::collections::BTreeMap<String, String>,
+    /// Longhorn's backing image, whose bytes the backup lacks. Empty: none.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub backing_image: String,
+    /// Why it can't be read. Empty: it can.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub problem: String,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,6 +64,8 @@ pub struct JobProgress {
 #[serde(rename_all = "camelCase")]
 pub enum BackupState {
     Complete,
+    /// Complete, but over a backing image of Longhorn: it can't be restored here.
+    NeedsImage,
     /// Being made, or left by a maker that died.
     InProgress,
     /// Its manifest is damaged.
@@ -68,6 +76,7 @@ impl fmt::Display for BackupState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::Complete => "complete",
+            Self::NeedsImage => "needs image",
             Self::InProgress => "in progress",
             Self::Unreadable => "unreadable",
         })

@@ -132,6 +132,8 @@ fn a_job_at_its_end() {
         size_bytes: 1 << 30,
         new_bytes: 2 << 20,
         labels: BTreeMap::new(),
+        backing_image: String::new(),
+        problem: String::new(),
     };
     let progress = JobProgress { done_bytes: 2 << 20, total_bytes: 2 << 20 };
     let state = JobState::Done { backup };

@@ -123,9 +123,9 @@ fn target_url(session: &Session<'_>, target: Option<&str>) -> Result<String, Api
 }
 
 fn list(session: &Session<'_>, target: Option<&str>, volume: Option<&str>) -> Outcome {
-    let backups = backup_job::list(&target_url(session, target)?, volume)?;
-    session.output.list(
-        &backups,
+    let listing = backup_job::list(&target_url(session, target)?, volume)?;
+    let listed = session.output.list(
+        &listing.backups,
         |backup: &BackupView| backup.url.clone(),
         &[
             column("NAME", |b: &BackupView| b.name.clone()),
@@ -137,7 +137,9 @@ fn list(session: &Session<'_>, target: Option<&str>, volume: Option<&str>) -> Ou
             column("NEW", |b| human(b.new_bytes)),
             wide("URL", |b| b.url.clone()),
         ],
-    )
+    );
+    listing.remarks.iter().for_each(|text| remark(text));
+    listed
 }
 
 fn restore(session: &Session<'_>, args: RestoreArgs) -> Outcome {
@@ -179,7 +181,9 @@ fn details(session: &Session<'_>, backup: &BackupView) -> Outcome {
         Format::Name => return session.output.line(&backup.url),
         Format::Table | Format::Wide => {}
     }
-    session.output.fields(&[
+    let image = Some(("backing image", backup.backing_image.clone()));
+    let image = image.filter(|(_, image)| !image.is_empty());
+    let fields = [
         ("name", backup.name.clone()),
         ("volume", backup.volume.clone()),
         ("snapshot", backup.snapshot.clone()),
@@ -188,7 +192,8 @@ fn details(session: &Session<'_>, backup: &BackupView) -> Outcome {
         ("url", backup.url.clone()),
         ("size", human(backup.size_bytes)),
         ("new", human(backup.new_bytes)),
-    ])
+    ];
+    session.output.fields(&fields.into_iter().chain(image).collect::<Vec<_>>())
 }
 
 /// Waits for the end of a job, however long it takes: it is the server's, and goes on without us.

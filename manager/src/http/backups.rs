@@ -21,7 +21,7 @@ pub(super) async fn list(
 ) -> Answer<Vec<BackupView>> {
     blocking(move || {
         let target = service.target_url(which.target.as_deref())?;
-        backup_job::list(&target, which.volume.as_deref())
+        Ok(backup_job::list(&target, which.volume.as_deref())?.backups)
     })
     .await
 }
