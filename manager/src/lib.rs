@@ -18,6 +18,7 @@ pub mod controllers;
 #[cfg(test)]
 mod golden;
 pub mod http;
+mod proof;
 pub mod roles;
 pub mod schedule;
 pub mod service;

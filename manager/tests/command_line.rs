@@ -91,13 +91,57 @@ fn the_token_is_found_by_the_address_alone() {
 #[test]
 fn without_the_token_nothing_is_answered() {
     let world = World::real();
-    let mut command = world.ankole();
-    let said = command.env("ANKOLE_TOKEN", "wrong").args(["volume", "ls"]).output().unwrap();
+    let address = fs::read_to_string(world.data().join("run/api.addr")).unwrap();
+    let said = list_at(address.trim(), "wrong");
     assert_eq!(said.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&said.stderr).contains("token is missing or wrong"));
+    assert!(String::from_utf8_lossy(&said.stderr).contains("another token"));
     let answer = speak(&world, b"GET /v1/volumes HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
     assert!(answer.starts_with("HTTP/1.1 401"), "{answer}");
     assert!(answer.contains(r#""kind":"unauthorized""#), "{answer}");
+}
+
+fn list_at(address: &str, token: &str) -> std::process::Output {
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_ankole"));
+    command.env("ANKOLE_TOKEN", token).env("XDG_RUNTIME_DIR", "/nowhere").stdin(Stdio::null());
+    command.args(["volume", "ls", "--server", address]).output().unwrap()
+}
+
+/// After a crash the port is free for whoever takes it. The command line sent the token there, which
+/// is root's: it allows to run programs.
+#[test]
+fn a_stranger_on_the_port_is_sent_no_token() {
+    let mut world = World::real();
+    let address = fs::read_to_string(world.data().join("run/api.addr")).unwrap();
+    let token = fs::read_to_string(world.data().join("token")).unwrap();
+    let said = list_at(address.trim(), token.trim());
+    assert!(said.status.success(), "the server itself is believed: {said:?}");
+    world.signal(Signal::KILL);
+    world.wait();
+    let stranger = std::net::TcpListener::bind(address.trim()).unwrap();
+    let heard = std::thread::spawn(move || {
+        let mut heard = Vec::new();
+        for connection in stranger.incoming().take(2) {
+            let mut connection = connection.unwrap();
+            connection.set_read_timeout(Some(common::SOON)).unwrap();
+            let mut part = [0; 4096];
+            let count = connection.read(&mut part).unwrap_or(0);
+            heard.extend_from_slice(&part[..count]);
+            let body = r#"{"proof":"00"}"#;
+            let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+            let _ = connection.write_all(answer.as_bytes());
+        }
+        String::from_utf8_lossy(&heard).into_owned()
+    });
+    let told = list_at(address.trim(), token.trim());
+    assert_eq!(told.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&told.stderr).contains("another token"), "{told:?}");
+    // With the data folder it is asked at the socket only, where nobody is.
+    let told = world.say(&["volume", "ls"]);
+    assert!(told.err.contains("no ankole runs"), "{}", told.err);
+    let _ = TcpStream::connect(address.trim()); // the stranger need not wait for a second one
+    let heard = heard.join().unwrap();
+    assert!(heard.contains("/v1/proof"), "{heard}");
+    assert!(!heard.contains(token.trim()), "{heard}");
 }
 
 /// Errors of the API are JSON too, also those that no handler has seen.

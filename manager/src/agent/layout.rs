@@ -8,7 +8,7 @@
 //!        run/api.addr                       where the API listens
 //!        run/V.engine.process, V.R.process  pid files
 //!        run/sockets                        the folder of the sockets, if it isn't run/
-//!        run/arbiter.sock, V.admin, V.nbd, V.R
+//!        run/api.sock, arbiter.sock, V.admin, V.nbd, V.R
 //!        run/V.tgt/                         of the volume's tgtd
 //!        logs/V.engine.log, V.R.log
 //! ```
@@ -29,6 +29,9 @@ use crate::api::name::NAME_LENGTH_MAX;
 /// `sun_path` has 108 bytes, the last is 0.
 const SOCKET_PATH_BYTES_MAX: usize = 107;
 const LONGEST_SUFFIX: &str = "/.tgt/c.0";
+const API_SOCKET: &str = "api.sock";
+/// Names the folder of the sockets, if it isn't `run` itself.
+const SOCKETS: &str = "sockets";
 
 #[derive(Clone, Debug)]
 pub struct Layout {
@@ -142,6 +145,9 @@ impl Layout {
     pub fn api_address(&self) -> PathBuf {
         api_address_path(&self.data)
     }
+    pub fn api_socket(&self) -> PathBuf {
+        self.sockets.join(API_SOCKET)
+    }
     pub fn arbiter(&self) -> PathBuf {
         self.sockets.join("arbiter.sock")
     }
@@ -185,6 +191,15 @@ pub fn api_address_path(data: &Path) -> PathBuf {
     data.join("run/api.addr")
 }
 
+/// Where the standalone of a data folder listens, for its own user and root.
+pub fn api_socket_path(data: &Path) -> PathBuf {
+    let run = data.join("run");
+    match fs::read_to_string(run.join(SOCKETS)) {
+        Ok(folder) => Path::new(folder.trim_end()).join(API_SOCKET),
+        Err(_) => run.join(API_SOCKET),
+    }
+}
+
 /// The user's own folder for what ends with the login or the boot.
 pub fn runtime_folder(xdg_runtime_dir: Option<&Path>) -> PathBuf {
     match xdg_runtime_dir {
@@ -208,7 +223,7 @@ fn sockets_folder(data: &Path, runtime_folder: &Path) -> Result<PathBuf, LayoutE
         return Ok(run);
     }
     // An earlier choice stays: processes that were left running listen there.
-    let remembered = run.join("sockets");
+    let remembered = run.join(SOCKETS);
     if let Ok(path) = fs::read_to_string(&remembered) {
         let folder = PathBuf::from(path.trim_end());
         if fits(&folder) && make_private_folder(&folder).is_ok() && is_ours(&folder)? {

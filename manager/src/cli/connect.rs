@@ -1,31 +1,73 @@
-//! Which server is meant, and its token.
+//! Which server is meant, and how it is reached: one of this machine by its socket, any other by its
+//! URL and token.
 
 use std::fs;
 use std::io;
 use std::net::TcpStream;
-use std::path::Path;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use super::Environment;
 use crate::agent::layout::{
-    api_address_path, is_ours, registration_path, runtime_folder, token_path,
+    api_socket_path, is_ours, registration_path, runtime_folder, token_path,
 };
 use crate::api::{ApiError, ErrorKind};
+use crate::client::Client;
 
 /// What a standalone takes to listen, with room.
 const STARTING: Duration = Duration::from_secs(2);
 const DEFAULT_ADDRESS: &str = "127.0.0.1:9500";
 
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Server {
-    pub(super) url: String,
-    pub(super) token: String,
+pub(super) enum Server {
+    /// The standalone of a data folder of this user, or of any for root.
+    Local {
+        data: PathBuf,
+    },
+    Remote {
+        url: String,
+        token: String,
+    },
 }
 
 impl Server {
-    fn answers(&self) -> bool {
-        TcpStream::connect(self.url.trim_start_matches("http://")).is_ok()
+    pub(super) fn client(&self) -> Client {
+        match self {
+            Self::Local { data } => Client::local(api_socket_path(data)),
+            Self::Remote { url, token } => Client::remote(url, token),
+        }
+    }
+
+    /// Says nothing of who answers.
+    fn knock(&self) -> io::Result<()> {
+        match self {
+            Self::Local { data } => UnixStream::connect(api_socket_path(data)).map(drop),
+            Self::Remote { url, .. } => {
+                TcpStream::connect(url.trim_start_matches("http://")).map(drop)
+            }
+        }
+    }
+
+    fn unreachable(&self, error: &io::Error) -> Option<ApiError> {
+        let Self::Local { data } = self else { return None }; // the client says it
+        let shown = data.display();
+        Some(match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+                ApiError::failed(format!("no ankole runs on the data folder {shown}"))
+                    .next(format!("start it: ankole standalone --data {shown}"))
+            }
+            io::ErrorKind::PermissionDenied => {
+                ApiError::failed(format!("the ankole on the data folder {shown} is another user's"))
+                    .next(
+                        "become that user or root, or use --server with the token in ANKOLE_TOKEN",
+                    )
+            }
+            _ => {
+                ApiError::failed(format!("connect to {}: {error}", api_socket_path(data).display()))
+            }
+        })
     }
 }
 
@@ -37,13 +79,16 @@ pub(super) fn reach(
 ) -> Result<Server, ApiError> {
     let deadline = Instant::now() + STARTING;
     loop {
-        let resolved = resolve(server, data, environment);
-        let may_come = match &resolved {
-            Ok(server) => !server.answers(),
-            Err(error) => error.kind == ErrorKind::Failed,
-        };
-        if !may_come || Instant::now() >= deadline {
-            return resolved;
+        let is_late = Instant::now() >= deadline;
+        match resolve(server, data, environment) {
+            Ok(server) => match server.knock() {
+                Err(_) if !is_late => {} // it may come
+                Err(error) => return server.unreachable(&error).map_or(Ok(server), Err),
+                Ok(()) => return Ok(server),
+            },
+            // The token, or the note under the address, may come.
+            Err(error) if error.kind == ErrorKind::Failed && !is_late => {}
+            Err(error) => return Err(error),
         }
         thread::sleep(Duration::from_millis(50));
     }
@@ -60,20 +105,27 @@ fn resolve(
         (None, None) => (environment.server.as_deref(), environment.data.as_deref()),
         flags => flags,
     };
-    let url = match (server, data) {
-        (Some(server), _) => url_of(server)?,
-        (None, Some(data)) => format!("http://{}", address_of(data)?),
-        (None, None) => format!("http://{DEFAULT_ADDRESS}"),
-    };
-    let token = match (&environment.token, data) {
-        (Some(token), _) => token.trim().into(),
-        (None, Some(data)) => read_token(data)?,
-        (None, None) => registered_token(&url, environment).ok_or_else(|| {
-            ApiError::failed(format!("no ankole of this user is known at {url}"))
-                .next("start one with `ankole standalone --data DIR`, or name its folder with --data, or the token with ANKOLE_TOKEN")
-        })?,
-    };
-    Ok(Server { url, token })
+    let token = environment.token.as_deref().map(str::trim);
+    match (server, data, token) {
+        (Some(server), _, Some(token)) => {
+            Ok(Server::Remote { url: url_of(server)?, token: token.into() })
+        }
+        (Some(server), Some(data), None) => {
+            Ok(Server::Remote { url: url_of(server)?, token: read_token(data)? })
+        }
+        (None, Some(data), _) => Ok(Server::Local { data: data.into() }),
+        (_, None, token) => {
+            let url = url_of(server.unwrap_or(DEFAULT_ADDRESS))?;
+            match (registered_data(&url, environment), token) {
+                (Some(data), _) => Ok(Server::Local { data }),
+                (None, Some(token)) => Ok(Server::Remote { url, token: token.into() }),
+                (None, None) => Err(ApiError::failed(format!(
+                    "no ankole of this user is known at {url}"
+                ))
+                .next("start one with `ankole standalone --data DIR`, or name its folder with --data, or the token with ANKOLE_TOKEN")),
+            }
+        }
+    }
 }
 
 fn url_of(server: &str) -> Result<String, ApiError> {
@@ -90,20 +142,6 @@ fn url_of(server: &str) -> Result<String, ApiError> {
     Ok(format!("http://{address}"))
 }
 
-fn address_of(data: &Path) -> Result<String, ApiError> {
-    let path = api_address_path(data);
-    fs::read_to_string(&path).map(|address| address.trim().into()).map_err(|error| {
-        let data = data.display();
-        match error.kind() {
-            io::ErrorKind::NotFound => {
-                ApiError::failed(format!("no ankole runs on the data folder {data}"))
-                    .next(format!("start it: ankole standalone --data {data}"))
-            }
-            _ => ApiError::failed(format!("read {}: {error}", path.display())),
-        }
-    })
-}
-
 fn read_token(data: &Path) -> Result<String, ApiError> {
     let path = token_path(data);
     fs::read_to_string(&path).map(|token| token.trim().into()).map_err(|error| {
@@ -113,50 +151,45 @@ fn read_token(data: &Path) -> Result<String, ApiError> {
 }
 
 /// By the note that a standalone leaves under its address in this user's runtime folder.
-fn registered_token(url: &str, environment: &Environment) -> Option<String> {
+fn registered_data(url: &str, environment: &Environment) -> Option<PathBuf> {
     let folder = runtime_folder(environment.runtime_dir.as_deref());
     if !is_ours(&folder).ok()? {
         return None;
     }
     let address = url.trim_start_matches("http://").replace("localhost", "127.0.0.1");
     let data = fs::read_to_string(registration_path(&folder, &address)).ok()?;
-    read_token(Path::new(data.trim_end())).ok()
+    Some(data.trim_end().into())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn folder(address: &str, token: &str) -> tempfile::TempDir {
+    fn folder(token: &str) -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();
-        fs::create_dir(folder.path().join("run")).unwrap();
-        fs::write(api_address_path(folder.path()), format!("{address}\n")).unwrap();
         fs::write(token_path(folder.path()), format!("{token}\n")).unwrap();
         folder
     }
 
     #[test]
     fn a_flag_goes_before_the_environment() {
-        let by_flag = folder("127.0.0.1:1", "one");
-        let by_environment = folder("127.0.0.1:2", "two");
+        let (by_flag, by_environment) = (folder("one"), folder("two"));
         let environment = Environment {
             server: Some("http://127.0.0.1:3".into()),
             data: Some(by_environment.path().into()),
             ..Environment::default()
         };
         let flagged = resolve(None, Some(by_flag.path()), &environment).unwrap();
-        assert_eq!((flagged.url.as_str(), flagged.token.as_str()), ("http://127.0.0.1:1", "one"));
+        assert_eq!(flagged, Server::Local { data: by_flag.path().into() });
         let unflagged = resolve(None, None, &environment).unwrap();
-        assert_eq!(
-            (unflagged.url.as_str(), unflagged.token.as_str()),
-            ("http://127.0.0.1:3", "two")
-        );
+        let url = "http://127.0.0.1:3".into();
+        assert_eq!(unflagged, Server::Remote { url, token: "two".into() });
     }
 
     /// Otherwise any address in a mistyped --server would get the token.
     #[test]
     fn a_server_of_a_flag_does_not_get_the_token_of_another_folder() {
-        let other = folder("127.0.0.1:2", "two");
+        let other = folder("two");
         let environment = Environment {
             data: Some(other.path().into()),
             runtime_dir: Some("/nowhere".into()),

@@ -62,7 +62,8 @@ pub struct Environment {
 #[command(name = "ankole", version = VERSION, propagate_version = true, max_term_width = 100)]
 #[command(after_help = "\
 Which server: --server, --data, then ANKOLE_SERVER, ANKOLE_DATA, then http://127.0.0.1:9500.
-The token: ANKOLE_TOKEN, or the file `token` of the data folder. ANKOLE_LOG sets the log's filter.
+A data folder's server is reached by its socket; one at a URL needs a token: ANKOLE_TOKEN, or the
+file `token` of the data folder. ANKOLE_LOG sets the log's filter.
 Exit codes: 0 ok, 1 failed, 2 usage, 3 not found, 4 conflict, 5 time-out, 6 degraded.")]
 struct Cli {
     #[command(flatten)]
@@ -140,12 +141,8 @@ struct Session<'a> {
 
 impl Session<'_> {
     fn client(&self) -> Result<Client, ApiError> {
-        let server = connect::reach(
-            self.global.server.as_deref(),
-            self.global.data.as_deref(),
-            self.environment,
-        )?;
-        Ok(Client::new(&server.url, &server.token))
+        let (server, data) = (self.global.server.as_deref(), self.global.data.as_deref());
+        Ok(connect::reach(server, data, self.environment)?.client())
     }
 }
 

@@ -1,11 +1,17 @@
 //! The REST API as typed calls; they block. Used by the command line and the demo.
 
+mod local;
+
+use std::path::PathBuf;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use ankole_replica::types::ReplicaId;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use ureq::config::Config;
 
+use crate::agent::layout::random_hex;
 use crate::api::attachment::{AttachRequest, USER_TICKET};
 use crate::api::backup::{BackupRequest, Job, RestoreRequest};
 use crate::api::node::NodeView;
@@ -15,6 +21,7 @@ use crate::api::snapshot::{Chain, SnapshotRequest};
 use crate::api::target::{BackupTarget, TargetRequest};
 use crate::api::volume::{ResizeRequest, UpgradeRequest, VolumeRequest, VolumeView};
 use crate::api::{ApiError, ErrorKind, Name};
+use crate::proof::{self, Proof};
 
 /// A snapshot waits for the engine to settle and flush.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(180);
@@ -24,20 +31,26 @@ const ANSWER_BYTES_MAX: u64 = 64 << 20;
 pub struct Client {
     agent: ureq::Agent,
     server: String,
-    token: String,
+    /// For a server behind TCP.
+    token: Option<String>,
+    /// The server there has shown that it has the token.
+    is_proved: OnceLock<()>,
 }
 
 impl Client {
-    /// `server` is a URL without a path, such as `http://127.0.0.1:9500`.
-    pub fn new(server: &str, token: &str) -> Self {
-        let config = ureq::Agent::config_builder()
-            .http_status_as_error(false)
-            .timeout_connect(Some(CONNECT_TIMEOUT))
-            .timeout_global(Some(ANSWER_TIMEOUT))
-            .proxy(None) // it is on this machine
-            .build();
+    /// The server that listens on this socket of this machine.
+    pub fn local(socket: PathBuf) -> Self {
+        let agent = ureq::Agent::with_parts(config(), local::Socket(socket), local::Nowhere);
+        let is_proved = OnceLock::new();
+        Self { agent, server: local::URL.into(), token: None, is_proved }
+    }
+
+    /// `server` is a URL without a path, such as `http://127.0.0.1:9500`. It gets the token after it
+    /// has shown that it knows it.
+    pub fn remote(server: &str, token: &str) -> Self {
         let server = server.trim_end_matches('/').into();
-        Self { agent: config.into(), server, token: token.into() }
+        let is_proved = OnceLock::new();
+        Self { agent: config().into(), server, token: Some(token.into()), is_proved }
     }
 
     pub fn node(&self) -> Result<NodeView, ApiError> {
@@ -144,12 +157,12 @@ impl Client {
     fn get<T: DeserializeOwned>(&self, path: &str, query: &[(&str, &str)]) -> Result<T, ApiError> {
         let request = self.agent.get(format!("{}{path}", self.server));
         let request = request.query_pairs(query.iter().copied());
-        self.answer(request.header("authorization", self.bearer()).call())
+        self.answer(self.authorized(request)?.call())
     }
 
     fn delete<T: DeserializeOwned>(&self, path: &str) -> Result<T, ApiError> {
         let request = self.agent.delete(format!("{}{path}", self.server));
-        self.answer(request.header("authorization", self.bearer()).call())
+        self.answer(self.authorized(request)?.call())
     }
 
     fn send<T: DeserializeOwned>(
@@ -160,11 +173,37 @@ impl Client {
     ) -> Result<T, ApiError> {
         let url = format!("{}{path}", self.server);
         let request = if method == "PUT" { self.agent.put(url) } else { self.agent.post(url) };
-        self.answer(request.header("authorization", self.bearer()).send_json(body))
+        self.answer(self.authorized(request)?.send_json(body))
     }
 
-    fn bearer(&self) -> String {
-        format!("Bearer {}", self.token)
+    fn authorized<B>(
+        &self,
+        request: ureq::RequestBuilder<B>,
+    ) -> Result<ureq::RequestBuilder<B>, ApiError> {
+        let Some(token) = &self.token else { return Ok(request) };
+        if self.is_proved.get().is_none() {
+            self.prove(token)?;
+            let _ = self.is_proved.set(());
+        }
+        Ok(request.header("authorization", format!("Bearer {token}")))
+    }
+
+    /// See [`proof`]. Nothing secret is sent.
+    fn prove(&self, token: &str) -> Result<(), ApiError> {
+        let nonce = random_hex::<{ proof::NONCE_BYTES }>()
+            .map_err(|error| ApiError::failed(format!("read random bytes: {error}")))?;
+        let asked = self.agent.get(format!("{}/v1/proof", self.server)).query("nonce", &nonce);
+        let shown: Proof = self.answer(asked.call())?;
+        let port = self.server.rsplit_once(':').and_then(|(_, port)| port.parse().ok());
+        if proof::is_right(token, port.unwrap_or(80), &nonce, &shown.proof) {
+            return Ok(());
+        }
+        let server = &self.server;
+        Err(ApiError::new(
+            ErrorKind::Unauthorized,
+            format!("what answers at {server} has another token: it is another ankole, or a stranger that took the port; it was told nothing"),
+        )
+        .next("name the data folder with --data, or set ANKOLE_TOKEN to the token in the server's data folder"))
     }
 
     fn answer<T: DeserializeOwned>(
@@ -196,4 +235,13 @@ impl Client {
         ApiError::failed(format!("what answers at {} isn't this ankole: {error}", self.server))
             .next("look at the address, and at `ankole version` on both sides")
     }
+}
+
+fn config() -> Config {
+    ureq::Agent::config_builder()
+        .http_status_as_error(false)
+        .timeout_connect(Some(CONNECT_TIMEOUT))
+        .timeout_global(Some(ANSWER_TIMEOUT))
+        .proxy(None) // it is on this machine
+        .build()
 }

@@ -1,7 +1,9 @@
-//! The REST API: JSON over HTTP on loopback, with a bearer token.
+//! The REST API: JSON over HTTP, on a unix socket for the server's own user and root, and on loopback
+//! with a bearer token.
 //!
 //! ```text
 //! GET    /v1/version
+//! GET    /v1/proof?nonce=N        without a token: see crate::proof
 //! GET    /v1/node
 //! GET    /v1/volumes              POST {name, sizeBytes, …}
 //! GET    /v1/volumes/V            DELETE
@@ -22,28 +24,48 @@
 //! call may block, and runs where that is allowed.
 
 mod backups;
+mod local;
 mod snapshots;
 mod targets;
 mod volumes;
 
 use axum::extract::rejection::BytesRejection;
-use axum::extract::{DefaultBodyLimit, FromRequest, Request, State};
+use axum::extract::{DefaultBodyLimit, FromRequest, Query, Request, State};
 use axum::http::{StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post, put};
 use axum::{Json, Router};
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
 use crate::api::node::NodeView;
 use crate::api::{ApiError, ErrorKind, Name};
+use crate::proof::{self, Proof};
 use crate::service::Service;
+
+pub use self::local::OwnersOnly;
 
 const BODY_BYTES_MAX: usize = 1 << 20;
 
-pub fn router(service: Service, token: String) -> Router {
+/// For whoever the token shows to be allowed; `port` is the one that is listened on.
+pub fn remote_router(service: Service, token: String, port: u16) -> Router {
     let token: &'static str = token.leak(); // one for the life of the process
+    let proof = move |Query(asked): Query<Asked>| async move {
+        Json(Proof { proof: proof::of(token, port, &asked.nonce) })
+    };
+    router(service)
+        .layer(middleware::from_fn_with_state(token, require_token))
+        .route("/v1/proof", get(proof))
+}
+
+#[derive(Deserialize)]
+struct Asked {
+    nonce: String,
+}
+
+/// For whoever may connect: nobody is asked who he is.
+pub fn router(service: Service) -> Router {
     Router::new()
         .route("/v1/version", get(version))
         .route("/v1/node", get(node))
@@ -70,7 +92,6 @@ pub fn router(service: Service, token: String) -> Router {
         .method_not_allowed_fallback(|| async {
             Refusal(ApiError::invalid("this address doesn't take that method"))
         })
-        .layer(middleware::from_fn_with_state(token, require_token))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .with_state(service)
 }

@@ -96,9 +96,15 @@ async fn serve(options: &Options) -> anyhow::Result<Ended> {
     tokio::spawn(arbiter::serve(arbiter, Arc::clone(&context.store)));
     tokio::spawn(controllers::run(Arc::clone(&context)));
     tokio::spawn(watch_frontends(Arc::clone(&context)));
-    let address = api.local_addr()?.to_string();
-    let router = http::router(service, layout.token()?);
-    let serving = tokio::spawn(async move { axum::serve(api, router).await });
+    let socket = layout.api_socket();
+    let local =
+        arbiter::listen(&socket).with_context(|| format!("listen on {}", socket.display()))?;
+    let local = axum::serve(http::OwnersOnly(local), http::router(service.clone()));
+    let mut local = tokio::spawn(local.into_future());
+    let address = api.local_addr()?;
+    let remote = axum::serve(api, http::remote_router(service, layout.token()?, address.port()));
+    let mut remote = tokio::spawn(remote.into_future());
+    let address = address.to_string();
     let published = Published::new(&layout, &options.runtime_folder, &address)?;
     // For scripts that wait for it; nobody has to read it.
     let data = layout.data().display();
@@ -108,7 +114,8 @@ async fn serve(options: &Options) -> anyhow::Result<Ended> {
         _ = interrupt.recv() => {}
         _ = terminate.recv() => {}
         () = left_alone => {}
-        ended = serving => anyhow::bail!("the API ended: {ended:?}"),
+        ended = &mut local => anyhow::bail!("the API's socket ended: {ended:?}"),
+        ended = &mut remote => anyhow::bail!("the API ended: {ended:?}"),
     }
     let again = async {
         tokio::select! {

@@ -3,6 +3,7 @@
 //! All calls may block: they wait for the disk, and some for a controller or an engine.
 
 mod jobs;
+mod program;
 mod salvage;
 mod snapshots;
 mod targets;

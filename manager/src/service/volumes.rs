@@ -1,14 +1,13 @@
 //! Volumes: made, attached, resized, shown, removed.
 
 use std::net::TcpListener;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use ankole_replica::admin::{EngineStatus, ReplicaAddress};
 use ankole_replica::types::ReplicaId;
 
-use super::Service;
+use super::{Service, program};
 use crate::agent::layout::random_hex;
 use crate::agent::probe::{self, Finding};
 use crate::agent::{Layout, Part};
@@ -233,12 +232,13 @@ impl Service {
         name: &Name,
         request: &UpgradeRequest,
     ) -> Result<VolumeView, ApiError> {
-        if let Some(program) = &request.program {
-            check_program(program).map_err(|why| {
-                ApiError::invalid(format!("volume {name}: {}: {why}", program.display()))
+        let checked = |path: &PathBuf| {
+            program::check(path).map_err(|why| {
+                ApiError::invalid(format!("volume {name}: {}: {why}", path.display()))
                     .next("name the absolute path of an ankole that runs on this node")
-            })?;
-        }
+            })
+        };
+        let program = request.program.as_ref().map(checked).transpose()?;
         self.context.store.modify(name, |volume: &mut Volume| {
             refuse_deleting(volume)?;
             let jobs = volume.spec.tickets.iter().filter(|ticket| ticket.kind != TicketKind::User);
@@ -246,7 +246,7 @@ impl Service {
                 return Err(ApiError::conflict(format!("volume {name} has a running {job}"))
                     .next("wait until it is done: it reads from the engine"));
             }
-            volume.spec.engine.program.clone_from(&request.program);
+            volume.spec.engine.program.clone_from(&program);
             volume.spec.engine.turn += 1;
             Ok(())
         })?;
@@ -484,19 +484,6 @@ pub(super) fn refuse_deleting(volume: &Volume) -> Result<(), ApiError> {
         return Err(ApiError::conflict(format!("volume {} is being deleted", volume.name)));
     }
     Ok(())
-}
-
-/// One that doesn't run would leave the volume without an engine.
-fn check_program(program: &Path) -> Result<(), String> {
-    if !program.is_absolute() {
-        return Err("it isn't an absolute path".into());
-    }
-    let output = Command::new(program).args(["engine", "run", "--help"]).output();
-    let output = output.map_err(|error| error.to_string())?;
-    match output.status.success() {
-        true => Ok(()),
-        false => Err(format!("it has no `engine run` ({})", output.status)),
-    }
 }
 
 /// Bound all at once, so that they differ, and let go.

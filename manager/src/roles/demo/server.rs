@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use super::place::Place;
 use super::trouble::{Result, Stop, Trouble, failed};
-use crate::agent::layout::{Layout, api_address_path, token_path};
+use crate::agent::layout::{Layout, api_address_path, api_socket_path};
 use crate::agent::{LocalSupervisor, Supervisor};
 use crate::api::ApiError;
 use crate::client::Client;
@@ -51,21 +51,19 @@ impl Server {
             .stderr(log)
             .spawn()
             .map_err(failed("start", program))?;
-        let client = Arc::new(Client::new("http://127.0.0.1:0", "")); // until it is known
+        let client = Arc::new(Client::local(api_socket_path(&data)));
         let (program, stop) = (program.to_owned(), stop.clone());
         let mut server = Self { child, data, program, client, stop, is_over: false };
-        server.client = Arc::new(server.find(&log_path)?);
+        server.wait_until_it_listens(&log_path)?;
         Ok(server)
     }
 
-    fn find(&mut self, log: &Path) -> Result<Client> {
+    fn wait_until_it_listens(&mut self, log: &Path) -> Result<()> {
         let deadline = Instant::now() + START_PATIENCE;
         loop {
             self.stop.pause()?;
-            if let Ok(address) = fs::read_to_string(api_address_path(&self.data)) {
-                let path = token_path(&self.data);
-                let token = fs::read_to_string(&path).map_err(failed("read", &path))?;
-                return Ok(Client::new(&format!("http://{}", address.trim()), token.trim()));
+            if api_address_path(&self.data).exists() {
+                return Ok(());
             }
             let ended = self.child.try_wait().map_err(failed("wait for", &self.program))?;
             if ended.is_some() || Instant::now() > deadline {

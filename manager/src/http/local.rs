@@ -1,0 +1,34 @@
+//! The unix socket of the API: who may connect is told by the kernel.
+
+use axum::serve::Listener;
+use rustix::process::{geteuid, getuid};
+use tokio::net::{UnixListener, UnixStream};
+
+use ankole_blockdev::accept::next_client;
+
+/// Takes root and the server's own user, whatever the modes of the socket's folder have become.
+pub struct OwnersOnly(pub UnixListener);
+
+impl Listener for OwnersOnly {
+    type Io = UnixStream;
+    type Addr = ();
+
+    async fn accept(&mut self) -> (UnixStream, ()) {
+        loop {
+            let (stream, _) = next_client("the API's socket", || self.0.accept()).await;
+            match stream.peer_cred() {
+                Ok(peer) if may_use(peer.uid()) => return (stream, ()),
+                Ok(peer) => tracing::warn!(uid = peer.uid(), "refused on the API's socket"),
+                Err(error) => tracing::debug!(%error, "a client of the API's socket is gone"),
+            }
+        }
+    }
+
+    fn local_addr(&self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+fn may_use(uid: u32) -> bool {
+    [0, getuid().as_raw(), geteuid().as_raw()].contains(&uid)
+}
