@@ -25,7 +25,6 @@ mod durable;
 mod error;
 pub mod file;
 mod intent;
-mod io;
 mod join;
 mod meta;
 mod open;
@@ -33,28 +32,31 @@ mod page_log;
 mod pages;
 mod peek;
 mod query;
+mod read;
 mod rebuild;
 mod recover;
 mod repair;
+mod resolve;
 mod rounds;
 pub mod storage;
 mod two_slots;
 mod uring;
 mod verify;
 mod witness;
+mod write;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::rc::Rc;
 
-use ankole_blockdev::disk::Buffer;
+use ankole_blockdev::disk::{BLOCK_BYTES, Buffer};
 pub use error::{BadBlock, BlockProblem, ReadError, StoreError};
-pub use io::ReadReport;
 pub use join::JoinProgress;
 pub use meta::{Identity, Lessee, Membership, ReplicaState};
 pub use open::StoreOptions;
 pub use peek::{Contents, Glimpse, IndexCount, contents, glimpse};
+pub use read::ReadReport;
 pub use repair::Replacement;
 pub use storage::{Storage, StorageFile};
 use tokio::sync::Mutex;
@@ -66,13 +68,16 @@ use crate::chain::{Chain, ChainError, ChainInfo};
 pub use crate::checksum::ZERO_BLOCK_SUM;
 use crate::mutation::{self, Mutation};
 use crate::regions::RegionPage;
-use crate::types::{Epoch, Fence, Generation, LayerId, Region};
+use crate::types::{BlockRange, Epoch, Fence, Generation, LayerId, Region};
 use intent::{Intent, IntentError};
 use meta::ReplicaMeta;
 use pages::{PageFault, Pages};
 use rounds::Rounds;
 use two_slots::TwoSlots;
 use witness::Witness;
+
+/// A read races with a join at most as often as there are joins; this is never reached.
+const READ_ATTEMPTS: usize = 8;
 
 /// What is read: the volume as it is, or as it was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -366,6 +371,15 @@ impl<S: Storage> Store<S> {
     fn layer(&self, id: LayerId) -> Result<Rc<OpenLayer<S::File>>, StoreError> {
         let layers = self.layers.borrow();
         Ok(layers.by_id.get(&id).cloned().ok_or(ChainError::NoLayer(id))?)
+    }
+
+    fn check_range(&self, layer: &OpenLayer<S::File>, range: BlockRange) -> Result<(), StoreError> {
+        let (size_bytes, layer) = (layer.size_bytes, layer.id);
+        let end = range.first.0.checked_add(range.count);
+        if end.is_none_or(|end| end > size_bytes / BLOCK_BYTES) || range.count == 0 {
+            return Err(StoreError::OutOfRange { range, layer, size_bytes });
+        }
+        Ok(())
     }
 
     /// An error once the replica has failed for good.

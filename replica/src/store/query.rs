@@ -1,10 +1,10 @@
 //! What layers have, without their data.
 
+use std::ops::Range;
 use std::rc::Rc;
 
 use ankole_blockdev::disk::{Allocation, BLOCK_BYTES};
 
-use super::io::slots_of;
 use super::pages::WriteBack;
 use super::storage::Storage;
 use super::{OpenLayer, ReadError, Store, StoreError, View};
@@ -217,4 +217,10 @@ impl<S: Storage> Store<S> {
 /// The block at `slot` of `region`.
 pub(super) fn block_at(region: Region, slot: usize) -> BlockIndex {
     BlockIndex(region.0 * BLOCKS_PER_REGION + slot as u64)
+}
+
+/// The slots of its region that `part`, which lies in one region, covers.
+pub(super) fn slots_of(part: BlockRange) -> Range<usize> {
+    let first = (part.first.0 % BLOCKS_PER_REGION) as usize;
+    first..first + part.count as usize
 }

@@ -8,7 +8,7 @@ use super::intent::Reach;
 use super::meta::names_of;
 use super::open::create_layer;
 use super::pages::{PageFault, WriteBack};
-use super::query::block_at;
+use super::query::{block_at, slots_of};
 use super::storage::{Storage, StorageFile};
 use super::{OpenLayer, ReadError, ReplicaState, Store, StoreError, View};
 use crate::chain::index::{BlockSum, Blocks, Page};
@@ -270,7 +270,7 @@ impl<S: Storage> Store<S> {
     ) -> Result<(), (Region, PageFault)> {
         let mut index = 0;
         for region in range.regions() {
-            let slots = super::io::slots_of(range.clipped_to(region));
+            let slots = slots_of(range.clipped_to(region));
             let done = self.pages.change(layer.file, region, |page| {
                 for slot in slots {
                     let _ = put(page, slot, index);

@@ -10,9 +10,8 @@ use std::rc::Rc;
 use ankole_blockdev::disk::{BLOCK_BYTES, Buffer};
 
 use super::intent::Reach;
-use super::io::slots_of;
 use super::pages::{PageFault, WriteBack};
-use super::query::block_at;
+use super::query::{block_at, slots_of};
 use super::storage::{Storage, StorageFile};
 use super::{OpenLayer, ReadError, Store, StoreError, View};
 use crate::chain::index::{BlockSum, Blocks, Page};
