@@ -193,3 +193,71 @@ fn an_index_takes_space_by_what_it_holds() {
         assert!(many <= few, "the 500th costs {many} calls, the first {few}");
     });
 }
+
+/// What a change of the chain asks of a disk.
+#[derive(Debug, PartialEq, Eq)]
+struct Cost {
+    calls: u64,
+    syncs: u64,
+    looks: u64,
+    written_bytes: u64,
+}
+
+/// As an engine does it: take the room, cut, ask what became of it.
+async fn cost_of_snapshot(disk: &Disk, store: &Store<Disk>, number: u32) -> Cost {
+    write_fill(store, one(7), Fill(number.into())).await.expect("room");
+    let seal = Seal { name: Some(format!("snapshot-{number:04}")), ..Seal::default() };
+    let change = ChainChange::Snapshot { seal, new_head: LayerId(number + 1) };
+    let op = ChainOp { id: ChainOpId(number.into()), change };
+    disk.set_faults(Faults::default());
+    store.prepare(&op).await.expect("room");
+    store.apply(&op).await.expect("a sound disk");
+    assert_eq!(store.chain().layers.len(), number as usize + 1);
+    let (calls, syncs, looks) = (disk.calls(), disk.syncs(), disk.looks());
+    Cost { calls, syncs, looks, written_bytes: disk.written_bytes() }
+}
+
+/// All files of the directory were listed, and the size of each layer was asked for.
+#[test]
+fn creating_snapshot_500_costs_what_the_5th_costs() {
+    run(async {
+        let (disk, store) = new_store(1 << 30).await;
+        for number in 1..5 {
+            cost_of_snapshot(&disk, &store, number).await;
+        }
+        let fifth = cost_of_snapshot(&disk, &store, 5).await;
+        for number in 6..500 {
+            cost_of_snapshot(&disk, &store, number).await;
+        }
+        let last = cost_of_snapshot(&disk, &store, 500).await;
+        println!("{fifth:?}, {last:?}");
+        let counts = |cost: &Cost| (cost.calls, cost.syncs, cost.looks);
+        assert_eq!(counts(&last), counts(&fifth));
+        // `chain.meta` names all layers, and is written to both of its slots.
+        let bytes_per_layer = (last.written_bytes - fifth.written_bytes) / 495;
+        assert!(bytes_per_layer < 2 * 256, "{bytes_per_layer} bytes for each layer there is");
+    });
+}
+
+/// Each file of each layer was synced once more, since an earlier process might not have.
+#[test]
+fn the_first_flush_syncs_what_may_be_unsynced_and_no_sealed_layer() {
+    run(async {
+        let (disk, store) = new_store(1 << 30).await;
+        for number in 1..=100 {
+            write_fill(&store, one(7), Fill(number.into())).await.expect("room");
+            snapshot(&store, number).await;
+        }
+        write_fill(&store, one(7), Fill(1000)).await.expect("room");
+        drop(store);
+        let disk = disk.after_kill();
+        let store = open(&disk).await;
+        disk.set_faults(Faults::default());
+        store.flush().await.expect("a sound disk");
+        assert!(disk.syncs() <= 4, "{} syncs", disk.syncs());
+        drop(store);
+        let store = open(&disk.after_power_cut(1)).await;
+        assert_eq!(read_fill(&store, View::Top, one(7)).await, [Fill(1000)]);
+        assert_eq!(read_fill(&store, View::Layer(LayerId(50)), one(7)).await, [Fill(50)]);
+    });
+}

@@ -97,6 +97,30 @@ fn a_directory_that_is_in_use_or_isnt_empty_is_refused_with_what_is_in_the_way()
     });
 }
 
+/// Whoever looked at a volume made its replica look at the file of each snapshot, each time.
+#[test]
+fn what_a_layer_takes_is_looked_up_again_only_when_it_has_changed() {
+    run(async {
+        let dir = tempfile::tempdir().expect("a directory");
+        format(dir.path()).await.expect("it is empty");
+        let store = open(dir.path(), &DirectoryOptions::default()).await;
+        write_fill(&store, BlockRange::new(BlockIndex(0), 64), Fill(1)).await.expect("room");
+        let change = ChainChange::Snapshot { seal: Seal::default(), new_head: LayerId(2) };
+        store.apply(&ChainOp { id: ChainOpId(1), change }).await.expect("a snapshot");
+        let sizes = || store.chain().layers.iter().map(|it| it.data_bytes).collect::<Vec<_>>();
+        let before = sizes();
+        assert!(before[0] >= 64 * 4096 && before[1] == 0, "{before:?}");
+        // Behind its back, so that it shows who looks.
+        let file = dir.path().join("layer-00000001.data");
+        let file = std::fs::File::options().write(true).open(file).expect("the snapshot's data");
+        file.set_len(0).expect("writable");
+        write_fill(&store, BlockRange::new(BlockIndex(64), 64), Fill(2)).await.expect("room");
+        let after = sizes();
+        assert_eq!(after[0], before[0]);
+        assert!(after[1] >= 64 * 4096, "{after:?}");
+    });
+}
+
 /// A full disk stops new blocks and nothing else: the room of metadata was taken before, what is
 /// there can be overwritten, flushed and freed, and then writing goes on. A snapshot needs no room.
 #[test]

@@ -182,6 +182,11 @@ impl Chain {
     pub(crate) fn layers(&self) -> &[Layer] {
         &self.layers
     }
+    /// What it holds was durable before it came to be so: sealed, filled, and touched by no join.
+    pub(crate) fn is_durable(&self, layer: &Layer) -> bool {
+        let joins = |join: Joining| [join.removed, join.child].contains(&layer.id);
+        layer.seal.is_some() && !layer.filling && !self.joining.is_some_and(joins)
+    }
     pub(crate) fn joining(&self) -> Option<Joining> {
         self.joining
     }
@@ -209,8 +214,14 @@ impl Chain {
 
     /// The layers that decide what `id` shows, newest first.
     pub(crate) fn path(&self, id: LayerId) -> impl Iterator<Item = &Layer> {
-        std::iter::successors(self.layer(id).ok(), |layer| {
-            layer.parent.and_then(|parent| self.layer(parent).ok())
+        let mut next = Some(id);
+        // Parents come first: once through the layers is enough.
+        self.layers.iter().rev().filter(move |layer| {
+            let is_next = next == Some(layer.id);
+            if is_next {
+                next = layer.parent;
+            }
+            is_next
         })
     }
 

@@ -4,10 +4,11 @@
 //! Nothing shows them; what isn't used is given back when it is abandoned, when something else is
 //! prepared, or when the directory is opened.
 
+use std::collections::BTreeSet;
 use std::rc::Rc;
 
 use super::meta::{data_name, index_name, names_of};
-use super::open::{create_layer, open_layers, remove_unused};
+use super::open::{create_layer, open_layers};
 use super::pages;
 use super::storage::{Storage, StorageFile};
 use super::{Layers, OpenLayer, ReplicaState, Store, StoreError};
@@ -81,13 +82,6 @@ impl<S: Storage> Store<S> {
         };
         if let Err(error) = dropped {
             tracing::warn!(place = self.place(), %error, "room for a change stays taken");
-        }
-    }
-
-    fn prepared_file(&self) -> Option<u32> {
-        match self.prepared.get() {
-            Some(Prepared::Head { file, .. }) => Some(file),
-            Some(Prepared::Size(_)) | None => None,
         }
     }
 
@@ -199,7 +193,7 @@ impl<S: Storage> Store<S> {
         done.map_err(|error| self.io_error("make a layer longer", error))?;
         let done = index.sync().await;
         self.or_fail("make the index durable", done).await?;
-        let done = layer.data.file.sync().await;
+        let done = layer.data.sync().await;
         self.or_fail("make the data durable", done).await
     }
 
@@ -216,14 +210,14 @@ impl<S: Storage> Store<S> {
         self.note_path(&before);
         let chain: Rc<Chain> = self.chain.get();
         self.intent.resize(chain.size_bytes());
-        for layer in before.by_id.values() {
-            if !chain.layers().iter().any(|kept| kept.file == layer.file) {
-                self.pages.drop_file(layer.file);
+        let kept: BTreeSet<u32> = chain.layers().iter().map(|layer| layer.file).collect();
+        for file in before.by_id.values().map(|layer| layer.file) {
+            if !kept.contains(&file) {
+                self.pages.drop_file(file);
+                if let Err(error) = self.remove_layer_files(file) {
+                    tracing::warn!(place = self.place(), file, %error, "unused files stay");
+                }
             }
-        }
-        match self.storage.list() {
-            Ok(names) => remove_unused(&self.storage, &chain, self.prepared_file(), &names),
-            Err(error) => tracing::warn!(place = self.place(), %error, "unused files stay"),
         }
         Ok(())
     }

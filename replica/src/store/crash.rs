@@ -84,6 +84,8 @@ struct State {
     faults: Faults,
     calls: u64,
     syncs: u64,
+    looks: u64,
+    written_bytes: u64,
     locked: bool,
     /// Futures wait a few turns first, so that operations overlap.
     is_slow: bool,
@@ -138,6 +140,8 @@ impl Disk {
             faults: Faults::default(),
             calls: 0,
             syncs: 0,
+            looks: 0,
+            written_bytes: 0,
             locked: false,
             is_slow: false,
             pace: None,
@@ -149,10 +153,11 @@ impl Disk {
         Self { state: Rc::new(RefCell::new(state)) }
     }
 
-    /// Counts calls and syncs anew, and plans what goes wrong from here on.
+    /// Counts everything anew, and plans what goes wrong from here on.
     pub fn set_faults(&self, faults: Faults) {
         let mut state = self.state.borrow_mut();
         (state.faults, state.calls, state.syncs) = (faults, 0, 0);
+        (state.looks, state.written_bytes) = (0, 0);
     }
 
     pub fn set_slow(&self, is_slow: bool) {
@@ -233,6 +238,15 @@ impl Disk {
 
     pub fn syncs(&self) -> u64 {
         self.state.borrow().syncs
+    }
+
+    /// Sizes of files that were asked for, and names that were told: they are no calls.
+    pub fn looks(&self) -> u64 {
+        self.state.borrow().looks
+    }
+
+    pub fn written_bytes(&self) -> u64 {
+        self.state.borrow().written_bytes
     }
 
     /// The process was killed: the kernel keeps everything that it was given. What it was doing
@@ -359,6 +373,16 @@ impl Disk {
         if state.has_ended() { Err(io::Error::from_raw_os_error(libc::EIO)) } else { Ok(()) }
     }
 
+    fn count_looks(&self, looks: u64) {
+        let mut state = self.state.borrow_mut();
+        state.looks += if state.observed { 0 } else { looks };
+    }
+
+    fn count_written(&self, bytes: usize) {
+        let mut state = self.state.borrow_mut();
+        state.written_bytes += if state.observed { 0 } else { bytes as u64 };
+    }
+
     fn begin_write(&self, flight: InFlight) -> u64 {
         let mut state = self.state.borrow_mut();
         state.next_in_flight += 1;
@@ -435,7 +459,9 @@ impl Storage for Disk {
 
     fn list(&self) -> io::Result<Vec<String>> {
         self.call(false, false)?;
-        Ok(self.state.borrow().names.keys().cloned().collect())
+        let names: Vec<String> = self.state.borrow().names.keys().cloned().collect();
+        self.count_looks(names.len() as u64);
+        Ok(names)
     }
 
     fn create(&self, name: &str, _: FileKind) -> io::Result<DiskFile> {
@@ -507,10 +533,12 @@ pub struct DiskFile {
 
 impl StorageFile for DiskFile {
     fn length_bytes(&self) -> io::Result<u64> {
+        self.disk.count_looks(1);
         Ok(self.file.length.get())
     }
 
     fn allocated_bytes(&self) -> io::Result<u64> {
+        self.disk.count_looks(1);
         Ok((self.file.sectors.borrow().len() * SECTOR) as u64)
     }
 
@@ -552,6 +580,7 @@ impl StorageFile for DiskFile {
 
     fn write_at(&self, offset_bytes: u64, from: &[u8]) -> io::Result<()> {
         self.disk.call(false, self.file.needs_space(offset_bytes, from.len()))?;
+        self.disk.count_written(from.len());
         self.file.write(offset_bytes, from);
         Ok(())
     }
@@ -575,7 +604,10 @@ impl StorageFile for DiskFile {
         self.disk.state.borrow_mut().in_flight.remove(&number);
         let done = self.disk.call_to_write(&self.file, offset_bytes, part.len());
         match done {
-            Ok(()) => self.file.write(offset_bytes, &from[part]),
+            Ok(()) => {
+                self.disk.count_written(part.len());
+                self.file.write(offset_bytes, &from[part]);
+            }
             // A write that fails may have done a part.
             Err(_) => self.file.write(offset_bytes, &from[part.start..part.start + SECTOR]),
         }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::meta::ReplicaMeta;
 use super::pages::{PageFault, WriteBack};
-use super::storage::{Storage, StorageFile};
+use super::storage::Storage;
 use super::{ReplicaState, Store, StoreError};
 use crate::chain::index::Page;
 use crate::mutation::{self, Mutation};
@@ -68,14 +68,11 @@ impl<S: Storage> Store<S> {
     async fn sync_data(&self) -> Result<(), StoreError> {
         let unsynced: Vec<_> = {
             let layers = self.layers.borrow();
-            let all = layers.by_id.values().filter(|layer| layer.data.unsynced.replace(false));
+            let all = layers.by_id.values().filter(|layer| layer.data.is_unsynced());
             all.map(|layer| layer.data.clone()).collect()
         };
         for data in unsynced {
-            let done = data.file.sync().await;
-            if done.is_err() {
-                data.unsynced.set(true);
-            }
+            let done = data.sync().await;
             self.or_fail("make the data durable", done).await?;
         }
         Ok(())

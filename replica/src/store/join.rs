@@ -166,7 +166,7 @@ impl<S: Storage> Store<S> {
             return Ok(None);
         }
         let size = |id| {
-            let size = self.layer(id)?.data.file.allocated_bytes();
+            let size = self.layer(id)?.data.allocated_bytes();
             size.map_err(|error| self.io_error("look at a layer", error))
         };
         let keep_files_of = if size(removed)? > size(child)? { removed } else { child };
@@ -235,7 +235,7 @@ impl<S: Storage> Store<S> {
             return Ok(());
         }
         if !mutation::is_on(Mutation::JoinedDataUnsynced) {
-            let done = to.data.file.sync().await;
+            let done = to.data.sync().await;
             self.or_fail("make joined data durable", done).await?;
         }
         // A power cut between the sectors of a page: the sums are there before they count.
@@ -278,7 +278,7 @@ impl<S: Storage> Store<S> {
             // Where it is, it may be readable again, or repaired; then the join goes on.
             done.map_err(|error| self.io_error("read the layer that is joined", error))?;
             let whole = 0..data.len();
-            let done = to.data.file.write(at, Rc::new(data), whole).await;
+            let done = to.data.write(at, Rc::new(data), whole).await;
             done.map_err(|error| self.io_error("join layers", error))?;
         }
         Ok(())

@@ -151,11 +151,21 @@ struct OpenLayer<F> {
 
 struct DataFile<F> {
     file: F,
-    /// Written since the last sync that began, or by an earlier process.
-    unsynced: Cell<bool>,
+    /// Counts changes that have ended; what an earlier process may have left is one.
+    changes: Cell<u64>,
+    /// The count when the last sync began that succeeded.
+    synced: Cell<u64>,
+    /// What it takes on the disk, if that was looked at since the last change: chains of a thousand
+    /// layers are described often.
+    allocated_bytes: Cell<Option<u64>>,
 }
 
 impl<F: StorageFile> DataFile<F> {
+    fn new(file: F, is_unsynced: bool) -> Self {
+        let changes = Cell::new(u64::from(is_unsynced));
+        Self { file, changes, synced: Cell::new(0), allocated_bytes: Cell::new(None) }
+    }
+
     /// A sync that begins while this runs promises nothing about it: it is unsynced at the end.
     async fn write(
         &self,
@@ -164,8 +174,41 @@ impl<F: StorageFile> DataFile<F> {
         part: Range<usize>,
     ) -> std::io::Result<()> {
         let done = self.file.write(offset_bytes, from, part).await;
-        self.unsynced.set(true);
+        self.note_change();
         done
+    }
+
+    async fn punch(&self, range_bytes: Range<u64>) -> std::io::Result<()> {
+        let done = self.file.punch(range_bytes).await;
+        self.note_change();
+        done
+    }
+
+    fn note_change(&self) {
+        self.changes.set(self.changes.get() + 1);
+        self.allocated_bytes.set(None);
+    }
+
+    /// While it runs, the file stays unsynced for others.
+    async fn sync(&self) -> std::io::Result<()> {
+        let changes = self.changes.get();
+        self.file.sync().await?;
+        self.synced.set(self.synced.get().max(changes));
+        Ok(())
+    }
+
+    fn is_unsynced(&self) -> bool {
+        self.synced.get() < self.changes.get()
+    }
+
+    fn allocated_bytes(&self) -> std::io::Result<u64> {
+        if let Some(known) = self.allocated_bytes.get() {
+            return Ok(known);
+        }
+        let bytes = self.file.allocated_bytes()?;
+        // Writing back may still change what isn't synced.
+        self.allocated_bytes.set((!self.is_unsynced()).then_some(bytes));
+        Ok(bytes)
     }
 }
 
@@ -210,7 +253,7 @@ impl<S: Storage> Store<S> {
     pub fn chain(&self) -> ChainInfo {
         let layers = self.layers.borrow();
         self.chain.get().info(|id| {
-            let data = layers.by_id.get(&id).map(|layer| layer.data.file.allocated_bytes());
+            let data = layers.by_id.get(&id).map(|layer| layer.data.allocated_bytes());
             data.and_then(Result::ok).unwrap_or(0)
         })
     }

@@ -106,7 +106,7 @@ impl<S: Storage> Store<S> {
             if repairs.new_logs { storage.sync_dir().await } else { Ok(()) }
         };
         durable.await.map_err(|error| fail(&place, "make durable what a crash left", error))?;
-        remove_unused(&storage, &chain.get(), None, &names);
+        remove_unused(&storage, &chain.get(), &names);
 
         let continuity = Continuity::of(&storage, &meta.get());
         if matches!(continuity, Continuity::Lost(_)) && meta.get().witness.is_some() {
@@ -242,6 +242,7 @@ pub(super) fn open_layers<S: Storage>(
     }
     let mut by_id = BTreeMap::new();
     for layer in chain.layers() {
+        let is_durable = chain.is_durable(layer) && layer.pages.is_some();
         let data = match open.get(&layer.file) {
             Some(data) => data.clone(),
             None => {
@@ -252,9 +253,9 @@ pub(super) fn open_layers<S: Storage>(
                 let index = open_file(storage, &name, FileKind::Metadata, index_bytes)?;
                 let may_lack = before.is_none() && (layer.filling || layer.id == chain.head().id);
                 let known = known_pages(storage, layer, &index, may_lack, &mut repairs)?;
-                pages.add_file(layer.file, index, known, true);
-                let is_synced = mutation::is_on(Mutation::EarlierDataUnsynced);
-                Rc::new(DataFile { file, unsynced: Cell::new(!is_synced) })
+                pages.add_file(layer.file, index, known, !is_durable);
+                let is_synced = is_durable || mutation::is_on(Mutation::EarlierDataUnsynced);
+                Rc::new(DataFile::new(file, !is_synced))
             }
         };
         by_id.insert(
@@ -315,16 +316,10 @@ fn known_pages<S: Storage>(
     Ok(known)
 }
 
-/// Files of layers that a join or a removal has left, or that were prepared and never used; but for
-/// `prepared`, which may be.
-pub(super) fn remove_unused<S: Storage>(
-    storage: &S,
-    chain: &Chain,
-    prepared: Option<u32>,
-    names: &[String],
-) {
-    let used = chain.layers().iter().map(|layer| layer.file);
-    let used: BTreeSet<u32> = used.chain(prepared).collect();
+/// Files of layers that a crash has left after a join or a removal, or that were prepared and never
+/// used.
+fn remove_unused<S: Storage>(storage: &S, chain: &Chain, names: &[String]) {
+    let used: BTreeSet<u32> = chain.layers().iter().map(|layer| layer.file).collect();
     for name in names {
         if layer_file(name).is_some_and(|file| !used.contains(&file))
             && let Err(error) = storage.remove(name)

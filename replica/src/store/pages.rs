@@ -154,6 +154,7 @@ impl<F: StorageFile> Pages<F> {
         unsynced: bool,
     ) {
         let KnownPages { log, logged, found } = known;
+        let unsynced = unsynced || !found.is_empty();
         let mut state = self.state.borrow_mut();
         let index = Index {
             file: Rc::new(file),

@@ -12,7 +12,7 @@ use ankole_blockdev::disk::{BLOCK_BYTES, Buffer};
 use super::intent::Reach;
 use super::pages::{PageFault, WriteBack};
 use super::query::{block_at, slots_of};
-use super::storage::{Storage, StorageFile};
+use super::storage::Storage;
 use super::{OpenLayer, ReadError, Store, StoreError, View};
 use crate::chain::index::{BlockSum, Blocks, Page};
 use crate::checksum;
@@ -77,7 +77,7 @@ impl<S: Storage> Store<S> {
             Plan::Keep => self.note_sums(&layer, region, by).await?,
             Plan::Replace(page) => {
                 // The data first, as in a flush: the page says for good that it is there.
-                let done = layer.data.file.sync().await;
+                let done = layer.data.sync().await;
                 self.or_fail("make the data durable", done).await?;
                 let done = self.pages.replace(layer.file, region, *page);
                 let done = done.map_err(|error| (region, PageFault::Io(error)));

@@ -237,10 +237,9 @@ impl<S: Storage> Store<S> {
         for run in blocks.runs() {
             let start = BlockIndex(region.blocks().start + run.start as u64).offset_bytes();
             let end = start + (run.len() * BLOCK) as u64;
-            if let Err(error) = layer.data.file.punch(start..end).await {
+            if let Err(error) = layer.data.punch(start..end).await {
                 tracing::debug!(place = self.place(), %error, "space isn't given back");
             }
-            layer.data.unsynced.set(true);
         }
     }
 
