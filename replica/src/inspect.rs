@@ -181,7 +181,7 @@ fn unreadable(why: impl ToString) -> Found {
 }
 
 fn overlay(directory: &Path) -> Overlay {
-    Overlay { path: directory.to_owned() }
+    Overlay::new(directory)
 }
 
 /// The lock, if it is free or there is none; else who has it.

@@ -121,6 +121,70 @@ fn what_a_layer_takes_is_looked_up_again_only_when_it_has_changed() {
     });
 }
 
+/// Where files take no time to be synced, if there is such a place.
+fn quick_directory() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("a directory")
+}
+
+/// Descriptors of this process for files of a directory.
+fn open_files_of(path: &std::path::Path) -> usize {
+    let links = std::fs::read_dir("/proc/self/fd").expect("proc");
+    let targets = links.filter_map(|link| std::fs::read_link(link.ok()?.path()).ok());
+    targets.filter(|target| target.starts_with(path)).count()
+}
+
+/// Each layer held three files: a thousand snapshots were more than most processes may have.
+#[test]
+fn a_thousand_layers_are_written_read_joined_and_opened_with_few_files_open() {
+    const LAYERS: u32 = 1000;
+    const OPEN_FILES: usize = 40;
+    run(async {
+        let dir = quick_directory();
+        let options = DirectoryOptions { open_files_max: OPEN_FILES, ..Default::default() };
+        let few = |when: &str| {
+            let count = open_files_of(dir.path());
+            // Those of a head that is being made come on top, and the directory itself.
+            assert!(count <= OPEN_FILES + 4, "{count} files are open {when}");
+        };
+        format(dir.path()).await.expect("it is empty");
+        let mut store = open(dir.path(), &options).await;
+        let block = |number: u32| BlockRange::new(BlockIndex(u64::from(number)), 1);
+        for number in 1..=LAYERS {
+            write_fill(&store, block(number), Fill(number.into())).await.expect("room");
+            let change =
+                ChainChange::Snapshot { seal: Seal::default(), new_head: LayerId(number + 1) };
+            let op = ChainOp { id: ChainOpId(number.into()), change };
+            store.apply(&op).await.expect("a snapshot");
+            few("after a snapshot");
+        }
+        for _ in 0..2 {
+            let all = BlockRange::new(BlockIndex(1), u64::from(LAYERS));
+            let expected: Vec<Fill> = (1..=LAYERS).map(|number| Fill(number.into())).collect();
+            assert_eq!(read_fill(&store, View::Top, all).await, expected);
+            few("after reading through all layers");
+            for number in (1..LAYERS).step_by(7) {
+                let view = View::Layer(LayerId(number));
+                let seen = read_fill(&store, view, BlockRange::new(BlockIndex(number.into()), 2));
+                assert_eq!(seen.await, [Fill(number.into()), Fill(0)]);
+            }
+            few("after reading snapshots");
+            drop(store);
+            store = open(dir.path(), &options).await;
+            few("after opening");
+        }
+        for (id, number) in (LAYERS + 1..).map(u64::from).map(ChainOpId).zip([10, 500, 501]) {
+            let change = ChainChange::Remove { layer: LayerId(number) };
+            store.apply(&ChainOp { id, change }).await.expect("a snapshot");
+            store.join(LayerId(number)).await.expect("room");
+            let view = View::Layer(LayerId(number + 1));
+            let seen = read_fill(&store, view, block(number)).await;
+            assert_eq!(seen, [Fill(number.into())]);
+        }
+        few("after joins");
+        store.close().await.expect("the disk works");
+    });
+}
+
 /// A full disk stops new blocks and nothing else: the room of metadata was taken before, what is
 /// there can be overwritten, flushed and freed, and then writing goes on. A snapshot needs no room.
 #[test]

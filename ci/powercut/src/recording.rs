@@ -221,6 +221,10 @@ impl StorageFile for RecordingFile {
         self.record_awaited(Call::Sync { file: self.file }, self.inner.sync()).await
     }
 
+    fn rest(&self) {
+        self.inner.rest();
+    }
+
     async fn punch(&self, range_bytes: Range<u64>) -> io::Result<()> {
         let Range { start, end } = range_bytes;
         let call = Call::Punch { file: self.file, offset_bytes: start, length_bytes: end - start };

@@ -6,16 +6,17 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::fs::File;
+use std::fs::OpenOptions;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use ankole_blockdev::disk::Buffer;
 
 use crate::store::file::next_data;
+use crate::store::open_files::{OpenFile, OpenFiles, open_files_max};
 use crate::store::storage::{FileKind, FileSystem, LockError};
 use crate::store::{Storage, StorageFile};
 
@@ -23,14 +24,21 @@ use crate::store::{Storage, StorageFile};
 const PIECE_BYTES_MAX: usize = 64 << 10;
 
 pub(super) struct Overlay {
-    pub(super) path: PathBuf,
+    path: PathBuf,
+    files: Rc<OpenFiles>,
 }
 
 pub(super) struct OverlayFile {
     /// None is below what was made here.
-    file: Option<File>,
+    file: Option<OpenFile>,
     /// By their offset. Whole pages and sectors: none overlaps another in part.
     pieces: RefCell<BTreeMap<u64, Vec<u8>>>,
+}
+
+impl Overlay {
+    pub(super) fn new(directory: &Path) -> Self {
+        Self { path: directory.to_owned(), files: OpenFiles::new(open_files_max()) }
+    }
 }
 
 fn read_only() -> io::Error {
@@ -60,7 +68,10 @@ impl Storage for Overlay {
     }
 
     fn open(&self, name: &str, _kind: FileKind) -> io::Result<OverlayFile> {
-        let file = File::open(self.path.join(name))?;
+        let mut options = OpenOptions::new();
+        options.read(true);
+        let file = self.files.open(self.path.join(name), &options, options.clone())?;
+        file.rest();
         Ok(OverlayFile { file: Some(file), pieces: RefCell::default() })
     }
 
@@ -89,11 +100,11 @@ impl Storage for Overlay {
 
 impl StorageFile for OverlayFile {
     fn length_bytes(&self) -> io::Result<u64> {
-        self.file.as_ref().map_or(Ok(0), |file| Ok(file.metadata()?.len()))
+        self.file.as_ref().map_or(Ok(0), |file| Ok(file.get()?.metadata()?.len()))
     }
 
     fn allocated_bytes(&self) -> io::Result<u64> {
-        self.file.as_ref().map_or(Ok(0), |file| Ok(file.metadata()?.blocks() * 512))
+        self.file.as_ref().map_or(Ok(0), |file| Ok(file.get()?.metadata()?.blocks() * 512))
     }
 
     fn extend(&self, _length_bytes: u64) -> io::Result<()> {
@@ -105,7 +116,8 @@ impl StorageFile for OverlayFile {
     }
 
     fn next_data(&self, from_bytes: u64) -> io::Result<Option<Range<u64>>> {
-        let below = self.file.as_ref().map(|file| next_data(file, from_bytes)).transpose()?;
+        let next = |file: &OpenFile| next_data(&*file.get()?, from_bytes);
+        let below = self.file.as_ref().map(next).transpose()?;
         let below = below.flatten();
         let pieces = self.pieces.borrow();
         let piece = pieces.range(from_bytes..).next();
@@ -123,7 +135,7 @@ impl StorageFile for OverlayFile {
 
     fn read_at(&self, offset_bytes: u64, into: &mut [u8]) -> io::Result<()> {
         match &self.file {
-            Some(file) => file.read_exact_at(into, offset_bytes)?,
+            Some(file) => file.get()?.read_exact_at(into, offset_bytes)?,
             None => into.fill(0),
         }
         let end = offset_bytes + into.len() as u64;

@@ -63,6 +63,11 @@ pub(super) fn is_no_space(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
+/// It says nothing of the disk.
+pub(super) fn is_out_of_descriptors(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
+}
+
 /// Why a read has no answer. Never hides a block that could be read: the engine asks another
 /// replica for the bad ones and repairs them.
 #[derive(Debug, thiserror::Error)]

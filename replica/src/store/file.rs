@@ -1,8 +1,8 @@
 //! A real directory: ext4, XFS, or whatever there is.
 //!
 //! Owns the lock, the choice between io_uring and a pool of threads, and between direct and
-//! buffered I/O; both are found out by trying when the directory is opened, and reported. Must be
-//! opened within a `LocalSet`.
+//! buffered I/O; both are found out by trying when the directory is opened, and reported. How many
+//! files are open is bounded ([`open_files`](super::open_files)). Must be opened within a `LocalSet`.
 
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
@@ -17,6 +17,7 @@ use nix::fcntl::{FallocateFlags, Flock, FlockArg, fallocate};
 use nix::sys::stat::{major, minor};
 use nix::unistd::{Whence, lseek};
 
+use super::open_files::{OpenFile, OpenFiles, open_files_max};
 use super::storage::{FileKind, FileSystem, LockError, Storage, StorageFile};
 use super::uring::Ring;
 
@@ -41,11 +42,13 @@ pub struct DirectoryOptions {
     pub direct: bool,
     /// Instead of the kernel's: what another boot would find.
     pub boot_id: Option<String>,
+    /// Files of sealed layers are closed and opened again so that there are no more.
+    pub open_files_max: usize,
 }
 
 impl Default for DirectoryOptions {
     fn default() -> Self {
-        Self { uring: true, direct: true, boot_id: None }
+        Self { uring: true, direct: true, boot_id: None, open_files_max: open_files_max() }
     }
 }
 
@@ -53,6 +56,7 @@ impl Default for DirectoryOptions {
 pub struct Directory {
     path: PathBuf,
     boot_id: Option<String>,
+    files: Rc<OpenFiles>,
     direct: bool,
     /// Memory of a direct write starts at a multiple of this.
     memory_alignment: usize,
@@ -77,6 +81,7 @@ impl Directory {
         let mut directory = Self {
             path,
             boot_id: options.boot_id.clone(),
+            files: OpenFiles::new(options.open_files_max),
             direct: false,
             memory_alignment: 1,
             ring,
@@ -120,10 +125,16 @@ impl Directory {
         self.path.join(name)
     }
 
-    fn with(&self, file: File, kind: FileKind) -> DirectoryFile {
+    fn open_by(
+        &self,
+        name: &str,
+        kind: FileKind,
+        options: &OpenOptions,
+    ) -> io::Result<DirectoryFile> {
         let memory_alignment =
             if self.direct && kind == FileKind::Data { self.memory_alignment } else { 1 };
-        DirectoryFile { file: Rc::new(file), ring: self.ring.clone(), memory_alignment }
+        let file = self.files.open(self.at(name), options, self.options(kind))?;
+        Ok(DirectoryFile { file, ring: self.ring.clone(), memory_alignment })
     }
 
     fn options(&self, kind: FileKind) -> OpenOptions {
@@ -171,13 +182,11 @@ impl Storage for Directory {
     }
 
     fn create(&self, name: &str, kind: FileKind) -> io::Result<DirectoryFile> {
-        let file = self.options(kind).create_new(true).open(self.at(name))?;
-        Ok(self.with(file, kind))
+        self.open_by(name, kind, self.options(kind).create_new(true))
     }
 
     fn open(&self, name: &str, kind: FileKind) -> io::Result<DirectoryFile> {
-        let file = self.options(kind).open(self.at(name))?;
-        Ok(self.with(file, kind))
+        self.open_by(name, kind, &self.options(kind))
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
@@ -185,6 +194,7 @@ impl Storage for Directory {
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {
+        self.files.keep_removed(&self.at(name))?;
         std::fs::remove_file(self.at(name))
     }
 
@@ -204,34 +214,36 @@ impl Storage for Directory {
 
 /// One open file of a [`Directory`].
 pub struct DirectoryFile {
-    file: Rc<File>,
+    file: OpenFile,
     ring: Option<Rc<Ring>>,
     memory_alignment: usize,
 }
 
 impl DirectoryFile {
     fn copy_of_handle(&self) -> io::Result<File> {
-        self.file.try_clone()
+        self.file.get()?.try_clone()
     }
 }
 
 impl StorageFile for DirectoryFile {
     fn length_bytes(&self) -> io::Result<u64> {
-        Ok(self.file.metadata()?.len())
+        Ok(self.file.get()?.metadata()?.len())
     }
 
     fn allocated_bytes(&self) -> io::Result<u64> {
-        Ok(self.file.metadata()?.blocks() * 512)
+        Ok(self.file.get()?.metadata()?.blocks() * 512)
     }
 
     fn extend(&self, length_bytes: u64) -> io::Result<()> {
-        if self.length_bytes()? < length_bytes { self.file.set_len(length_bytes) } else { Ok(()) }
+        let (_running, file) = (self.file.change(), self.file.get()?);
+        if file.metadata()?.len() < length_bytes { file.set_len(length_bytes) } else { Ok(()) }
     }
 
     fn allocate(&self, range_bytes: Range<u64>) -> io::Result<()> {
         let start = i64::try_from(range_bytes.start).map_err(io::Error::other)?;
         let length = i64::try_from(range_bytes.end).map_err(io::Error::other)? - start;
-        match fallocate(&*self.file, FallocateFlags::empty(), start, length) {
+        let (_running, file) = (self.file.change(), self.file.get()?);
+        match fallocate(&*file, FallocateFlags::empty(), start, length) {
             Ok(()) => Ok(()),
             Err(nix::errno::Errno::EOPNOTSUPP) => {
                 static SAID: std::sync::Once = std::sync::Once::new();
@@ -245,24 +257,29 @@ impl StorageFile for DirectoryFile {
     }
 
     fn next_data(&self, from_bytes: u64) -> io::Result<Option<Range<u64>>> {
-        next_data(&self.file, from_bytes)
+        next_data(&*self.file.get()?, from_bytes)
     }
 
     fn truncate(&self, length_bytes: u64) -> io::Result<()> {
-        if self.length_bytes()? > length_bytes { self.file.set_len(length_bytes) } else { Ok(()) }
+        let (_running, file) = (self.file.change(), self.file.get()?);
+        if file.metadata()?.len() > length_bytes { file.set_len(length_bytes) } else { Ok(()) }
     }
 
     fn read_at(&self, offset_bytes: u64, into: &mut [u8]) -> io::Result<()> {
-        self.file.read_exact_at(into, offset_bytes)
+        self.file.get()?.read_exact_at(into, offset_bytes)
     }
 
     fn write_at(&self, offset_bytes: u64, from: &[u8]) -> io::Result<()> {
-        self.file.write_all_at(from, offset_bytes)
+        let (_running, file) = (self.file.change(), self.file.get()?);
+        file.write_all_at(from, offset_bytes)
     }
 
     async fn read(&self, offset_bytes: u64, into: Buffer) -> (io::Result<()>, Buffer) {
         if let Some(ring) = &self.ring {
-            return ring.read(&self.file, offset_bytes, into).await;
+            return match self.file.get() {
+                Ok(file) => ring.read(&file, offset_bytes, into).await,
+                Err(error) => (Err(error), into),
+            };
         }
         let file = match self.copy_of_handle() {
             Ok(file) => file,
@@ -282,6 +299,7 @@ impl StorageFile for DirectoryFile {
         from: Rc<Buffer>,
         part: Range<usize>,
     ) -> io::Result<()> {
+        let _running = self.file.change();
         let aligned = part.start.is_multiple_of(self.memory_alignment);
         let Some(ring) = &self.ring else {
             let copy = Buffer::copy_of(&from[part]);
@@ -289,25 +307,35 @@ impl StorageFile for DirectoryFile {
             return on_pool(move || file.write_all_at(&copy, offset_bytes)).await;
         };
         if aligned {
-            ring.write(&self.file, offset_bytes, from, part).await
+            ring.write(&self.file.get()?, offset_bytes, from, part).await
         } else {
             let copy = Rc::new(Buffer::copy_of(&from[part]));
             let whole = 0..copy.len();
-            ring.write(&self.file, offset_bytes, copy, whole).await
+            ring.write(&self.file.get()?, offset_bytes, copy, whole).await
         }
     }
 
     async fn sync(&self) -> io::Result<()> {
-        if let Some(ring) = &self.ring {
-            return ring.sync(&self.file).await;
+        let running = self.file.sync();
+        match &self.ring {
+            Some(ring) => ring.sync(&self.file.get()?).await?,
+            None => {
+                let file = self.copy_of_handle()?;
+                on_pool(move || file.sync_data()).await?;
+            }
         }
-        let file = self.copy_of_handle()?;
-        on_pool(move || file.sync_data()).await
+        running.succeeded();
+        Ok(())
+    }
+
+    fn rest(&self) {
+        self.file.rest();
     }
 
     async fn punch(&self, range_bytes: Range<u64>) -> io::Result<()> {
+        let _running = self.file.change();
         if let Some(ring) = &self.ring {
-            return ring.punch(&self.file, range_bytes).await;
+            return ring.punch(&self.file.get()?, range_bytes).await;
         }
         let file = self.copy_of_handle()?;
         on_pool(move || {

@@ -28,6 +28,7 @@ mod intent;
 mod join;
 mod meta;
 mod open;
+pub(crate) mod open_files;
 mod page_log;
 mod pages;
 mod peek;
@@ -494,6 +495,9 @@ impl<S: Storage> Store<S> {
     /// An I/O error: the disk may have lost more than it told, whatever the witness says. Durable
     /// when it returns; a disk that doesn't even take that has failed.
     async fn doubt(&self, why: &std::io::Error) {
+        if error::is_out_of_descriptors(why) {
+            return;
+        }
         self.continuous.set(false);
         if !self.is_witnessed() {
             return; // it counts for nothing already

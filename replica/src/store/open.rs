@@ -258,6 +258,10 @@ pub(super) fn open_layers<S: Storage>(
                 Rc::new(DataFile::new(file, !is_synced))
             }
         };
+        if is_durable {
+            data.file.rest();
+            pages.rest(layer.file);
+        }
         by_id.insert(
             layer.id,
             Rc::new(OpenLayer {

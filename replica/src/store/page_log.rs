@@ -95,6 +95,10 @@ impl<F: StorageFile> PageLog<F> {
         Ok(())
     }
 
+    pub(super) fn rest(&self) {
+        self.file.rest();
+    }
+
     pub(super) async fn sync(&self) -> io::Result<()> {
         self.file.sync().await
     }

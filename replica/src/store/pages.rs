@@ -171,6 +171,14 @@ impl<F: StorageFile> Pages<F> {
         }
     }
 
+    /// Its files may be closed while they aren't used.
+    pub(super) fn rest(&self, number: FileNumber) {
+        if let Some(index) = self.state.borrow().indexes.get(&number) {
+            index.file.rest();
+            index.log.rest();
+        }
+    }
+
     pub(super) fn file(&self, number: FileNumber) -> Rc<F> {
         self.state.borrow().indexes[&number].file.clone()
     }

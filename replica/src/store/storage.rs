@@ -103,6 +103,9 @@ pub trait StorageFile: 'static {
     ) -> impl Future<Output = io::Result<()>>;
     /// Makes everything that was written durable.
     fn sync(&self) -> impl Future<Output = io::Result<()>>;
+    /// Nothing is left unsynced by whoever had it open before, and it is one of many: it may be
+    /// closed while it isn't used. What is written through it keeps it open until that is synced.
+    fn rest(&self) {}
     /// Frees a range, which then reads as zeroes.
     fn punch(&self, range_bytes: Range<u64>) -> impl Future<Output = io::Result<()>>;
 }
