@@ -211,6 +211,43 @@ fn a_client_that_stops_reading_is_bounded_and_then_disconnected() {
     }
 }
 
+/// 64 clients that sent half of a write of 16 MiB took an engine to 1 GiB.
+#[test]
+fn half_sent_writes_take_what_all_clients_may_have_and_nothing_from_small_requests() {
+    const LENGTH: u32 = 2 * MIB as u32;
+    let limits = Limits {
+        memory_bytes_own: 64 << 10,
+        memory_bytes_shared: 4 * MIB,
+        stall: Duration::from_secs(3600), // nobody is given up here
+        ..Limits::default()
+    };
+    let served = Served::with(Setup { limits, ..Setup::default() }, memory);
+    let half = vec![7; LENGTH as usize - 100_000];
+    let mut sent_in_full = Vec::new();
+    let mut waiting = Vec::new();
+    for _ in 0..10 {
+        let mut socket = transmission(&served);
+        socket.write_all(&request(Command::Write, 0, LENGTH)).unwrap();
+        socket.set_write_timeout(Some(Duration::from_millis(100))).unwrap();
+        let mut sent = 0;
+        while sent < half.len()
+            && let Ok(count) = socket.write(&half[sent..])
+        {
+            sent += count;
+        }
+        if sent == half.len() { &mut sent_in_full } else { &mut waiting }.push((socket, sent));
+    }
+    assert_eq!(sent_in_full.len(), 2, "those have all the memory that is shared");
+    assert_serves(&served.socket());
+    drop(sent_in_full);
+    // Now there is memory for others.
+    let (mut socket, sent) = waiting.swap_remove(0);
+    drop(waiting);
+    socket.set_write_timeout(Some(Duration::from_secs(60))).unwrap();
+    socket.write_all(&vec![7; LENGTH as usize - sent]).unwrap();
+    socket.read_exact(&mut [0; 16]).unwrap();
+}
+
 /// Whoever can connect could otherwise lock out the engine's real client.
 #[test]
 fn a_thousand_idle_connections_do_not_keep_a_client_out() {

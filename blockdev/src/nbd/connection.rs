@@ -17,6 +17,7 @@ use tokio::time::{Instant, Sleep};
 
 use super::handshake::{self, Handshake, Negotiated, Violation};
 use super::intake::{self, Event, Intake, NotARequest};
+use super::memory::{Pool, Share};
 use super::reply::{Freed, Outbox, Reply, SLICES_MAX};
 use super::request::Request;
 use super::server::{Export, Limits};
@@ -60,6 +61,7 @@ pub(super) async fn run<D: Disk>(
     stream: &Stream,
     export: &Export<D>,
     limits: &Limits,
+    pool: &Pool,
     is_established: &Cell<bool>,
     mut stop: watch::Receiver<bool>,
 ) -> Result<(), ConnectionError> {
@@ -75,7 +77,7 @@ pub(super) async fn run<D: Disk>(
     };
     let Some(negotiated) = agreed else { return Ok(()) };
     is_established.set(true);
-    transmit(stream, export, limits, negotiated, &received, stopped).await
+    transmit(stream, export, limits, pool, negotiated, &received, stopped).await
 }
 
 /// The phase after the handshake, of which `received` is left over.
@@ -83,6 +85,7 @@ pub(super) async fn transmit<D: Disk>(
     stream: &Stream,
     export: &Export<D>,
     limits: &Limits,
+    pool: &Pool,
     negotiated: Negotiated,
     received: &[u8],
     stopped: Pin<&mut dyn Future<Output = ()>>,
@@ -104,6 +107,7 @@ pub(super) async fn transmit<D: Disk>(
         outbox: Outbox::default(),
         requests: 0,
         memory_bytes: 0,
+        share: pool.share(),
         moved_bytes: 0,
         stall: Stall::new(limits.stall),
         failure: None,
@@ -212,6 +216,7 @@ struct Transmission<'a, D, P, F> {
     /// Begun and not yet replied to.
     requests: usize,
     memory_bytes: u64,
+    share: Share<'a>,
     /// In both directions, to see whether the client still moves.
     moved_bytes: u64,
     stall: Stall,
@@ -238,7 +243,9 @@ where
         self.poll_stopped(cx);
         loop {
             let mut has_moved = self.poll_receive(cx);
+            let before = self.reading;
             self.begin_requests();
+            has_moved |= self.reading != before; // there may be room since others gave some back
             has_moved |= self.poll_in_flight(cx);
             has_moved |= self.poll_send(cx);
             if self.reading == Reading::Ended && self.requests == 0 {
@@ -247,6 +254,9 @@ where
             if !has_moved {
                 break;
             }
+        }
+        if self.reading == Reading::WantsRoom {
+            self.share.wait(cx.waker());
         }
         let waits_for_client = !self.outbox.is_empty()
             || (self.reading == Reading::WantsBytes && !self.intake.is_between_requests());
@@ -302,9 +312,11 @@ where
                 0 => u64::MAX, // alone, any request fits
                 taken => self.limits.memory_bytes_max.saturating_sub(taken),
             };
-            match self.intake.next(&terms, room_bytes) {
+            let progress = self.intake.next(&terms, room_bytes.min(self.share.room_bytes()));
+            match progress {
                 Ok(intake::Progress::Event(event)) => self.begin(event),
                 Ok(intake::Progress::NeedsBytes) => {
+                    self.note_memory(); // it may be for data that is yet to come
                     self.reading = Reading::WantsBytes;
                     return;
                 }
@@ -322,6 +334,7 @@ where
             Event::Request { cookie, request, data } => {
                 self.requests += 1;
                 self.memory_bytes += request.memory_bytes();
+                self.note_memory();
                 self.in_flight.push((self.perform)(cookie, request, data));
             }
             Event::Refused { cookie, command, errno } => {
@@ -375,6 +388,11 @@ where
     fn release(&mut self, freed: Freed) {
         self.requests -= freed.requests;
         self.memory_bytes -= freed.memory_bytes;
+        self.note_memory();
+    }
+
+    fn note_memory(&mut self) {
+        self.share.hold(self.memory_bytes + self.intake.payload_bytes());
     }
 
     /// Takes no more requests. Those that were begun are finished.

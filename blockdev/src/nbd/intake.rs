@@ -89,6 +89,14 @@ impl Intake {
         }
     }
 
+    /// Memory of a write whose data hasn't arrived in full.
+    pub fn payload_bytes(&self) -> u64 {
+        match &self.state {
+            State::Payload { data, .. } => data.len() as u64,
+            State::Header | State::Skip { .. } => 0,
+        }
+    }
+
     /// Whether the stream may end here without cutting a request.
     pub fn is_between_requests(&self) -> bool {
         matches!(self.state, State::Header) && self.start == self.end

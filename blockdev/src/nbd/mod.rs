@@ -7,8 +7,8 @@
 //!
 //! Promises: replies leave only when the disk has answered, and a disk's
 //! [`Hold`](crate::disk::Hold) is kept until the reply is with the socket; a request that was
-//! begun is finished, whatever becomes of its client; one client's memory is limited, and a client
-//! that hangs or sends garbage harms only its own connection.
+//! begun is finished, whatever becomes of its client; memory is limited, that of one client and that
+//! of all, and a client that hangs or sends garbage harms only its own connection.
 //!
 //! ```text
 //! handshake ─▶ request ─▶ intake ┐                          P: no I/O, no clock, no task
@@ -21,6 +21,7 @@ mod connection;
 pub mod handshake;
 pub mod intake;
 mod listener;
+mod memory;
 pub mod reply;
 pub mod request;
 mod server;

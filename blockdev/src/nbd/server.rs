@@ -13,6 +13,7 @@ use tokio::task::{AbortHandle, JoinError, JoinSet};
 use super::connection::{self, ConnectionError};
 use super::handshake::{ExportDescription, Negotiated};
 use super::listener::Listener;
+use super::memory::Pool;
 use super::request::Terms;
 use super::stream::Stream;
 use crate::accept::next_client;
@@ -68,6 +69,10 @@ pub struct Limits {
     /// Memory of one client's requests and replies, in bytes. A request that takes more, up to
     /// [`PAYLOAD_BYTES_MAX`](super::PAYLOAD_BYTES_MAX), is alone.
     pub memory_bytes_max: u64,
+    /// As much of it, in bytes, as each client can have whatever the others take.
+    pub memory_bytes_own: u64,
+    /// What all clients together may take beyond that, in bytes; at least the largest request.
+    pub memory_bytes_shared: u64,
     /// A client that isn't done with its handshake by then is disconnected.
     pub handshake: Duration,
     /// A client that has begun a request, or has replies to take, and moves no byte for so long
@@ -85,10 +90,18 @@ impl Default for Limits {
             connections_max: 64,
             requests_max: 256,
             memory_bytes_max: 16 << 20,
+            memory_bytes_own: 1 << 20,
+            memory_bytes_shared: 64 << 20,
             handshake: Duration::from_secs(10),
             stall: Duration::from_secs(30),
             drain: Duration::from_secs(5),
         }
+    }
+}
+
+impl Limits {
+    fn pool(&self) -> Pool {
+        Pool::new(self.memory_bytes_own, self.memory_bytes_shared)
     }
 }
 
@@ -129,13 +142,15 @@ pub(crate) async fn transmit<D: Disk>(
         let _ = stop.wait_for(|stop| *stop).await;
     });
     let (stream, negotiated) = (Stream::Unix(stream), Negotiated::default());
-    connection::transmit(&stream, export, limits, negotiated, &[], stopped).await
+    let pool = limits.pool();
+    connection::transmit(&stream, export, limits, &pool, negotiated, &[], stopped).await
 }
 
 /// The connections of one server.
 struct Clients<D> {
     export: Rc<Export<D>>,
     limits: Limits,
+    pool: Rc<Pool>,
     tasks: JoinSet<()>,
     /// Those that were in their handshake when last looked at, oldest first.
     newcomers: VecDeque<Newcomer>,
@@ -151,6 +166,7 @@ impl<D: Disk + 'static> Clients<D> {
     fn new(export: Export<D>, limits: Limits) -> Self {
         Self {
             export: Rc::new(export),
+            pool: Rc::new(limits.pool()),
             limits,
             tasks: JoinSet::new(),
             newcomers: VecDeque::new(),
@@ -176,8 +192,9 @@ impl<D: Disk + 'static> Clients<D> {
         let is_established = Rc::new(Cell::new(false));
         let established = is_established.clone();
         let (export, limits, stop) = (self.export.clone(), self.limits, self.stop.subscribe());
+        let pool = self.pool.clone();
         let task = self.tasks.spawn_local(async move {
-            match connection::run(&stream, &export, &limits, &established, stop).await {
+            match connection::run(&stream, &export, &limits, &pool, &established, stop).await {
                 Ok(()) => {}
                 Err(ConnectionError::Socket(error)) if is_hang_up(&error) => {
                     tracing::debug!(%error, "NBD client hung up");
