@@ -113,41 +113,44 @@ impl<S: Storage> Store<S> {
     pub async fn apply(&self, op: &ChainOp) -> Result<(), StoreError> {
         self.check_usable()?;
         let _one_at_a_time = self.chain_gate.lock().await;
-        let Some(mut next) = self.chain.get().after(op)? else { return Ok(()) };
-        let is_rebuilt = self.state() == ReplicaState::Rebuilding;
-        if is_rebuilt && matches!(op.change, ChainChange::Snapshot { .. }) {
-            next = next.with_filling(self.head().id);
-        }
+        let Some(next) = self.chain_after(op)? else { return Ok(()) };
         self.check_chain_room(&next)?;
-        if let Some(wanted) = Prepared::of(op, &next) {
+        let wanted = Prepared::of(op, &next);
+        if let Some(wanted) = wanted {
             self.make_ready(wanted).await?;
         }
-        match &op.change {
-            ChainChange::Snapshot { .. } => {
-                // A sealed layer's sums are trusted whatever is marked, so they must be there.
-                let unrecovered: Vec<_> = self.unrecovered.borrow().iter().copied().collect();
-                for region in unrecovered {
-                    self.recover_region(region).await?;
-                }
-                self.settle_everything().await?;
-                self.check_drained()?;
-            }
-            ChainChange::Revert { .. } => self.check_drained()?,
-            ChainChange::Expand { .. } | ChainChange::Remove { .. } => {}
+        let replaces_head = next.head().id != self.head().id;
+        if matches!(op.change, ChainChange::Snapshot { .. }) {
+            self.settle_for_sealing().await?;
         }
-        let is_new_head = next.head().id != self.chain.get().head().id;
+        if replaces_head {
+            self.check_drained()?;
+        }
         self.commit(next).await?;
-        if Prepared::of(op, &self.chain.get()) == self.prepared.get() {
+        if wanted.is_some() {
             self.prepared.set(None); // in use from here on
         }
-        if is_new_head {
-            self.head_state.fresh.borrow_mut().clear();
-            // The old head's pages don't matter any more; those that a rebuild fills do.
-            if !self.layers.borrow().by_id.values().any(|layer| layer.filling) {
-                self.unrecovered.borrow_mut().clear();
-            }
+        if replaces_head {
+            self.forget_head();
         }
         Ok(())
+    }
+
+    /// Of a replica that is being rebuilt, what is sealed is still being filled.
+    fn chain_after(&self, op: &ChainOp) -> Result<Option<Chain>, StoreError> {
+        let next = self.chain.get().after(op)?;
+        let fills = matches!(op.change, ChainChange::Snapshot { .. })
+            && self.state() == ReplicaState::Rebuilding;
+        Ok(next.map(|next| if fills { next.with_filling(self.head().id) } else { next }))
+    }
+
+    /// After the head of before is durably another layer: until then a flush and a recovery need what
+    /// is known of it. What a rebuild fills is looked at still.
+    fn forget_head(&self) {
+        self.head_state.fresh.borrow_mut().clear();
+        if !self.layers.borrow().by_id.values().any(|layer| layer.filling) {
+            self.unrecovered.borrow_mut().clear();
+        }
     }
 
     fn check_drained(&self) -> Result<(), StoreError> {

@@ -153,6 +153,16 @@ impl<S: Storage> Store<S> {
         self.or_fail("make the index durable", done).await
     }
 
+    /// For a layer that is about to be sealed: its sums are trusted from then on, whatever is marked,
+    /// and no flush looks at it again.
+    pub(super) async fn settle_for_sealing(&self) -> Result<(), StoreError> {
+        let unrecovered: Vec<_> = self.unrecovered.borrow().iter().copied().collect();
+        for region in unrecovered {
+            self.recover_region(region).await?;
+        }
+        self.settle_everything().await
+    }
+
     /// A clean stop. What isn't marked for the engine's sake is durable afterwards.
     pub async fn close(self) -> Result<(), StoreError> {
         self.check_usable()?;

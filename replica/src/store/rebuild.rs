@@ -88,12 +88,7 @@ impl<S: Storage> Store<S> {
         self.drop_prepared(); // of an engine that is gone
         let head_changes = next.head().id != self.head().id;
         if head_changes {
-            // As for a snapshot: what stays of the head is sealed, and no flush looks at it again.
-            let unrecovered: Vec<_> = self.unrecovered.borrow().iter().copied().collect();
-            for region in unrecovered {
-                self.recover_region(region).await?;
-            }
-            self.settle_everything().await?;
+            self.settle_for_sealing().await?; // what stays of the head
         }
         self.extend_intent(next.size_bytes()).await?;
         for layer in next.layers() {
@@ -287,11 +282,7 @@ impl<S: Storage> Store<S> {
     /// Every layer has what it should: makes that durable and seals the layers.
     pub(super) async fn finish_filling(&self) -> Result<(), StoreError> {
         let _one_at_a_time = self.chain_gate.lock().await;
-        let unrecovered: Vec<_> = self.unrecovered.borrow().iter().copied().collect();
-        for region in unrecovered {
-            self.recover_region(region).await?;
-        }
-        self.settle_everything().await?;
+        self.settle_for_sealing().await?;
         let filled = self.chain.get().filled();
         if filled != *self.chain.get() { self.commit(filled).await } else { Ok(()) }
     }
