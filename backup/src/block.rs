@@ -153,6 +153,12 @@ pub const fn object_bytes_max(block_bytes: u64) -> u64 {
     block_bytes + block_bytes / 16 + 65536
 }
 
+/// Whether an object of so many bytes can be that of a block. Nothing is packed better than 1032 to
+/// 1 by gzip, nor than 255 to 1 by lz4.
+pub fn can_hold_a_block(object_bytes: u64, block_bytes: u64) -> bool {
+    (block_bytes / 1032..=object_bytes_max(block_bytes)).contains(&object_bytes) && object_bytes > 0
+}
+
 /// Why an object isn't the block that it is named for.
 #[derive(Debug, thiserror::Error)]
 pub enum DecodeError {
@@ -243,6 +249,21 @@ mod tests {
                 assert!(object.len() as u64 <= object_bytes_max(BLOCK_BYTES as u64));
                 let decoded = decode(written, &object, BLOCK_BYTES as u64, &checksum).unwrap();
                 assert!(decoded == block, "{written}");
+            }
+        }
+    }
+
+    /// A block that is sound must never be taken for one that isn't: it would be stored again and
+    /// again. What can't be sound is what writers that died, and full disks, leave.
+    #[test]
+    fn an_objects_size_tells_what_can_not_be_a_block() {
+        for block_bytes in [4096, 64 << 10, 2 << 20, 16 << 20_u64] {
+            for method in METHODS {
+                let object = encode(method, &vec![0; block_bytes as usize]);
+                assert!(can_hold_a_block(object.len() as u64, block_bytes), "{method}");
+            }
+            for bad in [0, block_bytes / 2000, block_bytes * 2 + 65536] {
+                assert!(!can_hold_a_block(bad, block_bytes), "{bad} of {block_bytes}");
             }
         }
     }

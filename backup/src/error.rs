@@ -1,4 +1,7 @@
 //! What can go wrong with a backup, for a caller to decide on and a person to read.
+//!
+//! The texts name the object and the cause. What to do next depends on what the caller can do: the
+//! command line says it in commands.
 
 use std::io;
 use std::path::PathBuf;
@@ -17,15 +20,15 @@ pub enum Error {
     #[error("can't use the manifest {path}")]
     Manifest { path: String, source: ManifestProblem },
 
-    #[error("{target} holds no backup of a volume {volume}; list what it holds with backup ls")]
+    #[error("{target} holds no backup of a volume {volume}")]
     NoSuchVolume { volume: Name, target: String },
-    #[error("{target} holds no backup {backup} of volume {volume}; list them with backup ls")]
+    #[error("{target} holds no backup {backup} of volume {volume}")]
     NoSuchBackup { backup: Name, volume: Name, target: String },
-    #[error("volume {volume} has a backup {backup} already; take another name")]
+    #[error("volume {volume} has a backup {backup} already")]
     BackupExists { backup: Name, volume: Name },
     #[error(
-        "backup {backup} of volume {volume} isn't complete: it is being made, or its maker died; \
-         wait, or delete it once nobody works on it (a dead maker's lock ends after 150 s)"
+        "backup {backup} of volume {volume} isn't complete: it is being made, or its maker died \
+         (whose lock ends after 150 s)"
     )]
     InProgress { backup: Name, volume: Name },
     #[error("backup {backup} of volume {volume} is a single file, which only Longhorn can restore")]
@@ -37,17 +40,17 @@ pub enum Error {
     )]
     BackingImage { volume: Name, image: String },
 
-    #[error("volume {volume} is in use by {holder}; run it again when that has finished")]
+    #[error("volume {volume} is in use by {holder}")]
     Busy { volume: Name, holder: String },
     #[error(
-        "the lock of volume {volume} was lost: it couldn't be refreshed in time; run it again: \
-         what is stored already isn't uploaded again"
+        "the lock of volume {volume} was lost: it couldn't be refreshed in time; what is stored \
+         already isn't uploaded again"
     )]
     LockLost { volume: Name },
 
     #[error(
         "volume {volume} has {size_bytes} bytes, but the target holds backups of a larger one of \
-         that name ({stored_bytes} bytes); use another target or delete those backups"
+         that name ({stored_bytes} bytes)"
     )]
     Shrank { volume: Name, size_bytes: u64, stored_bytes: u64 },
     #[error(
@@ -71,15 +74,15 @@ pub enum Error {
 
     #[error(transparent)]
     Block(#[from] Box<BadBlock>),
-    #[error("{needed_bytes} bytes are to be restored into {size_bytes}; make the place larger")]
+    #[error("{needed_bytes} bytes are to be restored into {size_bytes}")]
     SinkTooSmall { needed_bytes: u64, size_bytes: u64 },
     #[error("write {length_bytes} bytes at {offset_bytes} of what is being restored")]
     Sink { offset_bytes: u64, length_bytes: u64, source: io::Error },
-    #[error("{path} exists already; choose another file, or say that it may be overwritten")]
+    #[error("{path} exists already")]
     FileExists { path: PathBuf },
-    #[error("another restore to {path} is running; wait for it or choose another file")]
+    #[error("another restore to {path} is running")]
     FileBusy { path: PathBuf },
-    #[error("{action} {path}; check that its folder exists, is writable, and has room")]
+    #[error("{action} {path}")]
     File { action: &'static str, path: PathBuf, source: io::Error },
 
     #[error("stopped before the end, as asked")]
@@ -90,8 +93,7 @@ pub enum Error {
 #[derive(Debug, thiserror::Error)]
 #[error(
     "block {checksum} at offset {offset_bytes} of volume {volume}, backup {backup}, can't be used: \
-     {path}; backup verify lists all such blocks, a new backup in mode full stores them again while \
-     the volume still has them, and backups without this block can be restored"
+     {path}; backups without this block can be restored"
 )]
 pub struct BadBlock {
     pub volume: Name,

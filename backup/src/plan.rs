@@ -124,6 +124,22 @@ impl BackupPlan {
         Self { basis, block_bytes, offsets_bytes: touched_blocks(&ranges, block_bytes) }
     }
 
+    /// What an increment takes over from its basis without reading it, by offset.
+    pub fn taken_over(&self) -> Vec<BlockMapping> {
+        let Basis::Backup { manifest, .. } = &self.basis else { return Vec::new() };
+        let is_read = |mapping: &&BlockMapping| {
+            self.offsets_bytes.binary_search(&mapping.offset_bytes).is_ok()
+        };
+        manifest.mappings().iter().filter(|mapping| !is_read(mapping)).copied().collect()
+    }
+
+    /// Reads these blocks, too.
+    pub fn add(&mut self, offsets_bytes: impl IntoIterator<Item = u64>) {
+        self.offsets_bytes.extend(offsets_bytes);
+        self.offsets_bytes.sort_unstable();
+        self.offsets_bytes.dedup();
+    }
+
     pub fn is_incremental(&self) -> bool {
         matches!(self.basis, Basis::Backup { .. })
     }
@@ -241,5 +257,6 @@ mod tests {
         let plan = BackupPlan::between(basis, Changed::Since(vec![B..B + 1, B + 2..B + 3]), B);
         let map = plan.complete_map(vec![of(B, "zeroes"), of(2 * B, "c")]);
         assert_eq!(map, [of(0, "a"), of(B, "zeroes"), of(2 * B, "c")]);
+        assert_eq!(plan.taken_over(), [of(0, "a")]);
     }
 }

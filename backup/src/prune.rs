@@ -40,12 +40,12 @@ impl fmt::Display for WhyKept {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::InProgress(name) => {
-                write!(f, "backup {name} was never completed; delete it, or make it again")
+                write!(f, "backup {name} was never completed")
             }
             Self::Unreadable(name) => {
-                write!(f, "the manifest of backup {name} can't be read; repair or delete it")
+                write!(f, "the manifest of backup {name} can't be read")
             }
-            Self::BackupsChanged => f.write_str("backups came or went meanwhile; run it again"),
+            Self::BackupsChanged => f.write_str("backups came or went meanwhile"),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use crate::block::{BlockChecksum, CompressionMethod, decode, object_bytes_max};
+use crate::block::{BlockChecksum, CompressionMethod, can_hold_a_block, decode, object_bytes_max};
 use crate::error::{BlockProblem, Error};
 use crate::json;
 use crate::layout::{self, VolumePaths};
@@ -11,6 +11,15 @@ use crate::manifest::{
 };
 use crate::name::Name;
 use crate::target::{Access, Target, TargetError, found};
+
+/// What an object's size says of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum BlockState {
+    Missing,
+    /// It has fewer or more bytes than any object of such a block.
+    Impossible,
+    Plausible,
+}
 
 /// A complete backup, with what it takes to restore it.
 #[derive(Clone, Debug, PartialEq)]
@@ -67,6 +76,34 @@ impl<'a> VolumeStore<'a> {
                 Err(self.manifest_error(&self.paths.volume_manifest(), ManifestProblem::Missing))
             }
         }
+    }
+
+    /// A `volume.cfg` in place of one that has this problem: `new`, with what the backups of the
+    /// volume say themselves. Not if one of them needs what only the lost one had.
+    pub(crate) fn volume_of_its_backups(
+        &self,
+        new: VolumeManifest,
+        problem: ManifestProblem,
+    ) -> Result<VolumeManifest, Error> {
+        let mut volume = new;
+        for name in self.backup_names()? {
+            let manifest = match self.find_summary(&name)? {
+                Some(found) if !found.manifest.is_in_progress() => found.manifest,
+                _ => continue,
+            };
+            let Some(own_bytes) = manifest.own_size_bytes() else {
+                return Err(self.manifest_error(&self.paths.volume_manifest(), problem));
+            };
+            volume.size_bytes = volume.size_bytes.max(own_bytes);
+            if volume.last_backup_at <= manifest.snapshot_created_at {
+                volume.compression_method = manifest.compression_method;
+                volume.last_backup_name = manifest.name;
+                volume.last_backup_at = manifest.snapshot_created_at;
+            }
+        }
+        volume.block_count = self.target.objects_below(&self.paths.blocks())?.len() as u64;
+        tracing::warn!(volume = self.volume.as_str(), "volume.cfg is made anew of its backups");
+        Ok(volume)
     }
 
     pub(crate) fn save_volume(&self, manifest: &VolumeManifest) -> Result<(), Error> {
@@ -174,6 +211,20 @@ impl<'a> VolumeStore<'a> {
             .map_err(BlockProblem::Unreadable)?
             .ok_or(BlockProblem::Missing)?;
         decode(method, &object, block_bytes, checksum).map_err(BlockProblem::Damaged)
+    }
+
+    /// Whether the object is there, with a size that a block's can have. Only reading it would tell
+    /// more: a zero-length one is what a full disk or a power cut leaves.
+    pub(crate) fn block_state(
+        &self,
+        checksum: &BlockChecksum,
+        block_bytes: u64,
+    ) -> Result<BlockState, Error> {
+        Ok(match self.target.object_bytes(&self.paths.block(checksum))? {
+            None => BlockState::Missing,
+            Some(bytes) if can_hold_a_block(bytes, block_bytes) => BlockState::Plausible,
+            Some(_) => BlockState::Impossible,
+        })
     }
 
     pub(crate) fn manifest_error(&self, key: &str, source: ManifestProblem) -> Error {

@@ -53,7 +53,12 @@ pub trait Target: Send + Sync {
     /// survives a power cut.
     fn flush(&self) -> Result<(), TargetError>;
 
-    fn exists(&self, key: &str) -> Result<bool, TargetError>;
+    /// Bytes of the object; `None` if there is none.
+    fn object_bytes(&self, key: &str) -> Result<Option<u64>, TargetError>;
+
+    fn exists(&self, key: &str) -> Result<bool, TargetError> {
+        Ok(self.object_bytes(key)?.is_some())
+    }
 
     /// Removes the object. One that isn't there is no error.
     fn delete(&self, key: &str) -> Result<(), TargetError>;

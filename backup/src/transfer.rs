@@ -23,13 +23,13 @@ use crate::error::Error;
 use crate::lock::{HeldLock, LockKind, LockTimes, with_lock};
 use crate::manifest::{
     BLOCK_SIZE_PARAMETER, BLOCKS_MAX, BackupManifest, BlockMapping, MODE_PARAMETER,
-    SNAPSHOT_ID_LABEL, StringMap, VolumeManifest, is_block_size,
+    ManifestProblem, SNAPSHOT_ID_LABEL, StringMap, VolumeManifest, is_block_size,
 };
 use crate::name::Name;
 use crate::parallel::{OnProgress, Tally, try_map};
 use crate::plan::{BackupMode, BackupPlan, Basis, LastBackup};
 use crate::source::Source;
-use crate::store::VolumeStore;
+use crate::store::{BlockState, VolumeStore};
 use crate::target::Target;
 use crate::timestamp::Timestamp;
 
@@ -88,7 +88,8 @@ pub fn back_up(
         let begun = Timestamp::from(SystemTime::now());
         run.refuse_a_taken_name()?;
         let method = run.ensure_volume(&begun)?;
-        let plan = run.plan()?;
+        let mut plan = run.plan()?;
+        run.add_unsound_blocks(&mut plan)?;
         let stub = BackupManifest::stub(&request.backup, &volume, method);
         store.save_backup(&request.backup, &stub)?;
         run.complete(plan, stub, begun).inspect_err(|_| run.remove_stub())
@@ -150,21 +151,38 @@ impl Run<'_> {
     /// Sees to a `volume.cfg`, and tells its method of compression.
     fn ensure_volume(&self, begun: &Timestamp) -> Result<CompressionMethod, Error> {
         let (volume, size_bytes) = (self.store.volume, self.source.size_bytes());
-        let Some(found) = self.store.find_volume()? else {
-            let method = self.request.compression;
-            let manifest = VolumeManifest::new(volume, size_bytes, method, begun.clone());
-            self.store.save_volume(&manifest)?;
-            return Ok(method);
+        let has_backups = !self.store.backup_names()?.is_empty();
+        let (found, problem) = match self.store.find_volume() {
+            Ok(found) => (found, ManifestProblem::Missing),
+            Err(Error::Manifest { source, .. }) => (None, source),
+            Err(error) => return Err(error),
         };
-        if !found.backing_image_name.is_empty() {
-            let (volume, image) = (volume.clone(), found.backing_image_name);
+        let mut manifest = match &found {
+            Some(found) => found.clone(),
+            None => {
+                let method = self.request.compression;
+                let new = VolumeManifest::new(volume, size_bytes, method, begun.clone());
+                if has_backups { self.store.volume_of_its_backups(new, problem)? } else { new }
+            }
+        };
+        if !has_backups {
+            // What an earlier volume of that name had binds nobody once its backups are gone.
+            manifest.size_bytes = size_bytes;
+            manifest.backing_image_name.clear();
+            manifest.backing_image_checksum.clear();
+        }
+        if !manifest.backing_image_name.is_empty() {
+            let (volume, image) = (volume.clone(), manifest.backing_image_name);
             return Err(Error::BackingImage { volume, image });
         }
-        if found.size_bytes > size_bytes {
-            let (volume, stored_bytes) = (volume.clone(), found.size_bytes);
+        if manifest.size_bytes > size_bytes {
+            let (volume, stored_bytes) = (volume.clone(), manifest.size_bytes);
             return Err(Error::Shrank { volume, size_bytes, stored_bytes });
         }
-        Ok(found.compression_method)
+        if found.as_ref() != Some(&manifest) {
+            self.store.save_volume(&manifest)?;
+        }
+        Ok(manifest.compression_method)
     }
 
     fn plan(&self) -> Result<BackupPlan, Error> {
@@ -183,6 +201,36 @@ impl Run<'_> {
         }
         tracing::info!(volume = %self.store.volume, backup = %self.request.backup, "{plan}");
         Ok(plan)
+    }
+
+    /// A block that an increment takes over, and whose object is missing or can't be it, is read and
+    /// stored anew: the volume still has it, and the increment would be as bad as its basis.
+    fn add_unsound_blocks(&self, plan: &mut BackupPlan) -> Result<(), Error> {
+        let taken_over = plan.taken_over();
+        let mut checksums: Vec<_> = taken_over.iter().map(|mapping| mapping.checksum).collect();
+        checksums.sort_unstable();
+        checksums.dedup();
+        let block_bytes = plan.block_bytes;
+        let states = try_map(self.request.workers, &checksums, |checksum| {
+            self.lock.check()?;
+            self.store.block_state(checksum, block_bytes)
+        })?;
+        let is_sound = |mapping: &&BlockMapping| {
+            let at = checksums.binary_search(&mapping.checksum).expect("it is of this list");
+            states[at] == BlockState::Plausible
+        };
+        let unsound: Vec<_> = taken_over.iter().filter(|mapping| !is_sound(mapping)).collect();
+        if !unsound.is_empty() {
+            let (volume, backup) = (self.store.volume.as_str(), self.request.backup.as_str());
+            tracing::warn!(
+                volume,
+                backup,
+                blocks = unsound.len(),
+                "blocks of the last backup are missing or damaged, and are stored anew"
+            );
+            plan.add(unsound.into_iter().map(|mapping| mapping.offset_bytes));
+        }
+        Ok(())
     }
 
     fn last_backup(&self) -> Result<LastBackup, Error> {
@@ -281,17 +329,16 @@ impl Run<'_> {
             return Ok(stored(Outcome::Reused));
         }
         let key = self.store.paths.block(&checksum);
-        let is_there = self.store.target.exists(&key)?;
-        if is_there && self.request.mode != BackupMode::Full {
+        let state = self.store.block_state(&checksum, block_bytes)?;
+        if state == BlockState::Plausible && self.request.mode != BackupMode::Full {
             return Ok(stored(Outcome::Reused));
         }
         let object = encode(method, &block);
         self.store.target.write(&key, &object)?;
         let object_bytes = object.len() as u64;
-        Ok(stored(if is_there {
-            Outcome::WrittenAgain { object_bytes }
-        } else {
-            Outcome::New { object_bytes }
+        Ok(stored(match state {
+            BlockState::Missing => Outcome::New { object_bytes },
+            _ => Outcome::WrittenAgain { object_bytes },
         }))
     }
 

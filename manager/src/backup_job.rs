@@ -10,6 +10,7 @@
 //! ```
 
 mod listing;
+mod next;
 mod sink;
 mod source;
 
@@ -26,15 +27,16 @@ use ankole_backup::{
 };
 
 pub use self::listing::{inspect, list};
+use self::next::{About, Step, refused};
 use self::sink::VolumeSink;
 use self::source::SnapshotSource;
 use crate::agent::layout::random_hex;
 use crate::api::attachment::TicketKind;
-use crate::api::backup::{BackupView, JobProgress, RestoreRequest};
+use crate::api::backup::{BackupRequest, BackupView, JobProgress, RestoreRequest};
 use crate::api::error::chain;
 use crate::api::snapshot::{SnapshotRequest, SnapshotStatus};
 use crate::api::volume::{Frontend, Transport, VolumeRequest};
-use crate::api::{ApiError, ErrorKind, Name};
+use crate::api::{ApiError, Name};
 use crate::service::{JobControl, Service, generated_name};
 
 /// Blocks of 2 MiB in work at a time, where a replica or an engine is at the other end.
@@ -49,10 +51,10 @@ pub type Progress<'a> = &'a (dyn Fn(JobProgress) + Sync);
 pub fn create(
     service: &Service,
     control: &JobControl<'_>,
-    volume: &Name,
-    snapshot: Option<&Name>,
+    request: &BackupRequest,
     target: &str,
 ) -> Result<BackupView, ApiError> {
+    let BackupRequest { volume, snapshot, full, .. } = request;
     let (url, target) = open(target)?; // before a snapshot is made for it
     let engaged = service.engage(volume, TicketKind::Backup)?;
     let found = match snapshot {
@@ -63,7 +65,7 @@ pub fn create(
     let source = SnapshotSource::new(service, engaged, volume, found);
     let backup = format!("backup-{}", random()?).parse().map_err(|error| failed(&error))?;
     let request = backup::BackupRequest {
-        mode: BackupMode::Incremental,
+        mode: if *full { BackupMode::Full } else { BackupMode::Incremental },
         workers: WORKERS,
         ..backup::BackupRequest::new(backup)
     };
@@ -76,13 +78,13 @@ pub fn create(
             Ok(listing::complete(&url, &volume, &backup, details))
         }
         Err(error) => {
-            let error = refused(error);
-            Err(match snapshot {
-                Some(_) => error,
-                None => error.next(format!(
-                    "snapshot {name} was made for it and stays: go on with --snapshot {name}, or ankole snapshot rm {volume} {name}"
-                )),
-            })
+            let mut error = refused(About::Target(&url), &error);
+            if snapshot.is_none() {
+                let left = next::snapshot_left(volume, &name, &url, *full);
+                let steps = error.next.into_iter().chain([left]);
+                error.next = Some(steps.collect::<Vec<_>>().join("; "));
+            }
+            Err(error)
         }
     }
 }
@@ -95,7 +97,7 @@ fn find_snapshot(
     let chain = service.snapshots(volume)?;
     chain.snapshots.into_iter().find(|snapshot| snapshot.name == **name).ok_or_else(|| {
         ApiError::not_found(format!("volume {volume} has no snapshot {name}"))
-            .next(format!("ankole snapshot ls {volume} shows what it has"))
+            .next(Step::ListSnapshots { volume: volume.to_string() }.to_string())
     })
 }
 
@@ -112,8 +114,9 @@ pub fn restore_to_volume(
     request: &RestoreRequest,
 ) -> Result<BackupView, ApiError> {
     let (url, target) = open_backup(&request.url)?;
-    let details = inventory::inspect(&*target, &url.volume, &url.backup)?;
-    details.refuse_backing_image()?;
+    let refused = |error| refused(About::Backup(&url), &error);
+    let details = inventory::inspect(&*target, &url.volume, &url.backup).map_err(refused)?;
+    details.refuse_backing_image().map_err(refused)?;
     let volume = &request.volume;
     service.create_volume(&VolumeRequest {
         name: volume.clone(),
@@ -128,7 +131,8 @@ pub fn restore_to_volume(
         let sink = VolumeSink::open(&engaged.nbd, engaged.status.size_bytes)?;
         let options = RestoreOptions { workers: WORKERS, ..RestoreOptions::default() };
         let on_progress = |progress| watch(service, control, progress);
-        backup::restore(&*target, &url.volume, &url.backup, &sink, &options, &on_progress)?;
+        backup::restore(&*target, &url.volume, &url.backup, &sink, &options, &on_progress)
+            .map_err(refused)?;
         Ok(())
     };
     fill().map_err(|error: ApiError| match service.delete_volume(volume) {
@@ -139,9 +143,11 @@ pub fn restore_to_volume(
             ),
             ..error
         },
-        Err(left) => error.next(format!(
-            "volume {volume} is left, filled in part ({left}); remove it: ankole volume rm {volume}"
-        )),
+        Err(left) => ApiError {
+            message: format!("{}; volume {volume} is left, filled in part ({left})", error.message),
+            next: Some(Step::RemoveVolume { volume: volume.to_string() }.to_string()),
+            ..error
+        },
     })?;
     Ok(listing::complete(&url.target, &url.volume, &url.backup, details))
 }
@@ -152,7 +158,8 @@ pub fn verify(url: &str, progress: Progress<'_>) -> Result<BackupView, ApiError>
     let (url, target) = open_backup(url)?;
     let options = RestoreOptions::default();
     let on_progress = |now| show(progress, now);
-    let report = inventory::verify(&*target, &url.volume, &url.backup, &options, &on_progress)?;
+    let report = inventory::verify(&*target, &url.volume, &url.backup, &options, &on_progress)
+        .map_err(|error| refused(About::Backup(&url), &error))?;
     if report.bad_blocks.is_empty() {
         return Ok(backup);
     }
@@ -162,38 +169,56 @@ pub fn verify(url: &str, progress: Progress<'_>) -> Result<BackupView, ApiError>
     });
     let (bad, all) = (report.bad_blocks.len(), report.blocks);
     let named = named.collect::<Vec<_>>().join("; ");
+    let (volume, target) = (url.volume.to_string(), url.target.to_string());
+    let again = Step::StoreAgain { volume, target };
     let cause = if bad > BAD_BLOCKS_NAMED { "the first are " } else { "" };
-    Err(ApiError::failed(format!("backup {}: {bad} of {all} blocks are bad: {cause}{named}", url.backup))
-        .next("it can't be restored; back the volume up again while you have it, and look at the target's disk"))
+    Err(ApiError::failed(format!(
+        "backup {}: {bad} of {all} blocks are bad: {cause}{named}",
+        url.backup
+    ))
+    .next(format!("look at the target's disk; {again}")))
 }
 
 /// Removes the backup, complete or not, and the blocks that no other backup needs. Gives what a
 /// person should know about blocks that stay.
 pub fn remove(url: &str) -> Result<Option<String>, ApiError> {
     let (url, target) = open_backup(url)?;
-    let collected = prune::delete_backup(&*target, &url.volume, &url.backup, LockTimes::default())?;
-    Ok(why_kept(&url.volume, &collected))
+    let collected = prune::delete_backup(&*target, &url.volume, &url.backup, LockTimes::default())
+        .map_err(|error| refused(About::Backup(&url), &error))?;
+    Ok(match collected {
+        Collected::Blocks { .. } => None,
+        Collected::Nothing(why) => {
+            let why = next::why_kept(&url.target, &url.volume, &why);
+            Some(format!("volume {}: no blocks removed yet: {why}", url.volume))
+        }
+    })
 }
 
-/// Removes the blocks that no backup needs: what interrupted backups have left. Gives a line for
-/// each volume.
-pub fn prune(target: &str, volume: Option<&str>) -> Result<Vec<String>, ApiError> {
-    let (_, target) = open(target)?;
+/// Removes the blocks that no backup needs: what interrupted backups have left. Gives what was done
+/// for each volume, in a line or an error.
+pub fn prune(
+    target: &str,
+    volume: Option<&str>,
+) -> Result<Vec<Result<String, ApiError>>, ApiError> {
+    let (url, target) = open(target)?;
+    let refused = |error| refused(About::Target(&url), &error);
     let volumes = match volume {
         Some(volume) => vec![volume.parse::<backup::Name>()?],
-        None => inventory::volumes(&*target)?,
+        None => inventory::volumes(&*target).map_err(refused)?,
     };
-    let mut lines = Vec::new();
-    for volume in volumes {
-        let collected = prune::prune(&*target, &volume, LockTimes::default())?;
-        lines.push(match &collected {
+    let prune_one = |volume: backup::Name| {
+        let collected = prune::prune(&*target, &volume, LockTimes::default()).map_err(refused)?;
+        Ok(match collected {
             Collected::Blocks { deleted, kept } => {
                 format!("volume {volume}: {deleted} blocks removed, {kept} are needed")
             }
-            Collected::Nothing(why) => format!("volume {volume}: nothing removed: {why}"),
-        });
-    }
-    Ok(lines)
+            Collected::Nothing(why) => {
+                let why = next::why_kept(&url, &volume, &why);
+                format!("volume {volume}: nothing removed: {why}")
+            }
+        })
+    };
+    Ok(volumes.into_iter().map(prune_one).collect())
 }
 
 /// To a raw image; the file must not exist.
@@ -207,15 +232,9 @@ pub fn restore_to_file(
     let options = RestoreOptions::default();
     let on_progress = |now| show(progress, now);
     let (volume, name) = (&url.volume, &url.backup);
-    backup::restore_to_file(&*target, volume, name, path, false, &options, &on_progress)?;
+    backup::restore_to_file(&*target, volume, name, path, false, &options, &on_progress)
+        .map_err(|error| refused(About::Backup(&url), &error))?;
     Ok(backup)
-}
-
-fn why_kept(volume: &backup::Name, collected: &Collected) -> Option<String> {
-    match collected {
-        Collected::Blocks { .. } => None,
-        Collected::Nothing(why) => Some(format!("volume {volume}: no blocks removed yet: {why}")),
-    }
 }
 
 fn open(target: &str) -> Result<(TargetUrl, Box<dyn Target>), ApiError> {
@@ -255,33 +274,6 @@ fn random() -> Result<String, ApiError> {
 
 fn failed(error: &dyn std::error::Error) -> ApiError {
     ApiError::failed(chain(error))
-}
-
-fn refused(error: backup::Error) -> ApiError {
-    use backup::Error;
-    let kind = match &error {
-        Error::NoSuchVolume { .. } | Error::NoSuchBackup { .. } => ErrorKind::NotFound,
-        Error::BackupExists { .. }
-        | Error::InProgress { .. }
-        | Error::Busy { .. }
-        | Error::Shrank { .. }
-        | Error::FileExists { .. }
-        | Error::FileBusy { .. }
-        | Error::BackingImage { .. } => ErrorKind::Conflict,
-        Error::Name(_)
-        | Error::NotWholeBlocks { .. }
-        | Error::TooManyBlocks { .. }
-        | Error::SingleFile { .. } => ErrorKind::Invalid,
-        _ => ErrorKind::Failed,
-    };
-    // Their texts say the next step themselves.
-    ApiError::new(kind, chain(&error))
-}
-
-impl From<backup::Error> for ApiError {
-    fn from(error: backup::Error) -> Self {
-        refused(error)
-    }
 }
 
 impl From<TargetError> for ApiError {

@@ -1,6 +1,8 @@
-//! The verbs of backups that need no server, on stores that are damaged, foreign or misnamed.
+//! The verbs of backups on stores that are damaged, foreign or misnamed. Most need no server.
 
 #![allow(clippy::unwrap_used, reason = "a test may stop at what it did not expect")]
+
+mod common;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -11,6 +13,7 @@ use ankole_backup::layout::VolumePaths;
 use ankole_backup::{
     BackupRequest, Changed, LockTimes, Name, Source, TargetUrl, back_up, unobserved,
 };
+use common::{Said, World};
 
 const VOLUME_BYTES: u64 = 8 << 20;
 const BLOCK_BYTES: usize = 2 << 20;
@@ -184,4 +187,100 @@ fn an_empty_list_says_why() {
         .unwrap();
     let (_, remarks) = place.list("");
     assert!(remarks.contains("1 backing images (debian)"), "{remarks}");
+}
+
+/// A damaged volume stopped the pruning of all that came after it.
+#[test]
+fn pruning_goes_on_after_a_volume_that_can_not_be() {
+    let place = Place::with(&["va", "vb"]);
+    as_longhorn(&place, "va");
+    std::fs::write(place.volume_manifest("va"), b"").unwrap();
+    let (lines, errors) = texts(ankole(&["backup", "prune", "--target", &place.url()]));
+    assert_eq!(lines, "volume vb: 0 blocks removed, 4 are needed\n");
+    assert!(errors.contains("/va/volume.cfg"), "{errors}");
+}
+
+/// Does what the lines after `next:` say, as somebody would who copies the commands. A question is
+/// answered with yes.
+fn follow(world: &World, said: &Said) {
+    let next = said.err.lines().find_map(|line| line.strip_prefix("next: "));
+    let next = next.unwrap_or_else(|| panic!("no next step in {said:?}"));
+    let commands: Vec<_> =
+        next.split("; ").filter_map(|step| Some(&step[step.find("ankole ")? + 7..])).collect();
+    assert!(!commands.is_empty(), "{next}");
+    for command in commands {
+        let yes = if command.contains(" rm ") { "--yes" } else { "" };
+        let script = format!("\"$0\" --data \"$1\" {command} {yes}");
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &script, env!("CARGO_BIN_EXE_ankole")]).arg(world.data());
+        let output = shell.stdin(Stdio::null()).output().unwrap();
+        assert!(output.status.success(), "{command}: {output:?}\n{}", world.log());
+    }
+}
+
+fn only_block(target: &Path) -> PathBuf {
+    let found = Command::new("find").arg(target).args(["-name", "*.blk"]).output().unwrap();
+    let text = String::from_utf8(found.stdout).unwrap();
+    assert_eq!(text.lines().count(), 1, "{text}");
+    text.trim().into()
+}
+
+/// "A new backup in mode full", "make it again", "say that it may be overwritten": no command could.
+#[test]
+fn what_is_said_to_do_next_can_be_done_and_helps() {
+    let world = World::real();
+    let create = ["volume", "create", "v1", "--size", "4MiB", "--replicas", "1"];
+    world.well(&[&create[..], &["--frontend", "socket"]].concat());
+    let endpoint = world.well(&["volume", "attach", "v1"]);
+    let written = Command::new("qemu-io")
+        .args(["-f", "raw", "-c", "write -P 7 0 4096", endpoint.trim()])
+        .output()
+        .expect("qemu-io is there: apt-get install qemu-utils");
+    assert!(written.status.success(), "{written:?}");
+    let folder = world.path().join("my backups");
+    std::fs::create_dir(&folder).unwrap();
+    let target = format!("file://{}/my%20backups", world.path().display());
+    let back_up = || world.well(&["backup", "create", "v1", "--target", &target]).trim().to_owned();
+    let first = back_up();
+
+    // A block that has the right size and other bytes: only a full backup stores it anew.
+    let block = only_block(&folder);
+    let spoil = || {
+        let mut bytes = std::fs::read(&block).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        std::fs::write(&block, bytes).unwrap();
+    };
+    spoil();
+    let second = back_up();
+    let bad = world.say(&["backup", "verify", &second]);
+    assert_eq!(bad.code, 1, "{bad:?}");
+    follow(&world, &bad);
+    world.well(&["backup", "verify", &second]);
+    spoil();
+    let image = world.path().join("image");
+    let bad = world.say(&["backup", "restore", &first, "--to-file", image.to_str().unwrap()]);
+    assert_eq!(bad.code, 1, "{bad:?}");
+    follow(&world, &bad);
+    world.well(&["backup", "restore", &first, "--to-file", image.to_str().unwrap()]);
+
+    let missing = first.replace("backup-", "backup-x");
+    follow(&world, &world.say(&["backup", "inspect", &missing]));
+
+    // A maker that died.
+    let paths = paths("v1");
+    let stub = r#"{"Name":"b9","VolumeName":"v1","CreatedTime":""}"#;
+    let stub_path = folder.join(paths.backup_manifest(&"b9".parse().unwrap()));
+    std::fs::write(&stub_path, stub).unwrap();
+    let unfinished = format!("{target}?backup=b9&volume=v1");
+    follow(&world, &world.say(&["backup", "verify", &unfinished]));
+    assert!(!stub_path.exists());
+
+    // A larger volume had the name: its snapshot stays, and is used once those backups are gone.
+    edit(&folder.join(paths.volume_manifest()), |json| json["Size"] = "8388608".into());
+    let refused = world.say(&["backup", "create", "v1", "--target", &target]);
+    assert_eq!(refused.code, 4, "{refused:?}");
+    for backup in world.well(&["backup", "ls", "--target", &target, "-o", "name"]).lines() {
+        world.well(&["backup", "rm", backup, "--yes"]);
+    }
+    follow(&world, &refused);
 }

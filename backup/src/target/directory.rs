@@ -208,11 +208,11 @@ impl Target for DirectoryTarget {
         Ok(())
     }
 
-    fn exists(&self, key: &str) -> Result<bool, TargetError> {
+    fn object_bytes(&self, key: &str) -> Result<Option<u64>, TargetError> {
         let path = self.path(Access::Read, key)?;
         match fs::metadata(&path) {
-            Ok(found) => Ok(found.is_file()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Ok(found) => Ok(found.is_file().then_some(found.len())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(failed(Access::Read, &path, error)),
         }
     }

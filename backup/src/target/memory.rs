@@ -89,8 +89,8 @@ impl Target for MemoryTarget {
         Ok(())
     }
 
-    fn exists(&self, key: &str) -> Result<bool, TargetError> {
-        Ok(self.objects().contains_key(key))
+    fn object_bytes(&self, key: &str) -> Result<Option<u64>, TargetError> {
+        Ok(self.objects().get(key).map(|object| object.bytes.len() as u64))
     }
 
     fn delete(&self, key: &str) -> Result<(), TargetError> {

@@ -285,9 +285,9 @@ impl Target for Faulty {
         self.enter(Access::Write, "")?;
         self.inner.flush()
     }
-    fn exists(&self, key: &str) -> Result<bool, TargetError> {
+    fn object_bytes(&self, key: &str) -> Result<Option<u64>, TargetError> {
         self.enter(Access::Read, key)?;
-        self.inner.exists(key)
+        self.inner.object_bytes(key)
     }
     fn delete(&self, key: &str) -> Result<(), TargetError> {
         self.enter(Access::Delete, key)?;

@@ -17,6 +17,9 @@ pub struct BackupRequest {
     /// A URL, or the name of a target.
     #[serde(default)]
     pub target: Option<String>,
+    /// Read and upload everything, over what is there: repairs damaged blocks.
+    #[serde(default)]
+    pub full: bool,
 }
 
 /// What `POST /v1/restores` takes: the volume is made anew with the backup's size.

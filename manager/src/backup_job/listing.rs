@@ -8,6 +8,7 @@ use ankole_backup::inventory::{
 };
 use ankole_backup::{self as backup, Target, TargetUrl};
 
+use super::next::{About, refused};
 use super::{open, open_backup};
 use crate::api::ApiError;
 use crate::api::backup::{BackupState, BackupView};
@@ -26,10 +27,11 @@ pub struct Listing {
 /// All backups of a target, of one volume or of all; also those that can't be restored.
 pub fn list(target: &str, volume: Option<&str>) -> Result<Listing, ApiError> {
     let (url, target) = open(target)?;
+    let refused = |error| refused(About::Target(&url), &error);
     let mut listing = Listing { backups: Vec::new(), remarks: Vec::new() };
     let volumes = match volume {
         Some(volume) => vec![volume.parse::<backup::Name>()?],
-        None => inventory::volumes(&*target)?,
+        None => inventory::volumes(&*target).map_err(refused)?,
     };
     for volume in &volumes {
         match inventory::backups(&*target, volume) {
@@ -48,7 +50,7 @@ pub fn list(target: &str, volume: Option<&str>) -> Result<Listing, ApiError> {
         listing.remarks.push(format!("backup {name} of volume {volume}: {problem}"));
     }
     if volume.is_none() {
-        listing.remarks.extend(around(&url, &*target, volumes.is_empty())?);
+        listing.remarks.extend(around(&url, &*target, volumes.is_empty()).map_err(refused)?);
     } else if listing.backups.is_empty() && listing.remarks.is_empty() {
         let volume = &volumes[0];
         listing.remarks.push(format!("{url} holds no backup of a volume {volume}"));
@@ -59,7 +61,8 @@ pub fn list(target: &str, volume: Option<&str>) -> Result<Listing, ApiError> {
 /// One backup, by its URL.
 pub fn inspect(url: &str) -> Result<BackupView, ApiError> {
     let (url, target) = open_backup(url)?;
-    let details = inventory::inspect(&*target, &url.volume, &url.backup)?;
+    let details = inventory::inspect(&*target, &url.volume, &url.backup)
+        .map_err(|error| refused(About::Backup(&url), &error))?;
     Ok(complete(&url.target, &url.volume, &url.backup, details))
 }
 
@@ -123,7 +126,7 @@ fn around(
     url: &TargetUrl,
     target: &dyn Target,
     is_empty: bool,
-) -> Result<Option<String>, ApiError> {
+) -> Result<Option<String>, backup::Error> {
     let Surroundings { place, backing_images: images } = look_around(target)?;
     Ok(match place {
         Place::Store if !images.is_empty() => {

@@ -8,7 +8,7 @@ use clap::Subcommand;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::output::{Format, column, remark, wide};
-use super::{Done, Outcome, Session, confirm};
+use super::{Done, Outcome, Session, complain, confirm};
 use crate::api::backup::{BackupRequest, BackupView, Job, JobProgress, JobState, RestoreRequest};
 use crate::api::size::human;
 use crate::api::target::choose;
@@ -27,6 +27,9 @@ pub(super) enum BackupCommand {
         /// A URL such as file:///PATH, or the name of a target
         #[arg(long, value_name = "URL")]
         target: Option<String>,
+        /// Read and upload all blocks, also those that the target has: repairs damaged ones
+        #[arg(long)]
+        full: bool,
     },
     /// List the backups of a target
     Ls {
@@ -82,9 +85,9 @@ pub(super) struct RestoreTo {
 
 pub(super) fn run(session: &Session<'_>, command: BackupCommand) -> Outcome {
     match command {
-        BackupCommand::Create { volume, snapshot, target } => {
+        BackupCommand::Create { volume, snapshot, target, full } => {
             let client = session.client()?;
-            let request = BackupRequest { volume, snapshot, target };
+            let request = BackupRequest { volume, snapshot, target, full };
             let backup = follow(&client, client.create_backup(&request)?)?;
             show(session, &backup)
         }
@@ -105,10 +108,18 @@ pub(super) fn run(session: &Session<'_>, command: BackupCommand) -> Outcome {
         }
         BackupCommand::Prune { target, volume } => {
             let target = target_url(session, target.as_deref())?;
-            for line in backup_job::prune(&target, volume.as_deref())? {
-                session.output.line(&line)?;
+            let mut done = Ok(Done::Well);
+            for outcome in backup_job::prune(&target, volume.as_deref())? {
+                match outcome {
+                    Ok(line) => drop(session.output.line(&line)?),
+                    Err(error) => {
+                        if let Err(earlier) = std::mem::replace(&mut done, Err(error)) {
+                            complain(&earlier);
+                        }
+                    }
+                }
             }
-            Ok(Done::Well)
+            done
         }
         BackupCommand::Restore(args) => restore(session, args),
     }

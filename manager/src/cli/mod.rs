@@ -167,6 +167,12 @@ pub fn run(args: impl Iterator<Item = OsString>, environment: &Environment) -> E
     }
 }
 
+/// Whether it is a command that this program knows.
+#[cfg(test)]
+pub(crate) fn parse(args: impl Iterator<Item = OsString>) -> Result<(), clap::Error> {
+    Cli::try_parse_from(args).map(drop)
+}
+
 fn dispatch(session: &Session<'_>, command: Command) -> Result<ExitCode, ApiError> {
     let done = match command {
         Command::Demo(args) => return demo(session, args),

@@ -53,8 +53,7 @@ impl Service {
         let target = self.target_url(request.target.as_deref())?;
         let title = format!("back up volume {} to {target}", volume.name);
         self.start_job(title, move |service, control| {
-            let snapshot = request.snapshot.as_ref();
-            backup_job::create(service, control, &request.volume, snapshot, &target)
+            backup_job::create(service, control, &request, &target)
         })
     }
 

@@ -321,7 +321,8 @@ impl Demo {
         let folder = self.place.join("backups");
         std::fs::create_dir_all(&folder).map_err(failed("make", &folder))?;
         let (volume, snapshot) = (self.volume.clone(), snapshot.parse().expect("a name"));
-        let request = BackupRequest { volume, snapshot: Some(snapshot), target: Some(target) };
+        let request =
+            BackupRequest { volume, snapshot: Some(snapshot), target: Some(target), full: false };
         let job = self.server()?.ask(move |client| client.create_backup(&request))?;
         self.follow(job, progress)
     }
