@@ -13,26 +13,44 @@ use crate::target::Target;
 pub use crate::store::BackupDetails;
 pub use crate::surroundings::{Place, Surroundings, look_around};
 
-/// All volumes that have something in the target, in order: those with a manifest of their own or
-/// of a backup. Longhorn keeps the locks of images in a folder that has neither.
-pub fn volumes(target: &dyn Target) -> Result<Vec<Name>, Error> {
-    let mut volumes = Vec::new();
-    for first in target.children(VOLUMES_FOLDER)? {
+#[derive(Debug, Default)]
+pub struct Volumes {
+    /// In order.
+    pub names: Vec<Name>,
+    /// What couldn't be looked into. There may be more volumes there.
+    pub problems: Vec<Error>,
+}
+
+/// All volumes that have something in the target: those with a manifest of their own or of a
+/// backup. Longhorn keeps the locks of images in a folder that has neither.
+pub fn volumes(target: &dyn Target) -> Result<Volumes, Error> {
+    let mut volumes = Volumes::default();
+    let is_of_hashes = |name: &String| name.len() == 2 && !name.starts_with('.');
+    let mut look = |folder: &str| match target.children(folder) {
+        Ok(names) => names,
+        Err(error) => {
+            volumes.problems.push(error.into());
+            Vec::new()
+        }
+    };
+    let mut names = Vec::new();
+    for first in target.children(VOLUMES_FOLDER)?.into_iter().filter(is_of_hashes) {
         let first = format!("{VOLUMES_FOLDER}/{first}");
-        for second in target.children(&first)? {
-            let names = target.children(&format!("{first}/{second}"))?;
-            volumes.extend(names.iter().filter_map(|name| name.parse::<Name>().ok()));
+        for second in look(&first).into_iter().filter(is_of_hashes) {
+            let found = look(&format!("{first}/{second}"));
+            names.extend(found.iter().filter_map(|name| name.parse::<Name>().ok()));
         }
     }
-    let mut known = Vec::new();
-    for volume in volumes {
-        let store = VolumeStore::new(target, &volume);
-        if target.exists(&store.paths.volume_manifest())? || !store.backup_names()?.is_empty() {
-            known.push(volume);
-        }
-    }
-    known.sort();
-    Ok(known)
+    // One that can't be looked at is listed: then it is said why.
+    names.retain(|volume| {
+        let store = VolumeStore::new(target, volume);
+        let has_manifest = || target.exists(&store.paths.volume_manifest());
+        let has_backups = || store.backup_names().map(|names| !names.is_empty());
+        has_manifest().unwrap_or(true) || has_backups().unwrap_or(true)
+    });
+    names.sort();
+    volumes.names = names;
+    Ok(volumes)
 }
 
 /// What a volume's manifest says.

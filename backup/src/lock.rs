@@ -208,7 +208,15 @@ impl<'a> HeldLock<'a> {
                 continue;
             };
             let key = self.store.paths.lock(name);
-            let Some(bytes) = found(target.read(&key, LOCK_BYTES_MAX))? else { continue };
+            let bytes = match found(target.read(&key, LOCK_BYTES_MAX)) {
+                Ok(Some(bytes)) => bytes,
+                Ok(None) => continue,
+                Err(error @ (TargetError::NotPlain { .. } | TargetError::TooBig { .. })) => {
+                    tracing::warn!(%error, "skipping what is no lock");
+                    continue;
+                }
+                Err(error) => return Err(error.into()),
+            };
             let Some(modified) = found(target.modified(&key))? else { continue };
             let age = SystemTime::now().duration_since(modified).unwrap_or_default();
             match serde_json::from_slice::<LockFile>(&bytes) {

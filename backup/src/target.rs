@@ -107,6 +107,10 @@ pub enum TargetError {
     Denied { access: Access, path: String, source: io::Error },
     #[error("{path} has more than the {bytes_max} bytes that such an object can have")]
     TooBig { path: String, bytes_max: u64 },
+    #[error(
+        "{access} {path}: it is {found}; an object has a plain file, in folders that are no links"
+    )]
+    NotPlain { access: Access, path: String, found: &'static str },
     #[error("{access} {path}")]
     Other { access: Access, path: String, source: io::Error },
 }

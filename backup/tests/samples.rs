@@ -45,7 +45,7 @@ fn longhorns_backups_restore_to_their_sums() {
     for method in METHODS {
         let (dir, target) = unpacked(method);
         let volume = name(&format!("sample-{method}"));
-        assert_eq!(inventory::volumes(&target).unwrap(), std::slice::from_ref(&volume));
+        assert_eq!(inventory::volumes(&target).unwrap().names, std::slice::from_ref(&volume));
         let backups = inventory::backups(&target, &volume).unwrap();
         assert_eq!(backups.len(), 2);
         for entry in backups {

@@ -17,7 +17,7 @@ mod source;
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use ankole_backup::inventory::{self, BackupDetails};
+use ankole_backup::inventory::{self, BackupDetails, Volumes};
 use ankole_backup::plan::BackupMode;
 use ankole_backup::prune::{self, Collected};
 use ankole_backup::target::TargetError;
@@ -202,9 +202,14 @@ pub fn prune(
 ) -> Result<Vec<Result<String, ApiError>>, ApiError> {
     let (url, target) = open(target)?;
     let refused = |error| refused(About::Target(&url), &error);
+    let mut outcomes = Vec::new();
     let volumes = match volume {
         Some(volume) => vec![volume.parse::<backup::Name>()?],
-        None => inventory::volumes(&*target).map_err(refused)?,
+        None => {
+            let Volumes { names, problems } = inventory::volumes(&*target).map_err(refused)?;
+            outcomes.extend(problems.into_iter().map(|problem| Err(refused(problem))));
+            names
+        }
     };
     let prune_one = |volume: backup::Name| {
         let collected = prune::prune(&*target, &volume, LockTimes::default()).map_err(refused)?;
@@ -218,7 +223,8 @@ pub fn prune(
             }
         })
     };
-    Ok(volumes.into_iter().map(prune_one).collect())
+    outcomes.extend(volumes.into_iter().map(prune_one));
+    Ok(outcomes)
 }
 
 /// To a raw image; the file must not exist.

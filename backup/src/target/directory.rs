@@ -3,28 +3,83 @@
 //! An object is written beside its place as `<name>.tmp.<nanoseconds>` and renamed once it is on
 //! the disk, as Longhorn does; lists leave such files out. Folders are synced by `flush`, once for
 //! many objects: a block's folders are mostly its own, so syncing them with each block would cost
-//! several syncs where one is needed. Promises that an object which is seen
-//! under its name is whole, also after a power cut, and that nothing outside the directory is
-//! touched.
+//! several syncs where one is needed. Promises that an object which is seen under its name is
+//! whole, also after a power cut; that nothing outside the directory is touched, as every folder
+//! is opened from the one above it and links below the directory aren't followed; and that nothing
+//! is opened but plain files, so that a FIFO or a device makes nobody wait.
 
 use std::collections::BTreeSet;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, Metadata};
 use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::{Access, Target, TargetError};
+use rustix::fs::{AtFlags, Mode, OFlags, mkdirat, openat, renameat, unlinkat};
+
+use super::{Access, Target, TargetError, found};
 
 /// How often a write starts again because another process removed the folder, which had become
 /// empty, between our making it and our using it.
 const FOLDER_ATTEMPTS: usize = 100;
 
+/// To go through a folder, whether or not it may be listed; never through a link.
+const PASS: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(NO_LINK);
+const LIST: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(NO_LINK);
+const NO_LINK: OFlags = OFlags::NOFOLLOW.union(OFlags::CLOEXEC);
+
 pub struct DirectoryTarget {
     url: String,
     root: PathBuf,
-    /// Folders with names that came, went or changed since the last flush.
+    /// Folders, relative to the root, with names that came, went or changed since the last flush.
     unsynced: Mutex<BTreeSet<PathBuf>>,
+}
+
+/// Where an object is, or would be: its folder, opened, and its name there.
+struct Spot<'k> {
+    folder: OwnedFd,
+    name: &'k str,
+}
+
+impl Spot<'_> {
+    /// What is there, without opening it.
+    fn look(&self) -> io::Result<Metadata> {
+        let flags = OFlags::PATH | NO_LINK;
+        File::from(openat(&self.folder, self.name, flags, Mode::empty())?).metadata()
+    }
+
+    /// Opens it if it is a plain file.
+    fn open(&self) -> io::Result<File> {
+        let refuse = |found: &Metadata| match found.is_file() {
+            true => Ok(()),
+            false => Err(io::Error::other(NotPlain(kind(found)))),
+        };
+        refuse(&self.look()?)?;
+        // Should it have been exchanged for a FIFO since, this doesn't wait for a writer.
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | NO_LINK;
+        let file = File::from(openat(&self.folder, self.name, flags, Mode::empty())?);
+        refuse(&file.metadata()?)?;
+        Ok(file)
+    }
+}
+
+/// In the place of an object or a folder.
+#[derive(Debug, thiserror::Error)]
+#[error("it is {0}, which nothing below a target may be; remove it")]
+struct NotPlain(&'static str);
+
+fn kind(found: &Metadata) -> &'static str {
+    let kind = found.file_type();
+    match () {
+        () if kind.is_symlink() => "a link",
+        () if kind.is_fifo() => "a FIFO",
+        () if kind.is_socket() => "a socket",
+        () if kind.is_dir() => "a folder",
+        () if kind.is_file() => "a file",
+        () => "a device",
+    }
 }
 
 impl DirectoryTarget {
@@ -38,13 +93,64 @@ impl DirectoryTarget {
         }
     }
 
-    fn path(&self, access: Access, key: &str) -> Result<PathBuf, TargetError> {
-        let relative = Path::new(key);
-        if !key.is_empty() && relative.components().all(|c| matches!(c, Component::Normal(_))) {
-            return Ok(self.root.join(relative));
+    /// The parts of a key that leads to somewhere below the directory.
+    fn parts<'k>(&self, access: Access, key: &'k str) -> Result<Vec<&'k str>, TargetError> {
+        let mut parts = Vec::new();
+        for component in Path::new(key).components() {
+            match component {
+                Component::Normal(part) => parts.push(part.to_str().expect("a key is text")),
+                _ => parts.clear(),
+            }
         }
-        let source = io::Error::new(io::ErrorKind::InvalidInput, "leads out of the target");
-        Err(TargetError::Other { access, path: key.to_owned(), source })
+        if parts.is_empty() || parts.join("/") != key {
+            let source = io::Error::new(io::ErrorKind::InvalidInput, "leads out of the target");
+            return Err(TargetError::Other { access, path: key.to_owned(), source });
+        }
+        Ok(parts)
+    }
+
+    /// Not held open between two calls: a mount may be exchanged, or taken away.
+    fn open_root(&self) -> io::Result<OwnedFd> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        Ok(rustix::fs::open(&self.root, flags, Mode::empty())?)
+    }
+
+    fn folder(&self, parts: &[&str]) -> io::Result<OwnedFd> {
+        let mut folder = self.open_root()?;
+        for part in parts {
+            folder = match openat(&folder, *part, PASS, Mode::empty()) {
+                Err(rustix::io::Errno::NOTDIR | rustix::io::Errno::LOOP) => {
+                    let found = Spot { folder, name: part }.look()?;
+                    return Err(io::Error::other(NotPlain(kind(&found))));
+                }
+                opened => opened?,
+            };
+        }
+        Ok(folder)
+    }
+
+    fn spot<'k>(&self, parts: &[&'k str]) -> io::Result<Spot<'k>> {
+        let (name, folders) = parts.split_last().expect("a key has a part");
+        Ok(Spot { folder: self.folder(folders)?, name })
+    }
+
+    /// Does something with the place of an object.
+    fn at<'k, T>(
+        &self,
+        access: Access,
+        key: &'k str,
+        work: impl FnOnce(Spot<'k>) -> io::Result<T>,
+    ) -> Result<T, TargetError> {
+        let parts = self.parts(access, key)?;
+        self.spot(&parts).and_then(work).map_err(|error| self.failed(access, key, error))
+    }
+
+    fn failed(&self, access: Access, key: &str, error: io::Error) -> TargetError {
+        let path = self.locate(key);
+        match error.get_ref().and_then(|inner| inner.downcast_ref::<NotPlain>()) {
+            Some(NotPlain(found)) => TargetError::NotPlain { access, path, found },
+            None => TargetError::from_io(access, path, error),
+        }
     }
 
     /// Keys of the files below `folder` that are wanted by name.
@@ -67,17 +173,29 @@ impl DirectoryTarget {
 
     /// Names in a folder, finished or not, and whether each is a folder itself.
     fn entries(&self, folder: &str) -> Result<Vec<(String, bool)>, TargetError> {
-        let path = match folder {
-            "" => self.root.clone(),
-            folder => self.path(Access::List, folder)?,
+        let parts = match folder {
+            "" => Vec::new(),
+            folder => self.parts(Access::List, folder)?,
         };
         let list = || -> io::Result<_> {
+            let folder = self.folder(&parts)?;
+            let listed = openat(&folder, ".", LIST, Mode::empty())?;
             let mut entries = Vec::new();
-            for entry in fs::read_dir(&path)? {
+            for entry in rustix::fs::Dir::new(listed)? {
                 let entry = entry?;
                 // A name that isn't UTF-8 is neither ours nor Longhorn's.
-                let Ok(name) = entry.file_name().into_string() else { continue };
-                entries.push((name, entry.file_type()?.is_dir()));
+                let Ok(name) = entry.file_name().to_str() else { continue };
+                if matches!(name, "." | "..") {
+                    continue;
+                }
+                let is_folder = match entry.file_type() {
+                    rustix::fs::FileType::Unknown => {
+                        let folder = rustix::io::dup(&folder)?;
+                        Spot { folder, name }.look()?.is_dir()
+                    }
+                    kind => kind.is_dir(),
+                };
+                entries.push((name.to_owned(), is_folder));
             }
             Ok(entries)
         };
@@ -87,45 +205,46 @@ impl DirectoryTarget {
                 Self::open(self.url.clone(), self.root.clone())?;
                 Ok(Vec::new())
             }
-            other => other.map_err(|error| failed(Access::List, &path, error)),
+            other => other.map_err(|error| self.failed(Access::List, folder, error)),
         }
     }
 
-    fn remember(&self, folder: &Path) {
-        let mut unsynced = self.unsynced.lock().unwrap_or_else(PoisonError::into_inner);
-        if !unsynced.contains(folder) {
-            unsynced.insert(folder.to_owned());
-        }
+    fn remember(&self, parts: &[&str]) {
+        let folder: PathBuf = parts.iter().collect();
+        self.unsynced.lock().unwrap_or_else(PoisonError::into_inner).insert(folder);
     }
 
     /// Makes the folders above an object.
-    fn make_folder(&self, folder: &Path) -> io::Result<()> {
-        if folder.is_dir() {
-            return Ok(());
+    fn make_folders(&self, parts: &[&str]) -> io::Result<()> {
+        if parts.is_empty() {
+            return self.open_root().map(drop);
         }
-        if let Some(parent) = folder.parent().filter(|_| folder != self.root) {
-            self.make_folder(parent)?;
-            match fs::create_dir(folder) {
-                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-                _ => self.remember(parent),
-            }
-            return Ok(());
+        match self.folder(parts) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            found => return found.map(drop),
         }
-        Err(io::ErrorKind::NotFound.into()) // the root is gone
+        let (name, above) = parts.split_last().expect("it isn't empty");
+        self.make_folders(above)?;
+        match mkdirat(self.folder(above)?, *name, Mode::from_raw_mode(0o777)) {
+            Err(error) if error != rustix::io::Errno::EXIST => return Err(error.into()),
+            _ => self.remember(above),
+        }
+        Ok(())
     }
 
-    fn write_beside(&self, place: &Path, bytes: &[u8]) -> io::Result<()> {
-        let folder = place.parent().expect("a key has a folder or the root above it");
-        self.make_folder(folder)?;
-        let (beside, mut file) = create_beside(place)?;
+    fn write_beside(&self, parts: &[&str], bytes: &[u8]) -> io::Result<()> {
+        let (_, folders) = parts.split_last().expect("a key has a part");
+        self.make_folders(folders)?;
+        let spot = self.spot(parts)?;
+        let (beside, mut file) = create_beside(&spot)?;
         let written = file
             .write_all(bytes)
             .and_then(|()| file.sync_all())
-            .and_then(|()| fs::rename(&beside, place));
-        self.remember(folder);
+            .and_then(|()| Ok(renameat(&spot.folder, &beside, &spot.folder, spot.name)?));
+        self.remember(folders);
         if written.is_err() {
             // Best effort: the space matters most when it has run out.
-            let _ = fs::remove_file(&beside);
+            let _ = unlinkat(&spot.folder, &beside, AtFlags::empty());
         }
         written
     }
@@ -154,21 +273,17 @@ impl Target for DirectoryTarget {
     }
 
     fn open(&self, key: &str) -> Result<Box<dyn Read + Send>, TargetError> {
-        let path = self.path(Access::Read, key)?;
-        let file = File::open(&path).map_err(|error| failed(Access::Read, &path, error))?;
-        Ok(Box::new(file))
+        Ok(Box::new(self.at(Access::Read, key, |spot| spot.open())?))
     }
 
     fn read(&self, key: &str, bytes_max: u64) -> Result<Vec<u8>, TargetError> {
-        let path = self.path(Access::Read, key)?;
-        let read = || {
-            let file = File::open(&path)?;
+        let bytes = self.at(Access::Read, key, |spot| {
+            let file = spot.open()?;
             let length = file.metadata()?.len().min(bytes_max);
             let mut bytes = Vec::with_capacity(length as usize + 1);
             file.take(bytes_max.saturating_add(1)).read_to_end(&mut bytes)?;
             Ok(bytes)
-        };
-        let bytes = read().map_err(|error| failed(Access::Read, &path, error))?;
+        })?;
         if bytes.len() as u64 > bytes_max {
             return Err(TargetError::TooBig { path: self.locate(key), bytes_max });
         }
@@ -176,18 +291,18 @@ impl Target for DirectoryTarget {
     }
 
     fn write(&self, key: &str, bytes: &[u8]) -> Result<(), TargetError> {
-        let path = self.path(Access::Write, key)?;
+        let parts = self.parts(Access::Write, key)?;
         let mut attempts = 0;
         loop {
             attempts += 1;
-            match self.write_beside(&path, bytes) {
+            match self.write_beside(&parts, bytes) {
                 Ok(()) => return Ok(()),
                 Err(error)
                     if error.kind() == io::ErrorKind::NotFound && attempts < FOLDER_ATTEMPTS =>
                 {
                     Self::open(self.url.clone(), self.root.clone())?;
                 }
-                Err(error) => return Err(failed(Access::Write, &path, error)),
+                Err(error) => return Err(self.failed(Access::Write, key, error)),
             }
         }
     }
@@ -196,11 +311,15 @@ impl Target for DirectoryTarget {
         let folders =
             std::mem::take(&mut *self.unsynced.lock().unwrap_or_else(PoisonError::into_inner));
         for folder in &folders {
-            match sync_folder(folder) {
+            match self.sync(folder) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
                     // Not synced is not forgotten: the next flush must not succeed without it.
-                    folders.iter().for_each(|folder| self.remember(folder));
-                    return Err(failed(Access::Write, folder, error));
+                    self.unsynced
+                        .lock()
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .extend(folders.clone());
+                    let path = self.root.join(folder).display().to_string();
+                    return Err(TargetError::from_io(Access::Write, path, error));
                 }
                 _ => {} // or pruned meanwhile: the folder above is in the set too
             }
@@ -209,63 +328,60 @@ impl Target for DirectoryTarget {
     }
 
     fn object_bytes(&self, key: &str) -> Result<Option<u64>, TargetError> {
-        let path = self.path(Access::Read, key)?;
-        match fs::metadata(&path) {
-            Ok(found) => Ok(found.is_file().then_some(found.len())),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(failed(Access::Read, &path, error)),
+        match found(self.at(Access::Read, key, |spot| spot.look()))? {
+            Some(found) => Ok(found.is_file().then_some(found.len())),
+            None => Ok(None),
         }
     }
 
     /// Removes the folders above too, as far as they have become empty.
     fn delete(&self, key: &str) -> Result<(), TargetError> {
-        let path = self.path(Access::Delete, key)?;
-        match fs::remove_file(&path) {
+        let parts = self.parts(Access::Delete, key)?;
+        let remove = |parts: &[&str], flags| -> io::Result<()> {
+            let spot = self.spot(parts)?;
+            Ok(unlinkat(&spot.folder, spot.name, flags)?)
+        };
+        match remove(&parts, AtFlags::empty()) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(failed(Access::Delete, &path, error));
+                return Err(self.failed(Access::Delete, key, error));
             }
             _ => {}
         }
-        let mut folder = path.parent();
-        if let Some(folder) = folder {
-            self.remember(folder);
-        }
+        let mut folders = &parts[..parts.len() - 1];
+        self.remember(folders);
         // Ends at the first that still holds something: removing that one fails.
-        while let Some(empty) = folder.filter(|folder| *folder != self.root) {
-            if fs::remove_dir(empty).is_err() {
+        while let Some((_, above)) = folders.split_last() {
+            if remove(folders, AtFlags::REMOVEDIR).is_err() {
                 break;
             }
-            folder = empty.parent();
-            folder.into_iter().for_each(|above| self.remember(above));
+            self.remember(above);
+            folders = above;
         }
         Ok(())
     }
 
     fn modified(&self, key: &str) -> Result<SystemTime, TargetError> {
-        let path = self.path(Access::Read, key)?;
-        fs::metadata(&path)
-            .and_then(|found| found.modified())
-            .map_err(|error| failed(Access::Read, &path, error))
+        self.at(Access::Read, key, |spot| spot.look()?.modified())
     }
 }
 
-fn failed(access: Access, path: &Path, error: io::Error) -> TargetError {
-    TargetError::from_io(access, path.display().to_string(), error)
+impl DirectoryTarget {
+    fn sync(&self, folder: &Path) -> io::Result<()> {
+        let parts: Vec<_> = folder.iter().filter_map(|part| part.to_str()).collect();
+        let folder = openat(self.folder(&parts)?, ".", LIST, Mode::empty())?;
+        File::from(folder).sync_all()
+    }
 }
 
-fn sync_folder(folder: &Path) -> io::Result<()> {
-    File::open(folder)?.sync_all()
-}
-
-/// Opens a new file for what will become `place`. Two writers never share one.
-fn create_beside(place: &Path) -> io::Result<(PathBuf, File)> {
+/// Opens a new file for what will become the object. Two writers never share one.
+fn create_beside(spot: &Spot<'_>) -> io::Result<(String, File)> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | NO_LINK;
     loop {
         let nanoseconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_nanos());
-        let mut name = place.as_os_str().to_owned();
-        name.push(format!(".tmp.{nanoseconds}"));
-        match OpenOptions::new().write(true).create_new(true).open(&name) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            opened => return opened.map(|file| (name.into(), file)),
+        let name = format!("{}.tmp.{nanoseconds}", spot.name);
+        match openat(&spot.folder, &name, flags, Mode::from_raw_mode(0o666)) {
+            Err(rustix::io::Errno::EXIST) => {}
+            opened => return Ok((name, File::from(opened?))),
         }
     }
 }
@@ -350,6 +466,44 @@ mod tests {
         target.write("a", &[0; 11]).unwrap();
         assert!(matches!(target.read("a", 10), Err(TargetError::TooBig { .. })));
         assert_eq!(target.read("a", 11).unwrap().len(), 11);
+    }
+
+    /// A FIFO made a restore, a verification and a list wait for ever; a link led anywhere.
+    #[test]
+    fn what_is_no_plain_file_is_refused_without_waiting() {
+        let (dir, target) = target();
+        let place = |name: &str| dir.path().join(name);
+        target.write("a/whole", b"1").unwrap();
+        let fifo = rustix::fs::FileType::Fifo;
+        rustix::fs::mknodat(rustix::fs::CWD, place("a/fifo"), fifo, 0o600.into(), 0).unwrap();
+        let _socket = std::os::unix::net::UnixListener::bind(place("a/socket")).unwrap();
+        std::os::unix::fs::symlink("whole", place("a/link")).unwrap();
+        std::os::unix::fs::symlink("/dev/zero", place("a/device")).unwrap();
+        fs::create_dir(place("a/folder")).unwrap();
+        std::os::unix::fs::symlink("a", place("elsewhere")).unwrap();
+        for (key, kind) in [
+            ("a/fifo", "a FIFO"),
+            ("a/socket", "a socket"),
+            ("a/link", "a link"),
+            ("a/device", "a link"),
+            ("a/folder", "a folder"),
+            ("elsewhere/whole", "a link"),
+            ("a/whole/x", "a file"),
+        ] {
+            let error = target.read(key, 10).unwrap_err();
+            assert!(matches!(error, TargetError::NotPlain { found, .. } if found == kind), "{key}");
+            assert!(target.open(key).is_err());
+        }
+        assert!(target.children("elsewhere").is_err());
+        assert!(target.write("elsewhere/new", b"").is_err());
+        assert!(target.delete("elsewhere/whole").is_err());
+        // It isn't an object, so one can be put in its place; what a link led to stays.
+        for key in ["a/fifo", "a/link"] {
+            assert_eq!(target.object_bytes(key).unwrap(), None);
+            target.write(key, b"22").unwrap();
+            assert_eq!(target.object_bytes(key).unwrap(), Some(2));
+        }
+        assert_eq!(target.read("a/whole", 10).unwrap(), b"1");
     }
 
     /// Deleting prunes folders while others write into them: neither may fail.

@@ -4,7 +4,8 @@
 use std::path::Path;
 
 use ankole_backup::inventory::{
-    self, BackupDetails, BackupEntry, BackupState as Found, Place, Surroundings, look_around,
+    self, BackupDetails, BackupEntry, BackupState as Found, Place, Surroundings, Volumes,
+    look_around,
 };
 use ankole_backup::{self as backup, Target, TargetUrl};
 
@@ -29,10 +30,14 @@ pub fn list(target: &str, volume: Option<&str>) -> Result<Listing, ApiError> {
     let (url, target) = open(target)?;
     let refused = |error| refused(About::Target(&url), &error);
     let mut listing = Listing { backups: Vec::new(), remarks: Vec::new() };
-    let volumes = match volume {
-        Some(volume) => vec![volume.parse::<backup::Name>()?],
-        None => inventory::volumes(&*target).map_err(refused)?,
+    let (volumes, problems) = match volume {
+        Some(volume) => (vec![volume.parse::<backup::Name>()?], Vec::new()),
+        None => {
+            let Volumes { names, problems } = inventory::volumes(&*target).map_err(refused)?;
+            (names, problems)
+        }
     };
+    listing.remarks.extend(problems.iter().map(|problem| chain(problem)));
     for volume in &volumes {
         match inventory::backups(&*target, volume) {
             Ok(entries) => {
