@@ -33,10 +33,14 @@ macro_rules! mutations {
 }
 
 mutations! {
+    /// an engine opens a volume whose record names another one
+    UngrantedEngineOpens: "1",
     /// a write is acknowledged before the arbiter has removed who lacks it
     AcknowledgeBeforeRemoval: "5",
     /// a write is acknowledged before the survivors know that a member is out
     AcknowledgeBeforeSurvivorsKnow: "5",
+    /// nobody is removed for answering nothing
+    SilentMemberKept: "5",
     /// members are removed without asking the others whether they still answer
     NoPing: "5",
     /// a change of the record whose answer was lost is taken for refused
@@ -55,10 +59,14 @@ mutations! {
     ForgetLeaseOnFence: "9",
     /// a restarted replica doesn't know whom it has lent to
     LesseeForgotten: "9",
+    /// an open leaves out members that still lend to the engine before
+    LenderIsSilent: "9",
     /// a member that may have lost writes stays when it reconnects
     SuspectStays: "10a",
     /// a replica says that it can't have lost writes, whatever happened
     SuspectIsContinuous: "10a",
+    /// a member that is back as another process isn't compared where it has marks
+    AnotherProcessNotCompared: "10a",
     /// an older copy of a directory counts as the copy that was there
     OlderCopyBelieved: "10b",
     /// a round is called agreed before all members have begun it
@@ -99,12 +107,20 @@ mutations! {
     UnverifiedWins: "20",
     /// a flush doesn't wait until it is durable which blocks are there
     FlushWithoutIndex: "16",
+    /// an index page that the disk lost reads as if it had never been
+    LostPageIsEmpty: "16a",
+    /// an index page is in the log before it is durable
+    LoggedBeforePage: "16a",
+    /// after a crash nobody looks for index pages that the log doesn't know
+    NewPagesNotLookedFor: "16a",
     /// a flush joins a round that is on its way
     FlushJoinsRunning: "17",
     /// a flush leaves out the data that an earlier process wrote
     EarlierDataUnsynced: "17",
     /// a flush leaves out the index pages that an earlier process wrote
     EarlierIndexUnsynced: "17",
+    /// what a write leaves of a block is read while others may write it
+    EdgesReadOutsideLock: "18",
     /// a member whose disk is full leaves, however few remain
     FullMemberLeaves: "21",
     /// a region is read before it is the same on all members
@@ -123,6 +139,8 @@ mutations! {
     RebuildIgnoresTargetsMarks: "rebuild",
     /// a rebuild looks at what was written in this generation, not since the target left
     DeltaFromWrongBase: "rebuild",
+    /// a target that confirms little is sent more and more
+    BacklogUnbounded: "rebuild",
     /// the head is copied while it is written
     RebuildWithoutLock: "rebuild",
     /// what a rebuild looks at isn't marked at its target before the first copy
@@ -145,6 +163,10 @@ mutations! {
     SlotsBelievedUnsynced: "open",
     /// a member that may hold acknowledged writes is left out, and those that lost some go on
     OpenWithoutMissing: "open",
+    /// an open removes members without asking the others whether they still answer
+    OpenWithoutPing: "5",
+    /// an open that lost who it stayed with asks nobody whom it has had removed
+    OpenByWhatIsLeft: "open",
     /// a change of the chain that only some members have isn't made on the others
     ChainsNotEqualized: "open",
     /// bytes are served whose sum is wrong

@@ -52,6 +52,8 @@ struct Stage {
     dropped: BTreeSet<IoId>,
     ended: Option<End>,
     opened: bool,
+    /// The arbiter answers later.
+    arbiter_is_away: bool,
     /// Changes of the set that the arbiter made, and how many of them before the volume was open.
     changes: u32,
     changes_to_open: u32,
@@ -104,10 +106,20 @@ fn layer(number: u32) -> LayerInfo {
 
 impl Stage {
     fn new(members: u8) -> Self {
+        Self::with(members, |_| ())
+    }
+
+    /// A client of the engine before waits for answers.
+    fn recovering(members: u8) -> Self {
+        Self::with(members, |config| config.recover = true)
+    }
+
+    fn with(members: u8, set: impl FnOnce(&mut Config)) -> Self {
         let slots: Vec<_> = (0..members).map(Slot).collect();
         let instance = InstanceId("e1".into());
-        let config =
+        let mut config =
             Config::new("v", instance.clone(), slots.iter().copied().map(replica).collect());
+        set(&mut config);
         let now = Instant::now();
         Self {
             core: Core::new(now, config),
@@ -123,6 +135,7 @@ impl Stage {
             dropped: BTreeSet::new(),
             ended: None,
             opened: false,
+            arbiter_is_away: false,
             changes: 0,
             changes_to_open: 0,
             dead: BTreeSet::new(),
@@ -195,6 +208,7 @@ impl Stage {
                     self.core.release(now, io);
                 }
             }
+            Action::ReadRecord if self.arbiter_is_away => {}
             Action::ReadRecord => self.core.record_read(now, self.record.clone()),
             Action::Change { expected, change } => {
                 let after = self.record.after(expected, change);
@@ -777,6 +791,121 @@ fn if_all_that_answered_lost_power_and_one_is_missing_the_open_waits_for_it() {
     stage.pass(500 * MS);
     assert!(stage.opened);
     assert_eq!(stage.members(), [replica(C)], "only it has all that was acknowledged");
+}
+
+/// It had said Welcome, lost power and was nevertheless kept, alone: what was acknowledged and not
+/// flushed was lost, and the silent one, which was only cut off, had it.
+#[test]
+fn who_stays_answers_once_more_before_the_open_leaves_out_who_is_silent() {
+    let mut stage = Stage::recovering(2);
+    stage.hung.insert(B);
+    stage.settle();
+    stage.pass(9 * SECOND);
+    stage.hung.insert(A); // its power is gone, and nobody is told
+    stage.pass(2 * SECOND);
+    assert!(stage.waits_for().contains("r0 must answer once more before r1 can be left out"));
+    stage.pass(8 * SECOND);
+    assert!(!stage.opened && stage.changes == 0, "{:?}", stage.members());
+    stage.hung.remove(&A);
+    stage.suspect.insert(A);
+    stage.pass(30 * SECOND);
+    assert!(!stage.opened && stage.changes == 0, "{:?}", stage.members());
+    assert!(stage.waits_for().contains("must answer: r1"), "{}", stage.waits_for());
+    stage.hung.clear();
+    stage.pass(10 * SECOND);
+    assert!(stage.opened, "{}", stage.waits_for());
+    assert_eq!(stage.members(), [replica(B)], "only it has all that was acknowledged");
+}
+
+/// Each takes its time to be given up, and then the volume opens with who answers.
+#[test]
+fn an_open_ends_however_many_of_those_who_stay_are_silent_at_the_ping() {
+    let mut stage = Stage::recovering(4);
+    stage.hung.insert(B);
+    stage.settle();
+    stage.pass(9 * SECOND);
+    stage.hung.extend([C, Slot(3)]);
+    stage.pass(10 * SECOND);
+    assert!(stage.opened, "{}", stage.waits_for());
+    assert_eq!(stage.members(), [replica(A)]);
+}
+
+/// The same a moment later: it had answered, the other was removed, and then its power went.
+#[test]
+fn until_the_volume_is_open_who_was_removed_is_waited_for_if_all_others_lost_power() {
+    let mut stage = Stage::recovering(2);
+    stage.hung.insert(B);
+    stage.settle();
+    stage.pass(9 * SECOND);
+    stage.hung.insert(A);
+    stage.pass(2 * SECOND);
+    stage.answer_one(A); // the ping
+    assert!(!stage.opened && stage.members() == [replica(A)]);
+    stage.suspect.insert(A);
+    stage.hung.remove(&A);
+    stage.cut(A);
+    stage.pass(30 * SECOND);
+    assert!(!stage.opened);
+    assert!(stage.waits_for().contains("must answer: r1"), "{}", stage.waits_for());
+    stage.hung.clear();
+    stage.pass(10 * SECOND);
+    assert!(stage.opened, "{}", stage.waits_for());
+    assert_eq!(stage.members(), [replica(B)], "only it has all that was acknowledged");
+}
+
+/// Nothing was acknowledged since: it lacks nothing, and needn't be rebuilt.
+#[test]
+fn one_that_comes_while_another_is_greeted_anew_is_a_member_again() {
+    let mut stage = Stage::recovering(2);
+    stage.hung.insert(B);
+    stage.settle();
+    stage.pass(9 * SECOND);
+    stage.hung.insert(A);
+    stage.pass(2 * SECOND);
+    stage.answer_one(A);
+    assert_eq!(stage.members(), [replica(A)]);
+    stage.hung.remove(&B);
+    stage.cut(A);
+    stage.pass(20 * SECOND);
+    assert!(stage.opened, "{}", stage.waits_for());
+    assert!(stage.members().contains(&replica(B)));
+}
+
+/// The members' time had run out when the engine learned who they are: the first that answered opened
+/// the volume alone, and the others, with whom nothing was wrong, were removed.
+#[test]
+fn an_open_gives_members_their_time_from_when_the_arbiter_has_named_them() {
+    let mut stage = Stage::new(2);
+    stage.arbiter_is_away = true;
+    stage.settle();
+    stage.pass(11 * SECOND);
+    stage.hung.insert(B);
+    stage.core.record_read(stage.now, stage.record.clone());
+    stage.settle();
+    stage.pass(100 * MS);
+    assert!(!stage.opened && stage.changes == 0);
+    stage.hung.clear();
+    stage.pass(9 * SECOND);
+    assert!(stage.opened && stage.changes == 0, "{}", stage.waits_for());
+}
+
+/// All have lost power, and one is killed when the others are members again: these were taken for
+/// sound, and one that wasn't so far left beside them.
+#[test]
+fn if_all_lost_power_none_leaves_for_it_when_another_is_lost_while_the_volume_opens() {
+    let mut stage = Stage::recovering(3);
+    stage.suspect = [A, B, C].into();
+    stage.hung.insert(C);
+    stage.settle();
+    stage.answer_one(C); // Hello; the others are told the set, and so is C
+    assert!(!stage.opened && stage.mode_of(A) == ReplicaMode::ReadWrite);
+    stage.cut(A);
+    stage.suspect.remove(&A); // it is a member again
+    stage.pass(SECOND);
+    stage.hung.clear();
+    stage.pass(10 * SECOND);
+    assert!(stage.opened, "{}", stage.waits_for());
+    assert_eq!(stage.members(), [replica(A), replica(B), replica(C)]);
 }
 
 /// It was lost as soon as another was live, greeted anew, and lost again.

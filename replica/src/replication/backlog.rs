@@ -13,6 +13,7 @@ use super::core::Core;
 use super::hedge::is_confirmation;
 use super::peer::{FlushFor, Peer, PeerState, Purpose};
 use super::slots::Slot;
+use crate::mutation::{self, Mutation};
 
 /// Before a rebuild that was paused begins again.
 const PAUSE_MIN: Duration = Duration::from_secs(1);
@@ -26,7 +27,8 @@ impl Core {
 
     /// A target may owe so many bytes and no more.
     pub(super) fn bound_backlogs(&mut self, now: Instant) {
-        let bound = self.config.backlog_bytes;
+        let is_bounded = !mutation::is_on(Mutation::BacklogUnbounded);
+        let bound = if is_bounded { self.config.backlog_bytes } else { u64::MAX };
         let too_much = |peer: &Peer| peer.owed_bytes > bound && self.is_target(peer);
         for slot in self.slots_where(too_much).iter() {
             self.pause_rebuild(now, slot);
@@ -69,8 +71,7 @@ impl Core {
     /// In words, for people.
     pub(super) fn slow_waits_for(&self) -> Option<String> {
         let slow = self.slow.intersection(self.live());
-        let names: Vec<_> = slow.iter().map(|slot| self.peer(slot).id.to_string()).collect();
-        let names = (!names.is_empty()).then(|| names.join(", "))?;
+        let names = (!slow.is_empty()).then(|| self.names(slow))?;
         Some(format!("writes wait for {names}: no confirmation for some seconds"))
     }
 }

@@ -221,7 +221,7 @@ impl Core {
     /// What the arbiter has. The shell repeats the read until there is an answer.
     pub fn record_read(&mut self, now: Instant, record: Record) {
         if self.adopt_record(now, record) && matches!(self.phase, Phase::Opening(_)) {
-            self.opening_has_record();
+            self.opening_has_record(now);
         }
         self.pump(now);
     }
@@ -235,9 +235,7 @@ impl Core {
     /// Time has passed; at the latest what [`poll_timeout`](Self::poll_timeout) said.
     pub fn handle_timeout(&mut self, now: Instant) {
         for slot in self.all_slots() {
-            let peer = self.peer(slot);
-            let late = peer.owes_answer() && now >= peer.progress_at + self.config.replica_timeout;
-            if late && !self.is_last_live(slot) {
+            if self.patience_ends(self.peer(slot)).is_some_and(|at| now >= at) {
                 let seconds = self.config.replica_timeout.as_secs();
                 let reason = format!("no answer for {seconds} s");
                 // The open has a deadline of its own for who is silent.
@@ -261,10 +259,7 @@ impl Core {
         }
         let peers = self.peers.iter().filter_map(|peer| match peer.state {
             PeerState::Down { retry_at } if self.may_connect(peer) => Some(retry_at),
-            _ if peer.owes_answer() && !self.is_last_live(peer.slot) => {
-                Some(peer.progress_at + self.config.replica_timeout)
-            }
-            _ => None,
+            _ => self.patience_ends(peer),
         });
         let opening = match &self.phase {
             Phase::Opening(opening) => opening.deadline(),
@@ -283,6 +278,14 @@ impl Core {
             .chain(self.next_delay_check())
             .chain(self.next_alive_check())
             .min()
+    }
+
+    /// When one that owes an answer is given up.
+    fn patience_ends(&self, peer: &Peer) -> Option<Instant> {
+        let is_bounded = peer.owes_answer()
+            && !self.is_last_live(peer.slot)
+            && !mutation::is_on(Mutation::SilentMemberKept);
+        is_bounded.then(|| peer.progress_at + self.config.replica_timeout)
     }
 
     /// Whether [`poll_timeout`](Self::poll_timeout) may say something earlier than before.
@@ -552,9 +555,17 @@ impl Core {
         matches!(self.phase, Phase::Serving | Phase::Closing(_))
     }
 
+    /// Nobody else could go on. While the volume opens that may also be one that waits for the others.
     fn is_last_live(&self, slot: Slot) -> bool {
         let live = self.live();
-        live.contains(slot) && live.len() == 1
+        let others = self.slots_where(|peer| peer.meant().is_some() && peer.welcome().is_some());
+        live.contains(slot) && live.len() == 1 && (self.is_open() || others.is_empty())
+    }
+
+    /// For people.
+    pub(super) fn names(&self, slots: Slots) -> String {
+        let names: Vec<_> = slots.iter().map(|slot| self.peer(slot).id.to_string()).collect();
+        names.join(", ")
     }
 
     /// The record names it alone, and surely so: it can't be removed, whatever it does.

@@ -222,7 +222,7 @@ impl Core {
     pub(super) fn note_epochs_of(&mut self, slot: Slot, welcome: &Welcome) {
         let epochs = &mut self.epochs;
         epochs.newest = epochs.newest.max(welcome.epoch.begun);
-        if self.peers[usize::from(slot.0)].in_set.is_none() {
+        if self.peers[usize::from(slot.0)].meant().is_none() {
             return;
         }
         epochs.newest = epochs.newest.max(welcome.epoch.agreed);

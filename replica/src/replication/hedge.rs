@@ -14,6 +14,7 @@ use super::latency::{self, Runner};
 use super::peer::{FlushFor, Purpose};
 use super::slots::{Slot, Slots};
 use crate::message::{Reply, Request};
+use crate::mutation::{self, Mutation};
 
 /// One read in so many may be asked twice, in the long run.
 const READS_PER_HEDGE: u32 = 20;
@@ -132,7 +133,9 @@ impl Core {
             Runner { slot: peer.slot, latencies: &mut peer.latencies, waiting }
         });
         let mut runners: Vec<_> = runners.collect();
-        if let Some(slot) = latency::too_slow(now, &mut runners, patience) {
+        if let Some(slot) = latency::too_slow(now, &mut runners, patience)
+            && !mutation::is_on(Mutation::SilentMemberKept)
+        {
             self.lose(now, slot, "it is far slower than the others, and holds up all writes");
         }
     }

@@ -174,7 +174,11 @@ impl Core {
             self.io(id).stage = IoStage::Settling;
             return;
         }
-        if reads && mutation::is_on(Mutation::ReadOutsideLock) {
+        let has_edges = matches!(self.io(id).operation,
+            Operation::Write { edges, .. } if edges != [None, None]);
+        if reads && mutation::is_on(Mutation::ReadOutsideLock)
+            || has_edges && mutation::is_on(Mutation::EdgesReadOutsideLock)
+        {
             return self.locked(now, id);
         }
         let mode = if self.io(id).is_write() { LockMode::Exclusive } else { LockMode::Shared };

@@ -147,9 +147,8 @@ impl Core {
     /// In words, for people.
     pub(super) fn lease_waits_for(&self) -> Option<String> {
         let missing = self.lenders().without(self.live());
-        let names: Vec<_> = missing.iter().map(|slot| self.peer(slot).id.to_string()).collect();
-        (!self.lease_waiters.is_empty() && !names.is_empty()).then(|| {
-            let names = names.join(", ");
+        (!self.lease_waiters.is_empty() && !missing.is_empty()).then(|| {
+            let names = self.names(missing);
             format!("requests wait until {names} answers or is removed from the in-sync set")
         })
     }

@@ -43,7 +43,7 @@ impl Core {
                 self.act(Action::Connect { slot, link });
             } else if !peer.wanted
                 && self.is_open() // before, whoever may hold acknowledged writes is needed
-                && !matches!(peer.state, PeerState::Down { .. })
+                && !peer.is_down()
             {
                 let others = self.live().without([slot].into_iter().collect());
                 if peer.in_set.is_none() || !others.is_empty() {
@@ -56,7 +56,7 @@ impl Core {
     /// A member may be back before it is removed; one that isn't fit only if nobody else is left.
     pub(super) fn may_connect(&self, peer: &Peer) -> bool {
         match &self.phase {
-            Phase::Opening(opening) => opening.has_record() && peer.in_set.is_some(),
+            Phase::Opening(opening) => opening.may_greet(peer),
             Phase::Serving | Phase::Closing(_) => match peer.in_set {
                 Some(_) if peer.absence == Absence::Unfit => {
                     self.live().is_empty() && self.changing.is_none()
@@ -78,7 +78,7 @@ impl Core {
         let peer = self.peer_mut(slot);
         peer.state = PeerState::Greeting;
         peer.greeted = Some(fence);
-        let incarnation = peer.in_set;
+        let incarnation = peer.meant();
         let role = if incarnation.is_some() { Role::Member } else { Role::WriteOnly };
         let claim = Some(Claim { fence, instance, incarnation, process });
         let hello = Hello { volume, replica: peer.id.clone(), role, claim };
@@ -95,14 +95,15 @@ impl Core {
         };
         let peer = self.peer_mut(slot);
         peer.failed = false;
-        let other = peer.in_set.is_some_and(|incarnation| incarnation != welcome.incarnation);
+        let other = peer.meant().is_some_and(|incarnation| incarnation != welcome.incarnation);
         if other && !mutation::is_on(Mutation::WrongIncarnationAccepted) {
             return self.lose(now, slot, "its directory was made anew: it isn't the copy it was");
         }
         let was_lost_while_serving = peer.in_set.is_some();
         self.note_epochs_of(slot, &welcome);
         let unfit = self.why_unfit(slot, &welcome);
-        let is_another_process = welcome.unrecovered_regions > 0;
+        let is_another_process = welcome.unrecovered_regions > 0
+            && !mutation::is_on(Mutation::AnotherProcessNotCompared);
         self.peer_mut(slot).state = PeerState::Welcomed(welcome);
         if was_lost_while_serving && self.is_open() {
             match unfit {
@@ -198,7 +199,7 @@ impl Core {
         peer.latencies.forget();
         peer.absence = absence;
         let link = peer.link;
-        let was_connected = !matches!(peer.state, PeerState::Down { .. });
+        let was_connected = !peer.is_down();
         peer.state = PeerState::Down { retry_at };
         peer.reason = Some(reason.to_owned());
         peer.expect_nothing();
@@ -241,10 +242,7 @@ impl Core {
                     if mutation::is_on(Mutation::NoPing) {
                         return self.swap(live);
                     }
-                    self.pings += 1;
-                    let round = self.pings;
-                    let asked = self.ask(now, live, &Purpose::Ping(round), &Request::Ping);
-                    self.changing = Some(Changing::Pinging { round, asked });
+                    self.ping(now, live);
                 }
             }
             Some(Changing::Pinging { .. }) if self.set().without(self.live()).is_empty() => {
@@ -256,6 +254,14 @@ impl Core {
             Some(Changing::Pinging { asked, .. }) if asked.is_over() => self.swap(self.live()),
             Some(_) => {}
         }
+    }
+
+    /// Rule 5: those who are to stay show that they are there, after the others were lost.
+    pub(super) fn ping(&mut self, now: Instant, staying: Slots) {
+        self.pings += 1;
+        let round = self.pings;
+        let asked = self.ask(now, staying, &Purpose::Ping(round), &Request::Ping);
+        self.changing = Some(Changing::Pinging { round, asked });
     }
 
     /// When a lost member is waited for no longer.
@@ -313,7 +319,7 @@ impl Core {
             .iter()
             .map(|slot| {
                 let peer = self.peer(slot);
-                let incarnation = peer.in_set.or(self.rebuilt_incarnation(slot));
+                let incarnation = peer.meant().or(self.rebuilt_incarnation(slot));
                 let incarnation = incarnation.expect("a member or a rebuilt replica has one");
                 Member { replica: peer.id.clone(), incarnation }
             })
@@ -361,7 +367,10 @@ impl Core {
 
     /// Takes the record as the truth. `false`: it names another engine, and this one has ended.
     pub(super) fn adopt_record(&mut self, now: Instant, record: Record) -> bool {
-        if record.engine.as_ref().is_none_or(|engine| engine.instance != self.config.instance) {
+        let is_other =
+            record.engine.as_ref().is_none_or(|engine| engine.instance != self.config.instance);
+        let opens_anyway = mutation::is_on(Mutation::UngrantedEngineOpens) && !self.is_open();
+        if is_other && !opens_anyway {
             let now_is = record.engine.map_or("none".into(), |engine| engine.node);
             self.end(End::Fenced(format!(
                 "the record names another engine (on node {now_is}, {})",
@@ -387,8 +396,9 @@ impl Core {
         self.departing = self.departing.union(removed).without(self.set());
         for slot in removed.iter() {
             self.settle.expect_no_marks(slot);
-            if !matches!(self.peer(slot).state, PeerState::Down { .. }) {
-                self.lose(now, slot, "it was removed from the set");
+            if !self.peer(slot).is_down() {
+                let why = self.peer(slot).welcome().and_then(|it| self.why_older(slot, it));
+                self.lose(now, slot, why.as_deref().unwrap_or("it was removed from the set"));
             }
         }
         true
@@ -466,11 +476,7 @@ impl Core {
             None => {
                 let set = self.set();
                 (!set.is_empty() && self.live().is_empty() && matches!(self.phase, Phase::Serving))
-                    .then(|| {
-                        let names: Vec<_> =
-                            set.iter().map(|slot| self.peer(slot).id.to_string()).collect();
-                        format!("no replica that is in sync answers ({})", names.join(", "))
-                    })
+                    .then(|| format!("no replica that is in sync answers ({})", self.names(set)))
             }
         }
     }

@@ -1,20 +1,21 @@
 //! From a granted generation to a volume that may be used.
 //!
 //! ```text
-//! read the record ─▶ greet its members ─▶ decide who stays ─▶ (arbiter) ─▶ chains alike
-//!                                              │                              │
-//!                            all may have lost writes, one is missing:        ▼
-//!                            wait for it, or for a person          Advance on all
-//!                                                                         ▼
+//! read the record ─▶ greet its members ─▶ decide who stays ──all──▶ chains alike
+//!                      ▲                    │   │  ▲                     │
+//!                      │  all may have lost │   │  └─ Pinging those ◀─┐   ▼
+//!                      └─ writes, one is ◀──┘   │                     │ Advance on all
+//!                         missing: wait for     └─not all─────────────┘   │
+//!                         it, or for a person                             ▼
 //!                                                  what they have marked, page by page ─▶ serve
 //! ```
-
 use std::time::Instant;
 
 use super::action::Action;
 use super::config::Config;
 use super::core::{Core, Phase};
-use super::peer::{Absence, PeerState, Purpose};
+use super::membership::Changing;
+use super::peer::{Absence, Peer, PeerState, Purpose};
 use super::slots::{Slot, Slots};
 use crate::chain::{ChainChange, ChainInfo, ChainOp};
 use crate::message::{Reply, Request};
@@ -29,6 +30,8 @@ pub(super) struct Opening {
     passed: bool,
     dead_passed: bool,
     stage: OpenStage,
+    /// All of them have lost power: nobody has more than what each has, until the volume is open.
+    all_lost: bool,
     /// Members that have regions marked, and haven't told all of them.
     untold: Slots,
 }
@@ -37,6 +40,10 @@ pub(super) struct Opening {
 enum OpenStage {
     ReadingRecord,
     Greeting,
+    /// These stay, if they answer a ping of after the others were found missing (rule 5).
+    Pinging {
+        staying: Slots,
+    },
     /// The arbiter removes those who can't open.
     Removing,
     Equalizing,
@@ -53,12 +60,18 @@ impl Opening {
             passed: false,
             dead_passed: false,
             stage: OpenStage::ReadingRecord,
+            all_lost: false,
             untold: Slots::NONE,
         }
     }
 
-    pub(super) fn has_record(&self) -> bool {
-        self.stage != OpenStage::ReadingRecord
+    /// Who leaves isn't asked again while those who stay are: the volume has to open once.
+    pub(super) fn may_greet(&self, peer: &Peer) -> bool {
+        match self.stage {
+            OpenStage::ReadingRecord | OpenStage::Pinging { .. } => false,
+            OpenStage::Greeting => peer.meant().is_some(),
+            _ => peer.in_set.is_some(),
+        }
     }
 
     pub(super) fn deadline(&self) -> Option<Instant> {
@@ -70,7 +83,7 @@ impl Opening {
 /// What to do about the members that have answered so far.
 #[derive(Debug, PartialEq, Eq)]
 enum Verdict {
-    Open { leaving: Slots },
+    Open { staying: Slots },
     Wait,
 }
 
@@ -82,9 +95,12 @@ impl Core {
         }
     }
 
-    pub(super) fn opening_has_record(&mut self) {
-        if let Some(opening) = self.opening() {
+    /// However long the arbiter took, the members have their time.
+    pub(super) fn opening_has_record(&mut self, now: Instant) {
+        if let Phase::Opening(opening) = &mut self.phase {
+            *opening = Opening::new(now, &self.config);
             opening.stage = OpenStage::Greeting;
+            self.peers.iter_mut().for_each(|peer| peer.granted = peer.in_set);
         }
     }
 
@@ -112,20 +128,35 @@ impl Core {
             OpenStage::ReadingRecord => {}
             OpenStage::Greeting => match self.verdict(passed) {
                 Verdict::Wait => {}
-                Verdict::Open { leaving } if leaving.is_empty() => {
+                Verdict::Open { staying } if staying == self.set() => {
+                    self.note_all_lost();
                     self.equalize(now);
                     self.drive_opening(now); // most often all chains are alike
                 }
-                Verdict::Open { leaving } => {
+                Verdict::Open { staying } if mutation::is_on(Mutation::OpenWithoutPing) => {
                     self.set_stage(OpenStage::Removing);
-                    for slot in leaving.intersection(self.older_copies()).iter() {
-                        let why = self.peer(slot).welcome().and_then(|it| self.why_older(slot, it));
-                        self.lose(now, slot, &why.unwrap_or_default());
-                    }
-                    let staying = self.set().without(leaving);
                     self.swap(staying);
                 }
+                Verdict::Open { staying } => {
+                    self.set_stage(OpenStage::Pinging { staying });
+                    self.ping(now, staying);
+                }
             },
+            OpenStage::Pinging { staying } => {
+                let still = self.verdict(passed) == Verdict::Open { staying };
+                match &self.changing {
+                    Some(Changing::Pinging { asked, .. }) if still && !asked.is_over() => {}
+                    Some(Changing::Pinging { .. }) if still => {
+                        self.set_stage(OpenStage::Removing);
+                        self.swap(staying);
+                    }
+                    _ => {
+                        self.changing = None;
+                        self.set_stage(OpenStage::Greeting); // one is lost, or back
+                        self.drive_opening(now);
+                    }
+                }
+            }
             OpenStage::Removing if changing => {}
             OpenStage::Removing => {
                 self.set_stage(OpenStage::Greeting); // look at those who stay once more
@@ -162,22 +193,38 @@ impl Core {
         }
     }
 
-    /// Procedure "Open", steps 3 and 4.
+    /// If all that were granted answered and are suspect, they stay so, whatever they say once they
+    /// are members again and one of them is lost and greeted anew.
+    fn note_all_lost(&mut self) {
+        let granted = self.slots_where(|peer| peer.granted.is_some());
+        let suspect = |peer: &Peer| peer.welcome().is_some_and(|welcome| !welcome.continuous);
+        let suspects = self.slots_where(suspect);
+        if let Some(opening) = self.opening() {
+            opening.all_lost |= suspects.intersection(granted) == granted;
+        }
+    }
+
+    /// Procedure "Open", steps 3 and 4: of those who were in the set that was granted.
     fn verdict(&self, (deadline_passed, dead_passed): (bool, bool)) -> Verdict {
-        let set = self.set();
+        let only_what_is_left = mutation::is_on(Mutation::OpenByWhatIsLeft);
+        let granted = self.slots_where(|peer| match only_what_is_left {
+            true => peer.in_set.is_some(),
+            false => peer.meant().is_some(),
+        });
         // Live ones have been welcomed before another was lost on the way.
         let live = self.live();
-        let welcomed = self.slots_where(|peer| peer.welcome().is_some()).intersection(set);
+        let welcomed = self.slots_where(|peer| peer.welcome().is_some()).intersection(granted);
         let answered = welcomed.union(live);
         let older = self.older_copies();
-        let continuous = live.union(self.slots_where(|peer| {
-            peer.in_set.is_some() && peer.welcome().is_some_and(|welcome| welcome.continuous)
-        }));
+        let all_lost = matches!(&self.phase, Phase::Opening(opening) if opening.all_lost);
+        let says_so =
+            |peer: &Peer| peer.welcome().is_some_and(|welcome| welcome.continuous || all_lost);
+        let continuous = live.union(self.slots_where(says_so).intersection(granted));
         let continuous = continuous.without(older);
-        let silent = set.without(answered);
+        let silent = granted.without(answered);
         // One that lends is alive, and answers soon: whatever the deadline is.
         let lends = |slot| matches!(self.peer(slot).absence, Absence::Lending { .. });
-        if silent.iter().any(lends) {
+        if silent.iter().any(lends) && !mutation::is_on(Mutation::LenderIsSilent) {
             return Verdict::Wait;
         }
         // One that answered that it isn't fit won't become so; one may listen soon.
@@ -188,7 +235,7 @@ impl Core {
         });
         if !continuous.is_empty() {
             return if awaited.next().is_none() {
-                Verdict::Open { leaving: set.without(continuous) }
+                Verdict::Open { staying: continuous }
             } else {
                 Verdict::Wait
             };
@@ -198,7 +245,7 @@ impl Core {
         let nobody_cares = !self.config.recover || mutation::is_on(Mutation::OpenWithoutMissing);
         let nobody_remembers = deadline_passed && nobody_cares && !answered.is_empty();
         if !answered.is_empty() && (silent.is_empty() || nobody_remembers) {
-            Verdict::Open { leaving: silent.union(older) }
+            Verdict::Open { staying: answered.without(older) }
         } else {
             Verdict::Wait
         }
@@ -208,7 +255,7 @@ impl Core {
     /// aren't older themselves, so it is never all.
     fn older_copies(&self) -> Slots {
         self.slots_where(|peer| {
-            peer.in_set.is_some()
+            peer.meant().is_some()
                 && peer.welcome().is_some_and(|it| self.why_older(peer.slot, it).is_some())
         })
     }
@@ -253,6 +300,12 @@ impl Core {
 
     fn serve(&mut self, now: Instant) {
         self.phase = Phase::Serving;
+        let is_back = |peer: &Peer| peer.meant().is_some() && peer.in_set.is_none();
+        let late = self.slots_where(|peer| is_back(peer) && !peer.is_down());
+        self.peers.iter_mut().for_each(|peer| peer.granted = None);
+        for slot in late.iter() {
+            self.lose(now, slot, "it was removed from the set"); // it comes anew, to be rebuilt
+        }
         self.forget_the_removed(now);
         self.epochs_opened(now);
         self.act(Action::Opened { size_bytes: self.chain.size_bytes() });
@@ -297,6 +350,11 @@ impl Core {
         let Phase::Opening(opening) = &self.phase else { return None };
         Some(match opening.stage {
             OpenStage::ReadingRecord => "the arbiter must say who may write".into(),
+            OpenStage::Pinging { staying } => format!(
+                "{} must answer once more before {} can be left out",
+                self.names(staying),
+                self.names(self.set().without(staying))
+            ),
             OpenStage::Removing => "the arbiter must record who can't open".into(),
             OpenStage::Equalizing | OpenStage::Advancing => {
                 "replicas prepare for this engine".into()
@@ -304,7 +362,7 @@ impl Core {
             OpenStage::Marks => "replicas tell what was being written at the last stop".into(),
             OpenStage::Greeting => {
                 let silent = self
-                    .slots_where(|peer| peer.in_set.is_some() && peer.welcome().is_none())
+                    .slots_where(|peer| peer.meant().is_some() && peer.welcome().is_none())
                     .iter()
                     .map(|slot| {
                         let peer = self.peer(slot);

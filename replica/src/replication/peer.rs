@@ -30,6 +30,8 @@ pub(super) struct Peer {
     pub(super) slot: Slot,
     /// Of the directory that the record names; `None`: not in the set.
     pub(super) in_set: Option<Incarnation>,
+    /// The same when this engine was granted the volume; `None` once it is open.
+    pub(super) granted: Option<Incarnation>,
     /// Whether the volume should have it.
     pub(super) wanted: bool,
     pub(super) state: PeerState,
@@ -170,6 +172,7 @@ impl Peer {
             id,
             slot,
             in_set: None,
+            granted: None,
             wanted: true,
             state: PeerState::Down { retry_at: now },
             link: LinkId(0),
@@ -187,6 +190,15 @@ impl Peer {
             greeted: None,
             confirmed: Confirmed::default(),
         }
+    }
+
+    /// The directory that has all acknowledged writes, unless it lost some.
+    pub(super) fn meant(&self) -> Option<Incarnation> {
+        self.in_set.or(self.granted)
+    }
+
+    pub(super) fn is_down(&self) -> bool {
+        matches!(self.state, PeerState::Down { .. })
     }
 
     pub(super) fn is_live(&self) -> bool {
