@@ -2,16 +2,18 @@
 //! stays, unless somebody makes the directory anew.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use ankole_blockdev::disk::{BLOCK_BYTES, Buffer};
+use ankole_replica::chain::index::PAGE_BYTES;
 use ankole_replica::server::{Clock, Replica};
 use ankole_replica::store::crash::{Call, Disk, Pace, Random, Trouble};
-use ankole_replica::store::{Identity, ReplicaState, Storage, Store, StoreOptions, View};
+use ankole_replica::store::{Continuity, Identity, ReplicaState, Store, StoreOptions, View};
 use ankole_replica::types::{
-    BlockIndex, BlockRange, Fence, Generation, Incarnation, LayerId, ReplicaId,
+    BlockIndex, BlockRange, Fence, Generation, Incarnation, LayerId, Region, ReplicaId,
 };
 
 use crate::schedule::Schedule;
@@ -40,13 +42,16 @@ pub struct Machine<W> {
     pub lossy: bool,
     /// That, or in doubt when it was greeted last.
     pub greeted_lossy: bool,
+    /// The engine that made it a member again although it was: whatever it says to that one later, it
+    /// was.
+    pub accepted_lossy_by: Option<u64>,
     /// What it has promised: the highest fence that it welcomed, the newest set that it took note of.
     pub welcomed: Option<Fence>,
     /// The newest engine that it welcomed.
     pub welcomed_engine: Option<u64>,
     pub synced: Option<Generation>,
-    /// A sector whose content was changed behind the replica's back, and the bit.
-    pub rotten: Option<([u8; SECTOR_BYTES as usize], usize)>,
+    /// What was changed behind the replica's back.
+    pub rotten: Option<Rot>,
     /// A copy of its directory, of which incarnation it was.
     pub saved: Option<(Incarnation, Disk)>,
     /// Its directory is an older copy of itself, and hasn't been rebuilt since.
@@ -60,6 +65,13 @@ pub struct Machine<W> {
 pub struct Process {
     pub tasks: Tasks,
     pub replica: Rc<Replica<Disk>>,
+}
+
+pub enum Rot {
+    /// What a sector has become, and which of its bits flipped.
+    Bit(Box<[u8; SECTOR_BYTES as usize]>, usize),
+    /// A part of a file has turned to zero; it was this.
+    Lost { file: String, offset_bytes: u64, bytes: Vec<u8> },
 }
 
 /// How a replica's process ends; a seed decides what the disk has lost.
@@ -128,6 +140,7 @@ impl<W: 'static> Machine<W> {
             hung_until: 0,
             lossy: false,
             greeted_lossy: false,
+            accepted_lossy_by: None,
             welcomed: None,
             welcomed_engine: None,
             synced: None,
@@ -182,16 +195,16 @@ impl<W: 'static> Machine<W> {
         self.disk = match how {
             Stop::Kill => self.disk.after_kill(),
             Stop::PowerCut(seed) => self.disk.after_power_cut(seed),
-            // Nobody could tell: a limit that the rules state, so it isn't asked of them here.
-            Stop::Remount(seed) if self.hides_mounts() => self.disk.after_power_cut(seed),
-            Stop::Remount(seed) => self.disk.after_remount(seed),
+            Stop::Remount(seed) => {
+                let remounted = self.disk.after_remount(seed);
+                let shows = open(&remounted.after_kill());
+                // If nobody can tell, that is a limit that the rules state: it isn't asked of them here.
+                let tells = matches!(shows.continuity(), Continuity::Lost(_));
+                if tells { remounted } else { self.disk.after_power_cut(seed) }
+            }
         };
         self.hung_until = 0;
         drop(process); // what it still does goes to the disk that isn't there any more
-    }
-
-    fn hides_mounts(&self) -> bool {
-        self.disk.file_system().is_ok_and(|it| it.superblock.is_none())
     }
 
     /// Whether it would say so, too, if it could tell one mount from another.
@@ -236,14 +249,42 @@ impl<W: 'static> Machine<W> {
         }
         let sector = sectors[(nth % sectors.len() as u64) as usize];
         let rotten = self.disk.rot(file, sector, bit);
-        self.rotten = rotten.map(|bytes| (bytes, bit));
+        self.rotten = rotten.map(|bytes| Rot::Bit(Box::new(bytes), bit));
         rotten.is_some()
+    }
+
+    /// The disk has lost one of these pages of an index: it reads as zeroes. `false`: there is none.
+    pub fn lose_page(&mut self, file: &str, nth: u64, of: impl Fn(Region) -> bool) -> bool {
+        let sectors = PAGE_BYTES as u64 / SECTOR_BYTES;
+        let pages = self.disk.sectors_of(file).into_iter().map(|sector| sector / sectors);
+        let pages: BTreeSet<u64> = pages.filter(|page| of(Region(*page))).collect();
+        if pages.is_empty() || self.rotten.is_some() {
+            return false;
+        }
+        let page = pages.iter().nth((nth % pages.len() as u64) as usize).expect("one of them");
+        let offset_bytes = page * PAGE_BYTES as u64;
+        let bytes = self.part_of(file, offset_bytes);
+        self.disk.damage(file, offset_bytes, &[0; PAGE_BYTES]);
+        self.rotten = Some(Rot::Lost { file: file.into(), offset_bytes, bytes });
+        true
+    }
+
+    fn part_of(&self, file: &str, offset_bytes: u64) -> Vec<u8> {
+        let bytes = self.disk.bytes_of(file);
+        bytes[offset_bytes as usize..][..PAGE_BYTES].to_vec()
     }
 
     /// What has rotted, and was neither written nor repaired since, is as it was.
     pub fn undo_rot(&mut self) {
-        if let Some((bytes, bit)) = self.rotten.take() {
-            self.disk.undo_rot(&bytes, bit);
+        match self.rotten.take() {
+            Some(Rot::Bit(bytes, bit)) => self.disk.undo_rot(&bytes, bit),
+            Some(Rot::Lost { file, offset_bytes, bytes }) => {
+                let is_there = !self.disk.sectors_of(&file).is_empty();
+                if is_there && self.part_of(&file, offset_bytes).iter().all(|byte| *byte == 0) {
+                    self.disk.damage(&file, offset_bytes, &bytes);
+                }
+            }
+            None => {}
         }
     }
 

@@ -76,14 +76,19 @@ fn histories(arguments: &Arguments) -> bool {
         outcomes.iter().map(|outcome| of(&outcome.tally)).sum::<u64>() / count.max(1)
     };
     let seconds = start.elapsed().as_secs_f64();
+    let longest = outcomes.iter().max_by_key(|outcome| outcome.tally.longest_wait_us);
+    let longest = longest.map_or((0, 0), |it| (it.tally.longest_wait_us / 1000, it.seed));
     println!(
         "{count} seeds in {seconds:.1} s ({:.0} a minute), {failed} failed; on average {} I/Os, \
-         {} faults, {} events, {} looks at all members",
+         {} faults, {} events, {} looks at all members; the longest wait beside a sound member was \
+         {} ms (seed {})",
         count as f64 * 60.0 / seconds,
         average(|tally| tally.ios),
         average(|tally| tally.faults),
         average(|tally| tally.events),
         average(|tally| tally.checks),
+        longest.0,
+        longest.1,
     );
     failed == 0
 }

@@ -30,6 +30,7 @@ use crate::schedule::{Due, Schedule};
 
 mod adversary;
 mod arbiter;
+mod bounds;
 mod checks;
 mod client;
 mod engines;
@@ -38,6 +39,7 @@ mod network;
 mod older;
 mod story;
 
+use bounds::Strain;
 use client::ClientOp;
 use engines::Engine;
 use network::{Answered, Link};
@@ -77,6 +79,8 @@ pub struct Tally {
     pub faults: u64,
     pub events: u64,
     pub checks: u64,
+    /// Of a request, beside a member that nothing disturbed.
+    pub longest_wait_us: u64,
 }
 
 pub struct World {
@@ -106,6 +110,8 @@ pub struct World {
     faults: bool,
     /// Which kinds of fault this seed has.
     menu: Vec<u64>,
+    /// Faults are seldom: each is over, or dealt with, before the next one.
+    is_seldom: bool,
     /// Replicas that are far away for a while.
     slow: BTreeMap<usize, u64>,
     unreachable: BTreeMap<usize, u64>,
@@ -135,6 +141,7 @@ pub struct World {
     is_quiet: bool,
     /// The block that the story is about.
     told_block: u64,
+    strain: Strain,
 }
 
 const REGION_BLOCKS: u64 = 256;
@@ -147,6 +154,9 @@ const VOLUME_BYTES: u64 = 4 * VOLUME_UNIT_BYTES;
 const TOUCHED: [u64; 21] =
     [0, 1, 2, 3, 4, 5, 6, 254, 255, 256, 257, 258, 259, 260, 261, 510, 511, 600, 900, 1300, 1700];
 const MS: u64 = 1000;
+/// What a replica that is being rebuilt may owe: more than the sixteen regions that a rebuild has on
+/// their way.
+const BACKLOG_BYTES: u64 = 17 << 20;
 
 impl World {
     pub fn new(seed: u64, story: Option<Story>) -> Self {
@@ -174,6 +184,7 @@ impl World {
         let menu = story.map_or(menu, Story::menu);
         let jobs = rng.percent(60) || story.is_some();
         let kernel_tells = rng.percent(50);
+        let is_seldom = rng.percent(15);
         let mut world = Self {
             rng,
             base: Instant::now(),
@@ -196,6 +207,7 @@ impl World {
             history: History::default(),
             faults: true,
             menu,
+            is_seldom,
             slow: BTreeMap::new(),
             unreachable: BTreeMap::new(),
             split: BTreeMap::new(),
@@ -215,6 +227,7 @@ impl World {
             dies_amid: None,
             is_quiet: false,
             told_block: 0,
+            strain: Strain::default(),
         };
         world.start_engine(false);
         world.client_step();

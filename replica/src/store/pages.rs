@@ -23,6 +23,7 @@ use super::below::{Below, Known, Merged, Moment};
 use super::page_log::PageLog;
 use super::storage::StorageFile;
 use crate::chain::index::{Blocks, PAGE_BYTES, Page, PageError, SECTOR_BYTES};
+use crate::mutation::{self, Mutation};
 use crate::types::{REGION_BYTES, Region};
 
 /// A page in memory with what it takes to find it.
@@ -397,6 +398,10 @@ impl<F: StorageFile> Pages<F> {
                 continue;
             };
             let done = async {
+                if mutation::is_on(Mutation::LoggedBeforePage) && !new.is_empty() {
+                    log.append(&new)?;
+                    log.sync().await?;
+                }
                 file.sync().await?;
                 if !new.is_empty() {
                     log.append(&new)?;
@@ -432,6 +437,9 @@ impl<F: StorageFile> KnownPages<F> {
     /// durably before anything is written there. A torn page of before beside one of later would
     /// bring back bytes that nobody has seen since.
     pub(super) fn search(&mut self, index: &F) -> io::Result<bool> {
+        if mutation::is_on(Mutation::NewPagesNotLookedFor) {
+            return Ok(false);
+        }
         let page_bytes = PAGE_BYTES as u64;
         let end = index.length_bytes()? / page_bytes;
         let (mut next, mut remains) = (0, false);
@@ -499,6 +507,9 @@ impl<F: StorageFile> State<F> {
         let offset_bytes = page_offset_bytes(Region(region));
         index.file.read_at(offset_bytes, &mut bytes).map_err(PageFault::Io)?;
         if is_zero(&bytes[..SECTOR_BYTES]) {
+            if mutation::is_on(Mutation::LostPageIsEmpty) {
+                return Ok((Page::EMPTY, Blocks::NONE));
+            }
             return Err(PageFault::Bad(PageError::Lost));
         }
         Page::decode(&bytes, number, Region(region)).map_err(PageFault::Bad)

@@ -7,7 +7,8 @@ use crate::machine::Stop;
 
 impl World {
     pub(super) fn fault_step(&mut self) {
-        let wait = 2 * MS + self.rng.below(150 * MS);
+        let seldom = if self.is_seldom { 8 } else { 1 };
+        let wait = 2 * MS + seldom * self.rng.below(150 * MS);
         self.after(wait, "fault", Self::fault_step);
         if !self.faults || self.menu.is_empty() {
             return;
@@ -31,6 +32,7 @@ impl World {
         }
         self.tally.faults += 1;
         self.log(|| format!("fault {kind} at {at} for {for_us} us"));
+        self.note_fault(kind, at, for_us);
         match kind {
             0 => self.break_some(|link| link.replica == at),
             1 => self.stop_replica(at, false, for_us),
@@ -95,6 +97,8 @@ impl World {
                 let seed = self.rng.number();
                 self.stop_replica_by(at, Stop::Remount(seed), for_us);
             }
+            // Its process has seen on which mount it is: no file system changes whether that is told.
+            23 if !self.machines[at].is_up() => {}
             23 => {
                 // Nothing tells any more that its file system is the one that it was.
                 self.machines[at].disk.hide_mounts(true);
@@ -199,6 +203,9 @@ impl World {
 
     /// A replica that failed for good gets a new directory once it isn't in the set any more.
     pub(super) fn replace_failed(&mut self) {
+        if !self.engines[&self.newest].opened {
+            return; // until then who left is still asked for what it has
+        }
         for at in 0..self.machines.len() {
             let machine = &self.machines[at];
             if !machine.doomed || machine.disk.trouble().failing_syncs > 0 {
@@ -239,6 +246,7 @@ impl World {
         }
         if self.wanted.len() > 1 && self.rng.percent(50) {
             self.wanted.remove(&at);
+            self.disturb(at, 0); // it may be wanted again before it has left
         } else if self.machines.len() < 5 && self.rng.percent(50) {
             let at = self.machines.len();
             self.next_incarnation += 1;

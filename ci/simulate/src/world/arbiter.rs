@@ -58,9 +58,12 @@ impl World {
             match (was, members.contains(&at)) {
                 (false, true) => {
                     self.removed.remove(&at);
-                    self.check_added(at);
+                    if self.engines[&self.newest].opened {
+                        self.check_added(at); // before, it comes back, and nobody was made equal
+                    }
                 }
                 (true, false) => {
+                    self.check_leaves_for_a_fault(at);
                     self.removed.insert(at, (self.record.generation, members.clone()));
                 }
                 _ => {}

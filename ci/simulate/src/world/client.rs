@@ -19,6 +19,7 @@ pub(super) struct ClientOp {
     pub(super) edges: BTreeMap<u64, Rc<Payload>>,
     sealed: Option<Rc<Payload>>,
     pub(super) start: u64,
+    pub(super) submitted_us: u64,
     pub(super) got: Option<Rc<Payload>>,
     pub(super) answered: bool,
     pub(super) done: bool,
@@ -112,6 +113,7 @@ impl World {
     pub(super) fn client_step(&mut self) {
         let wait = 100 + self.rng.below(4 * MS);
         self.after(wait, "client", Self::client_step);
+        self.check_bounds();
         let alive: Vec<_> = self
             .engines
             .iter()
@@ -182,6 +184,7 @@ impl World {
             edges: BTreeMap::new(),
             sealed: None,
             start: self.tick,
+            submitted_us: self.now_us(),
             got: None,
             answered: false,
             done: false,

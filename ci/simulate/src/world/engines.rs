@@ -53,6 +53,7 @@ impl World {
         config.clear_after = Duration::from_millis(20);
         config.epoch_every = Duration::from_millis(50);
         config.marked_regions_max = 1;
+        config.backlog_bytes = BACKLOG_BYTES;
         let recovers = config.recover;
         let core = Core::new(self.now(), config);
         self.log(|| format!("engine {id} starts, recover {recover}"));
@@ -206,15 +207,16 @@ impl World {
         }
     }
 
-    /// I9: one of those who stay has answered after the failure of those who leave.
+    /// I9: one of those who stay has answered after the failure of those who leave, also at an open.
     fn check_survivors(&self, id: u64, change: &Change) {
         let engine = &self.engines[&id];
         let Change::Members { in_sync, .. } = change else { return };
         let stays = |at: &usize| in_sync.iter().any(|it| it.replica == self.machines[*at].id);
-        if !engine.opened || id != self.newest {
+        if id != self.newest {
             return;
         }
-        let (staying, leaving): (Vec<_>, Vec<_>) = self.members().into_iter().partition(stays);
+        let staying: Vec<_> = (0..self.machines.len()).filter(stays).collect();
+        let leaving: Vec<_> = self.members().into_iter().filter(|at| !stays(at)).collect();
         let lost = leaving.iter().filter_map(|at| engine.lost.get(at)).max();
         assert!(
             leaving.is_empty() || staying.iter().any(|at| engine.heard.get(at) >= lost),
@@ -230,7 +232,7 @@ impl World {
         if !engine.opened || id != self.newest {
             return;
         }
-        let (staying, leaving): (Vec<_>, Vec<_>) = self.members().into_iter().partition(stays);
+        let leaving: Vec<_> = self.members().into_iter().filter(|at| !stays(at)).collect();
         let peers = engine.core.status().peers;
         let is_full = |at: &usize| {
             let id = &self.machines[*at].id;
@@ -238,8 +240,8 @@ impl World {
             peer.and_then(|peer| peer.reason.as_deref()) == Some("its disk is full")
         };
         assert!(
-            leaving.is_empty() || staying.len() >= 2 || !leaving.iter().all(is_full),
-            "{leaving:?} are removed since their disks are full, and {staying:?} stay (rule 21)"
+            leaving.is_empty() || in_sync.len() >= 2 || !leaving.iter().all(is_full),
+            "{leaving:?} are removed since their disks are full, and {in_sync:?} stay (rule 21)"
         );
     }
 
@@ -303,12 +305,7 @@ impl World {
     }
 
     /// Open, step 4: what only a member that is missing has isn't given up while a client waits.
-    /// Only where one member and no more has lost power: two failures at once may explain it.
     fn check_nobody_is_forgotten(&self, id: u64) {
-        let story = self.telling.as_ref().map(|telling| telling.story);
-        if story != Some(Story::SuspectIsThereAndSoundIsNot) {
-            return;
-        }
         let engine = &self.engines[&id];
         let sound = |at: &usize| {
             let machine = &self.machines[*at];
@@ -317,6 +314,8 @@ impl World {
             engine.granted.iter().any(is_it)
                 && !self.is_member(*at)
                 && !machine.has_failed()
+                && !machine.is_rolled_back
+                && !machine.greeted_lossy
                 && machine.look(|store| store.continuous())
         };
         let forgotten: Vec<_> = (0..self.machines.len()).filter(sound).collect();

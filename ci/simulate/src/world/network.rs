@@ -272,7 +272,8 @@ impl World {
                 // With nothing marked, all that was acknowledged is durable there.
                 machine.lossy &= machine.is_marked();
                 machine.lossy |= !welcome.continuous && machine.has_lost();
-                machine.greeted_lossy = machine.lossy || !welcome.continuous;
+                let was = machine.accepted_lossy_by == Some(engine);
+                machine.greeted_lossy = machine.lossy || !welcome.continuous || was;
                 machine.welcomed_engine = machine.welcomed_engine.max(Some(engine));
                 let before = machine.welcomed.replace(fence);
                 assert!(before < Some(fence), "r{replica} welcomes an older session (I4)");
@@ -281,11 +282,13 @@ impl World {
                 self.check_told_in_sync(replica);
                 let machine = &mut self.machines[replica];
                 machine.synced = machine.synced.max(Some(generation));
+                machine.accepted_lossy_by = machine.greeted_lossy.then_some(engine);
             }
             // It holds what is acknowledged now, whatever it had lost before.
             (Reply::Done, Asked::Ready) => {
                 (machine.lossy, machine.greeted_lossy) = (false, false);
                 machine.is_rolled_back = false;
+                self.note_ready(replica);
             }
             _ => {}
         }

@@ -4,7 +4,10 @@
 
 use std::ops::Range;
 
+use ankole_replica::admin::ReplicaMode;
 use ankole_replica::mutation::Mutation;
+
+use ankole_replica::types::{REGION_BYTES, Region};
 
 use super::client::Shape;
 use super::*;
@@ -16,8 +19,12 @@ pub enum Story {
     AnswersComeLate,
     ReplicaForgetsItsLessee,
     WritesHang,
+    AMemberHangs,
+    ATargetHangs,
     BlocksOfTheHeadAreUnreadable,
     HeadRotsWhileItsReplicaIsDown,
+    HeadRotsAndTheEngineLivesOn,
+    APageIsLost,
     OnlyTheTargetHasIt,
     ReturnedMemberHadNothingToCopy,
     OnlyTheAbsentHasTheCut,
@@ -25,6 +32,8 @@ pub enum Story {
     AFlushIsInterrupted,
     LayersAreJoined,
     SuspectIsThereAndSoundIsNot,
+    WhoWelcomedLosesPower,
+    AnEngineIsLateToAsk,
     DisksAreFull,
     DisksAreFullAtACut,
 }
@@ -66,8 +75,12 @@ impl Story {
         AnswersComeLate,
         ReplicaForgetsItsLessee,
         WritesHang,
+        AMemberHangs,
+        ATargetHangs,
         BlocksOfTheHeadAreUnreadable,
         HeadRotsWhileItsReplicaIsDown,
+        HeadRotsAndTheEngineLivesOn,
+        APageIsLost,
         OnlyTheTargetHasIt,
         ReturnedMemberHadNothingToCopy,
         OnlyTheAbsentHasTheCut,
@@ -75,6 +88,8 @@ impl Story {
         AFlushIsInterrupted,
         LayersAreJoined,
         SuspectIsThereAndSoundIsNot,
+        WhoWelcomedLosesPower,
+        AnEngineIsLateToAsk,
         DisksAreFull,
         DisksAreFullAtACut,
     ];
@@ -95,10 +110,16 @@ impl Story {
         Some(match mutation {
             Mutation::RenewLeaseAtAnswer => AnswersComeLate,
             Mutation::LesseeForgotten => ReplicaForgetsItsLessee,
+            Mutation::LenderIsSilent => return None,
+            Mutation::SilentMemberKept => AMemberHangs,
+            Mutation::BacklogUnbounded => ATargetHangs,
             mutation if mutation.rule() == "9" => TwoEnginesCompete,
             Mutation::OldIoNotAwaited => WritesHang,
             Mutation::RepairWithoutLock => BlocksOfTheHeadAreUnreadable,
             Mutation::UnverifiedWins => HeadRotsWhileItsReplicaIsDown,
+            Mutation::AnotherProcessNotCompared => HeadRotsAndTheEngineLivesOn,
+            Mutation::LostPageIsEmpty => APageIsLost,
+            Mutation::UngrantedEngineOpens => AnEngineIsLateToAsk,
             Mutation::RebuildIgnoresTargetsMarks => OnlyTheTargetHasIt,
             Mutation::TargetNotMarked => ReturnedMemberHadNothingToCopy,
             Mutation::AnyCutAdopted => OnlyTheAbsentHasTheCut,
@@ -106,6 +127,7 @@ impl Story {
             Mutation::EarlierIndexUnsynced => AFlushIsInterrupted,
             mutation if mutation.rule() == "join" => LayersAreJoined,
             Mutation::OpenWithoutMissing => SuspectIsThereAndSoundIsNot,
+            Mutation::OpenWithoutPing | Mutation::OpenByWhatIsLeft => WhoWelcomedLosesPower,
             Mutation::FullMemberLeaves => DisksAreFull,
             Mutation::ChangeWithoutRoom => DisksAreFullAtACut,
             _ => return None,
@@ -114,9 +136,10 @@ impl Story {
 
     pub(super) fn cast(self) -> Cast {
         match self {
-            AnswersComeLate | ReplicaForgetsItsLessee | SuspectIsThereAndSoundIsNot => {
-                Cast { machines: 2, members: 2 }
-            }
+            AnswersComeLate
+            | ReplicaForgetsItsLessee
+            | SuspectIsThereAndSoundIsNot
+            | WhoWelcomedLosesPower => Cast { machines: 2, members: 2 },
             AFlushIsInterrupted => Cast { machines: 1, members: 1 },
             _ => Cast { machines: 3, members: 3 },
         }
@@ -158,6 +181,28 @@ impl Story {
                 Do(|world| world.engine_gone(world.newest, true)),
                 PauseUs(100 * MS..200 * MS),
             ],
+            AMemberHangs => &[
+                Until(World::is_calm),
+                PauseUs(0..20 * MS),
+                Do(|world| world.hang(1, 1500 * MS)),
+                PauseUs(1600 * MS..1700 * MS),
+            ],
+            ATargetHangs => &[
+                Until(World::is_calm),
+                Do(World::expand_for_a_lot),
+                Until(World::is_calm),
+                Do(|world| world.want(2, false)),
+                Until(|world| !world.is_member(2)),
+                PauseUs(5 * MS..20 * MS),
+                Do(|world| world.want(2, true)),
+                Until(|world| world.is_being_rebuilt(2)),
+                Do(|world| {
+                    world.hang(2, 100 * MS);
+                    world.write_a_lot();
+                }),
+                PauseUs(100 * MS..200 * MS),
+                Until(World::is_calm),
+            ],
             HeadRotsWhileItsReplicaIsDown => &[
                 Until(World::is_calm),
                 PauseUs(0..20 * MS),
@@ -168,6 +213,38 @@ impl Story {
                 PauseUs(60 * MS..100 * MS),
                 Until(World::is_calm),
                 Do(|world| world.machines[0].undo_rot()),
+            ],
+            HeadRotsAndTheEngineLivesOn => &[
+                Until(World::is_calm),
+                PauseUs(0..20 * MS),
+                Do(World::rot_the_marked),
+                PauseUs(60 * MS..100 * MS), // it is back, and compared
+                Until(World::is_calm),
+                Do(|world| world.want_only(&[0])),
+                Until(|world| !world.is_member(1) && !world.is_member(2)),
+                PauseUs(20 * MS..60 * MS),
+                Do(|world| world.want_only(&[0, 1, 2])),
+                Until(World::is_calm),
+                Do(|world| world.machines[0].undo_rot()),
+            ],
+            APageIsLost => &[
+                Until(World::is_calm),
+                PauseUs(0..40 * MS),
+                Do(World::lose_a_page),
+                PauseUs(60 * MS..100 * MS),
+                Until(World::is_calm),
+                Do(|world| world.machines[0].undo_rot()),
+            ],
+            AnEngineIsLateToAsk => &[
+                Until(World::is_calm),
+                Do(|world| {
+                    world.move_volume();
+                    let until = world.now_us() + 5 * MS;
+                    world.engine(world.newest).arbiter_cut_until = until;
+                }),
+                PauseUs(0..5 * MS),
+                Do(World::move_volume),
+                PauseUs(100 * MS..200 * MS),
             ],
             OnlyTheTargetHasIt => &[
                 Do(|world| world.is_quiet = true),
@@ -281,6 +358,18 @@ impl Story {
                 }),
                 PauseUs(700 * MS..800 * MS),
             ],
+            WhoWelcomedLosesPower => &[
+                Until(World::is_calm),
+                PauseUs(0..20 * MS),
+                Do(|world| {
+                    world.hide_from_the_next(0, 600 * MS);
+                    world.engine_gone(world.newest, true);
+                }),
+                Until(|world| world.is_greeted_to_open(1)),
+                PauseUs(0..70 * MS), // the next one waits 50 ms for who is silent
+                Do(|world| world.stop_replica(1, true, MS)),
+                PauseUs(700 * MS..800 * MS),
+            ],
             DisksAreFull => &[
                 Until(World::is_calm),
                 Do(|world| world.fill_disks(&[0, 1], true)),
@@ -306,6 +395,8 @@ impl Story {
         }
     }
 }
+
+const A_LOT_BYTES: u64 = BACKLOG_BYTES + 5 * REGION_BYTES;
 
 /// What a replica dies in the middle of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -424,6 +515,48 @@ impl World {
         self.start_engine(false);
     }
 
+    /// The engine that comes next can't reach this replica.
+    fn hide_from_the_next(&mut self, at: usize, for_us: u64) {
+        self.split.insert((self.newest + 1, at), self.now_us() + for_us);
+    }
+
+    /// It has answered an engine that opens.
+    fn is_greeted_to_open(&self, at: usize) -> bool {
+        let newest = &self.engines[&self.newest];
+        !newest.opened && self.machines[at].welcomed_engine == Some(self.newest)
+    }
+
+    fn hang(&mut self, at: usize, for_us: u64) {
+        self.disturb(at, for_us);
+        self.machines[at].hung_until = self.now_us() + for_us;
+        self.after(for_us, "goes on", |_| ());
+    }
+
+    fn is_being_rebuilt(&self, at: usize) -> bool {
+        let peers = self.engines[&self.newest].core.status().peers;
+        let is_it = |peer: &replication::PeerStatus| peer.replica == self.machines[at].id;
+        peers.iter().any(|peer| is_it(peer) && peer.mode == ReplicaMode::WriteOnly)
+    }
+
+    fn expand_for_a_lot(&mut self) {
+        if self.pending.is_none() {
+            self.start_job(Job::Expand { size_bytes: VOLUME_BYTES + A_LOT_BYTES });
+        }
+    }
+
+    /// More than a replica that is being rebuilt may owe, where nobody writes else.
+    fn write_a_lot(&mut self) {
+        let id = self.newest;
+        let first = Region(VOLUME_BYTES / REGION_BYTES);
+        for region in (first.0..).map(Region).take((A_LOT_BYTES / REGION_BYTES) as usize) {
+            let range = region.range();
+            let operation = Operation::Write { range, edges: [None, None], forced: false };
+            if self.engines[&id].alive {
+                self.submit(id, Shape::whole(operation));
+            }
+        }
+    }
+
     fn let_writes_hang(&mut self, for_us: u64) {
         let until = self.now_us() + for_us;
         self.machines.iter().for_each(|machine| machine.let_writes_hang_until(until));
@@ -445,6 +578,31 @@ impl World {
             marked.iter().any(|(marked, _)| *marked == region)
         };
         self.machines[0].rot(&data, nth, bit, is_marked);
+    }
+
+    /// Replica 0 is killed, and a page of its head's index, durable for long, is gone when it is back.
+    fn lose_a_page(&mut self) {
+        let (head, marked) = self.machines[0].look(|store| {
+            let marked = store.marked_regions().unwrap_or_default();
+            (store.layer_files(store.chain().head), marked)
+        });
+        let Ok((_, index)) = head else { return };
+        let away_us = MS + self.rng.below(5 * MS);
+        self.stop_replica(0, false, away_us);
+        let nth = self.rng.number();
+        let is_settled = |region: Region| marked.iter().all(|(marked, _)| *marked != region);
+        self.machines[0].lose_page(&index, nth, is_settled);
+    }
+
+    /// The volume moves, and nobody stops the engine before.
+    fn move_volume(&mut self) {
+        self.lost_ops.clear();
+        self.start_engine(false);
+    }
+
+    fn want_only(&mut self, replicas: &[usize]) {
+        self.wanted = replicas.iter().copied().collect();
+        self.tell_wanted(self.newest);
     }
 
     fn write_somewhere_cold(&mut self) {
