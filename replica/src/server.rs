@@ -13,6 +13,7 @@
 mod connection;
 
 use std::cell::{Cell, RefCell};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -488,7 +489,9 @@ pub async fn format(
 ) -> Result<Incarnation, StoreError> {
     let failed =
         |doing| move |source| StoreError::Io { doing, place: dir.display().to_string(), source };
-    std::fs::create_dir_all(dir).map_err(failed("create the directory"))?;
+    let mut private = std::fs::DirBuilder::new();
+    let made = private.recursive(true).mode(0o700).create(dir);
+    made.map_err(failed("create the directory"))?;
     let mut random = [0; 16];
     let read = std::fs::File::open("/dev/urandom")
         .and_then(|mut file| std::io::Read::read_exact(&mut file, &mut random));

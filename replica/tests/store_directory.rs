@@ -46,6 +46,34 @@ fn what_was_written_is_read_after_the_store_was_closed_and_opened() {
     }
 }
 
+/// A disk's folder that existed was 0755 and a replica's files 0644: every user of the machine could
+/// read all volumes.
+#[test]
+fn only_the_owner_reads_what_is_in_a_volume() {
+    use std::os::unix::fs::PermissionsExt;
+    let set = |path: &std::path::Path, mode| {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).expect("it is ours");
+    };
+    run(async {
+        let dir = tempfile::tempdir().expect("a directory");
+        format(dir.path()).await.expect("it is empty");
+        let files = || std::fs::read_dir(dir.path()).expect("it is there");
+        for file in files() {
+            set(&file.expect("it is there").path(), 0o644); // as an earlier version left them
+        }
+        set(dir.path(), 0o755);
+        let store = open(dir.path(), &DirectoryOptions::default()).await;
+        let change = ChainChange::Snapshot { seal: Seal::default(), new_head: LayerId(2) };
+        store.apply(&ChainOp { id: ChainOpId(1), change }).await.expect("there is room");
+        let mode = |metadata: std::fs::Metadata| metadata.permissions().mode() & 0o777;
+        assert_eq!(mode(dir.path().metadata().expect("it is there")), 0o700);
+        for file in files().map(|file| file.expect("it is there")) {
+            let mode = mode(file.metadata().expect("it is there"));
+            assert_eq!(mode, 0o600, "{}", file.path().display());
+        }
+    });
+}
+
 #[test]
 fn a_snapshot_keeps_its_bytes_while_the_head_is_written() {
     run(async {

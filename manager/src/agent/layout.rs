@@ -17,7 +17,7 @@
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use ankole_replica::types::ReplicaId;
@@ -70,17 +70,19 @@ impl Layout {
         let data = data.canonicalize().map_err(failed("find", data))?;
         let mut absolute = Vec::new();
         for disk in disks {
-            fs::create_dir_all(disk).map_err(failed("make the disk's folder", disk))?;
+            make_private_folder(disk)?;
             absolute.push(disk.canonicalize().map_err(failed("find the disk's folder", disk))?);
         }
         if absolute.is_empty() {
             absolute.push(data.join("disks/default"));
         }
         for folder in absolute.iter().map(|disk| disk.join("replicas")) {
-            fs::create_dir_all(&folder).map_err(failed("make", &folder))?;
+            make_private_folder(&folder)?;
+            keep_others_out(&folder);
         }
         for folder in [data.join("run"), data.join("logs")] {
             make_private_folder(&folder)?;
+            keep_others_out(&folder);
         }
         let sockets = sockets_folder(&data, runtime_folder)?;
         Ok(Self { data, sockets, disks: absolute })
@@ -253,6 +255,17 @@ pub fn make_private_folder(path: &Path) -> Result<(), LayoutError> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed("make", path))
 }
 
+/// Of a folder that is only ours whatever the one around it is.
+fn keep_others_out(folder: &Path) {
+    let mended = fs::metadata(folder).and_then(|metadata| match metadata.mode() & 0o077 {
+        0 => Ok(()),
+        _ => fs::set_permissions(folder, fs::Permissions::from_mode(0o700)),
+    });
+    if let Err(error) = mended {
+        tracing::warn!(folder = %folder.display(), %error, "others can look into it");
+    }
+}
+
 /// In /tmp, somebody else may have made a folder with our name.
 pub fn is_ours(folder: &Path) -> Result<bool, LayoutError> {
     let metadata = fs::symlink_metadata(folder).map_err(failed("look at", folder))?;
@@ -278,8 +291,6 @@ pub fn random_hex<const N: usize>() -> io::Result<String> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
     use super::*;
 
     #[test]
@@ -321,6 +332,22 @@ mod tests {
         assert_eq!(layout.token().unwrap(), token);
         let mode = fs::metadata(token_path(folder.path())).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
+    }
+
+    /// A data folder or a disk that was there, with the usual 0755, left everything readable.
+    #[test]
+    fn in_a_folder_that_others_can_enter_ours_are_closed() {
+        let folder = tempfile::tempdir().unwrap();
+        let (data, disk) = (folder.path().join("data"), folder.path().join("disk"));
+        for path in [&data.join("run"), &data.join("logs"), &disk.join("replicas")] {
+            fs::create_dir_all(path).unwrap();
+            fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        Layout::prepare(&data, std::slice::from_ref(&disk), folder.path()).unwrap();
+        for path in [data.join("run"), data.join("logs"), disk.join("replicas")] {
+            let mode = fs::metadata(&path).unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, 0o700, "{}", path.display());
+        }
     }
 
     #[test]

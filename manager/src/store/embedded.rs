@@ -7,6 +7,8 @@
 //! ```
 //! A write transaction is durable before it is answered; redb lets one write at a time.
 
+use std::fs::{File, Permissions};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
@@ -35,6 +37,10 @@ impl EmbeddedStore {
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         let shown = || path.display().to_string();
         let open = |error: redb::Error| StoreError::Open { path: shown(), source: error.into() };
+        let private =
+            File::options().write(true).create(true).truncate(false).mode(0o600).open(path);
+        let private = private.and_then(|file| file.set_permissions(Permissions::from_mode(0o600)));
+        private.map_err(|error| open(error.into()))?;
         let database = Database::create(path).map_err(|error| open(error.into()))?;
         if let Some(found) = format_of(&database).map_err(open)? {
             if found > FORMAT {

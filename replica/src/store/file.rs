@@ -5,10 +5,10 @@
 //! files are open is bounded ([`open_files`](super::open_files)). Must be opened within a `LocalSet`.
 
 use std::ffi::OsString;
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
 use std::ops::Range;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
@@ -21,6 +21,8 @@ use super::open_files::{OpenFile, OpenFiles, open_files_max};
 use super::storage::{FileKind, FileSystem, LockError, Storage, StorageFile};
 use super::uring::Ring;
 
+/// Mode of every file.
+const OWNER_ONLY: u32 = 0o600;
 const LOCK: &str = "lock";
 const PROBE: &str = "probe.tmp";
 /// Those with a folder for each disk in `/sys/fs`.
@@ -70,6 +72,9 @@ impl Directory {
         if !path.metadata()?.is_dir() {
             return Err(io::Error::from(io::ErrorKind::NotADirectory));
         }
+        if let Err(error) = make_private(&path) {
+            tracing::warn!(path = %path.display(), %error, "others may read what is in the volume");
+        }
         let ring = match options.uring.then(Ring::new) {
             Some(Ok(ring)) => Some(Rc::new(ring)),
             Some(Err(error)) => {
@@ -102,7 +107,8 @@ impl Directory {
         let block = BLOCK_BYTES as usize;
         let probe = || -> io::Result<usize> {
             let mut options = OpenOptions::new();
-            let options = options.write(true).create(true).custom_flags(libc::O_DIRECT);
+            let options = options.write(true).create(true).mode(OWNER_ONLY);
+            let options = options.custom_flags(libc::O_DIRECT);
             let file = options.open(&path)?;
             file.write_all_at(&buffer[..block], 0)?;
             let loose = file.write_all_at(&buffer[512..512 + block], 0).is_ok();
@@ -139,12 +145,29 @@ impl Directory {
 
     fn options(&self, kind: FileKind) -> OpenOptions {
         let mut options = OpenOptions::new();
-        options.read(true).write(true);
+        options.read(true).write(true).mode(OWNER_ONLY);
         if self.direct && kind == FileKind::Data {
             options.custom_flags(libc::O_DIRECT);
         }
         options
     }
+}
+
+/// A directory that others can enter isn't left so, nor are the files in it: what is in a volume is
+/// its owner's.
+fn make_private(path: &Path) -> io::Result<()> {
+    if path.metadata()?.mode() & 0o077 == 0 {
+        return Ok(());
+    }
+    let set = |path: &Path, mode| std::fs::set_permissions(path, Permissions::from_mode(mode));
+    set(path, 0o700)?;
+    for entry in std::fs::read_dir(path)? {
+        let entry = entry?;
+        if entry.file_type()?.is_file() {
+            set(&entry.path(), OWNER_ONLY)?;
+        }
+    }
+    Ok(())
 }
 
 impl Storage for Directory {
@@ -157,7 +180,7 @@ impl Storage for Directory {
 
     fn lock(&self) -> Result<Self::Lock, LockError> {
         let mut options = OpenOptions::new();
-        options.read(true).write(true).create(true).truncate(false);
+        options.read(true).write(true).create(true).truncate(false).mode(OWNER_ONLY);
         let mut file = options.open(self.at(LOCK)).map_err(LockError::Io)?;
         match Flock::lock(file.try_clone().map_err(LockError::Io)?, FlockArg::LockExclusiveNonblock)
         {
