@@ -15,7 +15,8 @@ use ankole_replica::record::{Change, EngineGrant, InstanceId, Member, Record};
 use ankole_replica::types::ReplicaId;
 
 use super::Memory;
-use super::plan::{Action, DETACH_PATIENCE, EngineStart, Plan};
+use super::action::{Action, EngineStart};
+use super::plan::{DETACH_PATIENCE, Plan};
 use super::set_aside;
 use crate::agent::admin::AdminError;
 use crate::agent::format::FormatError;

@@ -11,7 +11,7 @@ use ankole_replica::inspect;
 use ankole_replica::record::InstanceId;
 
 use super::Memory;
-use super::plan::{DevicesSeen, EngineSeen, ReplicaProcess, ReplicaSeen, Seen};
+use super::seen::{DevicesSeen, EngineSeen, ReplicaProcess, ReplicaSeen, Seen};
 use super::set_aside;
 use crate::agent::layout::random_hex;
 use crate::agent::{Part, Process, admin, probe};

@@ -1,11 +1,13 @@
 //! One volume: gather → validate → plan → apply → report, whenever something happened to it.
 
+pub mod action;
 mod apply;
 pub mod gather;
 pub mod plan;
 mod report;
 #[cfg(test)]
 mod scenarios;
+pub mod seen;
 mod set_aside;
 pub mod validate;
 
@@ -16,7 +18,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use ankole_replica::types::ReplicaId;
 use tokio::sync::mpsc;
 
-use self::plan::{EngineSeen, History, Seen};
+use self::seen::{EngineSeen, History, Seen};
 use self::validate::Wanted;
 use super::Context;
 use super::backoff::Backoff;

@@ -2,7 +2,7 @@
 
 use super::Memory;
 use super::apply::Applied;
-use super::plan::Seen;
+use super::seen::Seen;
 use crate::api::error::chain;
 use crate::api::volume::{Condition, Reason};
 use crate::controllers::Context;

@@ -6,10 +6,9 @@ use ankole_replica::admin::{EngineStatus, ReplicaMode, ReplicaStatus};
 use ankole_replica::record::{EngineGrant, InstanceId, Member, Record};
 use ankole_replica::types::{Generation, Incarnation};
 
-use super::plan::{
-    Action, DETACH_PATIENCE, DEVICE_PATIENCE, DevicesSeen, EngineSeen, History, REPLICA_PATIENCE,
-    ReplicaProcess, ReplicaSeen, Seen, plan,
-};
+use super::action::Action;
+use super::plan::{DETACH_PATIENCE, DEVICE_PATIENCE, REPLICA_PATIENCE, plan};
+use super::seen::{DevicesSeen, EngineSeen, History, ReplicaProcess, ReplicaSeen, Seen};
 use super::validate::{Wanted, validate};
 use crate::api::attachment::{Ticket, TicketKind};
 use crate::api::replica::Place;

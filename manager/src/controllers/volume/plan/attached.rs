@@ -1,0 +1,55 @@
+//! What an engine that lives and is the right one says of itself.
+
+use ankole_replica::replication::waits_for_room;
+
+use super::{OPEN_PATIENCE, Plan, WHILE_ATTACHED, WHILE_STARTING, WHILE_WAITING};
+use crate::api::volume::{Condition, Reason, State, salvage_hint};
+use crate::controllers::volume::action::Action;
+use crate::controllers::volume::seen::{EngineSeen, Seen};
+
+impl Plan {
+    pub(super) fn follow(&mut self, seen: &Seen, engine: &EngineSeen) {
+        let usable = engine.status.as_ref().filter(|status| status.endpoint.is_some());
+        let Some(status) = usable else {
+            let waiting = engine.status.iter().flat_map(|status| &status.waiting).cloned();
+            let mut message = waiting.collect::<Vec<_>>().join("; ");
+            if message.is_empty() {
+                message = format!("the engine, pid {}, starts", engine.pid);
+            }
+            let mut starting = Condition::new(Reason::EngineStarting, message);
+            if engine.waits.is_some_and(|waits| waits > OPEN_PATIENCE) {
+                starting = starting.next(salvage_hint(&seen.volume.name));
+            }
+            self.note(starting);
+            let waits = engine.waits.is_some_and(|waits| waits > WHILE_WAITING);
+            self.look_again = if waits { WHILE_WAITING } else { WHILE_STARTING };
+            return;
+        };
+        self.state = State::Attached;
+        self.look_again = WHILE_ATTACHED;
+        if engine.turn != seen.volume.spec.engine.turn {
+            let message = format!("the engine, pid {}, hands over to another one", engine.pid);
+            self.note(Condition::new(Reason::Upgrading, message));
+            return self.act(Action::HandOverEngine);
+        }
+        if engine.waits.is_some_and(|waits| waits > OPEN_PATIENCE) && !status.has_readable() {
+            let message = "no replica can be read; requests wait";
+            let hint = salvage_hint(&seen.volume.name);
+            self.note(Condition::new(Reason::NoReplica, message).next(hint));
+        }
+        for replica in &status.full {
+            let place = seen.volume.status.places.iter().find(|place| place.replica == *replica);
+            let disk =
+                place.map_or("its disk".into(), |place| place.directory.display().to_string());
+            let name = &seen.volume.name;
+            let full = Condition::new(Reason::DiskFull, waits_for_room(replica)).of(replica);
+            self.note(full.next(format!(
+                "free some space on the disk of {disk}, or remove snapshots: ankole snapshot ls {name}"
+            )));
+        }
+        let size_bytes = seen.volume.spec.size_bytes;
+        if status.size_bytes < size_bytes {
+            self.act(Action::Expand { size_bytes });
+        }
+    }
+}

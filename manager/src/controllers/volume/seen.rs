@@ -1,0 +1,110 @@
+//! What is true of a volume, as its plan is made from it.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ankole_blockdev::device::Driver;
+use ankole_replica::admin::EngineStatus;
+use ankole_replica::record::InstanceId;
+use ankole_replica::types::{Generation, ReplicaId};
+
+use crate::api::replica::Place;
+use crate::api::volume::{Attachment, Device, Frontend, Volume};
+
+/// Times are how long ago something was.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    pub volume: Volume,
+    pub boot_id: String,
+    pub engine: Option<EngineSeen>,
+    pub engine_history: History,
+    /// The last engine ended because it was asked to, and said goodbye.
+    pub engine_left: bool,
+    /// One for each place, in their order.
+    pub replicas: Vec<ReplicaSeen>,
+    pub devices: DevicesSeen,
+    /// The newest generation that a replica has seen, while no engine lives.
+    pub newest_seen: Option<(Generation, ReplicaId)>,
+    /// Never used before; for an engine that may have to be granted.
+    pub fresh_instance: InstanceId,
+}
+
+#[derive(Clone, Debug)]
+pub struct EngineSeen {
+    pub pid: u32,
+    pub instance: InstanceId,
+    /// Of the upgrade for which it was started.
+    pub turn: u64,
+    pub asked_to_end: Option<Duration>,
+    /// When it last refused to detach, and why.
+    pub refused: Option<(Duration, String)>,
+    /// None while it doesn't answer.
+    pub status: Option<Box<EngineStatus>>,
+    /// How long it has been waiting for something.
+    pub waits: Option<Duration>,
+}
+
+#[derive(Clone, Debug)]
+pub struct ReplicaSeen {
+    pub place: Place,
+    pub directory_exists: bool,
+    pub process: Option<ReplicaProcess>,
+    pub history: History,
+    /// Why no process can open it: its files are damaged.
+    pub damaged: Option<String>,
+    /// Earlier directories of it that were set aside and still lie there.
+    pub set_aside: Vec<PathBuf>,
+}
+
+#[derive(Clone, Debug)]
+pub struct ReplicaProcess {
+    pub pid: u32,
+    pub asked_to_end: Option<Duration>,
+}
+
+/// How the earlier processes of one part ended.
+#[derive(Clone, Debug, Default)]
+pub struct History {
+    /// How long to wait before the next start.
+    pub hold_off: Option<Duration>,
+    pub last_end: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct DevicesSeen {
+    /// Numbers that are free, of the drivers that can be used.
+    pub free_ublk: Option<u32>,
+    pub free_nbd: Option<u32>,
+    /// A port.
+    pub free_tgt: Option<u32>,
+    /// The device of the present attachment is still in the kernel.
+    pub own_left: bool,
+    /// How long its requests have been waiting for an engine.
+    pub unserved: Option<Duration>,
+    /// How long they may.
+    pub patience: Duration,
+}
+
+impl Seen {
+    /// Somebody asked for it; a member only while another one can be read.
+    pub(super) fn is_to_be_made_anew(&self, replica: &ReplicaId, in_sync: bool) -> bool {
+        let status = self.engine.as_ref().and_then(|engine| engine.status.as_ref());
+        let others = status.is_some_and(|status| status.has_readable_but(replica));
+        self.volume.spec.rebuild.contains(replica) && (!in_sync || others)
+    }
+
+    /// Or the driver that is asked for and missing.
+    pub(super) fn new_attachment(&self) -> Result<Attachment, Driver> {
+        let ublk = self.devices.free_ublk.map(Device::Ublk);
+        let nbd = self.devices.free_nbd.map(Device::Nbd);
+        let tgt = self.devices.free_tgt.map(Device::Tgt);
+        let device = match self.volume.spec.frontend {
+            Frontend::Auto => ublk.or(nbd).or(tgt),
+            Frontend::Ublk => Some(ublk.ok_or(Driver::Ublk)?),
+            Frontend::Nbd => Some(nbd.ok_or(Driver::Nbd)?),
+            Frontend::Tgt => Some(tgt.ok_or(Driver::Tgt)?),
+            Frontend::Socket => None,
+        };
+        Ok(Attachment { boot_id: self.boot_id.clone(), device })
+    }
+}
