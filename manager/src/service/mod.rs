@@ -2,6 +2,7 @@
 //!
 //! All calls may block: they wait for the disk, and some for a controller or an engine.
 
+mod disks;
 mod jobs;
 mod program;
 mod salvage;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use ankole_replica::admin::{EngineStatus, ReplicaAddress};
 use ankole_replica::types::ReplicaId;
 
+use super::disks::Growth;
 use super::{Service, program};
 use crate::agent::layout::random_hex;
 use crate::agent::probe::{self, Finding};
@@ -66,6 +67,8 @@ impl Service {
                 .next("choose another name"));
         }
         let places = self.places(name, &spec)?;
+        let to_bytes = spec.size_bytes;
+        Growth { volume: name, places: &places, from_bytes: 0, to_bytes }.refuse_impossible()?;
         let status = VolumeStatus { places, ..VolumeStatus::default() };
         let uid = random_hex::<16>().map_err(|error| ApiError::failed(error.to_string()))?;
         self.context.store.add(&Volume { name: name.clone(), uid, spec, status })?;
@@ -210,6 +213,10 @@ impl Service {
     pub fn resize_volume(&self, name: &Name, size_bytes: u64) -> Result<VolumeView, ApiError> {
         let size = VolumeSize::of(size_bytes)
             .map_err(|error| ApiError::invalid(format!("volume {name}: {error}")))?;
+        let present: Volume = self.context.store.read(name)?;
+        let (places, from_bytes) = (&present.status.places, present.spec.size_bytes);
+        let to_bytes = size.bytes.max(from_bytes);
+        Growth { volume: name, places, from_bytes, to_bytes }.refuse_impossible()?;
         self.context.store.modify(name, |volume: &mut Volume| {
             refuse_deleting(volume)?;
             if size.bytes < volume.spec.size_bytes {

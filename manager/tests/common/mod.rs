@@ -45,6 +45,21 @@ impl World {
         })
     }
 
+    /// With the real binary, whose replicas lie on another disk.
+    pub fn on_disk(disk: &Path) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink(disk, folder.path().join("disk")).unwrap();
+        let launch = |world: &World| {
+            let mut command = world.ankole();
+            command.args(["standalone", "--listen", "127.0.0.1:0", "--disk"]);
+            command.arg(world.path().join("disk"));
+            command
+        };
+        let mut world = Self { folder, launch, standalone: None };
+        world.start();
+        world
+    }
+
     pub fn path(&self) -> &Path {
         self.folder.path()
     }

@@ -87,7 +87,8 @@ impl From<io::Error> for IntentError {
     }
 }
 
-pub(super) fn file_bytes(volume_bytes: u64) -> u64 {
+/// Of the map of a volume of this size; all of its room is taken with the size.
+pub fn file_bytes(volume_bytes: u64) -> u64 {
     sectors(volume_bytes) * SECTOR_BYTES as u64
 }
 

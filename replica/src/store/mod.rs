@@ -53,6 +53,7 @@ use std::rc::Rc;
 
 use ankole_blockdev::disk::{BLOCK_BYTES, Buffer};
 pub use error::{BadBlock, BlockProblem, ReadError, StoreError};
+pub use intent::file_bytes as intent_map_bytes;
 pub use join::JoinProgress;
 pub use meta::{Identity, Lessee, Membership, ReplicaState};
 pub use open::StoreOptions;

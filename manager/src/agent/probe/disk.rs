@@ -3,8 +3,10 @@
 use std::io;
 use std::path::Path;
 
-use rustix::fs::{Mode, OFlags};
+use ankole_replica::types::VOLUME_BYTES_MAX;
+use rustix::fs::{Mode, OFlags, StatFs};
 
+use super::file_size::file_bytes_max;
 use super::{Area, Finding, Found};
 use crate::api::size::human;
 
@@ -24,37 +26,80 @@ pub(super) fn look(data: &Path) -> Finding {
         Err(error) => return finding(Found::Problem, error.to_string(), None),
     };
     let free = human(free_bytes(existing).unwrap_or(0));
-    let good =
-        |kind| finding(Found::Yes, format!("{kind}, {free} free{}", abilities(existing)), None);
-    // Magic numbers of linux/magic.h.
-    match stat.f_type as u64 & 0xffff_ffff {
-        0xef53 => good("ext4"),
-        0x5846_5342 => good("XFS"),
-        0x0102_1994 | 0x8584_58f6 => finding(
+    let largest = largest_volume(existing);
+    match kind_of(&stat) {
+        Kind::Good(kind) => {
+            let detail = format!("{kind}, {free} free{}{largest}", abilities(existing));
+            finding(Found::Yes, detail, None)
+        }
+        Kind::Memory(_) => finding(
             Found::Problem,
             format!("in memory, {free} free: gone after a reboot"),
             Some("use a folder on ext4 or XFS"),
         ),
-        0x9123_683e => finding(
+        Kind::Btrfs => finding(
             Found::Problem,
             format!("btrfs, {free} free: copies on write what Ankole writes in place"),
             Some("use a folder on ext4 or XFS"),
         ),
-        0x6969 | 0xff53_4d42 | 0xfe53_4d42 => finding(
+        Kind::Network => finding(
             Found::Problem,
             "a network file system: its failures aren't those of a disk".into(),
             Some("use a folder on a local ext4 or XFS"),
         ),
-        0x794c_7630 => finding(
+        Kind::Overlay => finding(
             Found::Problem,
-            format!("overlay, {free} free: the layers of a container"),
+            format!("overlay, {free} free: the layers of a container{largest}"),
             Some("mount a volume of the host that is ext4 or XFS"),
         ),
-        magic => finding(
+        Kind::Unknown(magic) => finding(
             Found::Problem,
-            format!("a file system that wasn't tried ({magic:#x}), {free} free"),
+            format!("a file system that wasn't tried ({magic:#x}), {free} free{largest}"),
             Some("use a folder on ext4 or XFS"),
         ),
+    }
+}
+
+enum Kind {
+    Good(&'static str),
+    Memory(&'static str),
+    Btrfs,
+    Network,
+    Overlay,
+    Unknown(u64),
+}
+
+/// By the magic numbers of linux/magic.h.
+fn kind_of(stat: &StatFs) -> Kind {
+    match stat.f_type as u64 & 0xffff_ffff {
+        0xef53 => Kind::Good("ext4"),
+        0x5846_5342 => Kind::Good("XFS"),
+        0x0102_1994 => Kind::Memory("tmpfs"),
+        0x8584_58f6 => Kind::Memory("ramfs"),
+        0x9123_683e => Kind::Btrfs,
+        0x6969 | 0xff53_4d42 | 0xfe53_4d42 => Kind::Network,
+        0x794c_7630 => Kind::Overlay,
+        magic => Kind::Unknown(magic),
+    }
+}
+
+/// In a word or two.
+pub fn file_system_of(folder: &Path) -> String {
+    match rustix::fs::statfs(folder).as_ref().map(kind_of) {
+        Ok(Kind::Good(name) | Kind::Memory(name)) => name.into(),
+        Ok(Kind::Btrfs) => "btrfs".into(),
+        Ok(Kind::Network) => "a network file system".into(),
+        Ok(Kind::Overlay) => "overlay".into(),
+        Ok(Kind::Unknown(magic)) => format!("file system {magic:#x}"),
+        Err(error) => error.to_string(),
+    }
+}
+
+/// Only if it is smaller than what a volume may have anyway.
+fn largest_volume(folder: &Path) -> String {
+    match file_bytes_max(folder) {
+        Ok(most) if most < VOLUME_BYTES_MAX => format!(", volumes of at most {}", human(most)),
+        _ => String::new(),
     }
 }
 

@@ -4,11 +4,12 @@
 //! frontends   which of them can show a volume here, and what is missing for the others
 //! system      the kernel, limits, and what else on the node meets our devices
 //! tools       programs that users and the demo want
-//! disk        the file system of the data folder
+//! disk        the file system of the data folder, and how large a file can be there
 //! watch       what becomes of the frontends while a node runs
 //! ```
 
 mod disk;
+mod file_size;
 mod frontends;
 mod system;
 mod tools;
@@ -19,7 +20,8 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-pub use disk::free_bytes;
+pub use disk::{file_system_of, free_bytes};
+pub use file_size::file_bytes_max;
 pub use frontends::{can_serve, look as frontends, obstacle};
 pub use watch::{Capability, INTERVAL, Watch};
 

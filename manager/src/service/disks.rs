@@ -1,0 +1,72 @@
+//! Sizes that can't work on the disks. Volumes are thin, so how much is free now says little about
+//! them; but a file has a largest size, and the map of writes takes its room at once.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use ankole_replica::store::intent_map_bytes;
+
+use crate::agent::probe;
+use crate::api::replica::Place;
+use crate::api::size::human;
+use crate::api::{ApiError, Name};
+
+/// What a volume is to become.
+pub(super) struct Growth<'a> {
+    pub(super) volume: &'a Name,
+    pub(super) places: &'a [Place],
+    /// 0: it is to be made.
+    pub(super) from_bytes: u64,
+    pub(super) to_bytes: u64,
+}
+
+impl Growth<'_> {
+    /// Before anything is made or written. A disk that can't be asked is no reason to refuse: who
+    /// works on it will say what is wrong with it.
+    pub(super) fn refuse_impossible(&self) -> Result<(), ApiError> {
+        let mut replicas_in = BTreeMap::<&Path, u64>::new();
+        for folder in self.places.iter().filter_map(|place| place.directory.parent()) {
+            *replicas_in.entry(folder).or_default() += 1;
+        }
+        replicas_in.into_iter().try_for_each(|(folder, replicas)| {
+            self.refuse_too_large(folder)?;
+            self.refuse_without_room(folder, replicas)
+        })
+    }
+
+    fn refuse_too_large(&self, folder: &Path) -> Result<(), ApiError> {
+        match probe::file_bytes_max(folder) {
+            Ok(most) if self.to_bytes > most => {
+                let (most, kind) = (human(most), probe::file_system_of(folder));
+                let why = format!(
+                    "a file on {} ({kind}) can have at most {most}, and each replica needs one of the volume's size",
+                    folder.display()
+                );
+                let next = "or give the standalone a --disk with XFS";
+                Err(self.refusal(&why).next(format!("choose at most {most}, {next}")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn refuse_without_room(&self, folder: &Path, replicas: u64) -> Result<(), ApiError> {
+        let more = intent_map_bytes(self.to_bytes) - intent_map_bytes(self.from_bytes);
+        let needed = replicas * more;
+        match probe::free_bytes(folder) {
+            Ok(free) if needed > free => {
+                let (needed, free) = (human(needed), human(free));
+                let folder = folder.display();
+                let why = format!(
+                    "the maps of what is written take {needed} at once in {folder}, and {free} are free there"
+                );
+                Err(self.refusal(&why).next("choose a smaller size, or free some space there"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn refusal(&self, why: &str) -> ApiError {
+        let Self { volume, to_bytes, .. } = self;
+        ApiError::conflict(format!("volume {volume} can't have {}: {why}", human(*to_bytes)))
+    }
+}
