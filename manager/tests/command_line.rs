@@ -7,7 +7,7 @@ mod common;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use common::World;
 use rustix::process::Signal;
@@ -245,4 +245,27 @@ fn version_and_completions_need_no_server() {
     let world = World::real();
     assert_eq!(world.well(&["version"]), format!("ankole {}\n", ankole_replica::VERSION));
     assert!(world.well(&["completion", "bash"]).contains("standalone"));
+}
+
+/// A terminal is another case than a pipe: every command began with a library's complaint there, and
+/// a debug build ended by it.
+#[test]
+fn on_a_terminal_commands_say_what_they_say_elsewhere() {
+    let world = World::real();
+    let binary = env!("CARGO_BIN_EXE_ankole");
+    let data = world.data();
+    for (args, expected) in
+        [("volume ls", "NAME  STATE"), ("volume show v9", "volume v9 doesn't exist")]
+    {
+        let command = format!("{binary} --data {} {args}", data.display());
+        let said = Command::new("script").args(["-qec", &command, "/dev/null"]).output();
+        let said = said.expect("script is there: apt-get install bsdutils");
+        let text = String::from_utf8_lossy(&said.stdout);
+        assert!(text.contains(expected), "{text}");
+        assert_eq!(
+            text.trim_end().lines().count(),
+            if args == "volume ls" { 1 } else { 2 },
+            "{text}"
+        );
+    }
 }

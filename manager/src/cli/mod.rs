@@ -253,7 +253,6 @@ fn start_log(environment: &Environment, command: &Command) {
     };
     let filter = EnvFilter::builder().parse_lossy(environment.log.as_deref().unwrap_or(default));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
-    let log = log.with_ansi(io::stderr().is_terminal());
     // It fails only when there is a log already, in tests.
     let _ = log.try_init();
 }
