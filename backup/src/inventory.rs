@@ -1,7 +1,7 @@
 //! What a target holds, and whether it is whole.
 
 use crate::error::{BadBlock, Error};
-use crate::layout::VOLUMES_FOLDER;
+use crate::layout::{STORE_FOLDER, VOLUMES_FOLDER};
 use crate::lock::with_lock_if_writable;
 use crate::manifest::VolumeManifest;
 use crate::name::Name;
@@ -51,6 +51,13 @@ pub fn volumes(target: &dyn Target) -> Result<Volumes, Error> {
     names.sort();
     volumes.names = names;
     Ok(volumes)
+}
+
+/// Whether objects can be put into the target; nothing stays of it.
+pub fn try_to_write(target: &dyn Target) -> Result<(), Error> {
+    let key = format!("{STORE_FOLDER}/write-test-{}", std::process::id());
+    target.write(&key, b"")?;
+    Ok(target.delete(&key)?)
 }
 
 /// What a volume's manifest says.

@@ -36,7 +36,7 @@ pub mod transfer;
 pub mod url;
 
 pub use error::Error;
-pub use lock::LockTimes;
+pub use lock::{LockTimes, Unlocked, remove_dead_locks};
 pub use name::Name;
 pub use parallel::{Progress, unobserved};
 pub use restore::{RestoreOptions, Sink, restore, restore_to_file};

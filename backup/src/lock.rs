@@ -25,8 +25,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 use crate::json;
+use crate::name::Name;
 use crate::store::VolumeStore;
-use crate::target::{TargetError, found};
+use crate::target::{Target, TargetError, found};
 
 const LOCK_BYTES_MAX: u64 = 64 << 10;
 
@@ -123,6 +124,49 @@ pub(crate) fn with_lock_if_writable<T>(
         }
         Err(error) => Err(error),
     }
+}
+
+/// What became of the locks that a volume had.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Unlocked {
+    /// Where those lay that nobody renewed; they are gone.
+    pub removed: Vec<String>,
+    /// Where those lie whose holders live.
+    pub alive: Vec<String>,
+}
+
+/// Watches a volume's locks for as long as one may go without being renewed, and removes those that
+/// weren't. The target's clock isn't asked: it may have been wrong when a lock was written, which
+/// then wouldn't go stale until it catches up.
+pub fn remove_dead_locks(
+    target: &dyn Target,
+    volume: &Name,
+    times: LockTimes,
+) -> Result<Unlocked, Error> {
+    let store = VolumeStore::new(target, volume);
+    let mut watched = Vec::new();
+    for child in target.children(&store.paths.locks())? {
+        let Some(name) = child.strip_suffix(".lck") else { continue };
+        let key = store.paths.lock(name);
+        if let Some(modified) = found(target.modified(&key))? {
+            watched.push((key, modified));
+        }
+    }
+    if !watched.is_empty() {
+        thread::sleep(times.stale);
+    }
+    let mut unlocked = Unlocked::default();
+    for (key, before) in watched {
+        match found(target.modified(&key))? {
+            None => {} // given back
+            Some(now) if now == before => {
+                target.delete(&key)?;
+                unlocked.removed.push(target.locate(&key));
+            }
+            Some(_) => unlocked.alive.push(target.locate(&key)),
+        }
+    }
+    Ok(unlocked)
 }
 
 fn hold<'a, T>(
@@ -247,9 +291,19 @@ impl<'a> HeldLock<'a> {
         if is_fresh { Ok(()) } else { Err(Error::LockLost { volume: self.store.volume.clone() }) }
     }
 
+    /// Like [`check`](Self::check), and asks the target: somebody may have removed the lock. Before
+    /// what can't be taken back.
+    pub(crate) fn confirm(&self) -> Result<(), Error> {
+        self.check()?;
+        match self.store.target.exists(&self.key())? {
+            true => Ok(()),
+            false => Err(Error::LockLost { volume: self.store.volume.clone() }),
+        }
+    }
+
     /// A lock that was lost once stays lost: a deletion may have begun in between.
     fn refresh(&self) -> bool {
-        if self.check().is_err() {
+        if matches!(self.confirm(), Err(Error::LockLost { .. })) {
             *self.refreshed.lock().unwrap_or_else(PoisonError::into_inner) = None;
             return false;
         }

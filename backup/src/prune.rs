@@ -160,6 +160,7 @@ fn collect(store: &VolumeStore<'_>, lock: &HeldLock<'_>) -> Result<Collected, Er
         return Ok(Collected::Nothing(WhyKept::BackupsChanged));
     }
     let garbage = unreferenced(&keys, &manifests);
+    lock.confirm()?;
     for key in &garbage {
         lock.check()?;
         store.target.delete(key)?;

@@ -293,7 +293,7 @@ impl Run<'_> {
             self.store.manifest_error(&key, problem)
         })?;
         self.store.target.flush()?; // the blocks, before the manifest that lists them
-        self.lock.check()?;
+        self.lock.confirm()?;
         // Nothing in the protocol keeps two backups of one name apart; the first to finish stays.
         self.refuse_a_finished_one()?;
         self.store.save_backup(&self.request.backup, &manifest)?;

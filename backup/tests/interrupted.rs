@@ -298,6 +298,50 @@ fn a_lock_that_is_held_long_is_refreshed() {
     assert!(!target.keys().iter().any(|key| key.ends_with(".lck")));
 }
 
+/// A lock that was written by a clock of next year kept every deletion away until then.
+#[test]
+fn a_lock_from_the_future_can_be_removed_and_a_living_ones_is_kept() {
+    let target = MemoryTarget::default();
+    let mut model = filled(4);
+    back_up(&target, &model.snapshot("s1"), &request("b1"), &unobserved).unwrap();
+    let paths = VolumePaths::of(&name("vol"));
+    let lock = |name: &str| {
+        let text = format!(r#"{{"Name":"{name}","Type":1,"Acquired":true}}"#);
+        target.write(&paths.lock(name), text.as_bytes()).unwrap();
+        target.set_modified(&paths.lock(name), SystemTime::now() + Duration::from_secs(1 << 25));
+    };
+    ["lock-dead", "lock-living"].into_iter().for_each(lock);
+    let busy = || delete_backup(&target, &name("vol"), &name("b1"), quick()).unwrap_err();
+    assert!(matches!(busy(), Error::Busy { .. }));
+    let times = LockTimes { stale: Duration::from_millis(300), ..quick() };
+    let unlocked = std::thread::scope(|scope| {
+        let watching = scope.spawn(|| remove_dead_locks(&target, &name("vol"), times).unwrap());
+        while !watching.is_finished() {
+            target.write(&paths.lock("lock-living"), b"{\"Name\":\"\",\"Type\":1}").unwrap();
+            std::thread::yield_now();
+        }
+        watching.join().unwrap()
+    });
+    assert_eq!(unlocked.removed, [target.locate(&paths.lock("lock-dead"))]);
+    assert_eq!(unlocked.alive, [target.locate(&paths.lock("lock-living"))]);
+    assert!(!target.exists(&paths.lock("lock-dead")).unwrap());
+}
+
+/// Whoever removes the lock of a living backup must not get a complete one whose blocks a deletion
+/// took meanwhile.
+#[test]
+fn a_backup_whose_lock_was_removed_is_not_completed() {
+    let target = MemoryTarget::default();
+    let remove = |_| {
+        let locks = target.keys().into_iter().filter(|key| key.ends_with(".lck"));
+        locks.for_each(|key| target.delete(&key).unwrap());
+        ControlFlow::Continue(())
+    };
+    let error = back_up(&target, &filled(4).snapshot("s1"), &request("b1"), &remove).unwrap_err();
+    assert!(matches!(error, Error::LockLost { .. }), "{error}");
+    assert!(backups(&target, &name("vol")).unwrap().is_empty());
+}
+
 #[test]
 fn a_stub_that_was_left_hides_the_backup_and_is_reported_until_deleted() {
     let target = MemoryTarget::default();

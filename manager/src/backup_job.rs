@@ -227,6 +227,32 @@ pub fn prune(
     Ok(outcomes)
 }
 
+/// Removes the locks of a volume whose holders died, after watching them for as long as a living
+/// one may stay silent. Gives a line for each.
+pub fn unlock(target: &str, volume: &str) -> Result<Vec<String>, ApiError> {
+    let (url, target) = open(target)?;
+    let volume = volume.parse::<backup::Name>()?;
+    let unlocked = backup::remove_dead_locks(&*target, &volume, LockTimes::default())
+        .map_err(|error| refused(About::Target(&url), &error))?;
+    let removed = unlocked.removed.iter().map(|path| format!("{path}: removed"));
+    let alive = unlocked.alive.iter().map(|path| format!("{path}: its holder lives; it stays"));
+    Ok(removed.chain(alive).collect())
+}
+
+/// Whether backups can be put there.
+pub fn look_at_target(target: &str) -> Result<(), ApiError> {
+    let (url, target) = open(target)?;
+    let around = inventory::look_around(&*target);
+    let around = around.map_err(|error| refused(About::Target(&url), &error))?;
+    if let Some(elsewhere) = listing::misplaced(&url, &around.place) {
+        return Err(ApiError::invalid(elsewhere));
+    }
+    inventory::try_to_write(&*target).map_err(|error| {
+        refused(About::Target(&url), &error)
+            .next("choose another place; what can only be read needs no name: give its URL to backup ls and restore")
+    })
+}
+
 /// To a raw image; the file must not exist.
 pub fn restore_to_file(
     url: &str,

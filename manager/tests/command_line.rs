@@ -16,7 +16,8 @@ use rustix::process::Signal;
 #[test]
 fn what_is_wrong_is_named_with_its_cause_and_the_next_step() {
     let world = World::real();
-    world.well(&["target", "add", "default", "file:///backups"]);
+    let place = format!("file://{}", world.path().display());
+    world.well(&["target", "add", "default", &place]);
     let cases: &[(&[&str], i32, &[&str])] = &[
         (&["volume", "create", "v1"], 2, &["--size"]),
         (&["volume", "create", "v1", "--size", "0"], 2, &["size 0"]),
@@ -26,6 +27,7 @@ fn what_is_wrong_is_named_with_its_cause_and_the_next_step() {
         (&["volume", "create", "v1", "--size", "1GB"], 2, &["GiB"]),
         (&["volume", "create", "V1", "--size", "1G"], 2, &["'V'", "a-z"]),
         (&["volume", "create", "../v", "--size", "1G"], 2, &["'.'"]),
+        (&["volume", "create", "c", "--size", "1G"], 2, &["backed up", "2 characters"]),
         (&["volume", "create", "v1", "--size", "1G", "--replicas", "0"], 2, &["v1", "0 replicas"]),
         (&["volume", "create", "v1", "--size", "1G", "--frontend", "fuse"], 2, &["fuse", "tgt"]),
         (&["volume", "show", "v9"], 3, &["volume v9 doesn't exist", "volume ls"]),
@@ -41,6 +43,8 @@ fn what_is_wrong_is_named_with_its_cause_and_the_next_step() {
         (&["backup", "restore", "file:///b?backup=b&volume=v"], 2, &["--to"]),
         (&["target", "add", "t", "s3://bucket@region/"], 2, &["isn't a target", "file:///"]),
         (&["target", "add", "default", "file:///other"], 4, &["default exists"]),
+        (&["target", "add", "t", "file:///does-not-exist"], 1, &["/does-not-exist", "mount it"]),
+        (&["target", "add", "t", "file:///proc"], 1, &["/proc", "another place"]),
         (&["target", "rm", "t"], 3, &["target t doesn't exist"]),
         (&["volume", "frobnicate"], 2, &["frobnicate"]),
     ];
@@ -61,11 +65,12 @@ fn lists_are_tables_json_or_bare_names() {
     let columns = "NAME  STATE  ROBUSTNESS  SIZE  REPLICAS  ENDPOINT\n";
     assert_eq!(world.well(&["volume", "ls"]), columns);
     assert_eq!(world.well(&["volume", "ls", "--no-headers"]), "");
-    world.well(&["target", "add", "t1", "file:///a"]);
-    world.well(&["target", "add", "t1", "file:///a"]); // the same again is fine
-    assert_eq!(world.well(&["target", "ls"]), "NAME  URL\nt1    file:///a\n");
+    let place = format!("file://{}", world.path().display());
+    world.well(&["target", "add", "t1", &place]);
+    world.well(&["target", "add", "t1", &place]); // the same again is fine
+    assert_eq!(world.well(&["target", "ls"]), format!("NAME  URL\nt1    {place}\n"));
     assert_eq!(world.well(&["target", "ls", "-o", "name"]), "t1\n");
-    assert_eq!(world.json(&["target", "ls"])[0]["url"], "file:///a");
+    assert_eq!(world.json(&["target", "ls"])[0]["url"], place);
     world.well(&["target", "rm", "t1"]);
     assert_eq!(world.well(&["target", "ls", "-o", "name"]), "");
 }

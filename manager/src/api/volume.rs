@@ -18,6 +18,8 @@ use crate::agent::probe::Finding;
 
 /// More copies cost more than they protect; the engine's sets are small by design.
 pub const REPLICAS_MAX: u8 = 8;
+/// Of a volume: the least that Longhorn's backup format takes.
+pub const NAME_LENGTH_MIN: usize = 2;
 
 /// What the store keeps.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -163,6 +165,12 @@ impl VolumeRequest {
         let invalid = |text: String| Err(ApiError::invalid(format!("volume {volume}: {text}")));
         let size = VolumeSize::of(self.size_bytes)
             .map_err(|error| ApiError::invalid(format!("volume {volume}: {error}")))?;
+        if volume.len() < NAME_LENGTH_MIN {
+            return Err(ApiError::invalid(format!(
+                "volume {volume}: a volume with so short a name could never be backed up: the backup format, which is Longhorn's, asks for {NAME_LENGTH_MIN} characters"
+            ))
+            .next("choose a longer name"));
+        }
         if self.replicas == 0 || self.replicas > REPLICAS_MAX {
             return invalid(format!("{} replicas; it takes 1 to {REPLICAS_MAX}", self.replicas));
         }

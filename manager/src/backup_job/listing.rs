@@ -133,35 +133,42 @@ fn around(
     is_empty: bool,
 ) -> Result<Option<String>, backup::Error> {
     let Surroundings { place, backing_images: images } = look_around(target)?;
-    Ok(match place {
-        Place::Store if !images.is_empty() => {
-            let named = images.iter().take(IMAGES_NAMED).cloned().collect::<Vec<_>>().join(", ");
-            let (number, more) =
-                (images.len(), if images.len() > IMAGES_NAMED { ", …" } else { "" });
-            Some(format!(
-                "{url} also holds {number} backing images ({named}{more}), which Longhorn can restore and this version can't"
-            ))
+    if let Place::Store = place
+        && !images.is_empty()
+    {
+        let named = images.iter().take(IMAGES_NAMED).cloned().collect::<Vec<_>>().join(", ");
+        let (number, more) = (images.len(), if images.len() > IMAGES_NAMED { ", …" } else { "" });
+        return Ok(Some(format!(
+            "{url} also holds {number} backing images ({named}{more}), which Longhorn can restore and this version can't"
+        )));
+    }
+    let why_empty = || match &place {
+        Place::NoStore(names) => {
+            format!("{url} is no backup store; it holds other things ({})", names.join(", "))
         }
-        _ if !is_empty => None,
-        Place::Store => Some(format!("{url} is a backup store without a backup of a volume")),
-        Place::Empty => Some(format!("{url} is empty")),
+        Place::Empty => format!("{url} is empty"),
+        place => misplaced(url, place)
+            .unwrap_or_else(|| format!("{url} is a backup store without a backup of a volume")),
+    };
+    Ok(is_empty.then(why_empty))
+}
+
+/// Where the store is instead, if the target lies too deep or too high.
+pub(super) fn misplaced(url: &TargetUrl, place: &Place) -> Option<String> {
+    match place {
         Place::InsideAStore => Some(match above_the_store(url.path()) {
             Some(root) => format!(
                 "{url} lies inside of a backup store; name the folder that holds it: file://{}",
                 root.display()
             ),
-            None => {
-                format!("{url} is the inside of a backup store; name the folder that holds it")
-            }
+            None => format!("{url} is the inside of a backup store; name the folder that holds it"),
         }),
         Place::AboveAStore(folder) => Some(format!(
             "{url} is no backup store, but its folder {folder} is one; name that: {}/{folder}",
             url.to_string().trim_end_matches('/')
         )),
-        Place::NoStore(names) => {
-            Some(format!("{url} is no backup store; it holds other things ({})", names.join(", ")))
-        }
-    })
+        Place::Store | Place::Empty | Place::NoStore(_) => None,
+    }
 }
 
 fn above_the_store(path: &Path) -> Option<&Path> {

@@ -40,6 +40,7 @@ pub(super) enum Step {
     List { target: String },
     ListVolume { target: String, volume: String },
     Verify { backup: String },
+    Unlock { volume: String, target: String },
     Remove { backup: String },
     RemoveIfDead { backup: String },
     StoreAgain { volume: String, target: String },
@@ -55,6 +56,7 @@ impl Step {
             Self::List { .. } => "see what is there",
             Self::ListVolume { .. } => "see what is there of the volume",
             Self::Verify { .. } => "see all blocks that are bad",
+            Self::Unlock { .. } => "if nobody works on it, remove what a dead one left",
             Self::Remove { .. } => "remove it",
             Self::RemoveIfDead { .. } => "wait for it, or, if whoever made it died, remove it",
             Self::StoreAgain { .. } => "while the volume still has them, store all its blocks anew",
@@ -72,6 +74,7 @@ impl Step {
                 vec!["backup", "ls", "--target", target, "--volume", volume]
             }
             Self::Verify { backup } => vec!["backup", "verify", backup],
+            Self::Unlock { volume, target } => vec!["backup", "unlock", volume, "--target", target],
             Self::Remove { backup } | Self::RemoveIfDead { backup } => vec!["backup", "rm", backup],
             Self::StoreAgain { volume, target } => {
                 vec!["backup", "create", volume, "--full", "--target", target]
@@ -181,7 +184,10 @@ fn next(about: About<'_>, error: &Error) -> Option<String> {
         Error::BackupExists { .. } | Error::LockLost { .. } | Error::Cancelled => {
             return Some("run it again: what is stored already isn't uploaded again".into());
         }
-        Error::Busy { .. } => return Some("run it again when that has finished".into()),
+        Error::Busy { volume, .. } => {
+            let unlock = Step::Unlock { volume: volume.to_string(), target: target() };
+            return Some(format!("run it again when that has finished; {unlock}"));
+        }
         Error::FileExists { .. } => return Some("name a file that doesn't exist".into()),
         Error::FileBusy { .. } => return Some("wait for it, or name another file".into()),
         Error::File { .. } => {
@@ -219,7 +225,8 @@ mod tests {
                 Some(Step::ListVolume { target: target(), volume: volume() })
             }
             Some(Step::ListVolume { .. }) => Some(Step::Verify { backup: backup() }),
-            Some(Step::Verify { .. }) => Some(Step::Remove { backup: backup() }),
+            Some(Step::Verify { .. }) => Some(Step::Unlock { volume: volume(), target: target() }),
+            Some(Step::Unlock { .. }) => Some(Step::Remove { backup: backup() }),
             Some(Step::Remove { .. }) => Some(Step::RemoveIfDead { backup: backup() }),
             Some(Step::RemoveIfDead { .. }) => {
                 Some(Step::StoreAgain { volume: volume(), target: target() })

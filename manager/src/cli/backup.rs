@@ -58,6 +58,14 @@ pub(super) enum BackupCommand {
         #[arg(long)]
         volume: Option<String>,
     },
+    /// Remove locks of a volume that dead processes left: watches them for 150 s, and removes those
+    /// that nobody renews. Only needed if a clock was wrong; others go stale by themselves
+    Unlock {
+        volume: String,
+        /// A URL such as file:///PATH, or the name of a target
+        #[arg(long, value_name = "URL")]
+        target: Option<String>,
+    },
     /// Restore to a new volume, or to a file; the second needs no server
     Restore(RestoreArgs),
 }
@@ -120,6 +128,13 @@ pub(super) fn run(session: &Session<'_>, command: BackupCommand) -> Outcome {
                 }
             }
             done
+        }
+        BackupCommand::Unlock { volume, target } => {
+            let target = target_url(session, target.as_deref())?;
+            for line in backup_job::unlock(&target, &volume)? {
+                session.output.line(&line)?;
+            }
+            Ok(Done::Well)
         }
         BackupCommand::Restore(args) => restore(session, args),
     }

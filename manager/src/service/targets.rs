@@ -3,22 +3,23 @@
 use super::Service;
 use crate::api::target::{BackupTarget, check_url, choose};
 use crate::api::{ApiError, Name};
-use crate::store::StoreError;
+use crate::backup_job;
 
 impl Service {
     pub fn targets(&self) -> Result<Vec<BackupTarget>, ApiError> {
         Ok(self.context.store.all()?)
     }
 
-    /// The same again is fine; another URL under the same name isn't.
+    /// Looks whether backups can be put there. The same again is fine; another URL under the same name isn't.
     pub fn add_target(&self, name: Name, url: String) -> Result<BackupTarget, ApiError> {
         check_url(&url)?;
         let target = BackupTarget { name, url };
-        match self.context.store.add(&target) {
-            Err(StoreError::Exists { .. })
-                if self.context.store.find(&target.name)?.as_ref() == Some(&target) => {}
-            outcome => outcome?,
+        match self.context.store.find::<BackupTarget>(&target.name)? {
+            Some(found) if found == target => return Ok(target),
+            Some(_) => {}
+            None => backup_job::look_at_target(&target.url)?,
         }
+        self.context.store.add(&target)?;
         Ok(target)
     }
 
