@@ -11,10 +11,10 @@ use crate::block::BlockChecksum;
 use crate::error::Error;
 use crate::layout::block_of_key;
 use crate::lock::{HeldLock, LockKind, LockTimes, with_lock};
-use crate::manifest::BackupManifest;
 use crate::name::Name;
 use crate::store::VolumeStore;
 use crate::target::Target;
+use crate::timestamp::Timestamp;
 
 /// What a deletion did with the blocks.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,6 +33,8 @@ pub enum WhyKept {
     /// collection run.
     InProgress(Name),
     Unreadable(Name),
+    /// `volume.cfg` can't be used; a backup of the volume makes it anew, if it can be.
+    VolumeUnreadable,
     BackupsChanged,
 }
 
@@ -45,6 +47,7 @@ impl fmt::Display for WhyKept {
             Self::Unreadable(name) => {
                 write!(f, "the manifest of backup {name} can't be read")
             }
+            Self::VolumeUnreadable => f.write_str("the manifest of the volume can't be used"),
             Self::BackupsChanged => f.write_str("backups came or went meanwhile"),
         }
     }
@@ -131,14 +134,18 @@ pub fn delete_volume(
 
 fn collect(store: &VolumeStore<'_>, lock: &HeldLock<'_>) -> Result<Collected, Error> {
     let names = store.backup_names()?;
-    let mut manifests = Vec::new();
+    // Manifests are as large as volumes, so only what is needed of them is kept.
+    let (mut left, mut needed) = (Vec::new(), HashSet::new());
     let mut doubt = None;
     for name in &names {
         match store.find_backup(name) {
             Ok(Some(found)) if found.is_in_progress() => {
                 doubt.get_or_insert(WhyKept::InProgress(name.clone()));
             }
-            Ok(Some(found)) => manifests.push(found),
+            Ok(Some(found)) => {
+                needed.extend(found.mappings().iter().map(|mapping| mapping.checksum));
+                left.push((found.snapshot_created_at, found.name));
+            }
             Ok(None) => doubt = Some(WhyKept::BackupsChanged),
             Err(error) => {
                 tracing::warn!(volume = %store.volume, backup = %name, %error, "blocks are kept");
@@ -146,7 +153,10 @@ fn collect(store: &VolumeStore<'_>, lock: &HeldLock<'_>) -> Result<Collected, Er
             }
         }
     }
-    name_last_backup(store, &manifests)?;
+    match name_last_backup(store, &left) {
+        Err(Error::Manifest { .. }) => doubt = doubt.or(Some(WhyKept::VolumeUnreadable)),
+        named => named?,
+    }
     if let Some(why) = doubt {
         return Ok(Collected::Nothing(why));
     }
@@ -159,7 +169,7 @@ fn collect(store: &VolumeStore<'_>, lock: &HeldLock<'_>) -> Result<Collected, Er
     if store.backup_names()? != names {
         return Ok(Collected::Nothing(WhyKept::BackupsChanged));
     }
-    let garbage = unreferenced(&keys, &manifests);
+    let garbage = unreferenced(&keys, &needed);
     lock.confirm()?;
     for key in &garbage {
         lock.check()?;
@@ -174,27 +184,21 @@ fn collect(store: &VolumeStore<'_>, lock: &HeldLock<'_>) -> Result<Collected, Er
     Ok(Collected::Blocks { deleted, kept })
 }
 
-/// Keys of blocks that no manifest maps. Keys that name no block are somebody else's and stay.
-fn unreferenced<'k>(keys: &'k [String], manifests: &[BackupManifest]) -> Vec<&'k String> {
-    let needed: HashSet<BlockChecksum> = manifests
-        .iter()
-        .flat_map(|manifest| manifest.mappings().iter().map(|mapping| mapping.checksum))
-        .collect();
+/// Keys of blocks that nobody needs. Keys that name no block are somebody else's and stay.
+fn unreferenced<'k>(keys: &'k [String], needed: &HashSet<BlockChecksum>) -> Vec<&'k String> {
     let is_garbage =
         |key: &&String| block_of_key(key).is_some_and(|checksum| !needed.contains(&checksum));
     keys.iter().filter(is_garbage).collect()
 }
 
 /// Lets `volume.cfg` name the newest backup that is left, if the one it names has gone.
-fn name_last_backup(store: &VolumeStore<'_>, left: &[BackupManifest]) -> Result<(), Error> {
+fn name_last_backup(store: &VolumeStore<'_>, left: &[(Timestamp, String)]) -> Result<(), Error> {
     let Some(mut volume) = store.find_volume()? else { return Ok(()) };
     let named = volume.last_backup_name.as_str();
-    if named.is_empty() || left.iter().any(|backup| backup.name == named) {
+    if named.is_empty() || left.iter().any(|(_, name)| name == named) {
         return Ok(());
     }
-    let newest = left.iter().max_by_key(|backup| &backup.snapshot_created_at);
-    volume.last_backup_name = newest.map(|backup| backup.name.clone()).unwrap_or_default();
-    volume.last_backup_at =
-        newest.map(|backup| backup.snapshot_created_at.clone()).unwrap_or_default();
+    (volume.last_backup_at, volume.last_backup_name) =
+        left.iter().max_by_key(|(begun, _)| begun).cloned().unwrap_or_default();
     store.save_volume(&volume)
 }

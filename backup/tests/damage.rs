@@ -190,6 +190,16 @@ fn a_lost_volume_manifest_is_made_anew_of_backups_that_say_what_they_need() {
     }
 }
 
+/// The backup was gone, and its deletion was told as failed.
+#[test]
+fn a_backup_of_a_volume_without_manifest_can_be_deleted_and_its_blocks_stay() {
+    let (target, model) = stored();
+    target.write(&VolumePaths::of(&name("vol")).volume_manifest(), b"").unwrap();
+    let kept = delete_backup(&target, &name("vol"), &name("b1"), quick()).unwrap();
+    assert_eq!(kept, Collected::Nothing(WhyKept::VolumeUnreadable));
+    assert_eq!(restored(&target, "vol", "b2").unwrap(), model.bytes);
+}
+
 /// "Delete those backups" was advised, and the volume was refused also when they were gone.
 #[test]
 fn a_smaller_volume_of_an_old_name_is_backed_up_once_the_larger_ones_backups_are_gone() {

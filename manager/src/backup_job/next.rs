@@ -138,6 +138,10 @@ pub(super) fn why_kept(target: &TargetUrl, volume: &backup::Name, why: &WhyKept)
             let backup = target.backup(volume, name).to_string();
             format!("{why}; {}", Step::Remove { backup })
         }
+        WhyKept::VolumeUnreadable => {
+            let see = Step::ListVolume { target: target.to_string(), volume: volume.to_string() };
+            format!("{why}; the volume's next backup makes it anew, if it can be; {see}")
+        }
         WhyKept::BackupsChanged => format!("{why}; run it again"),
     }
 }
