@@ -10,6 +10,7 @@ use std::process::Command;
 
 use ankole_blockdev::disk::{Buffer, Disk, Durability, Extent};
 use ankole_blockdev::nbd::Client;
+use ankole_manager::store::{EmbeddedStore, Kind, Store};
 use common::{World, send, until};
 use rustix::process::Signal;
 use serde_json::Value;
@@ -510,4 +511,35 @@ fn a_backup_is_restored_to_a_volume_and_to_a_file() {
     assert!(read(&file) == bytes);
     world.well(&["backup", "rm", url, "--yes"]);
     assert_eq!(world.well(&["backup", "ls", "--target", &target, "-o", "name"]), "");
+}
+
+/// One object that another version wrote, or that was damaged, kept the standalone from starting
+/// and, while it ran, every volume from being looked after.
+#[test]
+fn an_object_that_can_not_be_read_is_shown_so_and_stops_no_other() {
+    let mut world = World::real();
+    let create = ["volume", "create", "v2", "--size", "2MiB", "--replicas", "1"];
+    world.well(&[&create[..], &["--frontend", "socket"]].concat());
+    world.stop();
+    let later = br#"{"name":"v1","uid":"u","spec":{"frontend":"hologram"}}"#;
+    {
+        let store = EmbeddedStore::open(&world.data().join("ankole.redb")).unwrap();
+        store.create(Kind::Volume, "v1", later).unwrap();
+        store.create(Kind::BackupTarget, "t1", b"{}").unwrap();
+    }
+    world.start();
+    let volumes = world.json(&["volume", "ls"]);
+    assert_eq!(volumes[0]["state"], "unreadable");
+    assert_eq!(volumes[1]["state"], "detached");
+    let why = world.well(&["volume", "why", "v1"]);
+    for part in ["volume v1 in the store can't be read", "hologram", "Next:"] {
+        assert!(why.contains(part), "{part:?} isn't in {why}");
+    }
+    world.well(&["volume", "attach", "v2"]);
+    assert_eq!(world.say(&["volume", "attach", "v1"]).code, 1);
+    world.well(&["target", "ls"]);
+    world.well(&["target", "add", "t2", &format!("file://{}", world.path().display())]);
+    world.stop();
+    let store = EmbeddedStore::open(&world.data().join("ankole.redb")).unwrap();
+    assert_eq!(store.get(Kind::Volume, "v1").unwrap().unwrap().json, later, "it is left as it is");
 }

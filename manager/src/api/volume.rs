@@ -207,6 +207,8 @@ pub enum State {
     Attached,
     Detaching,
     Deleting,
+    /// What the store has of it can't be read.
+    Unreadable,
 }
 
 /// How much of the redundancy is there; not the same as the state.
@@ -309,6 +311,8 @@ pub enum Reason {
     ReplicaDamaged,
     /// An earlier directory of a replica is kept, and nobody uses it.
     SetAside,
+    /// The object in the store isn't one that this version knows.
+    Unreadable,
 }
 
 /// A volume as it is shown: `GET /v1/volumes/V`.
@@ -344,6 +348,34 @@ pub struct VolumeView {
     pub waiting_since_unix_s: Option<u64>,
     pub conditions: Vec<Condition>,
     pub record: Option<Record>,
+}
+
+impl VolumeView {
+    /// In the place of a volume whose object can't be read: it is there, and isn't looked after.
+    pub fn unreadable(name: Name, why: String) -> Self {
+        let next = "run the version of ankole that wrote it; its replicas and processes are left as they are";
+        Self {
+            name,
+            uid: String::new(),
+            state: State::Unreadable,
+            robustness: Robustness::Unknown,
+            size_bytes: 0,
+            frontend: Frontend::default(),
+            better_frontends: Vec::new(),
+            endpoint: None,
+            node: None,
+            engine_pid: None,
+            engine_version: None,
+            clients: 0,
+            tickets: Vec::new(),
+            replicas: Vec::new(),
+            unsettled_bytes: 0,
+            waiting: Vec::new(),
+            waiting_since_unix_s: None,
+            conditions: vec![Condition::new(Reason::Unreadable, why).next(next)],
+            record: None,
+        }
+    }
 }
 
 impl Frontend {
@@ -401,6 +433,7 @@ impl fmt::Display for State {
             Self::Attached => "attached",
             Self::Detaching => "detaching",
             Self::Deleting => "deleting",
+            Self::Unreadable => "unreadable",
         })
     }
 }

@@ -19,6 +19,9 @@ pub fn explain(volume: &VolumeView, now_unix_s: u64) -> Vec<String> {
         State::Attached => format!("{name} is attached and {}.", volume.robustness),
         State::Detaching => format!("{name} is being detached: the engine flushes and ends."),
         State::Deleting => format!("{name} is being deleted."),
+        State::Unreadable => {
+            format!("{name} is there, but what the store has of it can't be read.")
+        }
     }];
     let waits = since(volume.waiting_since_unix_s);
     said.extend(

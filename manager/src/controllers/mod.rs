@@ -21,7 +21,6 @@ use crate::agent::supervisor::{Ended, Signal};
 use crate::agent::{Layout, Supervisor, probe};
 use crate::api::Name;
 use crate::api::replica::Place;
-use crate::api::volume::Volume;
 use crate::store::{Changed, Kind, Store, StoreError};
 
 /// Labels of processes.
@@ -150,12 +149,13 @@ impl Drop for Hold {
     }
 }
 
-/// Ends processes whose volume doesn't exist: nobody would ever look after them.
+/// Ends processes whose volume doesn't exist: nobody would ever look after them. One that is there
+/// but can't be read keeps its processes.
 pub fn end_strays(context: &Context) -> Result<(), StoreError> {
-    let volumes: Vec<Volume> = context.store.all()?;
+    let volumes = context.store.list(Kind::Volume)?;
     for process in context.supervisor.list() {
         let name = &process.spec.name;
-        if !volumes.iter().any(|volume| volume.name == name.volume) {
+        if !volumes.iter().any(|(volume, _)| *volume == *name.volume) {
             tracing::warn!(process = %name, pid = process.pid, "its volume doesn't exist: ended");
             context.supervisor.signal(name, Signal::Kill);
         }
@@ -218,11 +218,11 @@ impl Director {
 
     async fn look_at_all(&mut self) {
         let store = Arc::clone(&self.context.store);
-        let volumes = tokio::task::spawn_blocking(move || store.all::<Volume>()).await;
+        let volumes = tokio::task::spawn_blocking(move || store.list(Kind::Volume)).await;
         match volumes {
             Ok(Ok(volumes)) => {
-                for volume in volumes {
-                    self.tell(&volume.name, Event::Look);
+                for (name, _) in volumes {
+                    self.tell(&name, Event::Look);
                 }
             }
             Ok(Err(error)) => {

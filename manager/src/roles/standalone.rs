@@ -195,7 +195,7 @@ async fn all_detached(context: &Arc<Context>, patience: Duration) -> bool {
     while Instant::now() < deadline {
         let context = Arc::clone(context);
         let detached = tokio::task::spawn_blocking(move || {
-            let volumes = context.store.all::<Volume>().unwrap_or_default();
+            let volumes = context.store.readable::<Volume>().unwrap_or_default();
             let cleared = volumes.iter().all(|volume| volume.status.attachment.is_none());
             cleared && context.supervisor.list().is_empty()
         });

@@ -7,7 +7,7 @@ use crate::backup_job;
 
 impl Service {
     pub fn targets(&self) -> Result<Vec<BackupTarget>, ApiError> {
-        Ok(self.context.store.all()?)
+        Ok(self.context.store.readable()?)
     }
 
     /// Looks whether backups can be put there. The same again is fine; another URL under the same name isn't.

@@ -13,6 +13,7 @@ use crate::agent::layout::random_hex;
 use crate::agent::probe::{self, Finding};
 use crate::agent::{Layout, Part};
 use crate::api::attachment::{AttachRequest, Ticket, TicketKind};
+use crate::api::error::chain;
 use crate::api::replica::{Mode, Place, ReplicaView, seconds_left};
 use crate::api::size::{VolumeSize, human};
 use crate::api::volume::{
@@ -48,13 +49,24 @@ struct TicketGuard<'a> {
 }
 
 impl Service {
+    /// Also those that can't be read, with the reason.
     pub fn volumes(&self) -> Result<Vec<VolumeView>, ApiError> {
-        let volumes = self.context.store.all::<Volume>()?;
-        Ok(volumes.into_iter().map(|volume| self.view(volume)).collect())
+        let volumes = self.context.store.each::<Volume>()?;
+        let view = |(name, volume): (String, Result<Volume, StoreError>)| match volume {
+            Ok(volume) => Some(self.view(volume)),
+            Err(error) => Some(VolumeView::unreadable(name.parse().ok()?, chain(&error))),
+        };
+        Ok(volumes.into_iter().filter_map(view).collect())
     }
 
     pub fn volume(&self, name: &Name) -> Result<VolumeView, ApiError> {
-        Ok(self.view(self.context.store.read(name)?))
+        match self.context.store.read(name) {
+            Ok(volume) => Ok(self.view(volume)),
+            Err(error @ StoreError::Garbage { .. }) => {
+                Ok(VolumeView::unreadable(name.clone(), chain(&error)))
+            }
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Answers when the replicas are formatted. If they can't be, nothing is left of the volume.
@@ -162,7 +174,7 @@ impl Service {
     /// A volume that an earlier process was restoring holds a part of the backup, and nobody but
     /// the restore has ever had it: it goes.
     pub(super) fn drop_job_tickets(&self) -> Result<(), StoreError> {
-        for volume in self.context.store.all::<Volume>()? {
+        for volume in self.context.store.readable::<Volume>()? {
             self.context.store.modify(&volume.name, |volume: &mut Volume| {
                 if is_being_restored(volume) {
                     tracing::warn!(volume = %volume.name, "its restore was broken off; it is removed");

@@ -11,6 +11,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::broadcast;
 
+use crate::api::error::chain;
 use crate::api::target::BackupTarget;
 use crate::api::volume::Volume;
 
@@ -116,6 +117,9 @@ impl Object for BackupTarget {
     }
 }
 
+/// Objects with their names, or why one can't be read.
+pub type Each<T> = Vec<(String, Result<T, StoreError>)>;
+
 /// Typed access to any store.
 impl dyn Store + '_ {
     pub fn read<T: Object>(&self, name: &str) -> Result<T, StoreError> {
@@ -126,8 +130,27 @@ impl dyn Store + '_ {
         self.get(T::KIND, name)?.map(|stored| parse(name, &stored)).transpose()
     }
 
+    /// Fails if one of them can't be read: for who must know them all.
     pub fn all<T: Object>(&self) -> Result<Vec<T>, StoreError> {
-        self.list(T::KIND)?.iter().map(|(name, stored)| parse(name, stored)).collect()
+        self.each()?.into_iter().map(|(_, object)| object).collect()
+    }
+
+    /// By name, each for itself: one that can't be read (written by another version, or damaged)
+    /// hides no other.
+    pub fn each<T: Object>(&self) -> Result<Each<T>, StoreError> {
+        let parsed = |(name, stored): (String, Stored)| {
+            let object = parse(&name, &stored);
+            (name, object)
+        };
+        Ok(self.list(T::KIND)?.into_iter().map(parsed).collect())
+    }
+
+    /// Those that can be read; the log says which can't.
+    pub fn readable<T: Object>(&self) -> Result<Vec<T>, StoreError> {
+        let noted = |(_, object): (String, Result<T, StoreError>)| {
+            object.inspect_err(|error| tracing::error!(error = chain(error), "left out")).ok()
+        };
+        Ok(self.each()?.into_iter().filter_map(noted).collect())
     }
 
     pub fn add<T: Object>(&self, object: &T) -> Result<(), StoreError> {

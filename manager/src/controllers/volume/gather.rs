@@ -117,17 +117,19 @@ fn devices(
     is_choosing: bool,
 ) -> Result<DevicesSeen, StoreError> {
     let own = volume.status.attachment.as_ref().and_then(|attachment| attachment.device);
-    let taken: Vec<Device> = context
-        .store
-        .all::<Volume>()?
-        .iter()
-        .filter_map(|other| other.status.attachment.as_ref()?.device)
-        .collect();
+    // A volume that can't be read may have any device: then none is chosen. Sockets need none.
+    let chooses = |driver| is_choosing && probe::can_serve(driver);
+    let others = match [Driver::Ublk, Driver::Nbd, Driver::Tgt].into_iter().any(chooses) {
+        true => context.store.all::<Volume>()?,
+        false => Vec::new(),
+    };
+    let device_of = |other: &Volume| other.status.attachment.as_ref()?.device;
+    let taken: Vec<Device> = others.iter().filter_map(device_of).collect();
     let socket = context.layout.nbd(&volume.name);
     let exists = |device| exists(device, &volume.name, &socket);
     let is_free = |device| !taken.contains(&device) && !exists(device);
     let choose = |driver, find: &dyn Fn() -> Option<u32>| {
-        if is_choosing && probe::can_serve(driver) { find() } else { None }
+        if chooses(driver) { find() } else { None }
     };
     Ok(DevicesSeen {
         free_ublk: choose(Driver::Ublk, &|| (0..).find(|number| is_free(Device::Ublk(*number)))),
