@@ -7,11 +7,13 @@
 
 use std::fs;
 use std::io;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use super::command::{command, run};
+use super::record;
 use super::target::{Target, USER};
 use super::{TgtError, file_error};
 
@@ -52,7 +54,6 @@ pub(super) fn log_in(target: &Target, secret: &str) -> Result<Session, TgtError>
         ("node.startup", "manual"), // not with the node: an engine has to be there
         ("node.session.auth.authmethod", "CHAP"),
         ("node.session.auth.username", USER),
-        ("node.session.auth.password", secret),
         ("node.session.timeo.replacement_timeout", &REPLACEMENT_S.to_string()),
     ];
     let mut update = node(target);
@@ -60,8 +61,13 @@ pub(super) fn log_in(target: &Target, secret: &str) -> Result<Session, TgtError>
     for (name, value) in settings {
         update.args(["-n", name, "-v", value]);
     }
+    let address = Ipv4Addr::LOCALHOST.to_string();
     let logged_in = run(&mut update, RECORD_PATIENCE)
-        .and_then(|_| run(node(target).arg("--login"), LOGIN_PATIENCE));
+        .and_then(|_| {
+            record::set_secret(target.name(), (&address, target.port()), secret)
+                .map_err(file_error("write the record of", Path::new(target.name())))
+        })
+        .and_then(|()| run(node(target).arg("--login"), LOGIN_PATIENCE));
     if let Err(error) = logged_in {
         forget(target);
         return Err(error);

@@ -14,9 +14,11 @@
 //! **When tgtd dies** the engine starts another one; iscsid logs in again, and the kernel sends what
 //! wasn't answered. **When both are gone** the next engine starts tgtd.
 
+mod account;
 mod command;
 mod error;
 mod initiator;
+mod record;
 mod sys;
 mod target;
 

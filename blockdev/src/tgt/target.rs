@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use super::account;
 use super::command::{command, run};
 use super::sys::{self, Process};
 use super::{PLUGIN, TgtError, Unavailable, file_error};
@@ -182,7 +183,9 @@ impl Target {
         let lun = ["--tid", "1", "--lun", "1"];
         let user = ["--user", USER];
         self.tell(["target", "new"], &[&tid[..], &["--targetname", &self.name]].concat())?;
-        self.tell(["account", "new"], &[&user[..], &["--password", secret]].concat())?;
+        let control = self.folder.join("c.0");
+        let made = account::make(&control, USER, secret, PATIENCE);
+        made.map_err(file_error("make an account of tgtd over", &control))?;
         self.tell(["account", "bind"], &[&tid[..], &user].concat())?;
         self.add_unit("1")?;
         let params = format!(
