@@ -76,3 +76,22 @@ fn greatest_common_divisor(mut a: u64, mut b: u64) -> u64 {
     }
     a
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Backups that were made are checked by it for ever.
+    #[test]
+    fn the_sum_of_a_map_stays_what_it_is() {
+        let of = |offset_bytes, text: &str| BlockMapping {
+            offset_bytes,
+            checksum: BlockChecksum::of(text.as_bytes()),
+        };
+        let facts = MapFacts::of(&[of(0, "a"), of(2 << 20, "b")]);
+        let expected = "d45d5384020c8b63eec296cc453172ce55675600326cca9138f7fbe087b09054";
+        assert_eq!(facts.sum(2 << 20, 8 << 20), expected);
+        assert_ne!(facts.sum(2 << 20, 10 << 20), expected);
+        assert!(facts.is_ascending && !MapFacts::of(&[of(1, "a"), of(1, "b")]).is_ascending);
+    }
+}

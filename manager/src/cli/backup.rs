@@ -131,6 +131,7 @@ pub(super) fn run(session: &Session<'_>, command: BackupCommand) -> Outcome {
         }
         BackupCommand::Unlock { volume, target } => {
             let target = target_url(session, target.as_deref())?;
+            remark(&format!("watching the locks of volume {volume} for up to 150 s"));
             for line in backup_job::unlock(&target, &volume)? {
                 session.output.line(&line)?;
             }
