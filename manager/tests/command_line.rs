@@ -62,7 +62,7 @@ fn what_is_wrong_is_named_with_its_cause_and_the_next_step() {
 fn lists_are_tables_json_or_bare_names() {
     let world = World::real();
     assert_eq!(world.json(&["volume", "ls"]), serde_json::json!([]));
-    let columns = "NAME  STATE  ROBUSTNESS  SIZE  REPLICAS  ENDPOINT\n";
+    let columns = "NAME  STATE  ROBUSTNESS  SIZE  REPLICAS  NOTES  ENDPOINT\n";
     assert_eq!(world.well(&["volume", "ls"]), columns);
     assert_eq!(world.well(&["volume", "ls", "--no-headers"]), "");
     let place = format!("file://{}", world.path().display());

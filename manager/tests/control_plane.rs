@@ -174,6 +174,7 @@ fn status(
         address: format!("unix:{address}"),
         mode: if answers(address) { ReplicaMode::ReadWrite } else { ReplicaMode::Error },
         reason: None,
+        is_older: false,
         rebuild: None,
         last_rebuild: None,
     });
@@ -189,7 +190,7 @@ fn status(
         repaired_blocks: 0,
         unverified_bytes: 0,
         full: vec![],
-        lost: None,
+        damage: Default::default(),
         waiting: vec![],
         clients: 0,
         snapshots: vec![],

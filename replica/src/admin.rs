@@ -91,9 +91,8 @@ pub struct EngineStatus {
     /// Bytes that were being written in a crash and that no second replica could confirm.
     #[serde(default)]
     pub unverified_bytes: u64,
-    /// What no replica can read, in words, if there is such.
     #[serde(default)]
-    pub lost: Option<String>,
+    pub damage: Damage,
     /// Replicas that are in sync and whose disk is full, while writes wait for room there.
     #[serde(default)]
     pub full: Vec<ReplicaId>,
@@ -120,6 +119,44 @@ impl EngineStatus {
     }
 }
 
+/// What replicas couldn't read since the engine started, and what became of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Damage {
+    /// Those that couldn't read something.
+    pub replicas: Vec<ReplicaDamage>,
+    /// What no replica that is in sync can read: the first ranges of it.
+    pub lost: Vec<LayerRange>,
+    /// Of all such ranges.
+    pub lost_bytes: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ReplicaDamage {
+    pub replica: ReplicaId,
+    /// Blocks that wait for their repair.
+    pub waiting_blocks: u64,
+    pub repaired_blocks: u64,
+    /// Where it was found or repaired last, from the first bad block to the last.
+    pub last: LayerRange,
+    /// Who had it; none as long as that isn't repaired.
+    pub repaired_from: Option<ReplicaId>,
+    /// How long ago that was.
+    pub ago_s: u64,
+}
+
+/// A range of the volume, in one layer of its chain.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LayerRange {
+    pub layer: LayerId,
+    /// Of the layer, if it is one that users see; none is the head, or a snapshot that was removed.
+    pub snapshot: Option<String>,
+    pub offset_bytes: u64,
+    pub length_bytes: u64,
+}
+
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ReplicaStatus {
@@ -128,6 +165,9 @@ pub struct ReplicaStatus {
     pub mode: ReplicaMode,
     /// Why it isn't in sync, in words.
     pub reason: Option<String>,
+    /// Its directory is an older copy of itself: it isn't what it was when it was in sync.
+    #[serde(default)]
+    pub is_older: bool,
     pub rebuild: Option<Progress>,
     /// The last one that ended since the engine started, complete or not.
     #[serde(default)]

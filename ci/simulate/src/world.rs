@@ -352,7 +352,7 @@ impl World {
             (!status.waiting.is_empty(), format!("waits for {:?}", status.waiting)),
             (members != self.wanted, format!("members are {members:?}, not {:?}", self.wanted)),
             (
-                !marked.is_empty() && status.lost.is_none(),
+                !marked.is_empty() && status.damage.lost.is_empty(),
                 format!("{marked:?} have marked regions"),
             ),
             (away.is_some(), format!("{:?}", away.map(|peer| (&peer.replica, &peer.reason)))),

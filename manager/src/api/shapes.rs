@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use ankole_replica::admin::{Progress, SnapshotStatus};
+use ankole_replica::admin::{Damage, LayerRange, Progress, ReplicaDamage, SnapshotStatus};
 use ankole_replica::inspect::{Content, Evidence, Found, Holder, ReplicaEvidence};
 use ankole_replica::record::{EngineGrant, InstanceId, Member, Record};
 use ankole_replica::salvage::{Exhibit, choose, turn};
@@ -71,6 +71,24 @@ pub(super) fn volume() -> VolumeView {
         tickets: vec![Ticket { id: "user".into(), kind: TicketKind::User, read_only: false }],
         replicas: vec![replica("r1", Mode::ReadWrite, true), rebuilt],
         unsettled_bytes: 2 << 20,
+        damage: Damage {
+            replicas: vec![ReplicaDamage {
+                replica: "r1".into(),
+                waiting_blocks: 0,
+                repaired_blocks: 1,
+                last: LayerRange {
+                    layer: LayerId(1),
+                    snapshot: Some("s1".into()),
+                    offset_bytes: 36864,
+                    length_bytes: 4096,
+                },
+                repaired_from: Some("r3".into()),
+                ago_s: 60,
+            }],
+            lost: vec![],
+            lost_bytes: 0,
+        },
+        unverified_bytes: 0,
         waiting: vec!["the arbiter doesn't answer".into()],
         waiting_since_unix_s: Some(NOW - 42),
         conditions: vec![Condition {

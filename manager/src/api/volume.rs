@@ -5,7 +5,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use ankole_blockdev::device::Driver;
-use ankole_replica::admin::{self, EngineStatus};
+use ankole_replica::admin::{self, Damage, EngineStatus};
 use ankole_replica::record::Record;
 use ankole_replica::types::ReplicaId;
 use serde::{Deserialize, Serialize};
@@ -234,6 +234,8 @@ impl Robustness {
             count if count < usize::from(wanted_replicas) => Self::Degraded,
             // All are equal, and none of them takes what the full one can't.
             _ if !engine.full.is_empty() => Self::Degraded,
+            // All are equal, and none of them has it.
+            _ if !engine.damage.lost.is_empty() => Self::Degraded,
             _ => Self::Healthy,
         }
     }
@@ -313,6 +315,19 @@ pub enum Reason {
     SetAside,
     /// The object in the store isn't one that this version knows.
     Unreadable,
+    /// No replica that is in sync can read some of the data.
+    DataLost,
+    /// A replica can't read some blocks, which others have.
+    ReplicaCorrupt,
+    /// A replica couldn't read some blocks, and has them again.
+    ReplicaRepaired,
+    /// A replica's directory is an older copy of itself.
+    ReplicaOlder,
+    /// The engine can't use a replica.
+    ReplicaAbsent,
+    ReplicaRebuilt,
+    /// Requests, or a change of the volume, wait for something.
+    RequestsWait,
 }
 
 /// A volume as it is shown: `GET /v1/volumes/V`.
@@ -341,6 +356,12 @@ pub struct VolumeView {
     pub replicas: Vec<ReplicaView>,
     /// After an unclean stop: what isn't known to be equal on all members yet.
     pub unsettled_bytes: u64,
+    /// What replicas couldn't read since the engine started, and what became of it.
+    #[serde(default)]
+    pub damage: Damage,
+    /// Bytes that were being written in a crash and that no second replica could confirm.
+    #[serde(default)]
+    pub unverified_bytes: u64,
     /// What the engine waits for, in words.
     pub waiting: Vec<String>,
     /// Since when it waits without a break, in seconds of Unix time.
@@ -370,6 +391,8 @@ impl VolumeView {
             tickets: Vec::new(),
             replicas: Vec::new(),
             unsettled_bytes: 0,
+            damage: Damage::default(),
+            unverified_bytes: 0,
             waiting: Vec::new(),
             waiting_since_unix_s: None,
             conditions: vec![Condition::new(Reason::Unreadable, why).next(next)],

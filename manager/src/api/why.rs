@@ -2,7 +2,7 @@
 
 use super::replica::{Mode, ReplicaView};
 use super::size::human;
-use super::volume::{Robustness, State, VolumeView};
+use super::volume::{Condition, Reason, Robustness, State, VolumeView};
 
 /// Sentences, the most important first; never none. `now_unix_s` is what "since" is counted from.
 pub fn explain(volume: &VolumeView, now_unix_s: u64) -> Vec<String> {
@@ -27,12 +27,7 @@ pub fn explain(volume: &VolumeView, now_unix_s: u64) -> Vec<String> {
     said.extend(
         volume.waiting.iter().map(|waiting| format!("The engine waits: {waiting}{waits}.")),
     );
-    for condition in &volume.conditions {
-        // What the engine waits for was said.
-        if !volume.waiting.iter().any(|waiting| condition.message.contains(waiting)) {
-            said.push(sentence(&condition.message, &since(condition.since_unix_s)));
-        }
-    }
+    said.extend(notes(volume).map(|note| sentence(&note.message, &since(note.since_unix_s))));
     said.extend(volume.replicas.iter().filter_map(of_replica));
     if volume.unsettled_bytes > 0 {
         let bytes = human(volume.unsettled_bytes);
@@ -43,6 +38,18 @@ pub fn explain(volume: &VolumeView, now_unix_s: u64) -> Vec<String> {
     }
     said.extend(next_steps(volume).into_iter().map(|step| format!("Next: {step}.")));
     said
+}
+
+/// Conditions that neither what the volume waits for nor a replica's own line tells.
+pub fn notes(volume: &VolumeView) -> impl Iterator<Item = &Condition> {
+    volume.conditions.iter().filter(|condition| {
+        let waits = volume.waiting.iter().any(|waiting| condition.message.contains(waiting));
+        let of_replica = matches!(
+            condition.reason,
+            Reason::ReplicaOlder | Reason::ReplicaAbsent | Reason::ReplicaRebuilt
+        );
+        !waits && !of_replica
+    })
 }
 
 /// Each once, the most important first.

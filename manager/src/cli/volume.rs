@@ -13,7 +13,7 @@ use crate::api::size::{VolumeSize, human};
 use crate::api::volume::{
     Condition, Frontend, Reason, Robustness, State, Transport, VolumeRequest, VolumeView,
 };
-use crate::api::why::{explain, lasting, next_steps, progress};
+use crate::api::why::{explain, lasting, next_steps, notes, progress};
 use crate::api::{ApiError, Name};
 use crate::client::Client;
 
@@ -168,6 +168,7 @@ fn list(session: &Session<'_>, volumes: &[VolumeView]) -> Outcome {
             column("ROBUSTNESS", |v| v.robustness.to_string()),
             column("SIZE", |v| human(v.size_bytes)),
             column("REPLICAS", replicas_in_short),
+            column("NOTES", reasons),
             column("ENDPOINT", |v| v.endpoint.clone().unwrap_or("-".into())),
             wide("FRONTEND", |v| v.frontend.to_string()),
             wide("NODE", |v| v.node.clone().unwrap_or("-".into())),
@@ -200,6 +201,18 @@ fn frontend(volume: &VolumeView) -> String {
 fn replicas_in_short(volume: &VolumeView) -> String {
     let in_sync = volume.replicas.iter().filter(|replica| replica.in_sync).count();
     format!("{in_sync}/{}", volume.replicas.len())
+}
+
+/// Each once, in the order of the conditions.
+fn reasons(volume: &VolumeView) -> String {
+    let mut reasons: Vec<String> = Vec::new();
+    for condition in &volume.conditions {
+        let reason = format!("{:?}", condition.reason);
+        if !reasons.contains(&reason) {
+            reasons.push(reason);
+        }
+    }
+    if reasons.is_empty() { "-".into() } else { reasons.join(",") }
 }
 
 fn show(session: &Session<'_>, volume: &VolumeView) -> Outcome {
@@ -239,13 +252,20 @@ fn show(session: &Session<'_>, volume: &VolumeView) -> Outcome {
         let bytes = human(volume.unsettled_bytes);
         fields.push(("unsettled", format!("{bytes}, compared between the replicas")));
     }
+    for of in volume.damage.replicas.iter().filter(|of| of.repaired_blocks > 0) {
+        fields.push(("repaired", format!("{} {} block(s)", of.replica, of.repaired_blocks)));
+    }
+    if volume.damage.lost_bytes > 0 {
+        let bytes = human(volume.damage.lost_bytes);
+        fields.push(("lost", format!("{bytes} that no replica in sync can read")));
+    }
     let now = now_unix_s();
     let since = |since: Option<u64>| {
         since.map(|since| format!(" (for {})", lasting(now.saturating_sub(since))))
     };
     let waits = since(volume.waiting_since_unix_s).unwrap_or_default();
     fields.extend(volume.waiting.iter().map(|text| ("waiting", format!("{text}{waits}"))));
-    fields.extend(volume.conditions.iter().map(|condition| {
+    fields.extend(notes(volume).map(|condition| {
         let since = since(condition.since_unix_s).unwrap_or_default();
         ("note", format!("{}{since}", condition.message))
     }));

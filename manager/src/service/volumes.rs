@@ -4,7 +4,7 @@ use std::net::TcpListener;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use ankole_replica::admin::{EngineStatus, ReplicaAddress};
+use ankole_replica::admin::{Damage, EngineStatus, ReplicaAddress};
 use ankole_replica::types::ReplicaId;
 
 use super::disks::Growth;
@@ -394,6 +394,8 @@ impl Service {
             engine_pid: engine_process.map(|process| process.pid),
             engine_version: engine.as_ref().and_then(|engine| engine.version.clone()),
             clients: engine.as_ref().map_or(0, |engine| engine.clients),
+            damage: engine.as_ref().map_or_else(Damage::default, |engine| engine.damage.clone()),
+            unverified_bytes: engine.as_ref().map_or(0, |engine| engine.unverified_bytes),
             unsettled_bytes: engine.as_ref().map_or(0, |engine| engine.unsettled_bytes),
             waiting_since_unix_s: engine
                 .as_ref()

@@ -12,13 +12,13 @@ use tracing::debug;
 
 use super::Engine;
 use crate::admin::{
-    Answer, EngineStatus, ErrorKind, Progress, ReplicaAddress, ReplicaStatus, Request,
-    SnapshotStatus,
+    Answer, Damage, EngineStatus, ErrorKind, LayerRange, Progress, ReplicaAddress, ReplicaDamage,
+    ReplicaStatus, Request, SnapshotStatus,
 };
 use crate::chain::{ChainInfo, LAYERS_MAX, LayerInfo, Seal};
 use crate::listen::Address;
-use crate::replication::{Job, RebuildStatus};
-use crate::types::{LayerId, ReplicaId, VOLUME_BYTES_MAX, VOLUME_UNIT_BYTES};
+use crate::replication::{DamageStatus, Job, RebuildStatus};
+use crate::types::{BlockRange, LayerId, ReplicaId, VOLUME_BYTES_MAX, VOLUME_UNIT_BYTES};
 
 /// Longest request, in bytes.
 const LINE_BYTES_MAX: u64 = 1 << 20;
@@ -202,7 +202,10 @@ impl Engine {
     }
 
     pub fn status(&self) -> EngineStatus {
-        self.with(|state, now| state.core.refresh_chain(now)); // for the next time
+        self.with(|state, now| {
+            state.core.refresh_chain(now); // for the next time
+            state.core.look_who_is_slow(now);
+        });
         let state = self.0.state.borrow();
         let status = state.core.status();
         let chain = &status.chain;
@@ -211,6 +214,7 @@ impl Engine {
             address: state.addresses.get(&peer.replica).map(Address::to_string).unwrap_or_default(),
             mode: peer.mode,
             reason: peer.reason.clone(),
+            is_older: peer.is_older,
             rebuild: peer.rebuild.map(progress),
             last_rebuild: peer.last_rebuild.map(progress),
         });
@@ -225,7 +229,7 @@ impl Engine {
             unsettled_bytes: status.unsettled_bytes,
             repaired_blocks: status.repaired_blocks,
             unverified_bytes: status.unverified_bytes,
-            lost: status.lost,
+            damage: damage(chain, &status.damage),
             full: status.full,
             waiting: status.waiting,
             clients: (self.0.clients.borrow())(),
@@ -276,6 +280,28 @@ fn named_parent(chain: &ChainInfo, layer: &LayerInfo) -> Option<String> {
         below = layer.parent;
     }
     None
+}
+
+fn damage(chain: &ChainInfo, status: &DamageStatus) -> Damage {
+    let at = |layer: LayerId, range: BlockRange| LayerRange {
+        layer,
+        snapshot: chain.layer(layer).and_then(visible_name).map(str::to_owned),
+        offset_bytes: range.first.offset_bytes(),
+        length_bytes: range.length_bytes(),
+    };
+    let replicas = status.replicas.iter().map(|of| ReplicaDamage {
+        replica: of.replica.clone(),
+        waiting_blocks: of.waiting_blocks,
+        repaired_blocks: of.repaired_blocks,
+        last: at(of.last.layer, of.last.range),
+        repaired_from: of.last.repaired_from.clone(),
+        ago_s: of.last.at.elapsed().as_secs(),
+    });
+    Damage {
+        replicas: replicas.collect(),
+        lost: status.lost.iter().map(|(layer, range)| at(*layer, *range)).collect(),
+        lost_bytes: status.lost_bytes,
+    }
 }
 
 fn progress(rebuild: RebuildStatus) -> Progress {

@@ -13,6 +13,7 @@
 mod admin;
 mod arbiter;
 mod complaints;
+mod damage_log;
 mod disk;
 mod link;
 mod requests;
@@ -30,6 +31,7 @@ use tracing::{error, info, warn};
 pub use self::admin::{Done, serve_admin};
 pub use self::arbiter::{Arbiter, ArbiterError, MemoryArbiter, SocketArbiter};
 use self::complaints::Complaints;
+use self::damage_log::DamageLog;
 use self::link::{Link, LocalReplicas};
 use self::requests::Requests;
 use crate::admin::RequestCounts;
@@ -95,6 +97,7 @@ struct State {
     transfers: HashMap<TransferId, Option<Rc<Payload>>>,
     jobs: HashMap<JobId, oneshot::Sender<Result<(), String>>>,
     complaints: Complaints,
+    damage_log: DamageLog,
 }
 
 fn replicas_at(
@@ -130,6 +133,7 @@ impl Engine {
             transfers: HashMap::new(),
             jobs: HashMap::new(),
             complaints: Complaints::default(),
+            damage_log: DamageLog::default(),
         };
         let engine = Self(Rc::new(Shared {
             state: RefCell::new(state),
@@ -346,6 +350,9 @@ impl Engine {
                     let _gone = asker.send(result);
                 }
             }
+            Action::Damage { damaged, news } => {
+                state.damage_log.tell(Instant::now(), &self.0.volume, &damaged, &news);
+            }
             Action::End(end) => {
                 info!(volume = self.0.volume, ?end, "engine ends");
                 state.links.clear();
@@ -367,7 +374,10 @@ impl Engine {
                 () = tokio::time::sleep_until(at.into()) => {}
                 () = self.0.sooner.notified() => continue,
             }
-            self.with(|state, now| state.core.handle_timeout(now));
+            self.with(|state, now| {
+                state.core.handle_timeout(now);
+                state.damage_log.tell_left_out(now, &self.0.volume);
+            });
             if self.0.end.borrow().is_some() {
                 return;
             }

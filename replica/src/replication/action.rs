@@ -3,6 +3,7 @@
 use crate::chain::Seal;
 use crate::message::Request;
 use crate::record::Change;
+use crate::replication::damage::{DamageNews, DamagedBlocks};
 use crate::replication::slots::Slot;
 use crate::types::{BlockIndex, BlockRange, Generation, LayerId};
 
@@ -141,6 +142,11 @@ pub enum Action {
     JobDone {
         job: JobId,
         result: Result<(), String>,
+    },
+    /// For the log.
+    Damage {
+        damaged: DamagedBlocks,
+        news: DamageNews,
     },
     End(End),
 }

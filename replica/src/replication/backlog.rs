@@ -19,6 +19,9 @@ use crate::mutation::{self, Mutation};
 const PAUSE_MIN: Duration = Duration::from_secs(1);
 const PAUSE_MAX: Duration = Duration::from_secs(30);
 
+/// A write that isn't confirmed for so long is worth a word.
+const SLOW_IS_TOLD: Duration = Duration::from_secs(1);
+
 impl Core {
     /// Whose rebuild may be paused.
     fn is_target(&self, peer: &Peer) -> bool {
@@ -37,12 +40,13 @@ impl Core {
 
     /// A target holds up others for so long and no longer, unless the members are as slow.
     pub(super) fn bound_delays(&mut self, now: Instant) {
+        self.look_who_is_slow(now);
         let patience = self.config.slow_patience;
         let late = |sent: Option<Instant>| sent.is_some_and(|sent| now >= sent + patience);
         let live = self.live();
-        self.slow =
+        let slow =
             self.slots_where(|peer| live.contains(peer.slot) && late(peer.oldest(is_confirmation)));
-        if !self.slow.is_empty() {
+        if !slow.is_empty() {
             return;
         }
         let holds_up = |peer: &Peer| self.is_target(peer) && late(peer.oldest(holds_up_others));
@@ -68,11 +72,21 @@ impl Core {
         peer.state = PeerState::Down { retry_at: now + pause };
     }
 
+    /// What people are told of who is slow, as it is now.
+    pub fn look_who_is_slow(&mut self, now: Instant) {
+        let live = self.live();
+        let told = |peer: &Peer| {
+            let oldest = peer.oldest(is_confirmation).filter(|_| live.contains(peer.slot));
+            oldest.is_some_and(|sent| now >= sent + SLOW_IS_TOLD)
+        };
+        self.slow = self.slots_where(told);
+    }
+
     /// In words, for people.
     pub(super) fn slow_waits_for(&self) -> Option<String> {
         let slow = self.slow.intersection(self.live());
         let names = (!slow.is_empty()).then(|| self.names(slow))?;
-        Some(format!("writes wait for {names}: no confirmation for some seconds"))
+        Some(format!("writes wait for {names}: no confirmation for a second or more"))
     }
 }
 

@@ -401,6 +401,7 @@ impl Core {
     fn take_chain(&mut self, chain: ChainInfo) {
         let resized = chain.size_bytes() != self.chain.size_bytes();
         self.chain = chain;
+        self.repairs.forget_layers_but(|layer| self.chain.layer(layer).is_some());
         if resized {
             self.act(Action::Opened { size_bytes: self.chain.size_bytes() });
         }

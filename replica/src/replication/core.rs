@@ -94,7 +94,7 @@ pub struct Core {
     /// Reads whose data is there, and that can't be told before all leases hold.
     pub(super) lease_waiters: Vec<IoId>,
     pub(super) hedges: Hedges,
-    /// Members that owe a confirmation for long.
+    /// Members that owe a confirmation for longer than people expect.
     pub(super) slow: Slots,
     /// When members are compared next by how fast they are.
     pub(super) slow_check_at: Instant,

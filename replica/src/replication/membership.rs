@@ -101,6 +101,11 @@ impl Core {
         }
         let was_lost_while_serving = peer.in_set.is_some();
         self.note_epochs_of(slot, &welcome);
+        let is_older = match self.peer(slot).in_set {
+            Some(_) => self.why_older(slot, &welcome).is_some(),
+            None => self.is_older_than_it_left(slot, &welcome),
+        };
+        self.peer_mut(slot).is_older |= is_older;
         let unfit = self.why_unfit(slot, &welcome);
         let is_another_process = welcome.unrecovered_regions > 0
             && !mutation::is_on(Mutation::AnotherProcessNotCompared);
@@ -437,7 +442,10 @@ impl Core {
         // Two may be under way, and be answered in any order.
         let advanced = before.map_or(generation, |before| before.max(generation));
         peer.state = PeerState::Live { advanced };
-        (peer.reason, peer.pause) = (None, None);
+        (peer.reason, peer.pause, peer.is_older) = (None, None, false);
+        if self.is_open() {
+            self.repairs.hope_again(self.chain.head);
+        }
         if is_new && self.is_open() {
             if was_alone {
                 self.first_is_back(now);

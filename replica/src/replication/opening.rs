@@ -134,8 +134,7 @@ impl Core {
                     self.drive_opening(now); // most often all chains are alike
                 }
                 Verdict::Open { staying } if mutation::is_on(Mutation::OpenWithoutPing) => {
-                    self.set_stage(OpenStage::Removing);
-                    self.swap(staying);
+                    self.remove_but(staying);
                 }
                 Verdict::Open { staying } => {
                     self.set_stage(OpenStage::Pinging { staying });
@@ -147,8 +146,7 @@ impl Core {
                 match &self.changing {
                     Some(Changing::Pinging { asked, .. }) if still && !asked.is_over() => {}
                     Some(Changing::Pinging { .. }) if still => {
-                        self.set_stage(OpenStage::Removing);
-                        self.swap(staying);
+                        self.remove_but(staying);
                     }
                     _ => {
                         self.changing = None;
@@ -249,6 +247,15 @@ impl Core {
         } else {
             Verdict::Wait
         }
+    }
+
+    /// The arbiter is asked; of those that are older copies people are told so.
+    fn remove_but(&mut self, staying: Slots) {
+        for slot in self.older_copies().without(staying).iter() {
+            self.peer_mut(slot).is_older = true;
+        }
+        self.set_stage(OpenStage::Removing);
+        self.swap(staying);
     }
 
     /// Members whose directory isn't what the others know it to have been (rule 10b). Those who know

@@ -44,6 +44,8 @@ pub(super) struct Peer {
     pub(super) progress_at: Instant,
     /// Why it isn't live, in words.
     pub(super) reason: Option<String>,
+    /// Its directory was found to be an older copy of itself, since it was last live (rule 10b).
+    pub(super) is_older: bool,
     /// What is to be expected of it while it isn't live.
     pub(super) absence: Absence,
     /// When the present connection was begun.
@@ -181,6 +183,7 @@ impl Peer {
             owed_bytes: 0,
             progress_at: now,
             reason: None,
+            is_older: false,
             absence: Absence::Brief { since: now },
             begun_at: now,
             failed: false,

@@ -67,7 +67,7 @@ impl Core {
         match (reply, io.stage) {
             (Reply::Data(()), IoStage::Reading { .. }) => self.tell_read(now, id),
             (reply, IoStage::Reading { mut failed, .. }) if is_unreadable(&reply) => {
-                if self.note_unreadable(slot, id, &reply) {
+                if self.note_unreadable(now, slot, id, &reply) {
                     failed.insert(slot);
                 }
                 self.io(id).stage = IoStage::Reading { from: other, failed };
@@ -144,7 +144,7 @@ impl Core {
                 *edge = unreadable.then_some((block, None));
             }
         }
-        if unreadable && self.note_unreadable(slot, id, &reply) {
+        if unreadable && self.note_unreadable(now, slot, id, &reply) {
             failed.insert(slot);
         }
         self.io(id).stage = IoStage::Filling { missing, failed };

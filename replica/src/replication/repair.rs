@@ -16,11 +16,13 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Instant;
 
-use super::action::{Destination, IoId, PayloadRef, TransferId};
+use super::action::{Action, Destination, IoId, PayloadRef, TransferId};
 use super::core::{Core, LockOwner};
+use super::damage::{DamageNews, DamageStatus, DamagedBlocks, Damages};
 use super::fan_out::FanOut;
 use super::io::IoStage;
 use super::locks::{LockId, LockMode};
+use super::lost::Lost;
 use super::peer::Purpose;
 use super::slots::{Slot, Slots};
 use crate::chain::index::Blocks;
@@ -30,8 +32,6 @@ use crate::types::{BLOCK_BYTES, BLOCKS_PER_REGION, BlockIndex, BlockRange, Layer
 
 /// Regions with bad blocks that wait for their repair; more are found again by the next read.
 const QUEUE_MAX: usize = 4096;
-/// Lost blocks that are named; more only fail.
-const LOST_MAX: usize = 4096;
 
 #[derive(Debug, Default)]
 pub(super) struct Repairs {
@@ -39,9 +39,8 @@ pub(super) struct Repairs {
     running: Option<Running>,
     /// Reads that no member could answer whole: they are tried once more when the queue is empty.
     waiting: Vec<IoId>,
-    repaired_blocks: u64,
-    /// No member can read them.
-    lost: BTreeMap<(LayerId, Region), Blocks>,
+    damages: Damages,
+    lost: Lost,
     /// Members differ in them and none can read its own: shown to nobody, and the marks stay.
     undecided: BTreeMap<Region, Blocks>,
     /// Who has the blocks of a read, but with checksums that were never compared.
@@ -89,7 +88,7 @@ enum RepairStage {
 
 impl Repairs {
     pub(super) fn repaired_blocks(&self) -> u64 {
-        self.repaired_blocks
+        self.damages.repaired_blocks()
     }
 
     pub(super) fn unverified_bytes(&self) -> u64 {
@@ -105,8 +104,7 @@ impl Repairs {
 
     pub(super) fn note_undecided(&mut self, head: LayerId, region: Region, blocks: Blocks) {
         self.undecided.insert(region, blocks);
-        let lost = self.lost.entry((head, region)).or_insert(Blocks::NONE);
-        *lost = *lost | blocks;
+        self.lost.give_up(DamagedBlocks { layer: head, region, blocks });
     }
 
     pub(super) fn is_undecided(&self, range: BlockRange) -> bool {
@@ -137,6 +135,23 @@ impl Repairs {
         self.running.is_some()
     }
 
+    /// Its blocks that are to be repaired.
+    fn waiting_blocks(&self, slot: Slot) -> u64 {
+        let running = self.running.as_ref().map(|running| &running.job);
+        let jobs = running.into_iter().chain(&self.queue).filter(|job| job.slot == slot);
+        jobs.map(|job| job.blocks.count()).sum()
+    }
+
+    /// A member that is back, or new, may have what nobody could read.
+    pub(super) fn hope_again(&mut self, head: LayerId) {
+        let undecided = &self.undecided;
+        self.lost.hope_again(|layer, region| layer == head && undecided.contains_key(&region));
+    }
+
+    pub(super) fn forget_layers_but(&mut self, is_there: impl Fn(LayerId) -> bool) {
+        self.lost.forget_layers_but(is_there);
+    }
+
     fn is_busy(&self) -> bool {
         self.is_running() || !self.queue.is_empty()
     }
@@ -156,6 +171,10 @@ fn slots_of(part: BlockRange) -> std::ops::Range<usize> {
 }
 
 impl Job {
+    fn damaged(&self) -> DamagedBlocks {
+        DamagedBlocks { layer: self.layer, region: self.region, blocks: self.blocks }
+    }
+
     /// What is locked: the blocks and those between them.
     fn range(&self) -> BlockRange {
         if self.index {
@@ -172,31 +191,23 @@ impl Core {
     // ---- what is bad -----------------------------------------------------------------------
 
     /// A member said that it can't read these; they are repaired in the background.
-    pub(super) fn note_bad(&mut self, slot: Slot, bad: &[BadRegion]) {
+    pub(super) fn note_bad(&mut self, now: Instant, slot: Slot, bad: &[BadRegion]) {
         if !self.live().contains(slot) {
             return; // a replica that is being rebuilt is compared anyway
         }
         for bad in bad {
-            let lost = self.repairs.lost.get(&(bad.layer, bad.region)).copied();
-            let blocks = bad.blocks & !lost.unwrap_or(Blocks::NONE);
+            let blocks = bad.blocks & !self.repairs.lost.given_up(bad.layer, bad.region);
             if blocks.is_empty() || self.repairs.queue.len() >= QUEUE_MAX {
                 continue;
             }
             let (layer, region, index) = (bad.layer, bad.region, bad.index);
             let blocks = if index { Blocks::ALL } else { blocks };
-            self.queue_repair(Job {
-                slot,
-                layer,
-                region,
-                blocks,
-                index,
-                tried: Slots::NONE,
-                differs: false,
-            });
+            let (tried, differs) = (Slots::NONE, false);
+            self.queue_repair(now, Job { slot, layer, region, blocks, index, tried, differs });
         }
     }
 
-    fn queue_repair(&mut self, job: Job) {
+    fn queue_repair(&mut self, now: Instant, job: Job) {
         let same = |other: &Job| {
             (other.slot, other.layer, other.region, other.index)
                 == (job.slot, job.layer, job.region, job.index)
@@ -207,8 +218,18 @@ impl Core {
         }
         match self.repairs.queue.iter_mut().find(|other| same(other) && other.tried == job.tried) {
             Some(other) => other.blocks = other.blocks | job.blocks,
-            None => self.repairs.queue.push_back(job),
+            None => {
+                let (slot, damaged) = (job.slot, job.damaged());
+                self.repairs.damages.note(now, slot, &damaged);
+                let replica = self.peer(slot).id.clone();
+                self.tell_damage(damaged, DamageNews::Found { replica });
+                self.repairs.queue.push_back(job);
+            }
         }
+    }
+
+    fn tell_damage(&mut self, damaged: DamagedBlocks, news: DamageNews) {
+        self.act(Action::Damage { damaged, news });
     }
 
     /// Whether the read waits for repairs instead of failing: each member may lack another block.
@@ -234,7 +255,12 @@ impl Core {
         }
         for region in range.regions() {
             let written = Blocks::span(slots_of(range.clipped_to(region)));
-            forget_blocks(&mut self.repairs.lost, (self.chain.head, region), written);
+            let damaged = DamagedBlocks { layer: self.chain.head, region, blocks: written };
+            let blocks = self.repairs.lost.found(damaged);
+            if !blocks.is_empty() {
+                let damaged = DamagedBlocks { blocks, ..damaged };
+                self.tell_damage(damaged, DamageNews::Overwritten);
+            }
             forget_blocks(&mut self.repairs.unverified, region, written);
             forget_blocks(&mut self.repairs.undecided, region, written);
         }
@@ -259,20 +285,28 @@ impl Core {
     }
 
     /// Notes what a refused read tells. `false`: it could be had there if nobody has it compared.
-    pub(super) fn note_unreadable(&mut self, slot: Slot, id: IoId, reply: &Reply<()>) -> bool {
+    pub(super) fn note_unreadable(
+        &mut self,
+        now: Instant,
+        slot: Slot,
+        id: IoId,
+        reply: &Reply<()>,
+    ) -> bool {
         match reply {
             Reply::Refused(Refusal::Unverified) => {
                 self.repairs.doubts.entry(id).or_default().insert(slot);
                 return false;
             }
-            Reply::Refused(Refusal::BadBlocks { regions, .. }) => self.note_bad(slot, regions),
+            Reply::Refused(Refusal::BadBlocks { regions, .. }) => {
+                self.note_bad(now, slot, regions);
+            }
             _ => {
                 // It can't even say what it has there: made anew once, else it leaves the set.
                 let (layer, blocks) = (self.chain.head, Blocks::ALL);
                 let regions = self.io(id).range().into_iter().flat_map(BlockRange::regions);
                 let bad = |region| BadRegion { layer, region, blocks, index: true };
                 let bad: Vec<_> = regions.map(bad).collect();
-                self.note_bad(slot, &bad);
+                self.note_bad(now, slot, &bad);
             }
         }
         true
@@ -410,7 +444,7 @@ impl Core {
             Refusal::BadBlocks { regions, .. } => regions,
             _ => &[],
         };
-        self.note_bad(slot, listed);
+        self.note_bad(now, slot, listed);
         let Some(running) = &mut self.repairs.running else { return };
         let job = &mut running.job;
         let here = |bad: &&BadRegion| (bad.layer, bad.region) == (job.layer, job.region);
@@ -437,11 +471,12 @@ impl Core {
             }
             return;
         }
-        if let Some(Running { job, .. }) = &self.repairs.running
-            && self.repairs.lost.len() < LOST_MAX
-        {
-            let lost = self.repairs.lost.entry((job.layer, job.region)).or_insert(Blocks::NONE);
-            *lost = *lost | job.blocks;
+        if let Some(Running { job, .. }) = &self.repairs.running {
+            let damaged = job.damaged();
+            let blocks = self.repairs.lost.give_up(damaged);
+            if !blocks.is_empty() {
+                self.tell_damage(DamagedBlocks { blocks, ..damaged }, DamageNews::Lost);
+            }
         }
         self.end_repair(now);
     }
@@ -452,9 +487,7 @@ impl Core {
         }
         match reply {
             Reply::Done => {
-                if let Some(running) = &self.repairs.running {
-                    self.repairs.repaired_blocks += running.job.blocks.count();
-                }
+                self.note_repaired(now);
                 self.end_repair(now);
             }
             Reply::Refused(Refusal::NoSpace) => self.end_repair(now), // the next read asks again
@@ -466,6 +499,16 @@ impl Core {
                 }
             }
         }
+    }
+
+    fn note_repaired(&mut self, now: Instant) {
+        let Some(Running { job, stage, .. }) = &self.repairs.running else { return };
+        let RepairStage::Writing { from } = *stage else { return };
+        let (slot, damaged) = (job.slot, job.damaged());
+        let (replica, from) = (self.peer(slot).id.clone(), self.peer(from).id.clone());
+        self.repairs.lost.found(damaged);
+        self.repairs.damages.note_repaired(now, slot, &damaged, from.clone());
+        self.tell_damage(damaged, DamageNews::Repaired { replica, from });
     }
 
     /// A join may have moved the block on one of them, or one of them is wrong.
@@ -504,23 +547,18 @@ impl Core {
         }
     }
 
-    /// In words: what can't be read any more, and what nobody could compare.
-    pub(super) fn repair_says(&self) -> Option<String> {
-        let (&(layer, region), blocks) = self.repairs.lost.iter().next()?;
-        let all: u64 = self.repairs.lost.values().map(|blocks| blocks.count()).sum();
-        let first = region.0 * BLOCKS_PER_REGION + blocks.slots().next()? as u64;
-        Some(format!(
-            "no replica can read {all} block(s), the first is block {first} of {layer}; restore \
-             them from a backup, or write them anew"
-        ))
+    pub(super) fn damage_status(&self) -> DamageStatus {
+        let describe = |slot: Slot| (self.peer(slot).id.clone(), self.repairs.waiting_blocks(slot));
+        let (lost, lost_bytes) = self.repairs.lost.ranges();
+        DamageStatus { replicas: self.repairs.damages.status(describe), lost, lost_bytes }
     }
 }
 
-fn forget_blocks<K: Ord>(all: &mut BTreeMap<K, Blocks>, key: K, written: Blocks) {
-    if let Some(blocks) = all.get_mut(&key) {
+fn forget_blocks(all: &mut BTreeMap<Region, Blocks>, region: Region, written: Blocks) {
+    if let Some(blocks) = all.get_mut(&region) {
         *blocks = *blocks & !written;
         if blocks.is_empty() {
-            all.remove(&key);
+            all.remove(&region);
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The core's state for people.
 
 use super::core::{Core, Phase};
+use super::damage::DamageStatus;
 use super::peer::{Peer, PeerState};
 use super::rebuild::RebuildStatus;
 use crate::admin::ReplicaMode;
@@ -16,8 +17,7 @@ pub struct CoreStatus {
     pub repaired_blocks: u64,
     pub unverified_bytes: u64,
     pub waiting: Vec<String>,
-    /// What no replica can read, in words.
-    pub lost: Option<String>,
+    pub damage: DamageStatus,
     /// Members whose disk is full while something waits for room there.
     pub full: Vec<ReplicaId>,
     pub chain: ChainInfo,
@@ -29,6 +29,8 @@ pub struct PeerStatus {
     pub wanted: bool,
     pub mode: ReplicaMode,
     pub reason: Option<String>,
+    /// It isn't what it was: its directory went back in time.
+    pub is_older: bool,
     /// Data that was sent to it and isn't confirmed.
     pub owed_bytes: u64,
     pub rebuild: Option<RebuildStatus>,
@@ -54,6 +56,7 @@ impl Core {
                 wanted: peer.wanted,
                 mode,
                 reason: reason(peer).filter(|_| mode != ReplicaMode::ReadWrite),
+                is_older: peer.is_older,
                 owed_bytes: peer.owed_bytes,
                 rebuild: self.rebuilds.status(peer.slot),
                 last_rebuild: self.rebuilds.last_status(peer.slot),
@@ -67,7 +70,7 @@ impl Core {
             repaired_blocks: self.repairs.repaired_blocks(),
             unverified_bytes: self.repairs.unverified_bytes(),
             waiting: self.waits_for(),
-            lost: self.repair_says(),
+            damage: self.damage_status(),
             full: self.full_disks().iter().map(|slot| self.peer(slot).id.clone()).collect(),
             chain: self.chain.clone(),
         }
@@ -98,6 +101,10 @@ fn reason(peer: &Peer) -> Option<String> {
         PeerState::Welcomed(_) => {
             Some("it may have lost acknowledged writes; it waits for the other replicas".into())
         }
+        // It is here: why it was away says nothing of now.
+        PeerState::WriteOnly | PeerState::Live { .. } => peer
+            .is_older
+            .then(|| "its directory was an older copy of itself: all of it is compared".into()),
         _ => peer.reason.clone(),
     }
 }

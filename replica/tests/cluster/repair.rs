@@ -10,6 +10,26 @@ use ankole_replica::types::ReplicaId;
 
 use super::harness::*;
 
+/// Of the first group of regions, on all replicas.
+fn marks(cluster: &Cluster) -> usize {
+    let marks = |replica: &ReplicaId| {
+        let path = cluster.dir.path().join(replica.to_string()).join("intent");
+        let intent = std::fs::read(path).expect("the intent map");
+        intent[..62 * 8].chunks_exact(8).filter(|entry| entry[0] & 1 == 1).count()
+    };
+    cluster.replicas().iter().map(marks).sum::<usize>()
+}
+
+async fn until_unmarked(cluster: &Cluster) {
+    let none = async {
+        while marks(cluster) > 0 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let in_time = tokio::time::timeout(PATIENCE, none).await;
+    in_time.unwrap_or_else(|_| panic!("{} marks are left", marks(cluster)));
+}
+
 /// What was written long ago isn't compared after a crash: the marks are gone, on all replicas,
 /// without a detach.
 #[test]
@@ -21,22 +41,8 @@ fn an_idle_volume_has_no_marks_and_a_crash_leaves_nothing_to_settle() {
         // Several regions: the replicas mark the whole group.
         write(&engine, 0, &unlike(1, 3 << 20)).await;
         write(&engine, 3 << 20, &unlike(2, 1 << 20)).await;
-        let marked = || {
-            let marks = |replica: &ReplicaId| {
-                let path = cluster.dir.path().join(replica.to_string()).join("intent");
-                let intent = std::fs::read(path).expect("the intent map");
-                intent[..62 * 8].chunks_exact(8).filter(|entry| entry[0] & 1 == 1).count()
-            };
-            cluster.replicas().iter().map(marks).sum::<usize>()
-        };
-        assert!(marked() >= 3 * 4, "{} marks while it is written", marked());
-        let none = async {
-            while marked() > 0 {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        };
-        let in_time = tokio::time::timeout(PATIENCE, none).await;
-        in_time.unwrap_or_else(|_| panic!("{} marks are left", marked()));
+        assert!(marks(&cluster) >= 3 * 4, "{} marks while it is written", marks(&cluster));
+        until_unmarked(&cluster).await;
         // The engine is gone without a word, and the replicas with it.
         for replica in cluster.replicas() {
             cluster.kill_replica(&replica);
@@ -86,7 +92,15 @@ fn rotten_blocks_are_read_from_another_replica_and_repaired_where_they_are() {
             assert_eq!(cluster.holds(replica, 2, 3 * 4096), newer[3 * 4096..][..4096]);
         }
         let status = engine.status();
-        assert_eq!((status.repaired_blocks, status.lost), (3, None));
+        assert_eq!((status.repaired_blocks, status.damage.lost_bytes), (3, 0));
+        let of = |replica: &ReplicaId| {
+            let mut all = status.damage.replicas.iter();
+            all.find(|it| it.replica == *replica).expect("it was damaged")
+        };
+        assert_eq!((of(&r1).repaired_blocks, of(&r2).repaired_blocks), (2, 1));
+        let last = &of(&r2).last;
+        assert_eq!((last.layer.0, last.offset_bytes, last.length_bytes), (2, 3 * 4096, 4096));
+        assert!(of(&r2).repaired_from.is_some() && of(&r2).waiting_blocks == 0);
         assert!(status.replicas.iter().all(|replica| replica.mode == ReplicaMode::ReadWrite));
     });
 }
@@ -151,10 +165,52 @@ fn a_block_that_is_rotten_everywhere_fails_alone_until_it_is_written_anew() {
         let (result, _) = engine.read(at, Buffer::zeroed(4096)).await;
         let error = result.map(drop).expect_err("no replica can read it");
         assert_eq!(error.raw_os_error(), Some(5));
-        until(&engine, |status| status.lost.is_some()).await;
+        until(&engine, |status| status.damage.lost_bytes == 4096).await;
         write(&engine, 9 * 4096, &unlike(6, 4096)).await;
         assert_eq!(read(&engine, 9 * 4096, 4096).await, unlike(6, 4096));
-        until(&engine, |status| status.lost.is_none()).await;
+        until(&engine, |status| status.damage.lost.is_empty()).await;
+    });
+}
+
+/// The third was away while the block rotted on the two others. It was read when the third was
+/// back, but the two were never repaired: the next loss of the third was a loss of the block.
+#[test]
+fn what_nobody_could_read_is_repaired_from_a_replica_that_is_back() {
+    run(async {
+        let cluster = Cluster::new(3, false).await;
+        let quick = |config| Config { clear_after: Duration::from_millis(100), ..config };
+        let engine = cluster.start_engine_with(false, quick).await;
+        let content = unlike(4, 1 << 20);
+        write(&engine, 0, &content).await;
+        until_unmarked(&cluster).await; // or its rebuild would want to compare the block
+        let r3 = ReplicaId::from("r3");
+        cluster.kill_replica(&r3);
+        until(&engine, |_| cluster.record.borrow().in_sync.len() == 2).await;
+        for replica in ["r1", "r2"].map(ReplicaId::from) {
+            cluster.damage(&replica, 1, "data", 9 * 4096);
+        }
+        let at = Extent { offset_bytes: 9 * 4096, length_bytes: 4096 };
+        let (result, _) = engine.read(at, Buffer::zeroed(4096)).await;
+        assert!(result.is_err(), "nobody who is here can read it");
+        until(&engine, |status| status.damage.lost_bytes == 4096).await;
+        cluster.start_replica(&r3).await;
+        until(&engine, |status| {
+            let older = status.replicas.iter().any(|replica| replica.is_older);
+            assert!(!older, "who was only away isn't older: {status:?}");
+            status.replicas.iter().all(|replica| replica.mode == ReplicaMode::ReadWrite)
+        })
+        .await;
+        assert_eq!(engine.status().damage.lost_bytes, 4096, "nobody has asked it yet");
+        let repaired = async {
+            while engine.status().repaired_blocks < 2 {
+                assert!(read(&engine, 0, 1 << 20).await == content, "a rotten byte is returned");
+            }
+        };
+        let in_time = tokio::time::timeout(PATIENCE, repaired).await;
+        in_time.unwrap_or_else(|_| panic!("not repaired: {:#?}", engine.status()));
+        assert_eq!(engine.status().damage.lost, []);
+        cluster.kill_replica(&r3);
+        assert!(read(&engine, 0, 1 << 20).await == content, "the two stand on their own");
     });
 }
 

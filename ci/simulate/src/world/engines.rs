@@ -197,6 +197,7 @@ impl World {
                     self.resolve_job(id, result.is_ok());
                 }
             }
+            Action::Damage { .. } => {}
             Action::End(end) => {
                 self.log(|| format!("engine {id} ends: {end:?}"));
                 let fenced = matches!(end, End::Fenced(_));

@@ -16,6 +16,7 @@ mod attach;
 mod attached;
 mod detach;
 mod replicas;
+mod trouble;
 
 use std::fmt;
 use std::time::Duration;
@@ -42,7 +43,7 @@ const OPEN_PATIENCE: Duration = Duration::from_secs(12);
 /// An engine opens within a few of these; one that waits for something is asked less often.
 const WHILE_STARTING: Duration = Duration::from_millis(20);
 const WHILE_WAITING: Duration = Duration::from_millis(200);
-const WHILE_ATTACHED: Duration = Duration::from_secs(2);
+const WHILE_ATTACHED: Duration = Duration::from_secs(1);
 const WHILE_IDLE: Duration = Duration::from_secs(60);
 
 /// Actions are done in order; when one fails the rest waits for the next pass.

@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
-use ankole_replica::admin::{EngineStatus, ReplicaMode, ReplicaStatus};
+use ankole_replica::admin::{
+    Damage, EngineStatus, LayerRange, ReplicaDamage, ReplicaMode, ReplicaStatus,
+};
 use ankole_replica::record::{EngineGrant, InstanceId, Member, Record};
-use ankole_replica::types::{Generation, Incarnation};
+use ankole_replica::types::{Generation, Incarnation, LayerId};
 
 use super::action::Action;
 use super::plan::{DETACH_PATIENCE, DEVICE_PATIENCE, REPLICA_PATIENCE, plan};
@@ -92,7 +94,7 @@ fn attached() -> Seen {
         repaired_blocks: 0,
         unverified_bytes: 0,
         full: vec![],
-        lost: None,
+        damage: Default::default(),
         waiting: vec![],
         clients: 0,
         snapshots: vec![],
@@ -135,6 +137,7 @@ fn readable(seen: &mut Seen, replicas: &[&str]) {
             address: String::new(),
             mode: ReplicaMode::ReadWrite,
             reason: None,
+            is_older: false,
             rebuild: None,
             last_rebuild: None,
         })
@@ -226,6 +229,52 @@ fn scenarios() -> Vec<(&'static str, Seen)> {
             with(attached(), |s| {
                 let status = engine(s).status.as_mut().unwrap();
                 status.full.push("r2".into());
+            }),
+        ),
+        (
+            "a block is rotten on all replicas, and others were repaired",
+            with(attached(), |s| {
+                let at = |block: u64, snapshot: Option<&str>| LayerRange {
+                    layer: LayerId(1),
+                    snapshot: snapshot.map(Into::into),
+                    offset_bytes: block * 4096,
+                    length_bytes: 4096,
+                };
+                let of = |replica: &str, waiting_blocks, from: Option<&str>, ago_s| ReplicaDamage {
+                    replica: replica.into(),
+                    waiting_blocks,
+                    repaired_blocks: 3,
+                    last: at(9, None),
+                    repaired_from: from.map(Into::into),
+                    ago_s,
+                };
+                engine(s).status.as_mut().unwrap().damage = Damage {
+                    replicas: vec![
+                        of("r1", 7, None, 0),
+                        of("r2", 0, Some("r3"), 3600),
+                        of("r3", 0, Some("r2"), 90_000),
+                    ],
+                    lost: (0..6).map(|block| at(2 * block, Some("s1"))).collect(),
+                    lost_bytes: 6 * 4096,
+                };
+            }),
+        ),
+        (
+            "one replica is older than it was, one was away, and both have to be rebuilt",
+            with(attached(), |s| {
+                readable(s, &["r1", "r2", "r3"]);
+                let replicas = &mut engine(s).status.as_mut().unwrap().replicas;
+                replicas[1].mode = ReplicaMode::Error;
+                replicas[1].is_older = true;
+                replicas[1].reason = Some("it is an older copy of itself".into());
+                replicas[2].mode = ReplicaMode::WriteOnly;
+            }),
+        ),
+        (
+            "all replicas are slow at once",
+            with(attached(), |s| {
+                let status = engine(s).status.as_mut().unwrap();
+                status.waiting.push("writes wait for r1, r2, r3: no confirmation for 2 s".into());
             }),
         ),
         (

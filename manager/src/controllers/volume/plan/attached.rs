@@ -1,7 +1,5 @@
 //! What an engine that lives and is the right one says of itself.
 
-use ankole_replica::replication::waits_for_room;
-
 use super::{OPEN_PATIENCE, Plan, WHILE_ATTACHED, WHILE_STARTING, WHILE_WAITING};
 use crate::api::volume::{Condition, Reason, State, salvage_hint};
 use crate::controllers::volume::action::Action;
@@ -37,16 +35,7 @@ impl Plan {
             let hint = salvage_hint(&seen.volume.name);
             self.note(Condition::new(Reason::NoReplica, message).next(hint));
         }
-        for replica in &status.full {
-            let place = seen.volume.status.places.iter().find(|place| place.replica == *replica);
-            let disk =
-                place.map_or("its disk".into(), |place| place.directory.display().to_string());
-            let name = &seen.volume.name;
-            let full = Condition::new(Reason::DiskFull, waits_for_room(replica)).of(replica);
-            self.note(full.next(format!(
-                "free some space on the disk of {disk}, or remove snapshots: ankole snapshot ls {name}"
-            )));
-        }
+        self.tell_trouble(seen, status);
         let size_bytes = seen.volume.spec.size_bytes;
         if status.size_bytes < size_bytes {
             self.act(Action::Expand { size_bytes });
