@@ -268,6 +268,36 @@ fn requires_root_a_full_disk_stops_only_what_needs_space() {
     });
 }
 
+fn succeeds(folder: &std::path::Path, program: &str, arguments: &[&str]) -> bool {
+    let mut command = std::process::Command::new(program);
+    let done = command.args(arguments).current_dir(folder).output();
+    done.is_ok_and(|done| done.status.success())
+}
+
+/// What it tried out needed room: it went through the page cache for as long as it lived.
+#[test]
+fn requires_root_a_replica_that_starts_on_a_full_disk_goes_past_the_page_cache_all_the_same() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let image = std::fs::File::create(dir.path().join("image"));
+    image.and_then(|image| image.set_len(16 << 20)).expect("room");
+    let here = dir.path().join("here");
+    std::fs::create_dir(&here).expect("room");
+    let run_there = |program, arguments: &[&str]| succeeds(dir.path(), program, arguments);
+    if !run_there("mke2fs", &["-q", "-F", "-t", "ext4", "image"])
+        || !run_there("mount", &["-o", "loop", "image", "here"])
+    {
+        return skip("mounting an image");
+    }
+    let path = || run(async { Directory::open(&here, &DirectoryOptions::default()) });
+    let before = path().expect("it is there").data_path();
+    let ballast = std::fs::File::create(here.join("ballast")).expect("room");
+    while std::io::Write::write_all(&mut &ballast, &[7; 4096]).is_ok() {}
+    let full = path().expect("it is there").data_path();
+    drop(ballast);
+    assert!(run_there("umount", &["here"]));
+    assert_eq!((full, before.direct), (before, true));
+}
+
 /// What tells a file system that was mounted anew from one that a container sees elsewhere, or a
 /// process that was merely killed.
 #[test]

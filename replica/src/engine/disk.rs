@@ -14,8 +14,11 @@ use crate::types::{BlockIndex, BlockRange, VOLUME_BYTES_MAX, VOLUME_UNIT_BYTES};
 
 /// Blocks in one message of zeroes: bounds how long a replica works on it.
 const ZERO_BLOCKS_MAX: u64 = (1 << 30) / BLOCK_BYTES;
-/// The most data that goes out in one message, in bytes.
+/// The most data that goes out in one message, in bytes. A write isn't cut: its range stays locked
+/// as a whole until the client has the answer, since it may be issued again (rule 11).
 const PART_BYTES_MAX: u64 = 32 << 20;
+/// The most data of one answer, in bytes: a lease may hang on what waits behind it.
+const READ_BYTES_MAX: u64 = 2 << 20;
 
 /// Gives the range back when the client has its answer.
 struct Release {
@@ -127,12 +130,13 @@ impl Disk for Engine {
         let mut done = 0;
         while done < at.length_bytes {
             drop(held.take()); // see `zero`
-            let length_bytes = (at.length_bytes - done).min(PART_BYTES_MAX);
+            let length_bytes = (at.length_bytes - done).min(READ_BYTES_MAX);
             let part = Extent { offset_bytes: at.offset_bytes + done, length_bytes };
             let range = BlockRange::covering(part);
             let (outcome, release) = self.run(Operation::Read { range }, None).await;
+            let is_first = done == 0;
             let read = self.counted(outcome, |counts| {
-                counts.reads += 1;
+                counts.reads += u64::from(is_first);
                 counts.read_bytes += length_bytes;
             });
             let payload = match read {

@@ -17,6 +17,7 @@ use nix::fcntl::{FallocateFlags, Flock, FlockArg, fallocate};
 use nix::sys::stat::{major, minor};
 use nix::unistd::{Whence, lseek};
 
+use super::error::is_no_space;
 use super::open_files::{OpenFile, OpenFiles, open_files_max};
 use super::storage::{FileKind, FileSystem, LockError, Storage, StorageFile};
 use super::uring::Ring;
@@ -118,6 +119,11 @@ impl Directory {
             Ok(memory_alignment) => {
                 self.direct = true;
                 self.memory_alignment = memory_alignment;
+            }
+            // It got as far as to ask for room: the rest is for the worst.
+            Err(error) if is_no_space(&error) => {
+                self.direct = true;
+                self.memory_alignment = block;
             }
             Err(error) => {
                 tracing::warn!(path = %self.path.display(), %error,
