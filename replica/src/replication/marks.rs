@@ -246,4 +246,45 @@ mod tests {
             }
         }
     }
+
+    /// What the bound is worth while clearing takes its time. A load that begins to use as many groups
+    /// in a batch's turn as a batch clears stays within two turns' worth of the budget; what a faster
+    /// one has beyond that goes, a batch a turn, once it is over.
+    #[test]
+    fn marks_beyond_the_budget_are_those_of_groups_begun_within_two_batches() {
+        const GROUPS_A_TURN: u64 = BATCH_MARKS / REGIONS_PER_GROUP;
+        let beyond_max = 2 * GROUPS_A_TURN * REGIONS_PER_GROUP;
+        for seed in 0..20 {
+            println!("seed {seed}");
+            let mut random = crate::store::crash::Random::new(seed);
+            let start = Instant::now();
+            let patience = Patience { quiet: Duration::from_secs(3600), budget: 5000 };
+            let mut marks = Marks::default();
+            let mut next_group = 0;
+            let mut turn = |marks: &mut Marks, now: Instant, groups: u64| {
+                let due = marks.take_due(now, patience);
+                for group in next_group..next_group + groups {
+                    write(marks, now, group, 0);
+                    write(marks, now, group, 1 + random.below(REGIONS_PER_GROUP - 1));
+                }
+                next_group += groups;
+                // Whatever else is written lies in groups that are in use already.
+                for _ in 0..random.below(100) {
+                    let back = random.below(GROUPS_A_TURN);
+                    write(marks, now, next_group.saturating_sub(back + 1), 0);
+                }
+                due.into_iter().for_each(|group| marks.forget(group));
+                marks.count()
+            };
+            for second in 0..500 {
+                let count = turn(&mut marks, seconds(start, second), GROUPS_A_TURN);
+                assert!(count <= patience.budget + beyond_max, "{count} marks in turn {second}");
+            }
+            let burst = turn(&mut marks, seconds(start, 500), 20 * GROUPS_A_TURN);
+            assert!(burst > patience.budget + beyond_max, "{burst} marks");
+            let turns = (burst - patience.budget).div_ceil(BATCH_MARKS);
+            let rest = (501..501 + turns).map(|second| turn(&mut marks, seconds(start, second), 0));
+            assert!(rest.last().is_some_and(|count| count <= patience.budget));
+        }
+    }
 }
