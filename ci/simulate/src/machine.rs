@@ -199,7 +199,7 @@ impl<W: 'static> Machine<W> {
                 let remounted = self.disk.after_remount(seed);
                 let shows = open(&remounted.after_kill());
                 // If nobody can tell, that is a limit that the rules state: it isn't asked of them here.
-                let tells = matches!(shows.continuity(), Continuity::Lost(_));
+                let tells = !matches!(shows.continuity(), Continuity::Doubtful(_));
                 if tells { remounted } else { self.disk.after_power_cut(seed) }
             }
         };

@@ -227,9 +227,9 @@ impl Core {
         }
         // One that answered that it isn't fit won't become so; one may listen soon.
         let mut awaited = silent.iter().filter(|slot| match self.peer(*slot).absence {
-            Absence::Brief { .. } | Absence::Lending { .. } => !deadline_passed,
+            Absence::Brief { .. } => !deadline_passed,
             Absence::Gone => !dead_passed,
-            Absence::Unfit => false,
+            Absence::Unfit | Absence::Lending { .. } => false,
         });
         if !continuous.is_empty() {
             return if awaited.next().is_none() {
