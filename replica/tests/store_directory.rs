@@ -4,7 +4,7 @@ mod store;
 
 use ankole_replica::chain::{ChainChange, ChainOp, Seal};
 use ankole_replica::store::file::{Directory, DirectoryOptions, file_system};
-use ankole_replica::store::{Store, StoreError, StoreOptions, View};
+use ankole_replica::store::{JoinProgress, Storage, Store, StoreError, StoreOptions, View};
 use ankole_replica::types::{BlockIndex, BlockRange, ChainOpId, LayerId, Region};
 use store::{Fill, GENERATION, identity, read_fill, run, skip, write_fill};
 
@@ -213,28 +213,39 @@ fn a_thousand_layers_are_written_read_joined_and_opened_with_few_files_open() {
     });
 }
 
+/// A file system of its own, of 32 MiB.
+struct SmallDisk(tempfile::TempDir);
+
+impl SmallDisk {
+    fn mount() -> Option<Self> {
+        let disk = Self(tempfile::tempdir().expect("a directory"));
+        let mounted = nix::mount::mount(
+            Some("ankole-test"),
+            disk.path(),
+            Some("tmpfs"),
+            nix::mount::MsFlags::empty(),
+            Some("size=32m"),
+        );
+        mounted.map_err(|errno| skip(&format!("mounting a small tmpfs: {errno}"))).ok()?;
+        Some(disk)
+    }
+
+    fn path(&self) -> &std::path::Path {
+        self.0.path()
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = nix::mount::umount2(self.path(), nix::mount::MntFlags::MNT_DETACH);
+    }
+}
+
 /// A full disk stops new blocks and nothing else: the room of metadata was taken before, what is
 /// there can be overwritten, flushed and freed, and then writing goes on. A snapshot needs no room.
 #[test]
 fn requires_root_a_full_disk_stops_only_what_needs_space() {
-    let dir = tempfile::tempdir().expect("a directory");
-    let mounted = nix::mount::mount(
-        Some("ankole-test"),
-        dir.path(),
-        Some("tmpfs"),
-        nix::mount::MsFlags::empty(),
-        Some("size=32m"),
-    );
-    if let Err(errno) = mounted {
-        return skip(&format!("mounting a small tmpfs: {errno}"));
-    }
-    struct Mounted<'a>(&'a std::path::Path);
-    impl Drop for Mounted<'_> {
-        fn drop(&mut self) {
-            let _ = nix::mount::umount2(self.0, nix::mount::MntFlags::MNT_DETACH);
-        }
-    }
-    let _mounted = Mounted(dir.path());
+    let Some(dir) = SmallDisk::mount() else { return };
     run(async {
         let directory = Directory::open(dir.path(), &DirectoryOptions::default()).expect("there");
         Store::format(directory, identity(), 64 << 20, LayerId(1)).await.expect("room");
@@ -266,6 +277,62 @@ fn requires_root_a_full_disk_stops_only_what_needs_space() {
         assert_eq!(store.failure(), None);
         assert_eq!(read_fill(&store, View::Top, place(2)).await, vec![Fill(3); 64]);
     });
+}
+
+/// A join copied until the disk was full, began again every ten seconds, and never ended: the layer
+/// of a removed snapshot hides nothing, and is larger than what is free.
+#[test]
+fn requires_root_a_removed_snapshot_is_joined_on_a_disk_with_next_to_no_room() {
+    // Either layer may be the larger one.
+    for blocks in [[1500, 3000], [3000, 1500]] {
+        let Some(dir) = SmallDisk::mount() else { return };
+        run(async {
+            let directory =
+                Directory::open(dir.path(), &DirectoryOptions::default()).expect("there");
+            Store::format(directory, identity(), 64 << 20, LayerId(1)).await.expect("room");
+            let store = open(dir.path(), &DirectoryOptions::default()).await;
+            let mut first = 0;
+            for (count, id) in blocks.into_iter().zip(1..) {
+                // Runs of many lengths, and a gap in each: no block of one layer hides the other's.
+                let range = BlockRange::new(BlockIndex(first), count);
+                write_fill(&store, range, Fill(id)).await.expect("room");
+                first += count + 7;
+                let change = ChainChange::Snapshot {
+                    seal: Seal::default(),
+                    new_head: LayerId(id as u32 + 1),
+                };
+                store.apply(&ChainOp { id: ChainOpId(id), change }).await.expect("a snapshot");
+            }
+            let seen = async |store: &Store<Directory>| {
+                let ranges = [(0, blocks[0]), (blocks[0] + 7, blocks[1])];
+                for ((first, count), fill) in ranges.into_iter().zip(1..) {
+                    let range = BlockRange::new(BlockIndex(first), count);
+                    let expected = vec![Fill(fill); count as usize];
+                    assert_eq!(read_fill(store, View::Layer(LayerId(2)), range).await, expected);
+                }
+            };
+            let mut at = 8192;
+            while write_fill(&store, BlockRange::new(BlockIndex(at), 16), Fill(9)).await.is_ok() {
+                at += 16;
+            }
+            let free_bytes = || store.storage().free_bytes().expect("told").expect("told");
+            println!("{} blocks in the head, {} bytes are free", at - 8192, free_bytes());
+            assert!(free_bytes() < 128 << 10);
+            // For pages of regions that the child does not have, and some blocks.
+            store.zero(BlockRange::new(BlockIndex(8192), 16), GENERATION).await.expect("it frees");
+            let remove = ChainChange::Remove { layer: LayerId(1) };
+            store.apply(&ChainOp { id: ChainOpId(3), change: remove }).await.expect("it is there");
+            let before = free_bytes();
+            let joined = store.join(LayerId(1)).await.expect("there is enough room");
+            assert_eq!(joined, JoinProgress::Joined);
+            assert!(free_bytes() + (64 << 10) >= before, "it took what it gave back");
+            seen(&store).await;
+            store.close().await.expect("the disk works");
+            let store = open(dir.path(), &DirectoryOptions::default()).await;
+            seen(&store).await;
+            assert_eq!(store.verify().await.expect("it can be read").blocks_bad, 0);
+        });
+    }
 }
 
 fn succeeds(folder: &std::path::Path, program: &str, arguments: &[&str]) -> bool {
@@ -307,11 +374,7 @@ fn requires_root_only_unmounting_makes_another_file_system_of_one() {
     std::fs::create_dir(at("here")).and(std::fs::create_dir(at("there"))).expect("room");
     let image = std::fs::File::create(at("image")).and_then(|image| image.set_len(16 << 20));
     image.expect("room");
-    let run = |program: &str, arguments: &[&str]| {
-        let mut command = std::process::Command::new(program);
-        let done = command.args(arguments).current_dir(dir.path()).output();
-        done.is_ok_and(|done| done.status.success())
-    };
+    let run = |program: &str, arguments: &[&str]| succeeds(dir.path(), program, arguments);
     let mount = || run("mount", &["-o", "loop", "image", "here"]);
     if !run("mke2fs", &["-q", "-F", "-t", "ext4", "image"]) || !mount() {
         return skip("mounting an image");

@@ -125,6 +125,10 @@ impl Storage for Recording {
         Ok(())
     }
 
+    fn free_bytes(&self) -> io::Result<Option<u64>> {
+        self.directory.free_bytes()
+    }
+
     fn boot_id(&self) -> io::Result<String> {
         Ok(self.boot_id.clone())
     }

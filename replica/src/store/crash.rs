@@ -505,6 +505,10 @@ impl Storage for Disk {
         Ok(())
     }
 
+    fn free_bytes(&self) -> io::Result<Option<u64>> {
+        Ok(self.trouble().full.then_some(0))
+    }
+
     fn boot_id(&self) -> io::Result<String> {
         Ok(self.state.borrow().boot.to_string())
     }

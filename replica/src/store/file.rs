@@ -232,6 +232,11 @@ impl Storage for Directory {
         on_pool(move || directory.sync_all()).await
     }
 
+    fn free_bytes(&self) -> io::Result<Option<u64>> {
+        let disk = nix::sys::statvfs::statvfs(&self.path)?;
+        Ok(Some(disk.blocks_available() * disk.fragment_size()))
+    }
+
     fn boot_id(&self) -> io::Result<String> {
         self.boot_id.clone().map_or_else(crate::process::boot_id, Ok)
     }

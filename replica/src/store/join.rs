@@ -2,21 +2,26 @@
 //!
 //! Owns the background work after a removal. Promises that no view changes at any step, that a
 //! crash costs at most a batch of regions, and that memory and stalls are bounded. What may stay
-//! where it is isn't copied: of the two layers the smaller one moves.
+//! where it is isn't copied: of the two layers the smaller one moves, if the disk has the room for
+//! it. Else the removed one does, batch by batch: each gives back what the next one takes.
 //!
 //! ```text
-//! hide    the removed layer forgets blocks that the child has (sector 0 of its pages: atomic),
+//! hide    the removed layer forgets blocks that the child has (sector 0 of its pages: atomic), sync,
 //!         then their data is punched out
 //! begin   chain.meta says whose files stay
-//! move    data, sync; sums, sync; presence, sync      what the staying layer lacks
+//! move    data, sync; sums, sync; presence, sync      what the staying layer lacks;
+//!         then, of a batch that came from the removed layer, the same as hide
 //! end     chain.meta: the child has the staying files, the removed layer is gone
 //! ```
+//!
+//! A child that stays must have all of its own until the end: other members have it there.
 
 use std::cell::RefCell;
 use std::rc::Rc;
 
 use ankole_blockdev::disk::{BLOCK_BYTES, Buffer};
 
+use super::error::is_no_space;
 use super::pages::WriteBack;
 use super::query::block_at;
 use super::storage::{Storage, StorageFile};
@@ -70,7 +75,15 @@ impl<S: Storage> Store<S> {
                         }
                     }
                 };
-                let done = self.move_blocks(begun).await?;
+                let done = match self.move_blocks(begun).await {
+                    Err(error) if error.is_no_space() && begun.keep_files_of == layer => {
+                        match self.turn_round(begun, plan).await? {
+                            Some(begun) => self.move_blocks(begun).await?,
+                            None => false,
+                        }
+                    }
+                    done => done?,
+                };
                 Ok(if done { JoinProgress::Joined } else { JoinProgress::Nothing })
             }
         }
@@ -98,15 +111,7 @@ impl<S: Storage> Store<S> {
             if hidden.is_empty() {
                 continue;
             }
-            for &(region, blocks) in &hidden {
-                self.change_page(&removed, region, |page| page.forget(blocks)).await?;
-            }
-            if !mutation::is_on(Mutation::FreedBeforeForgotten) {
-                self.sync_index().await?;
-            }
-            for (region, blocks) in hidden {
-                self.punch(&removed, region, blocks).await;
-            }
+            self.give_back(&removed, hidden).await?;
         }
     }
 
@@ -169,7 +174,14 @@ impl<S: Storage> Store<S> {
             let size = self.layer(id)?.data.allocated_bytes();
             size.map_err(|error| self.io_error("look at a layer", error))
         };
-        let keep_files_of = if size(removed)? > size(child)? { removed } else { child };
+        let (child_bytes, removed_bytes) = (size(child)?, size(removed)?);
+        let has_room = || {
+            let free_bytes = self.storage.free_bytes();
+            free_bytes.map_err(|error| self.io_error("look at the disk's room", error))
+        };
+        let keeps_removed =
+            removed_bytes > child_bytes && has_room()?.is_none_or(|free| free > child_bytes);
+        let keep_files_of = if keeps_removed { removed } else { child };
         let begun = Joining { removed, child, keep_files_of };
         if keep_files_of == removed {
             let (from, to) = (self.layer(child)?, self.layer(removed)?);
@@ -177,6 +189,24 @@ impl<S: Storage> Store<S> {
         }
         self.commit(self.chain.get().with_joining(begun)).await?;
         Ok(Some(begun))
+    }
+
+    /// The child's blocks have no room beside the removed layer's: that one moves instead, and what
+    /// was copied to it is given back first.
+    async fn turn_round(
+        &self,
+        begun: Joining,
+        plan: JoinPlan,
+    ) -> Result<Option<Joining>, StoreError> {
+        let turned = Joining { keep_files_of: begun.child, ..begun };
+        {
+            let _one_at_a_time = self.chain_gate.lock().await;
+            if self.chain.get().joining() != Some(begun) {
+                return Ok(None);
+            }
+            self.commit(self.chain.get().with_joining(turned)).await?;
+        }
+        Ok(self.hide(begun.removed, plan).await?.then_some(turned))
     }
 
     /// Moves what the staying layer lacks, then drops the other. `false` if the layers are gone.
@@ -196,8 +226,9 @@ impl<S: Storage> Store<S> {
             let (from, to) = (self.layer(from)?, self.layer(to)?);
             let regions = self.pages.some(from.file, next, BATCH);
             let Some(last) = regions.last() else { break };
-            next = last.next();
-            self.move_batch(&from, &to, &regions).await?;
+            if self.move_batch(&from, &to, &regions, from.id == begun.removed).await? {
+                next = last.next();
+            }
         }
         let _one_at_a_time = self.chain_gate.lock().await;
         if self.chain.get().joining() != Some(begun) {
@@ -211,13 +242,16 @@ impl<S: Storage> Store<S> {
         Ok(true)
     }
 
+    /// `false`: there was no room for all of it, but what was moved has given some back.
     async fn move_batch(
         &self,
         from: &OpenLayer<S::File>,
         to: &OpenLayer<S::File>,
         regions: &[Region],
-    ) -> Result<(), StoreError> {
+        gives_back: bool,
+    ) -> Result<bool, StoreError> {
         let mut moved: Vec<(Region, Page, Blocks)> = Vec::new();
+        let mut refused = None;
         for &region in regions {
             let page = self.look_page(from, region, Page::clone)?;
             if page.owned().is_empty() {
@@ -227,12 +261,24 @@ impl<S: Storage> Store<S> {
             if missing.is_empty() {
                 continue;
             }
-            self.make_room(to, std::iter::once(region))?;
-            self.move_data(from, to, region, missing & page.present()).await?;
-            moved.push((region, page, missing));
+            let mut done = Blocks::NONE;
+            let result = self.move_data(from, to, region, missing & page.present(), &mut done);
+            let result = result.await;
+            let is_moved = if result.is_ok() { missing } else { done };
+            if !is_moved.is_empty() {
+                moved.push((region, page, is_moved));
+            }
+            match result {
+                Ok(()) => {}
+                Err(error) if error.is_no_space() && gives_back && !moved.is_empty() => {
+                    refused = Some(error);
+                    break;
+                }
+                Err(error) => return Err(error),
+            }
         }
         if moved.is_empty() {
-            return Ok(());
+            return Ok(true);
         }
         if !mutation::is_on(Mutation::JoinedDataUnsynced) {
             let done = to.data.sync().await;
@@ -261,25 +307,62 @@ impl<S: Storage> Store<S> {
             };
             self.change_page(to, *region, copy_presence).await?;
         }
-        self.sync_index().await
+        self.sync_index().await?;
+        if gives_back {
+            let moved = moved.into_iter().map(|(region, _, blocks)| (region, blocks)).collect();
+            self.give_back(from, moved).await?;
+        }
+        Ok(refused.is_none())
     }
 
-    /// Copies bytes as they are: a block that has rotted keeps the sum that shows it.
+    /// Blocks that the child has durably: the removed layer forgets them, and then they are freed.
+    async fn give_back(
+        &self,
+        removed: &OpenLayer<S::File>,
+        hidden: Vec<(Region, Blocks)>,
+    ) -> Result<(), StoreError> {
+        for &(region, blocks) in &hidden {
+            self.change_page(removed, region, |page| page.forget(blocks)).await?;
+        }
+        if !mutation::is_on(Mutation::FreedBeforeForgotten) {
+            self.sync_index().await?;
+        }
+        for (region, blocks) in hidden {
+            self.punch(removed, region, blocks).await;
+        }
+        Ok(())
+    }
+
+    /// Copies bytes as they are: a block that has rotted keeps the sum that shows it. `done`: as far
+    /// as there was room.
     async fn move_data(
         &self,
         from: &OpenLayer<S::File>,
         to: &OpenLayer<S::File>,
         region: Region,
         blocks: Blocks,
+        done: &mut Blocks,
     ) -> Result<(), StoreError> {
-        for run in blocks.runs() {
-            let at = block_at(region, run.start).offset_bytes();
-            let (done, data) = from.data.file.read(at, Buffer::zeroed(run.len() * BLOCK)).await;
-            // Where it is, it may be readable again, or repaired; then the join goes on.
-            done.map_err(|error| self.io_error("read the layer that is joined", error))?;
-            let whole = 0..data.len();
-            let done = to.data.write(at, Rc::new(data), whole).await;
-            done.map_err(|error| self.io_error("join layers", error))?;
+        self.make_room(to, std::iter::once(region))?;
+        for mut rest in blocks.runs() {
+            let mut step = rest.len();
+            while !rest.is_empty() {
+                let part = rest.start..rest.end.min(rest.start + step);
+                let at = block_at(region, part.start).offset_bytes();
+                let buffer = Buffer::zeroed(part.len() * BLOCK);
+                let (read, data) = from.data.file.read(at, buffer).await;
+                // Where it is, it may be readable again, or repaired; then the join goes on.
+                read.map_err(|error| self.io_error("read the layer that is joined", error))?;
+                let whole = 0..data.len();
+                match to.data.write(at, Rc::new(data), whole).await {
+                    Ok(()) => {
+                        *done = *done | Blocks::span(part.clone());
+                        rest.start = part.end;
+                    }
+                    Err(error) if is_no_space(&error) && step > 1 => step /= 2,
+                    Err(error) => return Err(self.io_error("join layers", error)),
+                }
+            }
         }
         Ok(())
     }

@@ -49,6 +49,11 @@ pub trait Storage: 'static {
     /// Makes what was created, renamed and removed durable.
     fn sync_dir(&self) -> impl Future<Output = io::Result<()>>;
 
+    /// What the disk has free; `None`: it can't be told.
+    fn free_bytes(&self) -> io::Result<Option<u64>> {
+        Ok(None)
+    }
+
     /// Changes with every boot of the machine.
     fn boot_id(&self) -> io::Result<String>;
     /// The mounted file system on which the directory lies.

@@ -10,7 +10,8 @@
 //! | sealed | sealed by the same cut | nowhere |
 //! | sealed | the head, or sealed by another cut | anywhere |
 //! | the head | there | in the set |
-//! | there, or not | removed, not yet joined | in the set: what a removed layer's child hides may be freed |
+//! | sealed | removed, and to be joined with a sealed one; or that one | anywhere: either replica may have moved a part |
+//! | there, or not | removed, under the head | in the set: what a removed layer's child hides may be freed |
 //! | between two layers that stay | joined upwards | joined here too, then compared everywhere |
 //! | being filled, or it holds nothing | there | anywhere |
 //! | on no way to a layer that stays | gone | dropped |
@@ -55,11 +56,13 @@ impl Chain {
             let gone = below.take_while(|below| info.layer(below.id).is_none());
             joined.insert(layer.id, gone.map(|layer| layer.id).collect());
         }
+        let in_joins = layers_in_joins(info);
         let difference = |layer: &Layer| {
             let theirs = info.layer(layer.id)?;
             let is_head = layer.id == self.head;
             let resized = layer.size_bytes != theirs.size_bytes && !is_head;
-            Some(if layer.filling || resized || !joined[&layer.id].is_empty() {
+            let is_unlike = layer.filling || resized || !joined[&layer.id].is_empty();
+            Some(if is_unlike || in_joins.contains(&layer.id) {
                 Difference::Anywhere
             } else if is_head || layer.removed || theirs.removed {
                 Difference::InTheSet
@@ -168,6 +171,16 @@ impl Chain {
         let whole = |id| self.layer(id).is_ok_and(|layer| !layer.filling);
         self.joining = self.joining.filter(|join| whole(join.removed) && whole(join.child));
     }
+}
+
+/// Removed layers and those with which they are joined, as far as that has begun anywhere.
+fn layers_in_joins(info: &ChainInfo) -> BTreeSet<LayerId> {
+    let removed = info.layers.iter().filter(|layer| layer.removed);
+    let removed: BTreeSet<LayerId> = removed.map(|layer| layer.id).collect();
+    let sealed = info.layers.iter().filter(|layer| layer.id != info.head);
+    let joins = sealed.filter_map(|layer| Some((layer.id, layer.parent?)));
+    let joins = joins.filter(|(_, below)| removed.contains(below));
+    joins.flat_map(|(layer, below)| [layer, below]).collect()
 }
 
 fn same_cut(here: &Layer, there: &LayerInfo) -> bool {
@@ -280,6 +293,22 @@ mod tests {
         assert!(again.joins.is_empty());
         assert_eq!(again.differences[&LayerId(3)], Anywhere);
         assert_eq!(again.differences[&LayerId(1)], Nowhere);
+    }
+
+    /// On a full disk a join frees what it has moved: of two replicas one has a block in the removed
+    /// layer, the other in its child. Taking over only one of the two layers would lose it.
+    #[test]
+    fn layers_between_which_a_join_may_be_under_way_are_compared_everywhere() {
+        let four = snapshot(&three());
+        assert_eq!(
+            fates(&four, &remove(&four, 2)),
+            [(1, Nowhere), (2, Anywhere), (3, Anywhere), (4, InTheSet)]
+        );
+        // Under the head nothing is moved.
+        assert_eq!(
+            fates(&four, &remove(&four, 3)),
+            [(1, Nowhere), (2, Nowhere), (3, InTheSet), (4, InTheSet)]
+        );
     }
 
     #[test]
