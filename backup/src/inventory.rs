@@ -78,7 +78,8 @@ pub enum BackupState {
     Complete(Box<BackupDetails>),
     /// Being made, or left by a maker that died.
     InProgress,
-    /// Its manifest, or what it needs of its volume's, can't be used; the others can.
+    /// Its manifest, or what it needs of its volume's, can't be used, or it isn't made of blocks;
+    /// the others can be read.
     Unreadable(Error),
 }
 
@@ -90,6 +91,10 @@ pub fn backups(target: &dyn Target, volume: &Name) -> Result<Vec<BackupEntry>, E
         let state = match store.find_summary(&name) {
             Ok(None) => continue, // deleted since it was listed
             Ok(Some(found)) if found.manifest.is_in_progress() => BackupState::InProgress,
+            Ok(Some(found)) if !found.manifest.single_file.path.is_empty() => {
+                let (backup, volume) = (name.clone(), volume.clone());
+                BackupState::Unreadable(Error::SingleFile { backup, volume })
+            }
             Ok(Some(found)) => match store.describe(found.manifest, found.end_bytes) {
                 Ok(details) => BackupState::Complete(Box::new(details)),
                 Err(error) => BackupState::Unreadable(error),

@@ -341,6 +341,17 @@ fn a_backup_over_a_backing_image_is_refused_and_shown() {
     assert_eq!(restored(&target, "vol", "b2").unwrap(), model.bytes);
 }
 
+/// It was listed as complete, and refused by restore.
+#[test]
+fn a_backup_that_is_a_single_file_is_listed_as_what_can_not_be_read() {
+    let (target, _) = stored();
+    as_longhorn(&target, "b1");
+    edit_manifest(&target, "b1", r#""FilePath":"""#, r#""FilePath":"BackupFiles/b1.bak""#);
+    let listed = backups(&target, &name("vol")).unwrap();
+    assert!(matches!(listed[0].state, BackupState::Unreadable(Error::SingleFile { .. })));
+    assert!(matches!(restored(&target, "vol", "b1"), Err(Error::SingleFile { .. })));
+}
+
 /// Longhorn writes the present size of a volume, which may have been made anew, and smaller: then
 /// what its older backups hold was out of reach.
 #[test]

@@ -47,6 +47,7 @@ pub(super) enum Step {
     GoOn { volume: String, snapshot: String, target: String, full: bool },
     RemoveSnapshot { volume: String, snapshot: String },
     ListSnapshots { volume: String },
+    AskWhy { volume: String },
     RemoveVolume { volume: String },
 }
 
@@ -63,6 +64,7 @@ impl Step {
             Self::GoOn { .. } => "go on with the snapshot that was made for it",
             Self::RemoveSnapshot { .. } => "or remove that snapshot",
             Self::ListSnapshots { .. } => "see what it has",
+            Self::AskWhy { .. } => "see how the volume is",
             Self::RemoveVolume { .. } => "remove it",
         }
     }
@@ -86,6 +88,7 @@ impl Step {
             }
             Self::RemoveSnapshot { volume, snapshot } => vec!["snapshot", "rm", volume, snapshot],
             Self::ListSnapshots { volume } => vec!["snapshot", "ls", volume],
+            Self::AskWhy { volume } => vec!["volume", "why", volume],
             Self::RemoveVolume { volume } => vec!["volume", "rm", volume],
         }
     }
@@ -201,7 +204,7 @@ fn next(about: About<'_>, error: &Error) -> Option<String> {
             let see = Step::List { target: target() };
             return Some(format!("repair it from a copy of the target; {see}"));
         }
-        Error::Source { .. } => return Some("look at the volume: ankole volume ls".into()),
+        Error::Source { volume, .. } => Step::AskWhy { volume: volume.to_string() },
         Error::Sink { .. } => return Some("look at what is restored to, and run it again".into()),
         // Their texts say it: they are also met where no command is advised.
         Error::Target(_) | Error::Name(_) => return None,
@@ -243,7 +246,8 @@ mod tests {
                 Some(Step::RemoveSnapshot { volume: volume(), snapshot: snapshot() })
             }
             Some(Step::RemoveSnapshot { .. }) => Some(Step::ListSnapshots { volume: volume() }),
-            Some(Step::ListSnapshots { .. }) => Some(Step::RemoveVolume { volume: volume() }),
+            Some(Step::ListSnapshots { .. }) => Some(Step::AskWhy { volume: volume() }),
+            Some(Step::AskWhy { .. }) => Some(Step::RemoveVolume { volume: volume() }),
             Some(Step::RemoveVolume { .. }) => None,
         };
         std::iter::successors(after(None), |step| after(Some(step))).collect()
