@@ -55,6 +55,8 @@ impl Server {
         let (program, stop) = (program.to_owned(), stop.clone());
         let mut server = Self { child, data, program, client, stop, is_over: false };
         server.wait_until_it_listens(&log_path)?;
+        // Only now it is known where: with a long path its sockets lie elsewhere.
+        server.client = Arc::new(Client::local(api_socket_path(&server.data)));
         Ok(server)
     }
 
