@@ -67,7 +67,7 @@ pub(super) struct Rebuilds {
     /// was asked has answered.
     steps: BTreeMap<StepId, Step>,
     next_step: u64,
-    /// Whose region began last: the next one is another's, since the pace may admit only one.
+    /// Whose region began last: the next one is another's, since the throttle may admit only one.
     served: Option<Slot>,
     throttle: Throttle,
     started: u64,
@@ -263,7 +263,7 @@ impl Core {
         self.walk(now);
     }
 
-    /// When the pace lets the next region begin, if one waits for that. Changes with any event.
+    /// When the throttle lets the next region begin, if one waits for that. Changes with any event.
     pub fn next_rebuild_step(&self) -> Option<Instant> {
         let serves = matches!(self.phase, Phase::Serving);
         self.rebuilds.throttle.refused_until().filter(|_| serves)

@@ -63,7 +63,7 @@ enum StepPhase {
 impl Core {
     // ---- the walk --------------------------------------------------------------------------
 
-    /// Begins regions of all rebuilds in turn, as many as the pace allows.
+    /// Begins regions of all rebuilds in turn, as many as the throttle allows.
     pub(super) fn walk(&mut self, now: Instant) {
         self.rebuilds.throttle.forget_refusal();
         if self.rebuilds.is_idle() {
