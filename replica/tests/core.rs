@@ -1178,6 +1178,24 @@ fn when_all_members_are_slow_people_are_told_whom_writes_wait_for() {
     assert_eq!(stage.waits_for(), "");
 }
 
+/// Nothing was due any more when the last of them had answered, and what was said stayed.
+#[test]
+fn that_writes_wait_for_slow_members_is_said_no_longer_than_they_do() {
+    let mut stage = Stage::open(2);
+    stage.hung = [A, B].into();
+    stage.write();
+    stage.pass(4 * SECOND);
+    stage.hung.clear();
+    stage.settle();
+    let end = stage.now + SECOND;
+    while let Some(at) = stage.core.poll_timeout().filter(|at| *at <= end) {
+        stage.now = stage.now.max(at);
+        stage.core.handle_timeout(stage.now);
+        stage.settle();
+    }
+    assert_eq!(stage.waits_for(), "");
+}
+
 /// Layers of any size are joined; one whose replica is stopped blocked every rebuild for ever.
 #[test]
 fn a_slow_goodbye_is_no_reason_to_hang_but_a_dead_replica_is() {

@@ -56,6 +56,9 @@ impl Core {
     }
 
     pub(super) fn next_delay_check(&self) -> Option<Instant> {
+        if !self.slow.is_empty() && self.is_open() {
+            return Some(self.slow_check_at); // until people are told that it is over
+        }
         let targets = self.peers.iter().filter(|peer| self.is_target(peer));
         let oldest = targets.filter_map(|peer| peer.oldest(holds_up_others)).min()?;
         // If the members are as slow, it is looked at again when they are.
