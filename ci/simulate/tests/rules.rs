@@ -54,7 +54,9 @@ fn rules() -> Vec<String> {
         let known = PROCEDURES.iter().find(|(of, _)| *of == name);
         Some(known.unwrap_or_else(|| panic!("nobody breaks the procedure {name:?}")).1.to_owned())
     };
-    text.lines().filter_map(|line| numbered(line).or_else(|| procedure(line))).collect()
+    let procedures = text.split("\n## ").find(|chapter| chapter.starts_with("5. Procedures"));
+    let procedures = procedures.expect("there is a chapter of procedures").lines();
+    text.lines().filter_map(numbered).chain(procedures.filter_map(procedure)).collect()
 }
 
 #[test]
