@@ -509,6 +509,27 @@ fn a_replica_whose_list_of_marks_goes_in_circles_is_lost() {
     assert_eq!(peer.reason.as_deref(), Some("its list of regions goes in circles"));
 }
 
+/// An engine that had been stopped (SIGSTOP, a paused machine) took all members but one for silent
+/// when it went on, though their answers lay in its sockets: four copies became one.
+#[test]
+fn after_the_engine_itself_was_stopped_nobody_is_taken_for_silent() {
+    let mut stage = Stage::open(3);
+    stage.hung = [A, B, C].into();
+    let write = stage.write();
+    stage.now += Duration::from_secs(60);
+    stage.core.handle_timeout(stage.now);
+    stage.hung.clear();
+    stage.settle();
+    assert_eq!(stage.done.get(&write), Some(&Ok(())));
+    assert_eq!((stage.changes, stage.members().len()), (0, 3));
+    // Who is silent while the engine runs is given up as ever.
+    stage.hung.insert(B);
+    let write = stage.write();
+    stage.pass(Duration::from_secs(12));
+    assert_eq!(stage.done.get(&write), Some(&Ok(())));
+    assert_eq!(stage.members().len(), 2);
+}
+
 // ---- who comes back ----------------------------------------------------------------------------
 
 /// A short break of one link once cost a change of the set and a rebuild.

@@ -831,6 +831,38 @@ fn a_replica_in_doubt_gives_way_to_others_and_keeps_what_it_has() {
     });
 }
 
+/// Where mounts can't be told apart, a file system that was mounted anew only raises doubt. A block
+/// that never arrived was taken for data then: zeroes hid what had been flushed below.
+#[test]
+fn a_replica_in_doubt_shows_no_zeroes_where_a_block_never_arrived() {
+    run(async {
+        for (seed, flushes) in (0..40).flat_map(|seed| [(seed, false), (seed, true)]) {
+            let disk = Disk::new(seed);
+            let formatted =
+                Store::format(disk.clone(), identity(), VOLUME_UNIT_BYTES, LayerId(1)).await;
+            formatted.expect("a new disk");
+            let store = open(&disk).await.expect("just made");
+            store.set_membership(member()).await.expect("a sound disk");
+            write_fill(&store, RANGE, Fill(1)).await.expect("a sound disk");
+            store.flush().await.expect("a sound disk");
+            let change = ChainChange::Snapshot { seal: Seal::default(), new_head: LayerId(2) };
+            store.apply(&ChainOp { id: ChainOpId(1), change }).await.expect("a sound disk");
+            write_fill(&store, RANGE, Fill(2)).await.expect("a sound disk");
+            disk.hide_mounts(true);
+            let store = open(&disk.after_remount(seed)).await.expect("it opens");
+            assert!(matches!(store.continuity(), Continuity::Doubtful(_)), "seed {seed}");
+            if flushes {
+                store.flush().await.expect("a sound disk"); // before anything is read
+            }
+            let buffer = Buffer::zeroed(RANGE.length_bytes() as usize);
+            let (report, read) = store.read(View::Top, RANGE, buffer).await;
+            report.expect("it is told what is there");
+            let is_zero = |block: &[u8]| block.iter().all(|byte| *byte == 0);
+            assert!(!read.chunks_exact(4096).any(is_zero), "seed {seed}, flushed: {flushes}");
+        }
+    });
+}
+
 /// What was lost stays lost: one that was killed before it had looked at all it has, and could tell
 /// less afterwards, showed torn blocks in place of what had been flushed below them.
 #[test]

@@ -234,6 +234,7 @@ impl Core {
 
     /// Time has passed; at the latest what [`poll_timeout`](Self::poll_timeout) said.
     pub fn handle_timeout(&mut self, now: Instant) {
+        self.excuse_own_absence(now);
         for slot in self.all_slots() {
             if self.patience_ends(self.peer(slot)).is_some_and(|at| now >= at) {
                 let seconds = self.config.replica_timeout.as_secs();
@@ -250,6 +251,18 @@ impl Core {
         self.hedge_reads(now);
         self.look_for_room(now);
         self.pump(now);
+    }
+
+    /// What was due long ago is done only now: this process wasn't running (SIGSTOP, a paused
+    /// machine). What others said meanwhile may lie in the sockets: nobody is judged by that time.
+    fn excuse_own_absence(&mut self, now: Instant) {
+        let patience = self.config.replica_timeout / 4;
+        let was_absent = self.poll_timeout().is_some_and(|due| now > due + patience);
+        if was_absent {
+            for peer in self.peers.iter_mut().filter(|peer| peer.owes_answer()) {
+                peer.progress_at = now;
+            }
+        }
     }
 
     /// When [`handle_timeout`](Self::handle_timeout) is to be called if nothing else happens.

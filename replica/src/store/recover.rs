@@ -9,16 +9,22 @@
 //! sum matches                   verified                   verified
 //! sum differs, not fresh        data, unverified           data, unverified
 //! sum differs, fresh            data, unverified           what it was before: data never arrived
+//!   and its bytes are zero      what it was before         the same
 //! ```
+//! Zeroes are written as zeroes and never as data: where a fresh block of data has none but zeroes,
+//! it never arrived, whatever is known of the power. So a doubtful replica shows no zeroes in place
+//! of what is durable below; what else it can't tell it keeps.
 
 use ankole_blockdev::disk::{BLOCK_BYTES, Buffer};
 
 use super::pages::PageFault;
 use super::query::block_at;
 use super::storage::{Storage, StorageFile};
+use super::witness::Continuity;
 use super::{OpenLayer, Store, StoreError};
 use crate::chain::index::{Blocks, Page};
 use crate::checksum;
+use crate::payload::is_zero_block;
 use crate::types::{BlockRange, Region};
 
 const BLOCK: usize = BLOCK_BYTES as usize;
@@ -30,11 +36,13 @@ pub(super) struct Seen {
     pub(super) slot: usize,
     pub(super) sum: u32,
     pub(super) fingerprint: u128,
+    is_zero: bool,
 }
 
 impl Seen {
     fn of(slot: usize, block: &[u8]) -> Self {
-        Self { slot, sum: checksum::of_block(block), fingerprint: checksum::fingerprint(block) }
+        let (sum, fingerprint) = (checksum::of_block(block), checksum::fingerprint(block));
+        Self { slot, sum, fingerprint, is_zero: is_zero_block(sum, block) }
     }
 }
 
@@ -76,9 +84,10 @@ impl<S: Storage> Store<S> {
         Ok(())
     }
 
-    /// Before a flush makes fresh blocks lasting: those that a power cut took are found.
+    /// Before a flush makes fresh blocks lasting: those that a power cut took, or may have, are found.
     pub(super) async fn judge_fresh(&self, region: Region) -> Result<(), StoreError> {
-        if self.lost_power { self.recover_region(region).await } else { Ok(()) }
+        let may_lack = self.continuity() != Continuity::Unbroken;
+        if self.lost_power || may_lack { self.recover_region(region).await } else { Ok(()) }
     }
 
     pub(super) async fn recover_fresh(&self) -> Result<(), StoreError> {
@@ -195,7 +204,8 @@ impl<S: Storage> Store<S> {
         if page.sum(slot) == seen.sum && !lost.has(slot) {
             return;
         }
-        if page.fresh().has(slot) && self.lost_power {
+        let never_arrived = self.lost_power || seen.is_zero;
+        if page.fresh().has(slot) && never_arrived {
             page.fall_back(slot);
         } else {
             let _same_presence = page.set_data(slot, seen.sum, false);
