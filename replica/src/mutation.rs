@@ -55,6 +55,8 @@ mutations! {
     AcknowledgeWithoutLease: "9",
     /// a lease is counted from the answer that renewed it, not from the request
     RenewLeaseAtAnswer: "9",
+    /// an engine counts on all of a lease, however slow its clock is
+    LeaseWithoutMargin: "9",
     /// a replica welcomes another engine while the lease of the one before runs
     ForgetLeaseOnFence: "9",
     /// a restarted replica doesn't know whom it has lent to
@@ -171,6 +173,10 @@ mutations! {
     ChainsNotEqualized: "open",
     /// bytes are served whose sum is wrong
     SumsUnchecked: "P5",
+    /// which regions a layer has is found by asking for each region of the volume
+    OccupiedIsSearched: "cost",
+    /// which regions are marked is found by reading the whole intent map
+    MarksAreSearched: "cost",
 }
 
 #[cfg(feature = "mutations")]

@@ -10,6 +10,7 @@ mod history;
 mod machine;
 mod schedule;
 mod tasks;
+mod thread;
 mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -9,15 +9,19 @@ use std::time::{Duration, Instant};
 
 use ankole_blockdev::disk::{BLOCK_BYTES, Buffer};
 use ankole_replica::chain::index::PAGE_BYTES;
+use ankole_replica::chain::{ChainInfo, LayerInfo, Seal};
 use ankole_replica::server::{Clock, Replica};
 use ankole_replica::store::crash::{Call, Disk, Pace, Random, Trouble};
-use ankole_replica::store::{Continuity, Identity, ReplicaState, Store, StoreOptions, View};
+use ankole_replica::store::{
+    Continuity, Identity, Membership, ReplicaState, Store, StoreError, StoreOptions, View,
+};
 use ankole_replica::types::{
-    BlockIndex, BlockRange, Fence, Generation, Incarnation, LayerId, Region, ReplicaId,
+    BlockIndex, BlockRange, ChainOpId, Fence, Generation, Incarnation, LayerId, Region, ReplicaId,
 };
 
-use crate::schedule::Schedule;
+use crate::schedule::{Schedule, Speed};
 use crate::tasks::{Tasks, at_once};
+use crate::thread::{OnThread, Thread, Work};
 
 /// How long a replica's read lease lasts: many round trips, and less than the open waits.
 const LEASE: Duration = Duration::from_millis(120);
@@ -33,6 +37,8 @@ pub struct Machine<W> {
     pub incarnation: Incarnation,
     pub disk: Disk,
     pub process: Option<Process>,
+    /// The one on which its process runs.
+    pub thread: Rc<Thread<W>>,
     /// When the process began, in the world's ticks.
     pub started: u64,
     /// Stopped, as by `SIGSTOP`.
@@ -86,6 +92,7 @@ pub enum Stop {
 /// How long its disk takes.
 struct DiskPace<W> {
     schedule: Rc<Schedule<W>>,
+    thread: Rc<Thread<W>>,
     random: RefCell<Random>,
     slow_until: Cell<u64>,
     /// Until then many writes take long, and nothing else does.
@@ -109,7 +116,7 @@ impl<W: 'static> Pace for DiskPace<W> {
             (false, true) => random.below(20_000),
             (false, false) => 0,
         };
-        Box::pin(self.schedule.sleep(usual + more))
+        Box::pin(self.schedule.sleep(self.thread.ahead_us() + usual + more))
     }
 }
 
@@ -120,22 +127,26 @@ impl<W: 'static> Machine<W> {
         seed: u64,
         id: ReplicaId,
         incarnation: Incarnation,
-        size_bytes: u64,
+        size: Size,
+        speed: Speed,
     ) -> Self {
+        let thread = Thread::new(schedule);
         let random = RefCell::new(Random::new(seed));
         let pace = DiskPace {
             schedule: schedule.clone(),
+            thread: thread.clone(),
             random,
             slow_until: Cell::new(0),
             writes_hang_until: Cell::new(0),
         };
-        let (base, of) = (Instant::now(), schedule.clone());
-        let clock: Clock = Rc::new(move || base + Duration::from_micros(of.now_us()));
+        let (base, of) = (Instant::now(), thread.clone());
+        let clock: Clock = Rc::new(move || base + speed.clock(of.now_us()));
         let mut machine = Self {
             id,
             incarnation,
             disk: Disk::new(seed),
             process: None,
+            thread,
             started: 0,
             hung_until: 0,
             lossy: false,
@@ -151,13 +162,13 @@ impl<W: 'static> Machine<W> {
             pace: Rc::new(pace),
             clock,
         };
-        machine.format(seed, incarnation, size_bytes);
+        machine.format(seed, incarnation, size);
         machine.start(0);
         machine
     }
 
     /// Its process is gone, and the directory is made anew.
-    pub fn format(&mut self, seed: u64, incarnation: Incarnation, size_bytes: u64) {
+    pub fn format(&mut self, seed: u64, incarnation: Incarnation, size: Size) {
         self.process = None;
         self.disk = Disk::new(seed);
         self.disk.set_pace(self.pace.clone());
@@ -167,10 +178,8 @@ impl<W: 'static> Machine<W> {
         self.welcomed_engine = None;
         self.is_rolled_back = false;
         let identity = Identity { volume: "v".into(), replica: self.id.clone(), incarnation };
-        let disk = self.disk.clone();
-        let format = Store::format(disk.clone(), identity, size_bytes, LayerId(1));
-        let done = disk.observe(|| at_once(format)).expect("nothing takes time");
-        done.expect("an empty directory can be formatted");
+        let made = self.disk.observe(|| at_once(make_directory(&self.disk, identity, size)));
+        made.expect("nothing takes time").expect("an empty directory can be formatted");
     }
 
     pub fn is_up(&self) -> bool {
@@ -181,13 +190,25 @@ impl<W: 'static> Machine<W> {
         if self.process.is_some() {
             return;
         }
+        let before = self.disk.work();
         let store = open(&self.disk);
+        self.thread.restart();
+        self.thread.spend(work_of(&self.disk, &store) - Work::of_disk(before));
         assert!(store.fence() >= self.welcomed, "{} has forgotten whom it welcomed (I4)", self.id);
         let synced = store.membership().synced_gen;
         assert!(synced >= self.synced, "{} has forgotten that it was in sync (I4)", self.id);
         let replica = Replica::lending(store, self.clock.clone(), LEASE);
         self.process = Some(Process { tasks: Tasks::new(), replica });
         self.started = tick;
+    }
+
+    /// Its process begins to do something, if there is one.
+    pub fn spawn(&self, task: impl Future<Output = ()> + 'static) {
+        let Some(process) = &self.process else { return };
+        let (disk, replica) = (self.disk.clone(), process.replica.clone());
+        let work: Rc<dyn Fn() -> Work> = Rc::new(move || work_of(&disk, replica.store()));
+        let (thread, task) = (self.thread.clone(), Box::pin(task));
+        process.tasks.spawn(OnThread { thread, work, task });
     }
 
     pub fn stop(&mut self, how: Stop) {
@@ -270,8 +291,7 @@ impl<W: 'static> Machine<W> {
     }
 
     fn part_of(&self, file: &str, offset_bytes: u64) -> Vec<u8> {
-        let bytes = self.disk.bytes_of(file);
-        bytes[offset_bytes as usize..][..PAGE_BYTES].to_vec()
+        self.disk.part_of(file, offset_bytes, PAGE_BYTES)
     }
 
     /// What has rotted, and was neither written nor repaired since, is as it was.
@@ -302,6 +322,44 @@ impl<W: 'static> Machine<W> {
         let store = open(&copy);
         copy.observe(|| look(&store))
     }
+}
+
+/// What its volume is at first.
+#[derive(Clone, Copy, Debug)]
+pub struct Size {
+    pub bytes: u64,
+    pub layers: u32,
+}
+
+/// All layers are empty.
+async fn make_directory(disk: &Disk, identity: Identity, size: Size) -> Result<(), StoreError> {
+    Store::format(disk.clone(), identity, size.bytes, LayerId(1)).await?;
+    if size.layers == 1 {
+        return Ok(());
+    }
+    let seal = Seal { generation: Some(Generation::FIRST), ..Seal::default() };
+    let layer = |number: u32| LayerInfo {
+        id: LayerId(number),
+        parent: (number > 1).then(|| LayerId(number - 1)),
+        seal: (number < size.layers).then(|| seal.clone()),
+        removed: false,
+        size_bytes: size.bytes,
+        data_bytes: 0,
+    };
+    let layers = (1..=size.layers).map(layer).collect();
+    let chain =
+        ChainInfo { layers, head: LayerId(size.layers), last_op: ChainOpId(size.layers.into()) };
+    let store = Store::open(disk.clone(), StoreOptions::default()).await?;
+    store.adopt_chain(&chain).await?;
+    let filled = Membership { state: ReplicaState::Ready, ..Membership::NEW };
+    store.set_membership(filled).await?;
+    store.set_membership(Membership::NEW).await?;
+    store.close().await
+}
+
+/// What the process that has this store open has done, and who looked meanwhile.
+fn work_of(disk: &Disk, store: &Store<Disk>) -> Work {
+    Work { looks: store.page_looks(), ..Work::of_disk(disk.work()) }
 }
 
 pub fn open(disk: &Disk) -> Store<Disk> {

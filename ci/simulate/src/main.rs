@@ -81,7 +81,7 @@ fn histories(arguments: &Arguments) -> bool {
     println!(
         "{count} seeds in {seconds:.1} s ({:.0} a minute), {failed} failed; on average {} I/Os, \
          {} faults, {} events, {} looks at all members; the longest wait beside a sound member was \
-         {} ms (seed {})",
+         {} ms (seed {}), the longest turn of a replica {} us",
         count as f64 * 60.0 / seconds,
         average(|tally| tally.ios),
         average(|tally| tally.faults),
@@ -89,6 +89,7 @@ fn histories(arguments: &Arguments) -> bool {
         average(|tally| tally.checks),
         longest.0,
         longest.1,
+        outcomes.iter().map(|outcome| outcome.tally.longest_turn_us).max().unwrap_or(0),
     );
     failed == 0
 }

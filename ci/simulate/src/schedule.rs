@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 /// What is due.
 pub enum Due<W> {
@@ -46,6 +47,25 @@ impl<W> Schedule<W> {
 
     pub fn sleep(self: &Rc<Self>, us: u64) -> Sleep<W> {
         Sleep { schedule: self.clone(), until_us: self.now_us() + us, planned: false }
+    }
+}
+
+/// Of a machine's clock, in thousandths.
+#[derive(Clone, Copy, Debug)]
+pub struct Speed(u64);
+
+impl Speed {
+    /// Clocks are trusted to run equally fast within 10 % (rule 9): these are as far apart as that.
+    pub const ALL: [Self; 5] = [Self(950), Self(975), Self(1000), Self(1025), Self(1050)];
+
+    /// What the clock shows.
+    pub fn clock(self, now_us: u64) -> Duration {
+        Duration::from_nanos(now_us * self.0)
+    }
+
+    /// When it will show that.
+    pub fn when_us(self, clock: Duration) -> u64 {
+        (clock.as_nanos() as u64).div_ceil(self.0)
     }
 }
 

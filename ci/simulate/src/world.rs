@@ -25,8 +25,9 @@ use ankole_replica::types::{
 };
 
 use crate::history::{History, Sector};
-use crate::machine::{Block, Machine, SECTORS};
-use crate::schedule::{Due, Schedule};
+use crate::machine::{Block, Machine, SECTORS, Size};
+use crate::schedule::{Due, Schedule, Speed};
+use crate::thread::{Thread, Work};
 
 mod adversary;
 mod arbiter;
@@ -34,15 +35,20 @@ mod bounds;
 mod checks;
 mod client;
 mod engines;
+mod fault;
 mod footprint;
 mod network;
 mod older;
+mod places;
+mod stalls;
 mod story;
 
 use bounds::Strain;
 use client::ClientOp;
 use engines::Engine;
+use fault::Fault;
 use network::{Answered, Link};
+use places::{HOT, Places};
 pub use story::Story;
 use story::{Amid, Cast, Telling};
 
@@ -81,6 +87,8 @@ pub struct Tally {
     pub checks: u64,
     /// Of a request, beside a member that nothing disturbed.
     pub longest_wait_us: u64,
+    /// Of a replica's thread.
+    pub longest_turn_us: u64,
 }
 
 pub struct World {
@@ -96,6 +104,7 @@ pub struct World {
     /// Looks at everything after every event: slow, but finds the moment.
     pub pedantic: bool,
     pub tally: Tally,
+    places: Places,
     machines: Vec<Machine<World>>,
     /// What replicas have answered and the network hasn't taken yet.
     outbox: Rc<RefCell<Vec<Answered>>>,
@@ -109,7 +118,7 @@ pub struct World {
     history: History,
     faults: bool,
     /// Which kinds of fault this seed has.
-    menu: Vec<u64>,
+    menu: Vec<Fault>,
     /// Faults are seldom: each is over, or dealt with, before the next one.
     is_seldom: bool,
     /// Replicas that are far away for a while.
@@ -145,14 +154,6 @@ pub struct World {
 }
 
 const REGION_BLOCKS: u64 = 256;
-/// Where clients write: around the borders of regions.
-const HOT: [u64; 8] = [0, 1, 3, 254, 255, 256, 258, 510];
-/// And now and then in regions that are clean most of the time.
-const COLD: [u64; 4] = [600, 900, 1300, 1700];
-const VOLUME_BYTES: u64 = 4 * VOLUME_UNIT_BYTES;
-/// Blocks that may have been written: what the checks look at.
-const TOUCHED: [u64; 21] =
-    [0, 1, 2, 3, 4, 5, 6, 254, 255, 256, 257, 258, 259, 260, 261, 510, 511, 600, 900, 1300, 1700];
 const MS: u64 = 1000;
 /// What a replica that is being rebuilt may owe: more than the sixteen regions that a rebuild has on
 /// their way.
@@ -165,11 +166,14 @@ impl World {
         let cast = story.map(Story::cast);
         let count = rng.pick(&[1, 2, 2, 3, 3, 3, 4, 5]);
         let count = cast.as_ref().map_or(count, |cast| cast.machines);
+        let places = Places::random(&mut rng, story);
+        let size = Size { bytes: places.size_bytes, layers: places.layers };
         let machines: Vec<_> = (0..count)
             .map(|at| {
                 let incarnation = Incarnation(at as u128 + 1);
                 let seed = rng.number();
-                Machine::new(&schedule, seed, replica_id(at), incarnation, VOLUME_BYTES)
+                let speed = rng.pick(&Speed::ALL);
+                Machine::new(&schedule, seed, replica_id(at), incarnation, size, speed)
             })
             .collect();
         let in_first = 1 + rng.below(count as u64) as usize;
@@ -180,7 +184,7 @@ impl World {
         });
         let in_sync = members.collect();
         let record = Record::first(in_sync);
-        let menu: Vec<_> = (0..adversary::FAULTS).filter(|_| rng.percent(40)).collect();
+        let menu: Vec<_> = Fault::ALL.iter().copied().filter(|_| rng.percent(40)).collect();
         let menu = story.map_or(menu, Story::menu);
         let jobs = rng.percent(60) || story.is_some();
         let kernel_tells = rng.percent(50);
@@ -197,6 +201,7 @@ impl World {
             tally: Tally::default(),
             next_incarnation: machines.len() as u128,
             wanted: (0..cast.map_or(count, |Cast { members, .. }| members)).collect(),
+            places,
             machines,
             outbox: Rc::default(),
             record,
@@ -242,8 +247,9 @@ impl World {
         self.schedule.now_us()
     }
 
-    fn now(&self) -> Instant {
-        self.base + Duration::from_micros(self.now_us())
+    /// By an engine's clock.
+    fn now(&self, id: u64) -> Instant {
+        self.base + self.engines[&id].speed.clock(self.now_us())
     }
 
     fn after(&mut self, us: u64, what: &'static str, event: impl FnOnce(&mut Self) + 'static) {
@@ -315,6 +321,7 @@ impl World {
             machine.doomed &= machine.has_failed();
             machine.hung_until = 0;
             machine.be_slow_until(0);
+            machine.thread.crawl_until(0);
             machine.start(self.tick);
         }
         self.slow.clear();

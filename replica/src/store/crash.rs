@@ -50,6 +50,14 @@ pub enum Call {
     Punch,
 }
 
+/// What was asked of a disk so far, by whomever.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Work {
+    pub calls: u64,
+    /// Read and written.
+    pub bytes: u64,
+}
+
 /// How long operations take, in a world that has its own time.
 pub trait Pace {
     fn wait(&self, call: Call) -> Pin<Box<dyn Future<Output = ()>>>;
@@ -60,6 +68,8 @@ pub trait Pace {
 pub struct Trouble {
     /// Whatever needs new space fails with `ENOSPC`.
     pub full: bool,
+    /// That begins with this call, counted from here; 0: it doesn't.
+    pub full_in_calls: u64,
     /// So many of the next block writes do a part and fail with `EIO`.
     pub failing_writes: u32,
     /// So many of the next syncs fail with `EIO`.
@@ -86,6 +96,7 @@ struct State {
     syncs: u64,
     looks: u64,
     written_bytes: u64,
+    work: Work,
     locked: bool,
     /// Futures wait a few turns first, so that operations overlap.
     is_slow: bool,
@@ -142,6 +153,7 @@ impl Disk {
             syncs: 0,
             looks: 0,
             written_bytes: 0,
+            work: Work::default(),
             locked: false,
             is_slow: false,
             pace: None,
@@ -249,6 +261,11 @@ impl Disk {
         self.state.borrow().written_bytes
     }
 
+    /// Not counted anew by [`set_faults`](Self::set_faults), and who observes counts too.
+    pub fn work(&self) -> Work {
+        self.state.borrow().work
+    }
+
     /// The process was killed: the kernel keeps everything that it was given. What it was doing
     /// is done, done in part, or not.
     pub fn after_kill(&self) -> Self {
@@ -344,15 +361,21 @@ impl Disk {
 
     /// A file as the kernel shows it.
     pub fn bytes_of(&self, name: &str) -> Vec<u8> {
+        let length = self.state.borrow().names[name].length.get();
+        self.part_of(name, 0, length as usize)
+    }
+
+    pub fn part_of(&self, name: &str, offset_bytes: u64, length: usize) -> Vec<u8> {
         let file = self.state.borrow().names[name].clone();
-        let mut bytes = vec![0; file.length.get() as usize];
-        file.read(0, &mut bytes);
+        let mut bytes = vec![0; length];
+        file.read(offset_bytes, &mut bytes);
         bytes
     }
 
     /// Counts a call and says whether it happens.
     fn call(&self, is_sync: bool, needs_space: bool) -> io::Result<()> {
         let mut state = self.state.borrow_mut();
+        state.work.calls += 1;
         if state.observed {
             return Ok(());
         }
@@ -362,6 +385,10 @@ impl Disk {
         if faults.fail_call == Some(state.calls) && (needs_space || !faults.no_space) {
             let errno = if faults.no_space { libc::ENOSPC } else { libc::EIO };
             return Err(io::Error::from_raw_os_error(errno));
+        }
+        if state.trouble.full_in_calls > 0 {
+            state.trouble.full_in_calls -= 1;
+            state.trouble.full |= state.trouble.full_in_calls == 0;
         }
         if state.trouble.full && needs_space {
             return Err(io::Error::from_raw_os_error(libc::ENOSPC));
@@ -375,11 +402,17 @@ impl Disk {
 
     fn count_looks(&self, looks: u64) {
         let mut state = self.state.borrow_mut();
+        state.work.calls += looks;
         state.looks += if state.observed { 0 } else { looks };
+    }
+
+    fn count_read(&self, bytes: usize) {
+        self.state.borrow_mut().work.bytes += bytes as u64;
     }
 
     fn count_written(&self, bytes: usize) {
         let mut state = self.state.borrow_mut();
+        state.work.bytes += bytes as u64;
         state.written_bytes += if state.observed { 0 } else { bytes as u64 };
     }
 
@@ -572,6 +605,7 @@ impl StorageFile for DiskFile {
 
     fn read_at(&self, offset_bytes: u64, into: &mut [u8]) -> io::Result<()> {
         self.disk.call(false, false)?;
+        self.disk.count_read(into.len());
         if offset_bytes + into.len() as u64 > self.file.length.get() {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }

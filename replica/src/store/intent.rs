@@ -295,6 +295,10 @@ impl<F: StorageFile> Intent<F> {
     /// As [`marked`](Self::marked), without the stamps.
     pub(super) fn marked_page(&self, from: Region) -> RegionPage {
         let state = self.state.borrow();
+        if mutation::is_on(Mutation::MarksAreSearched) {
+            let all = runs(from.0 / ENTRIES..state.regions.div_ceil(ENTRIES));
+            all.for_each(|run| drop(self.entries(run)));
+        }
         let marked = state.marked.range(number(from.0)..);
         RegionPage::of(marked.map(|region| Region(region.into())), PAGE_REGIONS_MAX)
     }

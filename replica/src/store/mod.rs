@@ -224,6 +224,11 @@ impl<S: Storage> Store<S> {
         self.storage.place()
     }
 
+    /// How often its index was looked at since it was opened: what requests cost beside the disk.
+    pub fn page_looks(&self) -> u64 {
+        self.pages.looks()
+    }
+
     pub fn storage(&self) -> &S {
         &self.storage
     }

@@ -10,7 +10,7 @@
 //! first write of a region ─▶ room for the page and its entry ─▶ the page ─▶ sync ─▶ entry, sync
 //! ```
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::io;
 use std::ops::Bound;
@@ -86,6 +86,7 @@ pub(super) enum WriteBack {
 pub(super) struct Pages<F> {
     state: RefCell<State<F>>,
     capacity: usize,
+    looks: Cell<u64>,
     /// One sync at a time: whoever returns knows that those before have ended too.
     gate: Mutex<()>,
 }
@@ -142,7 +143,7 @@ impl<F: StorageFile> Pages<F> {
             clock: VecDeque::new(),
         };
         let capacity = (capacity_bytes / ENTRY_BYTES).max(16);
-        Self { state: RefCell::new(state), capacity, gate: Mutex::new(()) }
+        Self { state: RefCell::new(state), capacity, looks: Cell::new(0), gate: Mutex::new(()) }
     }
 
     /// `unsynced`: an earlier process may have written to it. `pages`: those that exist; the log
@@ -193,7 +194,17 @@ impl<F: StorageFile> Pages<F> {
         state.clock.retain(|key| key.0 != number);
     }
 
+    /// How often somebody looked at a page, or whether there is one.
+    pub(super) fn looks(&self) -> u64 {
+        self.looks.get()
+    }
+
+    fn count_looks(&self, count: usize) {
+        self.looks.set(self.looks.get() + count as u64);
+    }
+
     pub(super) fn exists(&self, number: FileNumber, region: Region) -> bool {
+        self.count_looks(1);
         self.state.borrow().exists((number, region.0))
     }
 
@@ -208,7 +219,9 @@ impl<F: StorageFile> Pages<F> {
         let Some(index) = state.indexes.get(&number) else { return Vec::new() };
         let from = Bound::Included(id(from.0));
         let pages = index.pages.range((from, Bound::Unbounded)).take(at_most);
-        pages.map(|region| Region(region.into())).collect()
+        let found: Vec<_> = pages.map(|region| Region(region.into())).collect();
+        self.count_looks(1 + found.len());
+        found
     }
 
     /// How many pages the log of a file has, durably.
@@ -247,6 +260,7 @@ impl<F: StorageFile> Pages<F> {
         region: Region,
         change: impl FnOnce(&mut Page) -> (R, WriteBack),
     ) -> Result<R, PageFault> {
+        self.count_looks(1);
         let mut state = self.state.borrow_mut();
         let key = (file, region.0);
         if !state.entries.contains_key(&key) {
@@ -279,6 +293,7 @@ impl<F: StorageFile> Pages<F> {
         region: Region,
         look: impl FnOnce(&Page) -> R,
     ) -> Result<R, PageFault> {
+        self.count_looks(1);
         let state = self.state.borrow();
         if let Some(entry) = state.entries.get(&(file, region.0)) {
             return Ok(look(&entry.page));
@@ -293,12 +308,14 @@ impl<F: StorageFile> Pages<F> {
 
     /// It can be looked at without a read.
     pub(super) fn is_at_hand(&self, file: FileNumber, region: Region) -> bool {
+        self.count_looks(1);
         let state = self.state.borrow();
         let key = (file, region.0);
         state.entries.contains_key(&key) || !state.exists(key)
     }
 
     pub(super) fn below(&self, region: Region) -> Known {
+        self.count_looks(1);
         self.state.borrow_mut().below.known(region)
     }
 
@@ -354,6 +371,7 @@ impl<F: StorageFile> Pages<F> {
         file: FileNumber,
         region: Region,
     ) -> Result<(Page, Blocks), PageFault> {
+        self.count_looks(1);
         let state = self.state.borrow();
         match state.entries.get(&(file, region.0)) {
             Some(entry) => Ok(((*entry.page).clone(), Blocks::NONE)),

@@ -12,7 +12,8 @@ use crate::chain::ChainError;
 use crate::chain::index::{BlockSum, Blocks, Page};
 use crate::checksum;
 use crate::message::Contents;
-use crate::types::{BLOCKS_PER_REGION, BlockIndex, BlockRange, LayerId, Region};
+use crate::mutation::{self, Mutation};
+use crate::types::{BLOCKS_PER_REGION, BlockIndex, BlockRange, LayerId, REGION_BYTES, Region};
 
 impl<S: Storage> Store<S> {
     /// What one layer itself has of each block; its parents aren't asked.
@@ -87,7 +88,13 @@ impl<S: Storage> Store<S> {
         at_most: u64,
     ) -> Result<(Vec<Region>, Option<Region>), StoreError> {
         let at_most = usize::try_from(at_most).unwrap_or(usize::MAX);
-        let mut found = self.pages.some(self.layer(layer)?.file, from, at_most.saturating_add(1));
+        let layer = self.layer(layer)?;
+        if mutation::is_on(Mutation::OccupiedIsSearched) {
+            for region in from.0..layer.size_bytes / REGION_BYTES {
+                let _ = self.pages.exists(layer.file, Region(region));
+            }
+        }
+        let mut found = self.pages.some(layer.file, from, at_most.saturating_add(1));
         let next = (found.len() > at_most).then(|| found.pop()).flatten();
         Ok((found, next))
     }

@@ -16,104 +16,116 @@ impl World {
         let at = self.rng.below(self.machines.len() as u64) as usize;
         let for_us =
             if self.rng.percent(70) { self.rng.below(30 * MS) } else { self.rng.below(600 * MS) };
-        let (now, id) = (self.now_us(), self.newest);
         self.replace_failed();
         self.inspect();
-        if self.menu.contains(&24) && self.rng.percent(30) {
+        if self.menu.contains(&Fault::RolledBack) && self.rng.percent(30) {
             self.save_copy();
         }
-        let kind = self.rng.pick(&self.menu.clone());
-        // Two failures at once may take what was acknowledged: nobody else is cut off meanwhile.
-        if self.is_anything_doomed() && !matches!(kind, 5 | 7..=11 | 14 | 18 | 19) {
-            return;
+        let fault = self.rng.pick(&self.menu.clone());
+        self.strike(fault, at, for_us);
+        if self.menu.contains(&Fault::TwoAtOnce) && self.rng.percent(30) {
+            let other = self.rng.below(self.machines.len() as u64) as usize;
+            let fault = self.rng.pick(&self.menu.clone());
+            self.strike(fault, other, for_us);
         }
-        if self.is_any_member_rolled_back() && !matches!(kind, 5 | 7 | 10 | 14) {
+    }
+
+    fn strike(&mut self, fault: Fault, at: usize, for_us: u64) {
+        let (now, id) = (self.now_us(), self.newest);
+        // A second failure may take what was acknowledged.
+        if self.is_anything_doomed() && !fault.keeps_members()
+            || self.is_any_member_rolled_back() && !fault.keeps_witnesses()
+        {
             return;
         }
         self.tally.faults += 1;
-        self.log(|| format!("fault {kind} at {at} for {for_us} us"));
-        self.note_fault(kind, at, for_us);
-        match kind {
-            0 => self.break_some(|link| link.replica == at),
-            1 => self.stop_replica(at, false, for_us),
-            2 => self.stop_replica(at, true, for_us),
-            3 => {
-                for at in 0..self.machines.len() {
-                    let away = self.rng.below(for_us + 1);
-                    self.stop_replica(at, true, away);
-                }
+        self.log(|| format!("fault {fault:?} at {at} for {for_us} us"));
+        self.note_fault(fault, at, for_us);
+        match fault {
+            Fault::LinksBreak => self.break_some(|link| link.replica == at),
+            Fault::AllLinksBreak => self.break_some(|_| true),
+            Fault::Unreachable => {
+                self.unreachable.insert(at, now + for_us);
+                self.break_some(|link| link.replica == at);
+            }
+            Fault::FarAway => {
+                self.slow.insert(at, now + for_us);
+            }
+            Fault::Killed => self.stop_replica(at, false, for_us),
+            Fault::AllKilled => self.stop_all(false, for_us),
+            Fault::PowerLost => self.stop_replica(at, true, for_us),
+            Fault::AllLosePower => {
+                self.stop_all(true, for_us);
                 if self.rng.percent(50) {
                     self.engine_gone(id, false);
                 }
             }
-            4 => {
+            Fault::Hangs => {
                 self.machines[at].hung_until = now + for_us;
                 self.after(for_us, "goes on", |_| ()); // all machines are run after it
             }
-            5 => {
+            Fault::Crawls => self.machines[at].thread.crawl_until(now + for_us),
+            Fault::DiskSlow => self.machines[at].be_slow_until(now + for_us),
+            Fault::DiskFull => {
                 self.machines[at].trouble(|trouble| trouble.full = true);
-                self.after(for_us, "room", move |world| {
-                    world.machines[at].trouble(|trouble| trouble.full = false);
-                });
+                self.make_room_after(at, for_us);
             }
-            6 => self.spoil_block(at, for_us),
-            7 => {
-                let recover = self.rng.percent(80);
-                self.engine_gone(id, recover);
+            Fault::DiskFillsUp => {
+                let full_in_calls = 1 + self.rng.below(200);
+                self.machines[at].trouble(|trouble| trouble.full_in_calls = full_in_calls);
+                self.make_room_after(at, for_us);
             }
-            8 => {
-                // The volume moves; the old engine lives on where nobody reaches it.
-                let cut = self.rng.percent(70);
-                self.engine(id).arbiter_cut_until = if cut { now + for_us } else { 0 };
-                self.lost_ops.clear();
-                self.start_engine(false);
-            }
-            9 => self.engine(id).arbiter_cut_until = now + for_us,
-            10 => {
-                self.engine(id).detaching = true;
-                self.tell(id, |core, now| core.detach(now));
-            }
-            11 => {
-                self.slow.insert(at, now + for_us);
-            }
-            12 => self.machines[at].trouble(|trouble| trouble.failing_writes = 1),
-            13 => {
-                self.unreachable.insert(at, now + for_us);
-                self.break_some(|link| link.replica == at);
-            }
-            14 => self.machines[at].be_slow_until(now + for_us),
-            15 => self.break_some(|_| true),
-            16 => self.make_anew(at),
-            17 => {
+            Fault::WriteFails => self.machines[at].trouble(|trouble| trouble.failing_writes = 1),
+            Fault::SyncFails => {
                 if self.can_do_without(at) {
                     self.machines[at].doomed = true;
                     self.machines[at].trouble(|trouble| trouble.failing_syncs = 1);
                 }
             }
-            18 => self.rot(at),
-            19 => self.want_other_replicas(at),
-            20 => self.split_brain(at, for_us),
-            22 => {
+            Fault::BlockUnreadable => self.spoil_block(at, for_us),
+            Fault::Rots => self.rot(at),
+            Fault::PageLost => self.lose_page(at),
+            Fault::MadeAnew => self.make_anew(at),
+            Fault::RolledBack => self.roll_back(at, for_us),
+            Fault::Remounted => {
                 let seed = self.rng.number();
                 self.stop_replica_by(at, Stop::Remount(seed), for_us);
             }
             // Its process has seen on which mount it is: no file system changes whether that is told.
-            23 if !self.machines[at].is_up() => {}
-            23 => {
-                // Nothing tells any more that its file system is the one that it was.
+            Fault::MountsHidden if !self.machines[at].is_up() => {}
+            Fault::MountsHidden => {
                 self.machines[at].disk.hide_mounts(true);
                 self.stop_replica(at, false, for_us);
                 self.after(3 * for_us, "mounts are seen", move |world| {
                     world.machines[at].disk.hide_mounts(false);
                 });
             }
-            24 => self.roll_back(at, for_us),
-            _ => {
-                for at in 0..self.machines.len() {
-                    let away = self.rng.below(for_us + 1);
-                    self.stop_replica(at, false, away);
-                }
+            Fault::EngineDies => {
+                let recover = self.rng.percent(80);
+                self.engine_gone(id, recover);
             }
+            Fault::EngineStops => self.engines[&id].thread.stop_until(now + for_us),
+            Fault::VolumeMoves => {
+                let cut = self.rng.percent(70);
+                self.engine(id).arbiter_cut_until = if cut { now + for_us } else { 0 };
+                self.lost_ops.clear();
+                self.start_engine(false);
+            }
+            Fault::VolumeSplits => self.split_brain(at, for_us),
+            Fault::Detached => {
+                self.engine(id).detaching = true;
+                self.tell(id, |core, now| core.detach(now));
+            }
+            Fault::ArbiterAway => self.engine(id).arbiter_cut_until = now + for_us,
+            Fault::OthersWanted => self.want_other_replicas(at),
+            Fault::TwoAtOnce => {} // see `fault_step`
+        }
+    }
+
+    fn stop_all(&mut self, power: bool, for_us: u64) {
+        for at in 0..self.machines.len() {
+            let away = self.rng.below(for_us + 1);
+            self.stop_replica(at, power, away);
         }
     }
 
@@ -158,8 +170,8 @@ impl World {
         self.next_incarnation += 1;
         let (seed, incarnation) = (self.rng.number(), Incarnation(self.next_incarnation));
         let size_bytes = self.engines[&self.newest].core.status().chain.size_bytes();
-        let size_bytes = size_bytes.max(VOLUME_BYTES);
-        self.machines[at].format(seed, incarnation, size_bytes);
+        let size = Size { bytes: size_bytes.max(self.places.size_bytes), layers: 1 };
+        self.machines[at].format(seed, incarnation, size);
         self.machines[at].start(self.tick);
     }
 
@@ -224,19 +236,43 @@ impl World {
 
     /// A bit flips in what nobody is writing: a sealed layer.
     fn rot(&mut self, at: usize) {
+        let bit = self.rng.below(8 * 512) as usize;
+        if let Some(((data, _), nth)) = self.sealed_files(at) {
+            self.machines[at].rot(&data, nth, bit, |_| true);
+        }
+    }
+
+    /// The disk has lost a write: a page that was durable reads as zeroes.
+    fn lose_page(&mut self, at: usize) {
+        if let Some(((_, index), nth)) = self.sealed_files(at) {
+            self.machines[at].lose_page(&index, nth, |_| true);
+        }
+    }
+
+    /// Data and index of some sealed layer that hold anything, and a number. Nothing if nobody else
+    /// has them, or not for sure.
+    fn sealed_files(&mut self, at: usize) -> Option<((String, String), u64)> {
+        let nth = self.rng.number();
         let alone = self.members().len() < 2;
         if alone || self.machines.iter().any(|machine| machine.rotten.is_some()) {
-            return;
+            return None;
         }
-        let sealed: Vec<_> = self.machines[at].look(|store| {
+        let machine = &self.machines[at];
+        let mut sealed: Vec<_> = machine.look(|store| {
             let chain = store.chain();
             let sealed = chain.layers.iter().filter(|layer| layer.id != chain.head);
             sealed.filter_map(|layer| store.layer_files(layer.id).ok()).collect()
         });
-        let (nth, bit) = (self.rng.number(), self.rng.below(8 * 512) as usize);
-        if let Some((data, _)) = sealed.get(nth as usize % sealed.len().max(1)) {
-            self.machines[at].rot(data, nth, bit, |_| true);
-        }
+        sealed.retain(|(_, index)| !machine.disk.sectors_of(index).is_empty());
+        (!sealed.is_empty()).then(|| (sealed.swap_remove(nth as usize % sealed.len()), nth))
+    }
+
+    fn make_room_after(&mut self, at: usize, us: u64) {
+        self.after(us, "room", move |world| {
+            world.machines[at].trouble(|trouble| {
+                (trouble.full, trouble.full_in_calls) = (false, 0);
+            });
+        });
     }
 
     /// The volume gets another replica, or loses one.
@@ -252,7 +288,9 @@ impl World {
             self.next_incarnation += 1;
             let incarnation = Incarnation(self.next_incarnation);
             let (seed, id) = (self.rng.number(), replica_id(at));
-            let new = Machine::new(&self.schedule, seed, id, incarnation, VOLUME_BYTES);
+            let size = Size { bytes: self.places.size_bytes, layers: 1 };
+            let speed = self.rng.pick(&Speed::ALL);
+            let new = Machine::new(&self.schedule, seed, id, incarnation, size, speed);
             self.machines.push(new);
             self.wanted.insert(at);
         } else {
@@ -276,7 +314,7 @@ impl World {
         }
         let files = machine.look(|store| store.layer_files(store.chain().head));
         let Ok((data, _)) = files else { return };
-        let block = self.rng.pick(&TOUCHED) * SECTORS as u64;
+        let block = self.rng.pick(&self.places.touched) * SECTORS as u64;
         machine.disk.spoil(&data, block..block + SECTORS as u64);
         self.after(for_us, "good", move |world| world.machines[at].disk.heal());
     }
@@ -293,6 +331,3 @@ impl World {
         }
     }
 }
-
-/// Kinds of fault, see `fault_step`.
-pub(super) const FAULTS: u64 = 25;

@@ -37,22 +37,35 @@ impl World {
         (0..self.machines.len()).for_each(|at| self.disturb(at, for_us));
     }
 
-    /// What a kind of fault, see `fault_step`, is a reason for.
-    pub(super) fn note_fault(&mut self, kind: u64, at: usize, for_us: u64) {
+    /// What a fault is a reason for.
+    pub(super) fn note_fault(&mut self, fault: Fault, at: usize, for_us: u64) {
         let now = self.now_us();
-        match kind {
+        match fault {
             // It ends when something is written or synced there.
-            12 | 17 => self.disturb(at, 600 * MS),
-            3 | 15 | 25.. => self.disturb_all(for_us),
-            20 => self.disturb(at, 150 * MS + for_us),
-            21 => self.disturb_all(for_us),
-            23 => self.disturb(at, 3 * for_us),
-            // The engine, the arbiter, who is wanted: no reason for a member to leave.
-            7..=10 | 19 => {}
+            Fault::WriteFails | Fault::SyncFails => self.disturb(at, 600 * MS),
+            Fault::AllLosePower | Fault::AllKilled | Fault::AllLinksBreak => {
+                self.disturb_all(for_us);
+            }
+            Fault::VolumeSplits => self.disturb(at, 150 * MS + for_us),
+            Fault::MountsHidden => self.disturb(at, 3 * for_us),
+            // When it goes on, it may take all that it hasn't heard meanwhile for silent.
+            Fault::EngineStops => self.disturb_all(for_us + 10 * MS),
+            // No reason for a member to leave.
+            Fault::EngineDies
+            | Fault::VolumeMoves
+            | Fault::Detached
+            | Fault::ArbiterAway
+            | Fault::OthersWanted
+            | Fault::TwoAtOnce => {}
             _ => self.disturb(at, for_us),
         }
-        let excused = match kind {
-            5 | 8 | 9 | 20 => now + for_us,
+        let excused = match fault {
+            Fault::DiskFull
+            | Fault::DiskFillsUp
+            | Fault::EngineStops
+            | Fault::VolumeMoves
+            | Fault::VolumeSplits
+            | Fault::ArbiterAway => now + for_us,
             _ => now,
         };
         // Each who is disturbed may have to be given up, one after the other.

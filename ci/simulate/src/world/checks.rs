@@ -1,9 +1,11 @@
 //! What must hold at every acknowledgement, change of the set, snapshot, and in the end.
 
 use ankole_replica::store::View;
+use ankole_replica::types::Region;
 
 use super::*;
 use crate::machine::{look_at, shown};
+use crate::tasks::at_once;
 
 impl World {
     /// No member has answered a newer engine (P4), and every one that hasn't lost power since has what
@@ -116,8 +118,13 @@ impl World {
         }
         machine.look_after_power_cut(seed, |store| {
             let chain = store.chain();
-            for layer in chain.layers.iter().filter(|layer| layer.id != chain.head) {
-                for block in TOUCHED {
+            let holds_any = |layer: LayerId| {
+                at_once(store.occupied(layer, Region(0), 1))
+                    .is_none_or(|found| found.is_ok_and(|(regions, _)| !regions.is_empty()))
+            };
+            let sealed = chain.layers.iter().filter(|layer| layer.id != chain.head);
+            for layer in sealed.filter(|layer| holds_any(layer.id)) {
+                for block in self.places.touched.iter().copied() {
                     if let Some(Err(why)) = look_at(store, View::Own(layer.id), block) {
                         panic!("a power cut of {at} leaves of {}: {why} (I3)", layer.id);
                     }
@@ -128,7 +135,7 @@ impl World {
                 let region = BlockIndex(block).region();
                 marked.iter().any(|(marked, _)| *marked == region)
             };
-            for block in TOUCHED {
+            for block in self.places.touched.iter().copied() {
                 let left = match look_at(store, View::Top, block) {
                     Some(Ok(left)) => left,
                     Some(Err(why)) if !is_marked(block) => {
@@ -155,7 +162,8 @@ impl World {
             .flatten()
             .map(|(region, _)| region)
             .collect();
-        for block in TOUCHED.into_iter().filter(|it| !marked.contains(&BlockIndex(*it).region())) {
+        let touched = self.places.touched.iter().copied();
+        for block in touched.filter(|it| !marked.contains(&BlockIndex(*it).region())) {
             let mut seen: Option<(usize, Block)> = None;
             let as_it_was = |at: &usize| {
                 let machine = &self.machines[*at];
@@ -177,7 +185,7 @@ impl World {
     fn blocks(&self, at: usize, view: View) -> BTreeMap<u64, Block> {
         self.machines[at].look(|store| {
             let shown = |block: u64| Some((block, shown(store, view, block)?));
-            TOUCHED.into_iter().filter_map(shown).collect()
+            self.places.touched.iter().copied().filter_map(shown).collect()
         })
     }
 
@@ -219,7 +227,7 @@ impl World {
         let whole = |at: usize| Some(self.blocks(at, View::Layer(layer)));
         let as_it_was = |at: &usize| !self.machines[*at].is_rolled_back;
         let members = self.members().into_iter().filter(as_it_was);
-        members.filter_map(whole).find(|content| content.len() == TOUCHED.len())
+        members.filter_map(whole).find(|content| content.len() == self.places.touched.len())
     }
 
     /// I8: a reported snapshot stays what it was.
@@ -243,7 +251,11 @@ impl World {
         let all: Vec<_> =
             self.members().into_iter().map(|at| (at, self.blocks(at, View::Top))).collect();
         for (at, blocks) in &all {
-            assert_eq!(blocks.len(), TOUCHED.len(), "member {at} can't show all blocks");
+            assert_eq!(
+                blocks.len(),
+                self.places.touched.len(),
+                "member {at} can't show all blocks"
+            );
             for (block, numbers) in blocks {
                 for (sector, number) in (block * SECTORS as u64..).zip(numbers) {
                     self.history.read(sector, *number, self.tick, self.tick);

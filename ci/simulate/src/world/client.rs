@@ -139,7 +139,7 @@ impl World {
 
     fn random_request(&mut self) -> Shape {
         let is_cold = self.rng.percent(4);
-        let first = if is_cold { self.rng.pick(&COLD) } else { self.rng.pick(&HOT) };
+        let first = if is_cold { self.rng.pick(&self.places.cold) } else { self.rng.pick(&HOT) };
         let most = if is_cold { 1 } else { 4.min(2 * REGION_BLOCKS - first) };
         let count = 1 + self.rng.below(most);
         let range = BlockRange::new(BlockIndex(first), count);
@@ -190,7 +190,7 @@ impl World {
             done: false,
         };
         self.begin_writes(&op);
-        let now = self.now();
+        let now = self.now(id);
         let engine = self.engine(id);
         let io = engine.core.submit(now, op.operation);
         engine.ops.insert(io, op);
@@ -288,7 +288,7 @@ impl World {
         let (engine, start) = (self.newest, self.tick);
         let before = self.engines[&engine].core.status().chain;
         self.pending = Some(PendingJob { engine, id: None, job: job.clone(), start, before });
-        let now = self.now();
+        let now = self.now(engine);
         let id = self.engine(engine).core.start_job(now, job);
         self.pending.as_mut().expect("set above").id = Some(id);
         self.act(engine);

@@ -4,6 +4,9 @@ use super::*;
 
 pub(super) struct Engine {
     pub(super) core: Core,
+    pub(super) thread: Rc<Thread<World>>,
+    /// Of its clock.
+    pub(super) speed: Speed,
     pub(super) alive: bool,
     pub(super) opened: bool,
     /// A client of the engine before waits: nobody may be forgotten.
@@ -55,10 +58,13 @@ impl World {
         config.marked_regions_max = 1;
         config.backlog_bytes = BACKLOG_BYTES;
         let recovers = config.recover;
-        let core = Core::new(self.now(), config);
+        let speed = self.rng.pick(&Speed::ALL);
+        let core = Core::new(self.base + speed.clock(self.now_us()), config);
         self.log(|| format!("engine {id} starts, recover {recover}"));
         let engine = Engine {
             core,
+            thread: Thread::new(&self.schedule),
+            speed,
             alive: true,
             opened: false,
             recovers,
@@ -105,7 +111,7 @@ impl World {
 
     /// Tells the core something, then does what it wants.
     pub(super) fn tell(&mut self, id: u64, event: impl FnOnce(&mut Core, Instant)) {
-        let now = self.now();
+        let now = self.now(id);
         let engine = self.engine(id);
         if engine.alive {
             event(&mut engine.core, now);
@@ -123,7 +129,7 @@ impl World {
         let now_us = self.now_us();
         let engine = self.engine(id);
         let due = engine.core.poll_timeout().filter(|_| engine.alive);
-        let due = due.map(|at| at.saturating_duration_since(base).as_micros() as u64);
+        let due = due.map(|at| engine.speed.when_us(at.saturating_duration_since(base)));
         let is_past = due.is_some_and(|at| at <= now_us);
         engine.late_turns = if is_past { engine.late_turns + 1 } else { 0 };
         assert!(engine.late_turns < 1000, "an engine spins: it wants to be woken in the past");
@@ -131,14 +137,21 @@ impl World {
             engine.timer = due;
             if let Some(at) = due {
                 let wait = at.saturating_sub(now_us).max(1);
-                self.after(wait, "timer", move |world| {
-                    if world.engine(id).timer == Some(at) {
-                        world.engine(id).timer = None;
-                        world.tell(id, |core, now| core.handle_timeout(now));
-                    }
-                });
+                self.after(wait, "timer", move |world| world.timer(id, at));
             }
         }
+    }
+
+    fn timer(&mut self, id: u64, at: u64) {
+        let engine = self.engine(id);
+        if engine.timer != Some(at) {
+            return;
+        }
+        if let Some(wait) = engine.thread.busy_us() {
+            return self.after(wait, "timer", move |world| world.timer(id, at));
+        }
+        engine.timer = None;
+        self.tell(id, |core, now| core.handle_timeout(now));
     }
 
     fn carry_out(&mut self, id: u64, action: Action) {
@@ -299,7 +312,7 @@ impl World {
         let idle = engine.alive && !engine.detaching && id == self.newest && self.faults;
         if idle && self.jobs && self.pending.is_none() && self.rng.percent(15) {
             self.start_job(Job::Snapshot { seal: Seal::default() });
-        } else if idle && self.menu.contains(&10) && self.rng.percent(20) {
+        } else if idle && self.menu.contains(&Fault::Detached) && self.rng.percent(20) {
             self.engine(id).detaching = true;
             self.tell(id, |core, now| core.detach(now));
         }

@@ -30,6 +30,22 @@ pub(super) struct Link {
     conversation: Option<Rc<Conversation<Disk>>>,
 }
 
+/// What comes to a replica.
+struct Arrival {
+    seq: u64,
+    request: Request<Rc<Payload>>,
+    message: Work,
+    into: Option<Destination>,
+}
+
+/// What comes back.
+struct Delivery {
+    seq: u64,
+    reply: Reply<Rc<Payload>>,
+    message: Work,
+    into: Option<Destination>,
+}
+
 /// What a replica says to a request.
 pub(super) struct Answered {
     key: u64,
@@ -169,7 +185,7 @@ impl World {
         // While the volume opens, a change is rolled forward that was decided when all were equal.
         let unsettled = status.serving && status.unsettled_bytes > 0;
         assert!(!(seals && unsettled), "a snapshot seals regions that may differ (P6)");
-        let wait = self.delay(replica);
+        let wait = self.engines[&id].thread.ahead_us() + self.delay(replica);
         let now_us = self.now_us();
         let at = self.links[&key].last_arrival.max(now_us + wait - 1) + 1;
         let steps = self.steps;
@@ -185,8 +201,12 @@ impl World {
             assert!(clash.is_none(), "{what} overlaps {clash:?} at r{replica}");
             link.in_flight.insert(seq, footprint);
         }
-        let Some(request) = request.map(|request| request_as_sent(&request)) else { return };
-        self.after(at - now_us, "arrive", move |world| world.arrive(key, seq, request, into));
+        let Some((request, message)) = request.map(|request| request_as_sent(&request)) else {
+            return;
+        };
+        self.engine(id).thread.spend(message);
+        let arrival = Arrival { seq, request, message, into };
+        self.after(at - now_us, "arrive", move |world| world.arrive(key, arrival));
     }
 
     /// The core's message with the data it refers to.
@@ -208,20 +228,15 @@ impl World {
             && self.changes_reach_only.is_some_and(|only| only != replica)
     }
 
-    fn arrive(
-        &mut self,
-        key: u64,
-        seq: u64,
-        request: Request<Rc<Payload>>,
-        into: Option<Destination>,
-    ) {
+    fn arrive(&mut self, key: u64, arrival: Arrival) {
+        let Arrival { seq, request, message, into } = arrival;
         let link = &self.links[&key];
         if link.broken || link.deaf || self.loses(&request, link.replica) {
             return;
         }
-        let Some(process) = &self.machines[link.replica].process else {
+        if !self.machines[link.replica].is_up() {
             return self.break_link(key);
-        };
+        }
         let conversation = link.conversation.clone().expect("it was connected");
         let outbox = self.outbox.clone();
         let replica = link.replica;
@@ -231,7 +246,10 @@ impl World {
             _ => None,
         };
         let asked = Asked::by(&request);
-        process.tasks.spawn(async move {
+        let machine = &self.machines[replica];
+        let thread = machine.thread.clone();
+        machine.spawn(async move {
+            thread.spend(message);
             let reply = conversation.handle(request).await;
             outbox.borrow_mut().push(Answered { key, seq, asked, into, reply });
         });
@@ -257,6 +275,7 @@ impl World {
                 process.tasks.run();
             }
         }
+        self.check_turns();
         let answered = std::mem::take(&mut *self.outbox.borrow_mut());
         for answer in answered {
             self.answered(answer);
@@ -292,20 +311,24 @@ impl World {
             }
             _ => {}
         }
-        let reply = reply_as_sent(&reply);
+        let (reply, message) = reply_as_sent(&reply);
+        let thread = &self.machines[replica].thread;
+        thread.spend(message);
+        let computes_us = thread.ahead_us();
         self.note(kind_of(&reply), key ^ seq << 32);
         self.log(|| format!("r{replica} answers {seq} with {}", kind_of(&reply)));
-        let wait = self.delay(replica) + self.lateness(replica);
-        self.after(wait, "reply", move |world| world.deliver(key, seq, into, reply));
+        let wait = computes_us + self.delay(replica) + self.lateness(replica);
+        let delivery = Delivery { seq, reply, message, into };
+        self.after(wait, "reply", move |world| world.deliver(key, delivery));
     }
 
-    fn deliver(
-        &mut self,
-        key: u64,
-        seq: u64,
-        into: Option<Destination>,
-        reply: Reply<Rc<Payload>>,
-    ) {
+    fn deliver(&mut self, key: u64, delivery: Delivery) {
+        let thread = self.engines[&self.links[&key].engine].thread.clone();
+        if let Some(wait) = thread.busy_us() {
+            return self.after(wait, "reply", move |world| world.deliver(key, delivery));
+        }
+        let Delivery { seq, reply, message, into } = delivery;
+        thread.spend(message);
         let link = self.link(key);
         link.in_flight.remove(&seq);
         let sent = link.sent.remove(&seq).unwrap_or(0);
@@ -386,21 +409,27 @@ impl World {
 }
 
 /// What arrives of a request: it goes through bytes, as over a socket.
-fn request_as_sent(request: &Request<Rc<Payload>>) -> Request<Rc<Payload>> {
+fn request_as_sent(request: &Request<Rc<Payload>>) -> (Request<Rc<Payload>>, Work) {
     let frame = wire::encode_request(1, request).expect("no request is too long");
     let (header, meta) = parts(&frame);
     let data = Buffer::copy_of(frame.data());
-    wire::decode_request(&header, meta, data).expect("what is sent is a message")
+    let sent = wire::decode_request(&header, meta, data).expect("what is sent is a message");
+    (sent, work_of(&frame))
 }
 
 /// The same of a reply.
-fn reply_as_sent(reply: &Reply<Rc<Payload>>) -> Reply<Rc<Payload>> {
+fn reply_as_sent(reply: &Reply<Rc<Payload>>) -> (Reply<Rc<Payload>>, Work) {
     let frame = wire::encode_reply(1, reply);
     let (header, meta) = parts(&frame);
     let data = Buffer::copy_of(frame.data());
     let sent = wire::decode_reply(&header, meta, data).expect("what is sent is a message");
     assert_eq!(kind_of(&sent), kind_of(reply), "an answer is too long to be sent");
-    sent
+    (sent, work_of(&frame))
+}
+
+/// What each end has to do for it.
+fn work_of(frame: &Frame) -> Work {
+    Work::message(frame.head.len() + frame.data().len())
 }
 
 fn parts(frame: &Frame) -> (Header, &[u8]) {

@@ -37,6 +37,7 @@ pub enum Story {
     AnEngineIsLateToAsk,
     DisksAreFull,
     DisksAreFullAtACut,
+    VolumeIsHuge,
 }
 
 /// Steps of a story, told in a circle.
@@ -94,6 +95,7 @@ impl Story {
         AnEngineIsLateToAsk,
         DisksAreFull,
         DisksAreFullAtACut,
+        VolumeIsHuge,
     ];
 
     /// With a rule broken every other seed tells the story of its counterexample; without, every
@@ -133,6 +135,7 @@ impl Story {
             Mutation::OpenWithoutPing | Mutation::OpenByWhatIsLeft => WhoWelcomedLosesPower,
             Mutation::FullMemberLeaves => DisksAreFull,
             Mutation::ChangeWithoutRoom => DisksAreFullAtACut,
+            mutation if mutation.rule() == "cost" => VolumeIsHuge,
             _ => return None,
         })
     }
@@ -148,18 +151,26 @@ impl Story {
         }
     }
 
-    /// What else may go wrong, see `fault_step`.
-    pub(super) fn menu(self) -> Vec<u64> {
+    /// What else may go wrong.
+    pub(super) fn menu(self) -> Vec<Fault> {
         match self {
-            TwoEnginesCompete => vec![8, 11, 20, 20],
-            BlocksOfTheHeadAreUnreadable => vec![6, 6, 6, 11, 14],
+            TwoEnginesCompete => {
+                vec![Fault::VolumeMoves, Fault::FarAway, Fault::VolumeSplits, Fault::VolumeSplits]
+            }
+            BlocksOfTheHeadAreUnreadable => {
+                let [unreadable, slow] = [Fault::BlockUnreadable, Fault::DiskSlow];
+                vec![unreadable, unreadable, unreadable, Fault::FarAway, slow]
+            }
+            VolumeIsHuge => {
+                vec![Fault::Killed, Fault::EngineDies, Fault::MadeAnew, Fault::OthersWanted]
+            }
             _ => Vec::new(),
         }
     }
 
     fn steps(self) -> &'static [Step] {
         match self {
-            TwoEnginesCompete | BlocksOfTheHeadAreUnreadable => &[],
+            TwoEnginesCompete | BlocksOfTheHeadAreUnreadable | VolumeIsHuge => &[],
             AnswersComeLate => &[
                 Until(World::is_calm),
                 Do(|world| world.answer_late(0, 100 * MS)),
@@ -434,7 +445,10 @@ impl World {
     /// How often a client's step asks for a change of the chain.
     pub(super) fn job_percent(&self) -> u64 {
         match self.telling.as_ref().map(|telling| telling.story) {
-            None | Some(TwoEnginesCompete | BlocksOfTheHeadAreUnreadable | DisksAreFull) => 3,
+            None
+            | Some(
+                TwoEnginesCompete | BlocksOfTheHeadAreUnreadable | DisksAreFull | VolumeIsHuge,
+            ) => 3,
             Some(_) => 0, // it says itself when
         }
     }
@@ -558,14 +572,14 @@ impl World {
 
     fn expand_for_a_lot(&mut self) {
         if self.pending.is_none() {
-            self.start_job(Job::Expand { size_bytes: VOLUME_BYTES + A_LOT_BYTES });
+            self.start_job(Job::Expand { size_bytes: self.places.size_bytes + A_LOT_BYTES });
         }
     }
 
     /// More than a replica that is being rebuilt may owe, where nobody writes else.
     fn write_a_lot(&mut self) {
         let id = self.newest;
-        let first = Region(VOLUME_BYTES / REGION_BYTES);
+        let first = Region(self.places.size_bytes / REGION_BYTES);
         for region in (first.0..).map(Region).take((A_LOT_BYTES / REGION_BYTES) as usize) {
             let range = region.range();
             let operation = Operation::Write { range, edges: [None, None], forced: false };
@@ -624,7 +638,7 @@ impl World {
     }
 
     fn write_somewhere_cold(&mut self) {
-        let block = self.rng.pick(&COLD);
+        let block = self.rng.pick(&self.places.cold);
         self.told_block = block;
         self.submit_one(Single::Write(block));
     }

@@ -129,6 +129,10 @@ fn decode(bytes: &[u8], index: u64) -> Result<impl Iterator<Item = u32>, IntentE
         return Err(IntentError::foreign(USED_FILE, index));
     }
     let first = number(index * BITS);
-    let is_used = move |bit: &u32| bytes[BITS_AT + *bit as usize / 8] >> (bit % 8) & 1 == 1;
-    Ok((0..BITS as u32).filter(is_used).map(move |bit| first + bit))
+    let eights = (first..).step_by(8).zip(&bytes[BITS_AT..CHECK_AT]);
+    let used = |(first, bits): (u32, &u8)| {
+        let bits = *bits;
+        (0..8).filter(move |bit| bits >> bit & 1 == 1).map(move |bit| first + bit)
+    };
+    Ok(eights.filter(|(_, bits)| **bits != 0).flat_map(used))
 }
