@@ -28,14 +28,17 @@ impl Core {
         peer.is_write_only() && self.promoting != Some(peer.slot)
     }
 
-    /// A target may owe so many bytes and no more.
-    pub(super) fn bound_backlogs(&mut self, now: Instant) {
+    /// A target may owe so many bytes and no more, at the end of each turn. Tells whether one was
+    /// given up.
+    pub(super) fn bound_backlogs(&mut self, now: Instant) -> bool {
         let is_bounded = !mutation::is_on(Mutation::BacklogUnbounded);
         let bound = if is_bounded { self.config.backlog_bytes } else { u64::MAX };
         let too_much = |peer: &Peer| peer.owed_bytes > bound && self.is_target(peer);
-        for slot in self.slots_where(too_much).iter() {
+        let given_up = self.slots_where(too_much);
+        for slot in given_up.iter() {
             self.pause_rebuild(now, slot);
         }
+        !given_up.is_empty()
     }
 
     /// A target holds up others for so long and no longer, unless the members are as slow.

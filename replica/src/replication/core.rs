@@ -350,7 +350,6 @@ impl Core {
         if matches!(self.phase, Phase::Ended) {
             return;
         }
-        self.bound_backlogs(now);
         self.drive_connections(now);
         self.drive_opening(now);
         self.drive_membership(now);
@@ -369,6 +368,9 @@ impl Core {
         self.drive_closing(now);
         self.drive_settle(now); // ranges were given back meanwhile
         self.drive_epochs(now); // and they may want more
+        if self.bound_backlogs(now) {
+            self.pump(now);
+        }
     }
 
     fn dispatch(&mut self, now: Instant, slot: Slot, purpose: Purpose, reply: Reply<()>) {
