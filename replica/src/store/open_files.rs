@@ -22,8 +22,8 @@ use slab::Slab;
 
 use super::error::is_out_of_descriptors;
 
-/// As many as a process with a usual limit can spare beside its clients.
-const OPEN_FILES: u64 = 1024;
+/// Those of some 1 300 layers: what is opened again for each read costs as much as the read.
+const OPEN_FILES: u64 = 4096;
 
 /// Half of what this process may have, for the rest is for its clients.
 pub(crate) fn open_files_max() -> usize {
