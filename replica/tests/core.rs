@@ -530,6 +530,19 @@ fn after_the_engine_itself_was_stopped_nobody_is_taken_for_silent() {
     assert_eq!(stage.members().len(), 2);
 }
 
+/// The same while it opened: whoever had answered last was alone, since the others' time was over.
+#[test]
+fn an_engine_that_is_stopped_while_it_opens_gives_members_their_time() {
+    let mut stage = Stage::new(3);
+    stage.hung = [A, B, C].into();
+    stage.settle();
+    stage.now += Duration::from_secs(60);
+    stage.answer_one(A); // its welcome is read before the clock is looked at
+    stage.hung.clear();
+    stage.settle();
+    assert_eq!((stage.changes, stage.members().len()), (0, 3));
+}
+
 // ---- who comes back ----------------------------------------------------------------------------
 
 /// A short break of one link once cost a change of the set and a rebuild.

@@ -205,6 +205,9 @@ impl Core {
         if !self.is_current(slot, link) {
             return;
         }
+        if matches!(self.phase, Phase::Opening(_)) {
+            self.excuse_own_absence(now); // the other answers may come after this one
+        }
         let Some(Asked { purpose, sent, .. }) = self.peer_mut(slot).answered(now, seq) else {
             self.lose(now, slot, "it answered what wasn't asked");
             return self.pump(now);
@@ -257,11 +260,12 @@ impl Core {
     /// machine). What others said meanwhile may lie in the sockets: nobody is judged by that time.
     fn excuse_own_absence(&mut self, now: Instant) {
         let patience = self.config.replica_timeout / 4;
-        let was_absent = self.poll_timeout().is_some_and(|due| now > due + patience);
-        if was_absent {
-            for peer in self.peers.iter_mut().filter(|peer| peer.owes_answer()) {
-                peer.progress_at = now;
-            }
+        let Some(due) = self.poll_timeout().filter(|due| now > *due + patience) else { return };
+        for peer in self.peers.iter_mut().filter(|peer| peer.owes_answer()) {
+            peer.progress_at = now;
+        }
+        if let Phase::Opening(opening) = &mut self.phase {
+            opening.extend(now - due);
         }
     }
 

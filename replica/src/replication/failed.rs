@@ -25,7 +25,8 @@ impl Core {
         let waiting: Vec<_> =
             self.ios.iter().filter(|(_, io)| !io.answered).map(|(id, _)| *id).collect();
         for id in waiting {
-            match self.io(id).stage {
+            let Some(io) = self.ios.get(&id) else { continue }; // retired beside another
+            match io.stage {
                 IoStage::Writing | IoStage::Filling { .. } => self.fail_write(now, id),
                 // It holds its lock when its turn comes, and fails then.
                 IoStage::Locking | IoStage::Answered => continue,

@@ -227,7 +227,7 @@ impl Core {
 
     /// A set has become durable on all its members: others aren't needed any more.
     pub(super) fn need_only(&mut self, now: Instant, id: IoId, needed: Slots) {
-        let io = self.io(id);
+        let Some(io) = self.ios.get_mut(&id) else { return };
         io.needs = io.needs.intersection(needed);
         match io.stage {
             IoStage::Writing => self.check_write(now, id),
@@ -252,7 +252,9 @@ impl Core {
     pub(super) fn ios_lost(&mut self, now: Instant, slot: Slot) {
         let ids: Vec<_> = self.ios.keys().copied().collect();
         for id in ids {
-            match self.io(id).lose(slot) {
+            // The lock of one that is retired may wake what loses another replica, and that retires.
+            let Some(io) = self.ios.get_mut(&id) else { continue };
+            match io.lose(slot) {
                 AfterLoss::Nothing => {}
                 AfterLoss::ReadAgain => self.send_read(now, id),
                 AfterLoss::FillAgain => self.send_edges(now, id),
@@ -269,7 +271,7 @@ impl Core {
     pub(super) fn resend(&mut self, now: Instant, slot: Slot) {
         let ids: Vec<_> = self.ios.keys().copied().collect();
         for id in ids {
-            let io = self.io(id);
+            let Some(io) = self.ios.get_mut(&id) else { continue };
             match io.stage {
                 IoStage::Reading { from: None, .. } => self.send_read(now, id),
                 IoStage::Filling { .. } => self.send_edges(now, id),

@@ -9,7 +9,7 @@
 //!                         it, or for a person                             ▼
 //!                                                  what they have marked, page by page ─▶ serve
 //! ```
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::action::Action;
 use super::config::Config;
@@ -72,6 +72,12 @@ impl Opening {
             OpenStage::Greeting => peer.meant().is_some(),
             _ => peer.in_set.is_some(),
         }
+    }
+
+    /// The members have had so much less time than it seems.
+    pub(super) fn extend(&mut self, time: Duration) {
+        self.deadline += time;
+        self.dead_deadline += time;
     }
 
     pub(super) fn deadline(&self) -> Option<Instant> {

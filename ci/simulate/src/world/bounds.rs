@@ -41,17 +41,16 @@ impl World {
     pub(super) fn note_fault(&mut self, fault: Fault, at: usize, for_us: u64) {
         let now = self.now_us();
         match fault {
-            // It ends when something is written or synced there.
-            Fault::WriteFails | Fault::SyncFails => self.disturb(at, 600 * MS),
+            // It ends when something is written or synced there, whenever that is.
+            Fault::WriteFails | Fault::SyncFails => self.disturb(at, 5_000 * MS),
             Fault::AllLosePower | Fault::AllKilled | Fault::AllLinksBreak => {
                 self.disturb_all(for_us);
             }
             Fault::VolumeSplits => self.disturb(at, 150 * MS + for_us),
             Fault::MountsHidden => self.disturb(at, 3 * for_us),
-            // When it goes on, it may take all that it hasn't heard meanwhile for silent.
-            Fault::EngineStops => self.disturb_all(for_us + 10 * MS),
             // No reason for a member to leave.
             Fault::EngineDies
+            | Fault::EngineStops
             | Fault::VolumeMoves
             | Fault::Detached
             | Fault::ArbiterAway

@@ -96,6 +96,7 @@ impl Fault {
             DiskFull
                 | DiskFillsUp
                 | EngineDies
+                | EngineStops
                 | VolumeMoves
                 | ArbiterAway
                 | Detached
