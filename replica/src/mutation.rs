@@ -175,6 +175,8 @@ mutations! {
     SumsUnchecked: "P5",
     /// which regions a layer has is found by asking for each region of the volume
     OccupiedIsSearched: "cost",
+    /// what changed between two snapshots is told of the newer one alone
+    ChangedOfNewestAlone: "readers",
     /// which regions are marked is found by reading the whole intent map
     MarksAreSearched: "cost",
 }

@@ -80,13 +80,14 @@ fn histories(arguments: &Arguments) -> bool {
     let longest = longest.map_or((0, 0), |it| (it.tally.longest_wait_us / 1000, it.seed));
     println!(
         "{count} seeds in {seconds:.1} s ({:.0} a minute), {failed} failed; on average {} I/Os, \
-         {} faults, {} events, {} looks at all members; the longest wait beside a sound member was \
+         {} faults, {} events, {} looks at all members, {} blocks shown to readers; the longest wait beside a sound member was \
          {} ms (seed {}), the longest turn of a replica {} us",
         count as f64 * 60.0 / seconds,
         average(|tally| tally.ios),
         average(|tally| tally.faults),
         average(|tally| tally.events),
         average(|tally| tally.checks),
+        average(|tally| tally.reads),
         longest.0,
         longest.1,
         outcomes.iter().map(|outcome| outcome.tally.longest_turn_us).max().unwrap_or(0),

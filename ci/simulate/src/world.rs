@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use ankole_replica::admin::ReplicaMode;
 use ankole_replica::chain::{ChainInfo, Seal};
 use ankole_replica::message::{Reply, Request};
 use ankole_replica::payload::{BlockData, Payload};
@@ -40,6 +41,7 @@ mod footprint;
 mod network;
 mod older;
 mod places;
+mod readers;
 mod stalls;
 mod story;
 
@@ -49,6 +51,7 @@ use engines::Engine;
 use fault::Fault;
 use network::{Answered, Link};
 use places::{HOT, Places};
+use readers::Reads;
 pub use story::Story;
 use story::{Amid, Cast, Telling};
 
@@ -85,6 +88,8 @@ pub struct Tally {
     pub faults: u64,
     pub events: u64,
     pub checks: u64,
+    /// Blocks that readers were shown.
+    pub reads: u64,
     /// Of a request, beside a member that nothing disturbed.
     pub longest_wait_us: u64,
     /// Of a replica's thread.
@@ -108,6 +113,10 @@ pub struct World {
     machines: Vec<Machine<World>>,
     /// What replicas have answered and the network hasn't taken yet.
     outbox: Rc<RefCell<Vec<Answered>>>,
+    /// What readers have come to.
+    reads: Reads,
+    /// Their own, so that they change nothing else.
+    readers_rng: Rng,
     /// The replicas that the volume should have.
     wanted: BTreeSet<usize>,
     record: Record,
@@ -160,7 +169,8 @@ const MS: u64 = 1000;
 const BACKLOG_BYTES: u64 = 17 << 20;
 
 impl World {
-    pub fn new(seed: u64, story: Option<Story>) -> Self {
+    /// `is_read`: readers take part.
+    pub fn new(seed: u64, story: Option<Story>, is_read: bool) -> Self {
         let mut rng = Rng(Random::new(seed));
         let schedule = Schedule::new();
         let cast = story.map(Story::cast);
@@ -204,6 +214,8 @@ impl World {
             places,
             machines,
             outbox: Rc::default(),
+            reads: Reads::default(),
+            readers_rng: Rng(Random::new(!seed)),
             record,
             engines: BTreeMap::new(),
             newest: 0,
@@ -236,6 +248,9 @@ impl World {
         };
         world.start_engine(false);
         world.client_step();
+        if is_read {
+            world.reader_step();
+        }
         world.fault_step();
         world.story_step();
         world

@@ -212,8 +212,11 @@ impl<S: Storage> Store<S> {
         upto: LayerId,
     ) -> Result<Vec<Rc<OpenLayer<S::File>>>, StoreError> {
         let path = self.path(View::Layer(upto))?;
-        let newer: Vec<_> =
+        let mut newer: Vec<_> =
             path.iter().take_while(|layer| Some(layer.id) != after).cloned().collect();
+        if mutation::is_on(Mutation::ChangedOfNewestAlone) && newer.len() < path.len() {
+            newer.truncate(1);
+        }
         match after {
             Some(after) if newer.len() == path.len() => Err(ChainError::NoLayer(after).into()),
             _ => Ok(newer),

@@ -3,7 +3,7 @@
 //! Knows until when each replica was disturbed. Promises that three bounds hold at any time: how
 //! long a request waits, who leaves the set, and what an engine owes a replica that is being rebuilt.
 
-use ankole_replica::admin::{RebuildStage, ReplicaMode};
+use ankole_replica::admin::RebuildStage;
 
 use super::*;
 

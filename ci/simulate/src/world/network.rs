@@ -276,6 +276,7 @@ impl World {
             }
         }
         self.check_turns();
+        self.take_reads();
         let answered = std::mem::take(&mut *self.outbox.borrow_mut());
         for answer in answered {
             self.answered(answer);
