@@ -73,7 +73,11 @@ impl Transport for Connection {
     fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), Error> {
         self.stream.set_write_timeout(patience(timeout))?;
         let output = &self.buffers.output()[..amount];
-        self.stream.write_all(output).map_err(|error| late(error, timeout.reason))
+        match self.stream.write_all(output) {
+            // The server has answered without reading all, and closed: what it said is there.
+            Err(error) if is_closed(&error) => Ok(()),
+            done => done.map_err(|error| late(error, timeout.reason)),
+        }
     }
 
     fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
@@ -101,6 +105,10 @@ impl Transport for Connection {
     }
 }
 
+fn is_closed(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
+}
+
 fn patience(timeout: NextTimeout) -> Option<std::time::Duration> {
     match timeout.after {
         Duration::NotHappening => None,
@@ -113,5 +121,42 @@ fn late(error: io::Error, reason: Timeout) -> Error {
     match error.kind() {
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Error::Timeout(reason),
         _ => Error::Io(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::super::Client;
+    use crate::api::{ErrorKind, Name};
+
+    use super::*;
+
+    /// A refusal needs no body, and the server closes when it has said it: that was told as a server
+    /// that isn't there.
+    #[test]
+    fn what_a_server_says_before_it_has_heard_all_is_heard() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("api.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        let server = std::thread::spawn(move || {
+            let (mut connection, _) = listener.accept().unwrap();
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                let mut byte = [0];
+                connection.read_exact(&mut byte).unwrap();
+                head.push(byte[0]);
+            }
+            let body = r#"{"kind":"conflict","message":"no"}"#;
+            let length = body.len();
+            write!(connection, "HTTP/1.1 409 Conflict\r\ncontent-length: {length}\r\n\r\n{body}")
+                .unwrap();
+        });
+        let name: Name = "vol".parse().unwrap();
+        let url = "x".repeat(4 << 20); // more than a socket takes unread
+        let told = Client::local(path).add_target(&name, &url).expect_err("it is refused");
+        assert_eq!((told.kind, told.message.as_str()), (ErrorKind::Conflict, "no"));
+        server.join().unwrap();
     }
 }
