@@ -31,6 +31,8 @@ const ANSWER_BYTES_MAX: u64 = 64 << 20;
 pub struct Client {
     agent: ureq::Agent,
     server: String,
+    /// Where it is, as a person knows it.
+    place: String,
     /// For a server behind TCP.
     token: Option<String>,
     /// The server there has shown that it has the token.
@@ -40,17 +42,19 @@ pub struct Client {
 impl Client {
     /// The server that listens on this socket of this machine.
     pub fn local(socket: PathBuf) -> Self {
+        let place = socket.display().to_string();
         let agent = ureq::Agent::with_parts(config(), local::Socket(socket), local::Nowhere);
         let is_proved = OnceLock::new();
-        Self { agent, server: local::URL.into(), token: None, is_proved }
+        Self { agent, server: local::URL.into(), place, token: None, is_proved }
     }
 
     /// `server` is a URL without a path, such as `http://127.0.0.1:9500`. It gets the token after it
     /// has shown that it knows it.
     pub fn remote(server: &str, token: &str) -> Self {
-        let server = server.trim_end_matches('/').into();
+        let server: String = server.trim_end_matches('/').into();
+        let place = server.clone();
         let is_proved = OnceLock::new();
-        Self { agent: config().into(), server, token: Some(token.into()), is_proved }
+        Self { agent: config().into(), server, place, token: Some(token.into()), is_proved }
     }
 
     pub fn node(&self) -> Result<NodeView, ApiError> {
@@ -215,7 +219,7 @@ impl Client {
                 ureq::Error::Timeout(_) => ErrorKind::TimedOut,
                 _ => ErrorKind::Failed,
             };
-            ApiError::new(kind, format!("no ankole answers at {}: {error}", self.server)).next(
+            ApiError::new(kind, format!("no ankole answers at {}: {error}", self.place)).next(
                 "start one with `ankole standalone --data DIR`, or name it with --server or --data",
             )
         };
@@ -232,7 +236,7 @@ impl Client {
     }
 
     fn not_ankole(&self, error: &serde_json::Error) -> ApiError {
-        ApiError::failed(format!("what answers at {} isn't this ankole: {error}", self.server))
+        ApiError::failed(format!("what answers at {} isn't this ankole: {error}", self.place))
             .next("look at the address, and at `ankole version` on both sides")
     }
 }
