@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use ankole_manager::agent::format::FormatError;
+use ankole_manager::agent::{self, format::FormatError};
 use ankole_manager::roles::standalone::{self, Ended, Options};
 use ankole_replica::admin::{self, EngineStatus, ReplicaMode, ReplicaStatus};
 use ankole_replica::record::{self, Change, InstanceId, Record};
@@ -84,25 +84,23 @@ fn run_standalone(folder: &Path) -> i32 {
     }
 }
 
-/// A file `no-room` beside the replicas makes it fail half-way.
+/// The real one. A file `no-room` beside the replicas makes it fail half-way.
 fn format(
     directory: &Path,
-    _volume: &str,
+    volume: &str,
     replica: &ReplicaId,
-    _size_bytes: u64,
+    size_bytes: u64,
 ) -> Result<Incarnation, FormatError> {
-    let fail = |error: std::io::Error| FormatError(error.into());
-    fs::create_dir(directory).map_err(fail)?;
     let no_room = directory.parent().unwrap().join("no-room").exists();
     if no_room && replica == &ReplicaId::from("r2") {
+        fs::create_dir(directory).map_err(|error| FormatError(error.into()))?;
         return Err(FormatError("No space left on device".into()));
     }
-    fs::write(directory.join("formatted"), "").map_err(fail)?;
-    Ok(Incarnation(u128::from(std::process::id())))
+    agent::format::format(directory, volume, replica, size_bytes)
 }
 
 fn serve_replica(directory: &Path, listen: &str) {
-    assert!(directory.join("formatted").exists(), "{} isn't formatted", directory.display());
+    assert!(directory.join("replica.meta").exists(), "{} isn't formatted", directory.display());
     let socket = listen.strip_prefix("unix:").expect("the tests use unix sockets");
     let listener = UnixListener::bind(socket).unwrap();
     let mut open = Vec::new();
@@ -479,9 +477,32 @@ fn a_lost_directory_is_made_anew_once_its_replica_left_the_set() {
     until("it is formatted and served", || {
         let volume = world.volume("v1");
         let served = replica_pid(&volume, 1).is_some() && volume["replicas"][1]["mode"] == "RW";
-        (served && directory.join("formatted").exists()).then_some(())
+        (served && directory.join("replica.meta").exists()).then_some(())
     });
     assert_eq!(world.volume("v1")["replicas"][1]["inSync"], false, "the engine decides that");
+}
+
+/// A stale mount or a disk that answers with errors: `is it a directory` says no, and the replica was
+/// formatted anew beside its data.
+#[test]
+fn a_directory_that_can_not_be_looked_at_is_left_as_it_is_and_used_when_it_is_back() {
+    let world = attached();
+    let before = world.volume("v1");
+    let directory = PathBuf::from(before["replicas"][1]["directory"].as_str().unwrap());
+    let elsewhere = world.path().join("elsewhere");
+    fs::rename(&directory, &elsewhere).unwrap();
+    std::os::unix::fs::symlink(&directory, &directory).unwrap(); // too many levels of symbolic links
+    send(replica_pid(&before, 1).unwrap(), Signal::KILL);
+    until("it is said", || {
+        let volume = world.volume("v1");
+        let left = volume["replicas"][1]["inSync"] == false;
+        let reasons = volume["conditions"].as_array().unwrap().iter().map(|it| &it["reason"]);
+        (left && reasons.into_iter().any(|it| it == "ReplicaUnreadable")).then_some(())
+    });
+    assert!(!world.log().contains("format replica r2"), "{}", world.log());
+    fs::remove_file(&directory).unwrap();
+    fs::rename(&elsewhere, &directory).unwrap();
+    until("it is served", || replica_pid(&world.volume("v1"), 1));
 }
 
 #[test]

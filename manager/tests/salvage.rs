@@ -6,15 +6,14 @@ mod common;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use ankole_replica::store::file::{Directory, DirectoryOptions};
 use ankole_replica::store::{Store, StoreOptions};
+use common::data::{fill, holds};
 use common::{Said, World, alive, send, until};
 use rustix::process::Signal;
 use serde_json::Value;
 
-const SIZE: usize = 32 << 20;
 const DRY_RUN: [&str; 4] = ["volume", "salvage", "v1", "--dry-run"];
 
 fn attached(replicas: &str) -> (World, String) {
@@ -27,23 +26,6 @@ fn attached(replicas: &str) -> (World, String) {
 
 fn attach(world: &World) -> String {
     world.well(&["volume", "attach", "v1"]).trim().to_owned()
-}
-
-/// Every byte of the volume.
-fn fill(endpoint: &str, value: u8) {
-    let command = format!("write -P {value} 0 {SIZE}");
-    let args = ["-f", "raw", "-c", &command, "-c", "flush", endpoint];
-    let done = Command::new("qemu-io").args(args).output();
-    let done = done.expect("qemu-io is there: apt-get install qemu-utils");
-    assert!(done.status.success(), "{done:?}");
-}
-
-/// Whether every byte has this value. Readers take turns, so this looks at all of them.
-fn holds(endpoint: &str, value: u8) -> bool {
-    let command = format!("read -P {value} 0 {SIZE}");
-    let done = Command::new("qemu-io").args(["-f", "raw", "-c", &command, endpoint]).output();
-    let done = done.expect("qemu-io is there: apt-get install qemu-utils");
-    done.status.success() && !String::from_utf8_lossy(&done.stdout).contains("failed")
 }
 
 fn directory(volume: &Value, number: usize) -> PathBuf {

@@ -8,6 +8,7 @@ mod overlay;
 
 use std::fs::{self, File};
 use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{Flock, FlockArg};
@@ -118,6 +119,26 @@ impl Evidence {
             _ => None,
         }
     }
+
+    /// Nothing was ever written there, so it may be made anew: no directory, an empty one, half of
+    /// a formatting, or a replica that no engine has greeted. Not so what can't be looked at, and
+    /// what a process has open.
+    pub fn holds_nothing(&self) -> bool {
+        let is_new = match &self.found {
+            Found::Missing | Found::Empty | Found::HalfFormatted => true,
+            Found::Foreign { .. } | Found::Unreadable { .. } => false,
+            Found::Replica(replica) => replica.is_unused(),
+        };
+        is_new && self.held.is_none()
+    }
+}
+
+impl ReplicaEvidence {
+    fn is_unused(&self) -> bool {
+        let is_empty = |content: &Content| content.layers == 1 && content.data_bytes == 0;
+        let greeted = self.fence.is_some() || self.synced_gen.is_some();
+        !greeted && self.state == ReplicaState::New && self.content.as_ref().is_some_and(is_empty)
+    }
 }
 
 /// Looks at a directory. Blocks; takes as long as reading the index takes.
@@ -142,6 +163,9 @@ pub fn inspect(directory: &Path) -> Evidence {
         Err(error) => unreadable(error),
         Ok(names) => match contents(&names) {
             Contents::Empty => Found::Empty,
+            Contents::HalfFormatted if has_data(directory, &names) => {
+                unreadable("its metadata is gone, and its layers hold data")
+            }
             Contents::HalfFormatted => Found::HalfFormatted,
             Contents::Foreign(file) => Found::Foreign { file },
             Contents::Replica => read_copy(directory, held.is_some()),
@@ -174,6 +198,15 @@ pub fn damage(directory: &Path) -> Option<String> {
         Ok(Err(error @ StoreError::NoReplica { .. })) if is_ours => Some(error.to_string()),
         _ => None,
     }
+}
+
+/// Formatting writes nothing into a layer: one with blocks of its own was used, whatever else is gone.
+fn has_data(directory: &Path, names: &[String]) -> bool {
+    let mut layers = names.iter().filter(|name| name.ends_with(".data"));
+    layers.any(|name| match fs::metadata(directory.join(name)) {
+        Ok(layer) => layer.blocks() > 0,
+        Err(_) => true,
+    })
 }
 
 fn unreadable(why: impl ToString) -> Found {

@@ -91,6 +91,14 @@ impl Record {
         Self { generation, engine: None, attach_epoch: 0, in_sync, salvaged: None }
     }
 
+    /// Of a volume whose record was lost, and whose copy a person chose. `above` is the newest
+    /// generation that any replica was found to have seen.
+    pub fn anew(member: Member, above: Generation) -> Self {
+        let generation = above.next();
+        let salvaged = Some(generation);
+        Self { generation, engine: None, attach_epoch: 0, in_sync: vec![member], salvaged }
+    }
+
     /// Whether a replica that was last in sync in `synced` differs from the members only in what
     /// was written since. If not it is rebuilt in full, however much it has: after a salvage it
     /// may hold writes that the members never saw, and that no stamp of theirs remembers.
@@ -122,15 +130,8 @@ impl Record {
             }
             Change::Members { in_sync, .. } => Ok(Self { generation, in_sync, ..self.clone() }),
             Change::Salvage { member, above } => {
-                let generation = self.generation.max(above).next();
-                let salvaged = Some(generation);
-                Ok(Self {
-                    generation,
-                    engine: None,
-                    attach_epoch: self.attach_epoch,
-                    in_sync: vec![member],
-                    salvaged,
-                })
+                let chosen = Self::anew(member, self.generation.max(above));
+                Ok(Self { attach_epoch: self.attach_epoch, ..chosen })
             }
         }
     }

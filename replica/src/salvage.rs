@@ -33,6 +33,8 @@ pub enum Turn {
     /// The record is older than what a replica has seen: it was brought back from a copy. It may
     /// name replicas that have left the set since.
     RolledBack { by: ReplicaId, seen: Generation },
+    /// There is no record: only the copies themselves tell who was in sync.
+    RecordLost,
     /// No member of the record can open the volume.
     NoMember,
     /// A member may hold acknowledged writes that the others lost, and can't be found.
@@ -106,10 +108,14 @@ fn copies<'a>(
 }
 
 /// Those of them that hold all of something: what was in sync once, or is known by the record.
-fn candidates<'a>(volume: &'a str, exhibits: &'a [Exhibit], record: &Record) -> Vec<Candidate<'a>> {
+fn candidates<'a>(
+    volume: &'a str,
+    exhibits: &'a [Exhibit],
+    record: Option<&Record>,
+) -> Vec<Candidate<'a>> {
     let whole = |replica: &'a ReplicaEvidence| {
         let content = replica.content.as_ref().filter(|content| !content.partial)?;
-        let known = record.in_sync.contains(&member_of(replica));
+        let known = record.is_some_and(|record| record.in_sync.contains(&member_of(replica)));
         let held_all = replica.synced_gen.is_some() || replica.state == ReplicaState::Ready;
         (known || held_all).then_some(Candidate { replica, content })
     };
@@ -128,13 +134,19 @@ fn newest_fence<'a>(
 
 /// Whether it is salvage's turn. `client_waits`: a client of an engine that died may still wait for
 /// its answers, so a member that is missing may hold what the others must not do without.
-pub fn turn(volume: &str, exhibits: &[Exhibit], record: &Record, client_waits: bool) -> Turn {
+pub fn turn(
+    volume: &str,
+    exhibits: &[Exhibit],
+    record: Option<&Record>,
+    client_waits: bool,
+) -> Turn {
+    let Some(record) = record else { return Turn::RecordLost };
     if let Some((seen, by)) = newest_fence(volume, exhibits)
         && seen > record.generation
     {
         return Turn::RolledBack { by: by.clone(), seen };
     }
-    let candidates = candidates(volume, exhibits, record);
+    let candidates = candidates(volume, exhibits, Some(record));
     let members = candidates.iter().filter(|copy| record.in_sync.contains(&copy.member()));
     let agreed = members.clone().map(|copy| copy.replica.epoch.agreed).max().unwrap_or(0);
     // An older copy of a member isn't that member (rule 10b).
@@ -164,7 +176,7 @@ pub fn turn(volume: &str, exhibits: &[Exhibit], record: &Record, client_waits: b
 pub fn choose(
     volume: &str,
     exhibits: &[Exhibit],
-    record: &Record,
+    record: Option<&Record>,
     wanted: Option<&ReplicaId>,
 ) -> Choice {
     let mut candidates = candidates(volume, exhibits, record);
@@ -271,7 +283,7 @@ fn doubts(
     newest: Option<&ReplicaEvidence>,
     missing: &[Member],
     exhibits: &[Exhibit],
-    record: &Record,
+    record: Option<&Record>,
     found: &[Member],
 ) -> Vec<String> {
     let mut doubts = Vec::new();
@@ -299,8 +311,10 @@ fn doubts(
             member.replica
         ));
     }
-    let rolled_back = is_rolled_back(record, exhibits);
-    if !rolled_back && !record.in_sync.iter().any(|member| found.contains(member)) {
+    if let Some(record) = record
+        && !is_rolled_back(record, exhibits)
+        && !record.in_sync.iter().any(|member| found.contains(member))
+    {
         let names: Vec<_> = record.in_sync.iter().map(|one| one.replica.to_string()).collect();
         doubts.push(format!(
             "the record, at {}, says that {} had every acknowledged write, and of those none is left",
@@ -308,7 +322,8 @@ fn doubts(
             names.join(", ")
         ));
     }
-    if chosen.replica.synced_gen.is_none() && record.generation > Generation::FIRST.next() {
+    let is_new = record.is_some_and(|record| record.generation <= Generation::FIRST.next());
+    if chosen.replica.synced_gen.is_none() && !is_new {
         doubts.push(format!("{who} doesn't know when it was in sync last"));
     }
     doubts

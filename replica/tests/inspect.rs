@@ -244,3 +244,31 @@ proptest! {
         prop_assert_eq!(serde_json::from_str::<Evidence>(&text).unwrap(), evidence);
     }
 }
+
+/// What may be formatted: never what an engine has used, nor what can't be looked at. A layer with
+/// data whose metadata is gone looked like half of a formatting.
+#[test]
+fn only_what_was_never_used_holds_nothing() {
+    let holds_nothing = |path: &Path| inspect(path).holds_nothing();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("v1-r1");
+    assert!(holds_nothing(&path), "no directory");
+    fs::create_dir(&path).unwrap();
+    assert!(holds_nothing(&path), "an empty one");
+    run(server::format(&path, "v1", &"r1".into(), SIZE_BYTES)).unwrap();
+    assert!(holds_nothing(&path), "a new replica: {:?}", inspect(&path));
+    for gone in ["replica.meta", "chain.meta"] {
+        fs::remove_file(path.join(gone)).unwrap();
+    }
+    assert!(holds_nothing(&path), "half of a formatting");
+    fs::write(path.join("notes.txt"), "precious").unwrap();
+    assert!(!holds_nothing(&path), "something else");
+    assert!(!holds_nothing(&path.join("notes.txt").join("v1-r1")), "can't be looked at");
+
+    let used = Disk::of_a_member();
+    assert!(!holds_nothing(used.path()));
+    for gone in ["replica.meta", "chain.meta"] {
+        fs::remove_file(used.path().join(gone)).unwrap();
+    }
+    assert!(!holds_nothing(used.path()), "only its layers tell that it was used");
+}

@@ -90,11 +90,33 @@ impl Change for Exhibit {
 }
 
 fn best(exhibits: &[Exhibit], record: &Record) -> Choice {
-    choose(VOLUME, exhibits, record, None)
+    choose(VOLUME, exhibits, Some(record), None)
 }
 
 fn chosen(choice: &Choice) -> Option<ReplicaId> {
     choice.chosen.as_ref().map(|member| member.replica.clone())
+}
+
+/// The record is lost. The copies still tell: the newest set that any of them knows is whole, so
+/// nobody can have left it, or joined it, without one of them knowing.
+#[test]
+fn without_a_record_the_newest_set_that_the_copies_know_decides() {
+    let whole = [copy(1, 9, &[1, 2]), copy(2, 9, &[1, 2]), copy(3, 5, &[1, 2, 3])];
+    assert_eq!(turn(VOLUME, &whole, None, true), Turn::RecordLost);
+    let choice = choose(VOLUME, &whole, None, None);
+    assert_eq!((chosen(&choice), choice.doubts.len()), (Some(id(1)), 0), "{choice:?}");
+
+    let only_stale = [exhibit(1, Found::Missing), exhibit(2, Found::Missing), whole[2].clone()];
+    let choice = choose(VOLUME, &only_stale, None, None);
+    assert_eq!(chosen(&choice), Some(id(3)));
+    assert_eq!(choice.doubts.len(), 2, "r1 and r2 were in sync with it: {choice:?}");
+
+    let never = copy(1, 9, &[1]).replica(|replica| {
+        (replica.state, replica.synced_gen) = (ReplicaState::Ready, None);
+    });
+    let choice = choose(VOLUME, &[never], None, None);
+    assert!(choice.doubts[0].contains("doesn't know when it was in sync"), "{choice:?}");
+    assert_eq!(Record::anew(member(1), generation(9)).generation, generation(10));
 }
 
 /// r3 was away since g5 and was being greeted to be rebuilt when the others failed: its fence is
@@ -110,7 +132,7 @@ fn a_stale_replica_with_a_raised_fence_never_wins() {
     let choice = best(&exhibits, &record(9, &[1, 2]));
     assert_eq!(chosen(&choice), Some(id(1)), "{choice:?}");
     assert_eq!(choice.above, Some(generation(99)), "but the next generation is above it");
-    let named = choose(VOLUME, &exhibits, &record(9, &[1, 2]), Some(&id(3)));
+    let named = choose(VOLUME, &exhibits, Some(&record(9, &[1, 2])), Some(&id(3)));
     assert_eq!(chosen(&named), Some(id(3)));
     assert!(named.doubts[0].contains("in sync later than r3, in g9"), "{named:?}");
 }
@@ -160,7 +182,7 @@ fn copies_of_one_generation_are_ranked_by_what_could_be_wrong_with_them() {
 #[test]
 fn what_a_rebuild_was_filling_is_never_taken_even_if_a_person_names_it() {
     let half = copy(1, 9, &[1]).content(|content| content.partial = true);
-    let choice = choose(VOLUME, &[half], &record(9, &[1]), Some(&id(1)));
+    let choice = choose(VOLUME, &[half], Some(&record(9, &[1])), Some(&id(1)));
     assert_eq!(choice.chosen, None);
     assert!(choice.why.contains("a rebuild was filling it"), "{choice:?}");
 }
@@ -184,7 +206,8 @@ fn an_empty_copy_and_one_of_another_volume_are_not_taken() {
 #[test]
 fn a_member_that_can_open_leaves_nothing_to_choose() {
     let exhibits = [copy(1, 9, &[1, 2]), exhibit(2, Found::Missing)];
-    let turn = |exhibits: &[Exhibit], client| turn(VOLUME, exhibits, &record(9, &[1, 2]), client);
+    let turn =
+        |exhibits: &[Exhibit], client| turn(VOLUME, exhibits, Some(&record(9, &[1, 2])), client);
     assert_eq!(turn(&exhibits, true), Turn::CanOpen { members: vec![id(1)] });
     assert_eq!(turn(&[copy(1, 9, &[1, 2]).failed()], true), Turn::NoMember);
     assert_eq!(turn(&[copy(3, 9, &[1, 2, 3])], true), Turn::NoMember, "r3 isn't a member");
@@ -196,10 +219,16 @@ fn a_member_that_can_open_leaves_nothing_to_choose() {
 fn a_suspect_member_alone_is_a_persons_choice_while_a_client_waits() {
     let record = record(9, &[1, 2]);
     let alone = [copy(1, 9, &[1, 2]).suspect(), exhibit(2, Found::Missing)];
-    assert_eq!(turn(VOLUME, &alone, &record, true), Turn::MemberMissing { missing: vec![id(2)] });
-    assert_eq!(turn(VOLUME, &alone, &record, false), Turn::CanOpen { members: vec![id(1)] });
+    assert_eq!(
+        turn(VOLUME, &alone, Some(&record), true),
+        Turn::MemberMissing { missing: vec![id(2)] }
+    );
+    assert_eq!(turn(VOLUME, &alone, Some(&record), false), Turn::CanOpen { members: vec![id(1)] });
     let both = [copy(1, 9, &[1, 2]).suspect(), copy(2, 9, &[1, 2]).suspect()];
-    assert_eq!(turn(VOLUME, &both, &record, true), Turn::CanOpen { members: vec![id(1), id(2)] });
+    assert_eq!(
+        turn(VOLUME, &both, Some(&record), true),
+        Turn::CanOpen { members: vec![id(1), id(2)] }
+    );
 }
 
 /// The record names r3, which left the set later: opened by it, r3 would be read as if it had
@@ -209,7 +238,7 @@ fn a_record_that_is_older_than_a_fence_was_rolled_back() {
     let exhibits = [copy(1, 9, &[1, 2]), copy(2, 9, &[1, 2]), copy(3, 5, &[1, 2, 3])];
     let old = record(5, &[1, 2, 3]);
     let rolled_back = Turn::RolledBack { by: id(2), seen: generation(9) };
-    assert_eq!(turn(VOLUME, &exhibits, &old, false), rolled_back);
+    assert_eq!(turn(VOLUME, &exhibits, Some(&old), false), rolled_back);
     let choice = best(&exhibits, &old);
     assert_eq!((chosen(&choice), choice.doubts.len()), (Some(id(1)), 0), "{choice:?}");
 }
@@ -349,7 +378,7 @@ proptest! {
                 })
         });
         let can_open = record.in_sync.iter().any(whole);
-        let turn = turn(VOLUME, &exhibits, &record, true);
+        let turn = turn(VOLUME, &exhibits, Some(&record), true);
         prop_assert!(!can_open || matches!(turn, Turn::CanOpen { .. }), "{turn:?}");
     }
 }
@@ -362,6 +391,6 @@ fn an_older_copy_of_a_member_is_no_member_and_comes_after_what_it_was() {
     };
     let exhibits = [at(1, 7, 7), at(2, 12, 12)];
     let sound = Turn::CanOpen { members: vec![id(2)] };
-    assert_eq!(turn(VOLUME, &exhibits, &record(5, &[1, 2]), true), sound);
-    assert_eq!(choose(VOLUME, &exhibits, &record(5, &[1, 2]), None).order, [id(2), id(1)]);
+    assert_eq!(turn(VOLUME, &exhibits, Some(&record(5, &[1, 2])), true), sound);
+    assert_eq!(choose(VOLUME, &exhibits, Some(&record(5, &[1, 2])), None).order, [id(2), id(1)]);
 }

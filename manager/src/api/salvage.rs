@@ -12,8 +12,8 @@ use super::Name;
 #[serde(rename_all = "camelCase")]
 pub struct SalvageView {
     pub volume: Name,
-    /// What the directories are compared with; after a salvage, the new one.
-    pub record: Record,
+    /// What the directories are compared with, if it isn't lost; after a salvage, the new one.
+    pub record: Option<Record>,
     /// One for each replica of the volume, in their order.
     pub replicas: Vec<Exhibit>,
     pub turn: Turn,

@@ -212,10 +212,10 @@ fn salvage() -> SalvageView {
     ];
     let record =
         Record { generation: number(9), ..Record::first(vec![one("r1", 1), one("r3", 3)]) };
-    let choice = choose("v1", &replicas, &record, None);
-    let turn = turn("v1", &replicas, &record, true);
+    let choice = choose("v1", &replicas, Some(&record), None);
+    let turn = turn("v1", &replicas, Some(&record), true);
     let volume = "v1".parse().unwrap();
-    SalvageView { volume, record, replicas, turn, refused: None, choice, done: false }
+    SalvageView { volume, record: Some(record), replicas, turn, refused: None, choice, done: false }
 }
 
 #[test]

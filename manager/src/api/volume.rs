@@ -67,8 +67,12 @@ pub struct EngineSpec {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct VolumeStatus {
-    /// None until all replicas are formatted.
+    /// None until all replicas are formatted, or if it was lost: see `unformatted`.
     pub record: Option<Record>,
+    /// Since the volume was made until there is a first record. Without this mark a record that
+    /// isn't there was lost, and what the directories hold is left as it is.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unformatted: bool,
     /// Chosen when the volume is made.
     pub places: Vec<Place>,
     /// There since the first engine of an attachment was granted, until nothing of it is left.
@@ -292,12 +296,16 @@ pub enum Reason {
     EngineEnded,
     ReplicaEnded,
     ReplicaMissing,
+    /// Whether a replica's directory is there can't be told: it is left as it is.
+    ReplicaUnreadable,
     /// This node can't show volumes by the frontend that was asked for.
     NoFrontend,
     /// No member of the in-sync set can be served.
     NoReplica,
     /// A replica has seen a newer generation than the record has: it was brought back from a copy.
     RecordRolledBack,
+    /// The object has lost who is in sync; its directories are left as they are.
+    RecordLost,
     /// Nothing runs while a person chooses a copy.
     Salvaging,
     Stopping,

@@ -46,7 +46,7 @@ pub(super) fn run(session: &Session<'_>, client: &Client, args: &SalvageArgs) ->
         confirm(&what, *yes)?;
     }
     let replica = chosen.or_else(|| replica.clone());
-    let expected = Some(view.record.generation);
+    let expected = view.record.as_ref().map(|record| record.generation);
     let request = SalvageRequest { replica, accept_stale: *accept_stale, expected };
     let done = client.salvage(name, &request)?;
     let member = done.choice.chosen.as_ref();
@@ -55,9 +55,10 @@ pub(super) fn run(session: &Session<'_>, client: &Client, args: &SalvageArgs) ->
         Format::Json => session.output.json(&done),
         Format::Name => session.output.line(&who),
         Format::Table | Format::Wide => {
+            let from =
+                done.record.map_or(String::new(), |it| format!(", from {} on", it.generation));
             remark(&format!(
-                "volume {name} is what {who} holds, from {} on; the other replicas are rebuilt from it",
-                done.record.generation
+                "volume {name} is what {who} holds{from}; the other replicas are rebuilt from it"
             ));
             remark(&format!("next: ankole volume attach {name}, and look at what is there"));
             Ok(Done::Well)
@@ -88,7 +89,9 @@ fn show(session: &Session<'_>, view: &SalvageView) -> Outcome {
     }
     let rows = view.replicas.iter().map(|exhibit| Row {
         exhibit,
-        in_sync: view.record.in_sync.iter().any(|member| member.replica == exhibit.replica),
+        in_sync: view.record.as_ref().is_some_and(|record| {
+            record.in_sync.iter().any(|member| member.replica == exhibit.replica)
+        }),
         rank: choice.order.iter().position(|id| *id == exhibit.replica).map(|at| at + 1),
         is_chosen: choice.chosen.as_ref().is_some_and(|one| one.replica == exhibit.replica),
     });
@@ -129,7 +132,9 @@ fn show(session: &Session<'_>, view: &SalvageView) -> Outcome {
 
 fn conclusions(view: &SalvageView) -> Vec<(&'static str, String)> {
     let (name, choice) = (&view.volume, &view.choice);
-    let mut said = vec![("record", view.record.generation.to_string())];
+    let record = view.record.as_ref();
+    let record = record.map_or("lost".into(), |record| record.generation.to_string());
+    let mut said = vec![("record", record)];
     if let Some(refused) = &view.refused {
         said.push(("not now", refused.clone()));
     }

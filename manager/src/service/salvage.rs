@@ -10,7 +10,7 @@
 use std::time::{Duration, Instant};
 
 use ankole_replica::inspect::{inspect, pardon};
-use ankole_replica::record::{Change, Member, Record};
+use ankole_replica::record::{Change, Member, Record, Refused};
 use ankole_replica::salvage::{Exhibit, Turn, choose, turn};
 use ankole_replica::types::{Generation, ReplicaId};
 
@@ -77,16 +77,17 @@ impl Service {
         let record = self.record_salvage(&view, member, above)?;
         tracing::warn!(volume = %name, replica = %member.replica, generation = %record.generation,
             doubts = ?view.choice.doubts, "salvaged: this copy is the volume from now on");
-        Ok(SalvageView { record, done: true, refused: None, ..view })
+        Ok(SalvageView { record: Some(record), done: true, refused: None, ..view })
     }
 
     /// Reads every directory; takes as long as that takes.
     fn judge(&self, volume: &Volume, wanted: Option<&ReplicaId>) -> Result<SalvageView, ApiError> {
         let name = &volume.name;
-        let record = volume.status.record.clone().ok_or_else(|| {
-            ApiError::conflict(format!("volume {name} is still being created"))
-                .next(format!("ankole volume why {name} says what it waits for"))
-        })?;
+        if volume.status.unformatted {
+            return Err(ApiError::conflict(format!("volume {name} is still being created"))
+                .next(format!("ankole volume why {name} says what it waits for")));
+        }
+        let record = volume.status.record.clone();
         let replicas: Vec<Exhibit> = volume
             .status
             .places
@@ -99,7 +100,7 @@ impl Service {
         let attachment = volume.status.attachment.as_ref();
         // None survives a boot.
         let client_waits = attachment.is_some_and(|kept| kept.boot_id == self.context.boot_id);
-        let turn = turn(name, &replicas, &record, client_waits);
+        let turn = turn(name, &replicas, record.as_ref(), client_waits);
         let refused = match &turn {
             Turn::CanOpen { members } => {
                 let names: Vec<_> = members.iter().map(ToString::to_string).collect();
@@ -108,9 +109,12 @@ impl Service {
                     names.join(", ")
                 ))
             }
-            Turn::RolledBack { .. } | Turn::NoMember | Turn::MemberMissing { .. } => None,
+            Turn::RolledBack { .. }
+            | Turn::RecordLost
+            | Turn::NoMember
+            | Turn::MemberMissing { .. } => None,
         };
-        let choice = choose(name, &replicas, &record, wanted);
+        let choice = choose(name, &replicas, record.as_ref(), wanted);
         Ok(SalvageView {
             volume: name.clone(),
             record,
@@ -164,12 +168,16 @@ impl Service {
         above: Generation,
     ) -> Result<Record, ApiError> {
         let change = Change::Salvage { member: member.clone(), above };
-        let expected = view.record.generation;
         let changed = self.context.store.modify(&view.volume, |volume: &mut Volume| {
             let name = || view.volume.to_string();
-            let record = volume.status.record.as_ref();
-            let record = record.ok_or_else(|| ArbiterError::NoRecord { volume: name() })?;
-            let salvaged = record.after(expected, change.clone())?;
+            let salvaged = match (&volume.status.record, &view.record) {
+                (Some(record), Some(seen)) => record.after(seen.generation, change.clone())?,
+                (None, None) => Record::anew(member.clone(), above),
+                (None, Some(_)) => return Err(ArbiterError::NoRecord { volume: name() }),
+                (Some(record), None) => {
+                    return Err(Refused::Conflict { record: record.clone() }.into());
+                }
+            };
             volume.status.record = Some(salvaged.clone());
             // A socket's clients connect anew. A device waits in the kernel, and only a
             // successor of its engine can take it over.
@@ -192,8 +200,10 @@ fn refuse(view: &SalvageView, request: &SalvageRequest) -> Result<(), ApiError> 
         return Err(ApiError::conflict(format!("{refused}: there is nothing to salvage"))
             .next(format!("ankole volume why {name} says what it waits for")));
     }
-    if request.expected.is_some_and(|expected| expected != view.record.generation) {
-        let now = view.record.generation;
+    if let (Some(expected), Some(record)) = (request.expected, &view.record)
+        && expected != record.generation
+    {
+        let now = record.generation;
         return Err(ApiError::conflict(format!("volume {name}: the record is at {now} by now"))
             .next(format!("look again: ankole volume salvage {name} --dry-run")));
     }

@@ -18,7 +18,7 @@ use crate::api::replica::{Mode, Place, ReplicaView, seconds_left};
 use crate::api::size::{VolumeSize, human};
 use crate::api::volume::{
     Condition, Device, Frontend, Reason, Robustness, State, Transport, UpgradeRequest, Volume,
-    VolumeRequest, VolumeSpec, VolumeStatus, VolumeView,
+    VolumeRequest, VolumeSpec, VolumeStatus, VolumeView, salvage_hint,
 };
 use crate::api::{ApiError, Name};
 use crate::controllers::volume::gather::{address_of, engine_status};
@@ -81,7 +81,7 @@ impl Service {
         let places = self.places(name, &spec)?;
         let to_bytes = spec.size_bytes;
         Growth { volume: name, places: &places, from_bytes: 0, to_bytes }.refuse_impossible()?;
-        let status = VolumeStatus { places, ..VolumeStatus::default() };
+        let status = VolumeStatus { places, unformatted: true, ..VolumeStatus::default() };
         let uid = random_hex::<16>().map_err(|error| ApiError::failed(error.to_string()))?;
         self.context.store.add(&Volume { name: name.clone(), uid, spec, status })?;
 
@@ -368,7 +368,7 @@ impl Service {
         let wants_to_go = volume.spec.tickets.is_empty() && volume.status.attachment.is_some();
         if volume.spec.deleting {
             state = State::Deleting;
-        } else if record.is_none() {
+        } else if volume.status.unformatted {
             state = State::Creating;
         } else if wants_to_go {
             // The controller may not have looked yet.
@@ -458,9 +458,13 @@ impl Drop for TicketGuard<'_> {
 fn add_ticket(volume: &mut Volume, ticket: &Ticket) -> Result<(), ApiError> {
     let name = &volume.name;
     refuse_deleting(volume)?;
-    if volume.status.record.is_none() {
+    if volume.status.unformatted {
         return Err(ApiError::conflict(format!("volume {name} is still being created"))
             .next(format!("ankole volume why {name} says what it waits for")));
+    }
+    if volume.status.record.is_none() {
+        let lost = format!("volume {name} has lost its record of who is in sync");
+        return Err(ApiError::conflict(lost).next(salvage_hint(name)));
     }
     if is_being_restored(volume) {
         return Err(ApiError::conflict(format!("volume {name} is being restored"))

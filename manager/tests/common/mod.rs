@@ -1,6 +1,8 @@
 //! A standalone in a folder of its own, and the command line that talks to it.
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
 
+pub mod data;
+
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};

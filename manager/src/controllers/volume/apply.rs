@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use ankole_blockdev::device::{self, DeviceError};
 use ankole_blockdev::tgt;
 use ankole_replica::admin::Request;
+use ankole_replica::inspect::inspect;
 use ankole_replica::record::{Change, EngineGrant, InstanceId, Member, Record};
 use ankole_replica::types::ReplicaId;
 
@@ -46,6 +47,8 @@ pub(super) enum ApplyError {
     Format { replica: ReplicaId, directory: PathBuf, source: FormatError },
     #[error("remove {path}")]
     Remove { path: PathBuf, source: io::Error },
+    #[error("replica {replica} isn't formatted: {directory} may hold data, and is left as it is")]
+    MayHoldData { replica: ReplicaId, directory: PathBuf },
     #[error("set {path} aside")]
     SetAside { path: PathBuf, source: io::Error },
     #[error("stop device {device}, which has no engine")]
@@ -143,33 +146,45 @@ impl Hands<'_> {
                 self.clean_up()?;
                 self.change_volume(|volume| volume.status.attachment = None)
             }
-            Action::RemoveDirectories => self
-                .volume
-                .status
-                .places
-                .iter()
-                .try_for_each(|place| remove_directory(&place.directory)),
+            Action::RemoveDirectories => self.remove_directories(),
             Action::Forget => {
                 Ok(self.context.store.remove::<Volume, StoreError>(name, |_| Ok(()))?)
             }
         }
     }
 
-    /// The directories were found absent when the object was made, and no process has ever used
-    /// them: what lies there is half of an earlier attempt.
+    /// What lies there is half of an earlier attempt, or isn't ours to touch.
     fn format_all(&self) -> Result<(), ApplyError> {
+        let places = &self.volume.status.places;
+        places.iter().try_for_each(refuse_what_may_hold_data)?;
         let mut in_sync = Vec::new();
-        for place in &self.volume.status.places {
+        for place in places {
             remove_directory(&place.directory)?;
             in_sync.push(self.format(place)?);
         }
         let record = Record::first(in_sync);
         self.change_volume(|volume| {
             volume.status.record.get_or_insert_with(|| record.clone());
+            volume.status.unformatted = false;
         })
     }
 
+    /// Without a record nobody knows what the directories are worth: those that may hold data stay.
+    fn remove_directories(&self) -> Result<(), ApplyError> {
+        let is_known = self.volume.status.record.is_some();
+        for Place { directory, .. } in &self.volume.status.places {
+            if is_known || inspect(directory).holds_nothing() {
+                remove_directory(directory)?;
+            } else {
+                let directory = directory.display();
+                tracing::warn!(volume = %self.volume.name, %directory, "it may hold data: it stays");
+            }
+        }
+        Ok(())
+    }
+
     fn format(&self, place: &Place) -> Result<Member, ApplyError> {
+        refuse_what_may_hold_data(place)?;
         let Place { replica, directory, .. } = place;
         let size_bytes = self.volume.spec.size_bytes;
         let formatted = (self.context.format)(directory, &self.volume.name, replica, size_bytes);
@@ -342,6 +357,15 @@ fn ask_to_end(context: &Context, volume: &Name, how: &Request) {
             }
         }
     }
+}
+
+/// Looks into it, whatever was known of it before.
+fn refuse_what_may_hold_data(place: &Place) -> Result<(), ApplyError> {
+    let Place { replica, directory, .. } = place;
+    if inspect(directory).holds_nothing() {
+        return Ok(());
+    }
+    Err(ApplyError::MayHoldData { replica: replica.clone(), directory: directory.clone() })
 }
 
 fn remove_directory(path: &Path) -> Result<(), ApplyError> {

@@ -1,6 +1,7 @@
 //! What is true of a volume on this machine right now.
 
 use std::fs;
+use std::io;
 use std::path::Path;
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use ankole_replica::inspect;
 use ankole_replica::record::InstanceId;
 
 use super::Memory;
-use super::seen::{DevicesSeen, EngineSeen, ReplicaProcess, ReplicaSeen, Seen};
+use super::seen::{DevicesSeen, DirectorySeen, EngineSeen, ReplicaProcess, ReplicaSeen, Seen};
 use super::set_aside;
 use crate::agent::layout::random_hex;
 use crate::agent::{Part, Process, admin, probe};
@@ -54,6 +55,7 @@ pub fn gather(
         status: engine_status(context, name).map(Box::new),
         waits: memory.engine_waits(),
     });
+    let is_lost = volume.status.record.is_none() && !volume.status.unformatted;
     let replicas = volume.status.places.iter().map(|place| {
         let part = Part::Replica(place.replica.clone());
         let process = process_of(&part);
@@ -61,7 +63,8 @@ pub fn gather(
         // One that ended by itself may never be able to start.
         let is_doubtful = process.is_none() && history.last_end.is_some();
         ReplicaSeen {
-            directory_exists: place.directory.is_dir(),
+            directory: look_for(&place.directory),
+            evidence: is_lost.then(|| Box::new(inspect::inspect(&place.directory))),
             damaged: is_doubtful.then(|| inspect::damage(&place.directory)).flatten(),
             set_aside: set_aside::earlier(&place.directory),
             process: process.map(|process| ReplicaProcess {
@@ -92,6 +95,15 @@ pub fn gather(
         fresh_instance: InstanceId(random_hex::<8>().map_err(GatherError::Random)?),
         volume,
     }))
+}
+
+fn look_for(directory: &Path) -> DirectorySeen {
+    match fs::metadata(directory) {
+        Ok(found) if found.is_dir() => DirectorySeen::There,
+        Ok(_) => DirectorySeen::Unreadable("it isn't a directory".into()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => DirectorySeen::Missing,
+        Err(error) => DirectorySeen::Unreadable(error.to_string()),
+    }
 }
 
 /// What the engine says of itself, if it answers now.

@@ -9,12 +9,13 @@
 //! gone     as detach, then the directories, then the object
 //! ```
 //! What may never happen: an engine is granted while one of this volume lives (rule 1), or by a
-//! record that was rolled back (rule 8); a replica of the in-sync set is formatted; a directory is
-//! removed while a process may use it.
+//! record that was rolled back (rule 8); a replica of the in-sync set is formatted, or one of a
+//! volume that has lost its record; a directory is removed while a process may use it.
 
 mod attach;
 mod attached;
 mod detach;
+mod lost_record;
 mod replicas;
 mod trouble;
 
@@ -44,6 +45,7 @@ const OPEN_PATIENCE: Duration = Duration::from_secs(12);
 const WHILE_STARTING: Duration = Duration::from_millis(20);
 const WHILE_WAITING: Duration = Duration::from_millis(200);
 const WHILE_ATTACHED: Duration = Duration::from_secs(1);
+const WHILE_UNREADABLE: Duration = Duration::from_secs(5);
 const WHILE_IDLE: Duration = Duration::from_secs(60);
 
 /// Actions are done in order; when one fails the rest waits for the next pass.
@@ -64,11 +66,14 @@ pub fn plan(wanted: Wanted, seen: &Seen) -> Plan {
         look_again: WHILE_IDLE,
     };
     match (wanted, &seen.volume.status.record) {
+        (Wanted::Formatted, _) => plan.actions.push(Action::FormatAll),
         (Wanted::Attached { read_only }, Some(record)) => plan.attach(seen, record, read_only),
-        (Wanted::Formatted | Wanted::Attached { .. }, _) => plan.actions.push(Action::FormatAll),
+        (Wanted::Attached { .. }, None) => plan.tell_lost_record(seen),
         (Wanted::Detached, record) => {
-            if plan.detach(seen) && record.is_none() {
+            if plan.detach(seen) && seen.volume.status.unformatted {
                 plan.state = State::Creating;
+            } else if record.is_none() {
+                plan.tell_lost_record(seen);
             }
         }
         (Wanted::Still, _) => plan.stand_still(seen),

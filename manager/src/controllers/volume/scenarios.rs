@@ -5,12 +5,15 @@ use std::time::Duration;
 use ankole_replica::admin::{
     Damage, EngineStatus, LayerRange, ReplicaDamage, ReplicaMode, ReplicaStatus,
 };
+use ankole_replica::inspect::{Evidence, Found};
 use ankole_replica::record::{EngineGrant, InstanceId, Member, Record};
 use ankole_replica::types::{Generation, Incarnation, LayerId};
 
 use super::action::Action;
 use super::plan::{DETACH_PATIENCE, DEVICE_PATIENCE, REPLICA_PATIENCE, plan};
-use super::seen::{DevicesSeen, EngineSeen, History, ReplicaProcess, ReplicaSeen, Seen};
+use super::seen::{
+    DevicesSeen, DirectorySeen, EngineSeen, History, ReplicaProcess, ReplicaSeen, Seen,
+};
 use super::validate::{Wanted, validate};
 use crate::api::attachment::{Ticket, TicketKind};
 use crate::api::replica::Place;
@@ -28,7 +31,8 @@ fn detached() -> Seen {
                 directory: format!("/disk/v1-{replica}").into(),
                 port: None,
             },
-            directory_exists: true,
+            directory: DirectorySeen::There,
+            evidence: None,
             process: None,
             history: History::default(),
             damaged: None,
@@ -48,7 +52,7 @@ fn detached() -> Seen {
     };
     let spec = request.validate().unwrap();
     let places = replicas.iter().map(|seen| seen.place.clone()).collect();
-    let status = VolumeStatus { record: Some(record), places, attachment: None };
+    let status = VolumeStatus { record: Some(record), places, ..VolumeStatus::default() };
     Seen {
         volume: Volume { name: request.name, uid: "u1".into(), spec, status },
         boot_id: "boot".into(),
@@ -144,6 +148,20 @@ fn readable(seen: &mut Seen, replicas: &[&str]) {
         .collect();
 }
 
+fn found(replica: &ReplicaSeen, found: Found) -> Evidence {
+    Evidence { directory: replica.place.directory.clone(), held: None, found }
+}
+
+/// r1's disk doesn't answer, and r3's isn't there.
+fn lose_record(seen: &mut Seen) {
+    seen.volume.status.record = None;
+    let why = "Input/output error (os error 5)".into();
+    let all = [Found::Unreadable { why }, Found::HalfFormatted, Found::Missing];
+    for (replica, it) in seen.replicas.iter_mut().zip(all) {
+        replica.evidence = Some(Box::new(found(replica, it)));
+    }
+}
+
 fn on_ublk(seen: &mut Seen) {
     seen.volume.spec.frontend = Frontend::Ublk;
     seen.volume.status.attachment.as_mut().expect("it is attached").device = Some(Device::Ublk(2));
@@ -166,7 +184,26 @@ fn scenarios() -> Vec<(&'static str, Seen)> {
     };
     let late = Some(DETACH_PATIENCE + Duration::from_secs(1));
     vec![
-        ("a new volume", with(detached(), |s| s.volume.status.record = None)),
+        (
+            "a new volume",
+            with(detached(), |s| {
+                s.volume.status.record = None;
+                s.volume.status.unformatted = true;
+            }),
+        ),
+        ("the record is lost", with(wanted(), lose_record)),
+        ("the record is lost, and nobody wants the volume", with(detached(), lose_record)),
+        (
+            "the record is lost, and nothing was ever written",
+            with(detached(), |s| {
+                lose_record(s);
+                for replica in &mut s.replicas {
+                    replica.evidence = Some(Box::new(found(replica, Found::Empty)));
+                }
+            }),
+        ),
+        ("the record is lost while the engine runs", with(attached(), lose_record)),
+        ("a volume that lost its record is removed", deleting(with(detached(), lose_record))),
         ("nobody wants it", detached()),
         ("somebody wants it", wanted()),
         ("only readers want it", with(wanted(), |s| s.volume.spec.tickets[0].read_only = true)),
@@ -379,14 +416,23 @@ fn scenarios() -> Vec<(&'static str, Seen)> {
             "a replica's directory is lost while it is in sync",
             with(attached(), |s| {
                 s.replicas[1].process = None;
-                s.replicas[1].directory_exists = false;
+                s.replicas[1].directory = DirectorySeen::Missing;
             }),
         ),
         (
             "a replica's directory is lost and it left the set",
             with(attached(), |s| {
                 s.replicas[1].process = None;
-                s.replicas[1].directory_exists = false;
+                s.replicas[1].directory = DirectorySeen::Missing;
+                s.volume.status.record.as_mut().unwrap().in_sync.remove(1);
+            }),
+        ),
+        (
+            "whether a replica's directory is there can't be told, and it left the set",
+            with(attached(), |s| {
+                s.replicas[1].process = None;
+                let why = "Input/output error (os error 5)".into();
+                s.replicas[1].directory = DirectorySeen::Unreadable(why);
                 s.volume.status.record.as_mut().unwrap().in_sync.remove(1);
             }),
         ),
@@ -441,7 +487,9 @@ fn scenarios() -> Vec<(&'static str, Seen)> {
         (
             "all directories are lost",
             with(wanted(), |s| {
-                s.replicas.iter_mut().for_each(|replica| replica.directory_exists = false);
+                s.replicas
+                    .iter_mut()
+                    .for_each(|replica| replica.directory = DirectorySeen::Missing);
             }),
         ),
         (
@@ -608,8 +656,13 @@ fn nothing_in_sync_is_formatted_and_nothing_in_use_is_removed() {
         let running = seen.engine.is_some() || seen.replicas.iter().any(|r| r.process.is_some());
         for action in &plan.actions {
             match action {
-                Action::FormatReplica(replica) => assert!(!members.contains(&replica), "{title}"),
-                Action::FormatAll => assert!(seen.volume.status.record.is_none(), "{title}"),
+                Action::FormatReplica(replica) => {
+                    assert!(!members.is_empty() && !members.contains(&replica), "{title}");
+                }
+                Action::FormatAll => {
+                    let status = &seen.volume.status;
+                    assert!(status.unformatted && status.record.is_none(), "{title}");
+                }
                 Action::RemoveDirectories | Action::Forget => assert!(!running, "{title}"),
                 _ => {}
             }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use ankole_blockdev::device::Driver;
 use ankole_replica::admin::EngineStatus;
+use ankole_replica::inspect::Evidence;
 use ankole_replica::record::InstanceId;
 use ankole_replica::types::{Generation, ReplicaId};
 
@@ -47,13 +48,24 @@ pub struct EngineSeen {
 #[derive(Clone, Debug)]
 pub struct ReplicaSeen {
     pub place: Place,
-    pub directory_exists: bool,
+    pub directory: DirectorySeen,
+    /// What it holds, if the volume's record was lost.
+    pub evidence: Option<Box<Evidence>>,
     pub process: Option<ReplicaProcess>,
     pub history: History,
     /// Why no process can open it: its files are damaged.
     pub damaged: Option<String>,
     /// Earlier directories of it that were set aside and still lie there.
     pub set_aside: Vec<PathBuf>,
+}
+
+/// An error isn't an absence: a disk that answers with EIO, or a stale mount, may still have it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DirectorySeen {
+    There,
+    Missing,
+    /// Whether it is there can't be told, and why.
+    Unreadable(String),
 }
 
 #[derive(Clone, Debug)]
@@ -83,6 +95,16 @@ pub struct DevicesSeen {
     pub unserved: Option<Duration>,
     /// How long they may.
     pub patience: Duration,
+}
+
+impl ReplicaSeen {
+    /// Why it can't be told whether its directory is there.
+    pub(super) fn unreadable(&self) -> Option<&str> {
+        match &self.directory {
+            DirectorySeen::Unreadable(why) => Some(why),
+            DirectorySeen::There | DirectorySeen::Missing => None,
+        }
+    }
 }
 
 impl Seen {

@@ -23,7 +23,7 @@ pub fn validate(volume: &Volume, stopping: bool) -> Wanted {
         Wanted::Detached
     } else if spec.deleting {
         Wanted::Gone
-    } else if volume.status.record.is_none() {
+    } else if volume.status.unformatted {
         Wanted::Formatted
     } else if spec.tickets.is_empty() {
         Wanted::Detached

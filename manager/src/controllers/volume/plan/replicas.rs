@@ -2,10 +2,10 @@
 
 use ankole_replica::record::Record;
 
-use super::{Plan, REPLICA_PATIENCE, WHILE_STARTING};
+use super::{Plan, REPLICA_PATIENCE, WHILE_STARTING, WHILE_UNREADABLE};
 use crate::api::volume::{Condition, Reason, salvage_hint};
 use crate::controllers::volume::action::Action;
-use crate::controllers::volume::seen::{ReplicaSeen, Seen};
+use crate::controllers::volume::seen::{DirectorySeen, ReplicaSeen, Seen};
 
 impl Plan {
     /// Whether a member of the in-sync set is served, or about to be.
@@ -15,11 +15,12 @@ impl Plan {
             let replica = &seen_replica.place.replica;
             let in_sync = record.in_sync.iter().any(|member| &member.replica == replica);
             if seen.volume.spec.in_engine {
-                servable |= in_sync && seen_replica.directory_exists;
+                servable |= in_sync && seen_replica.directory == DirectorySeen::There;
                 continue;
             }
             self.tell_what_was_set_aside(seen_replica);
             let is_to_go = seen.is_to_be_made_anew(replica, in_sync);
+            let is_missing = seen_replica.directory == DirectorySeen::Missing;
             match &seen_replica.process {
                 Some(process) if process.asked_to_end.is_some() => {
                     let message = format!("replica {replica}, pid {}, is ending", process.pid);
@@ -27,6 +28,9 @@ impl Plan {
                 }
                 Some(_) if is_to_go => self.act(Action::KillReplica(replica.clone())),
                 Some(_) => servable |= in_sync,
+                None if let Some(why) = seen_replica.unreadable() => {
+                    self.tell_unreadable(seen_replica, why);
+                }
                 None if is_to_go && in_sync => {
                     let message = format!(
                         "replica {replica} is made anew, as asked, once the engine has taken it out of the in-sync set"
@@ -34,7 +38,7 @@ impl Plan {
                     self.note(Condition::new(Reason::Stopping, message).of(replica));
                     self.look_within(WHILE_STARTING);
                 }
-                None if !seen_replica.directory_exists && in_sync => {
+                None if is_missing && in_sync => {
                     let directory = seen_replica.place.directory.display();
                     let message = format!(
                         "the directory of replica {replica} is gone: {directory}; it is made anew once the engine has taken the replica out of the in-sync set"
@@ -43,10 +47,7 @@ impl Plan {
                     let missing = Condition::new(Reason::ReplicaMissing, message);
                     self.note(missing.of(replica).next(next));
                 }
-                None if seen_replica.directory_exists
-                    && !in_sync
-                    && (is_to_go || seen_replica.damaged.is_some()) =>
-                {
+                None if !is_missing && !in_sync && (is_to_go || seen_replica.damaged.is_some()) => {
                     let replica = || replica.clone();
                     self.act(Action::SetAside(replica()));
                     self.act(Action::FormatReplica(replica()));
@@ -59,7 +60,7 @@ impl Plan {
                     self.hold_off(Reason::ReplicaEnded, part, &name, &seen_replica.history);
                 }
                 None => {
-                    if !seen_replica.directory_exists {
+                    if is_missing {
                         self.act(Action::FormatReplica(replica.clone()));
                     }
                     self.act(Action::StartReplica(replica.clone()));
@@ -68,6 +69,18 @@ impl Plan {
             }
         }
         servable
+    }
+
+    /// It may be back at any time: a mount, a disk that answers again.
+    fn tell_unreadable(&mut self, of: &ReplicaSeen, why: &str) {
+        let replica = &of.place.replica;
+        let directory = of.place.directory.display();
+        let message = format!(
+            "whether the directory of replica {replica} is there can't be told, and it is left as it is: {directory}: {why}"
+        );
+        let next = "look at its disk and its mount (the kernel's log, mount)";
+        self.note(Condition::new(Reason::ReplicaUnreadable, message).of(replica).next(next));
+        self.look_within(WHILE_UNREADABLE);
     }
 
     /// Of a member that can't be opened: what becomes of it.
