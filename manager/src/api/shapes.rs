@@ -61,6 +61,7 @@ pub(super) fn volume() -> VolumeView {
         state: State::Attached,
         robustness: Robustness::Degraded,
         size_bytes: 1 << 30,
+        wanted_bytes: Some(2 << 30),
         frontend: Frontend::Socket,
         better_frontends: Vec::new(),
         endpoint: Some("nbd+unix:///?socket=/data/run/v1.nbd".into()),

@@ -68,6 +68,14 @@ fn parse_bytes(text: &str) -> Result<u64, SizeError> {
     u64::try_from(bytes).map_err(|_| SizeError::TooLarge)
 }
 
+/// For a command: `1GiB`, `1026MiB`; every size of a volume is a whole number of MiB.
+pub fn exact(bytes: u64) -> String {
+    let units = [(40, "TiB"), (30, "GiB"), (20, "MiB")];
+    let fits = |(shift, _): &(u32, &str)| bytes > 0 && bytes.trailing_zeros() >= *shift;
+    let unit = units.into_iter().find(fits);
+    unit.map_or(bytes.to_string(), |(shift, name)| format!("{}{name}", bytes >> shift))
+}
+
 /// For tables: `1 GiB`, `1.5 TiB`, `512 B`.
 pub fn human(bytes: u64) -> String {
     const UNITS: [&str; 7] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
@@ -122,6 +130,12 @@ mod tests {
             prop_assert!(size.bytes >= bytes && size.bytes - bytes < VOLUME_UNIT_BYTES);
             prop_assert_eq!(size.bytes % VOLUME_UNIT_BYTES, 0);
             prop_assert_eq!(size.rounded_from_bytes.is_some(), size.bytes != bytes);
+        }
+
+        #[test]
+        fn what_is_written_for_a_command_is_read_as_the_same(bytes in 1..=VOLUME_BYTES_MAX) {
+            let bytes = VolumeSize::of(bytes).unwrap().bytes;
+            prop_assert_eq!(VolumeSize::parse(&exact(bytes)).map(|size| size.bytes), Ok(bytes));
         }
 
         #[test]

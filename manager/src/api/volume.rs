@@ -35,7 +35,7 @@ pub struct Volume {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct VolumeSpec {
-    /// Only grows. The engine follows while the volume is attached.
+    /// That is wanted; never less than there is. The engine follows while the volume is attached.
     pub size_bytes: u64,
     pub replicas: u8,
     pub frontend: Frontend,
@@ -73,10 +73,20 @@ pub struct VolumeStatus {
     /// isn't there was lost, and what the directories hold is left as it is.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub unformatted: bool,
+    /// That the replicas have, as far as it is known; those of before have what is wanted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size_bytes: Option<u64>,
     /// Chosen when the volume is made.
     pub places: Vec<Place>,
     /// There since the first engine of an attachment was granted, until nothing of it is left.
     pub attachment: Option<Attachment>,
+}
+
+impl Volume {
+    /// That its users have.
+    pub fn size_bytes(&self) -> u64 {
+        self.status.size_bytes.unwrap_or(self.spec.size_bytes)
+    }
 }
 
 /// How the volume is shown to clients on this node for as long as it stays attached: the successor
@@ -313,6 +323,8 @@ pub enum Reason {
     Unserved,
     /// The engine hands over to another one.
     Upgrading,
+    /// A replica's disk has no room for the size that is wanted.
+    CantGrow,
     /// Somebody uses the device of a volume that is to be detached.
     InUse,
     /// Writes wait for room on a replica's disk.
@@ -347,6 +359,9 @@ pub struct VolumeView {
     pub state: State,
     pub robustness: Robustness,
     pub size_bytes: u64,
+    /// To which it grows: at once, or when it is attached next.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wanted_bytes: Option<u64>,
     pub frontend: Frontend,
     /// What `auto` would rather have shown it by, best first, as the node is now.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -389,6 +404,7 @@ impl VolumeView {
             state: State::Unreadable,
             robustness: Robustness::Unknown,
             size_bytes: 0,
+            wanted_bytes: None,
             frontend: Frontend::default(),
             better_frontends: Vec::new(),
             endpoint: None,

@@ -23,6 +23,12 @@ pub fn explain(volume: &VolumeView, now_unix_s: u64) -> Vec<String> {
             format!("{name} is there, but what the store has of it can't be read.")
         }
     }];
+    let says_why = || volume.conditions.iter().any(|it| it.reason == Reason::CantGrow);
+    if let Some(wanted) = volume.wanted_bytes.filter(|_| !says_why()).map(human) {
+        let attached = !volume.tickets.is_empty();
+        let when = if attached { "now" } else { "when it is attached next" };
+        said.push(format!("It grows from {} to {wanted} {when}.", human(volume.size_bytes)));
+    }
     let waits = since(volume.waiting_since_unix_s);
     said.extend(
         volume.waiting.iter().map(|waiting| format!("The engine waits: {waiting}{waits}.")),

@@ -29,12 +29,8 @@ pub(super) enum VolumeCommand {
     Attach(AttachArgs),
     /// Flush and detach, and wait until that is done
     Detach(DetachArgs),
-    /// Make it larger
-    Resize {
-        name: Name,
-        #[arg(long, value_parser = VolumeSize::parse)]
-        size: VolumeSize,
-    },
+    /// Make it larger, and wait until it is
+    Resize(ResizeArgs),
     /// Choose the copy to trust when no replica that is in sync can be opened
     Salvage(SalvageArgs),
     /// What it waits for, in words
@@ -90,6 +86,20 @@ pub(super) struct DetachArgs {
 }
 
 #[derive(Debug, clap::Args)]
+pub(super) struct ResizeArgs {
+    name: Name,
+    /// Less than before takes back what the volume hasn't become yet
+    #[arg(long, value_parser = VolumeSize::parse)]
+    size: VolumeSize,
+    /// Don't wait until it has that size
+    #[arg(long)]
+    no_wait: bool,
+    /// Seconds to wait
+    #[arg(long, value_parser = seconds, default_value = "120")]
+    timeout: Duration,
+}
+
+#[derive(Debug, clap::Args)]
 pub(super) struct RemoveArgs {
     name: Name,
     /// Don't ask
@@ -108,14 +118,7 @@ pub(super) fn run(session: &Session<'_>, command: VolumeCommand) -> Outcome {
         VolumeCommand::Show { name } => show(session, &client.volume(&name)?),
         VolumeCommand::Attach(args) => attach(session, &client, args),
         VolumeCommand::Detach(args) => detach(&client, &args),
-        VolumeCommand::Resize { name, size } => {
-            say_if_rounded(size);
-            let volume = client.resize_volume(&name, size.bytes)?;
-            if volume.state != State::Attached {
-                remark(&format!("volume {name} grows when it is attached next"));
-            }
-            Ok(Done::Well)
-        }
+        VolumeCommand::Resize(args) => resize(&client, &args),
         VolumeCommand::Why { name } => {
             let said = explain(&client.volume(&name)?, now_unix_s());
             match session.output.format {
@@ -166,7 +169,7 @@ fn list(session: &Session<'_>, volumes: &[VolumeView]) -> Outcome {
             column("NAME", |v: &VolumeView| v.name.to_string()),
             column("STATE", |v| v.state.to_string()),
             column("ROBUSTNESS", |v| v.robustness.to_string()),
-            column("SIZE", |v| human(v.size_bytes)),
+            column("SIZE", size),
             column("REPLICAS", replicas_in_short),
             column("NOTES", reasons),
             column("ENDPOINT", |v| v.endpoint.clone().unwrap_or("-".into())),
@@ -178,6 +181,12 @@ fn list(session: &Session<'_>, volumes: &[VolumeView]) -> Outcome {
             }),
         ],
     )
+}
+
+/// And what it is to become.
+fn size(volume: &VolumeView) -> String {
+    let wanted = volume.wanted_bytes.map(|wanted| format!(" ({} wanted)", human(wanted)));
+    human(volume.size_bytes) + &wanted.unwrap_or_default()
 }
 
 fn engine(volume: &VolumeView) -> Option<String> {
@@ -227,7 +236,7 @@ fn show(session: &Session<'_>, volume: &VolumeView) -> Outcome {
         ("state", volume.state.to_string()),
         ("robustness", volume.robustness.to_string()),
         ("endpoint", volume.endpoint.clone().unwrap_or_else(dash)),
-        ("size", human(volume.size_bytes)),
+        ("size", size(volume)),
         ("frontend", frontend(volume)),
         ("node", volume.node.clone().unwrap_or_else(dash)),
         ("engine", engine(volume).unwrap_or_else(dash)),
@@ -327,6 +336,32 @@ fn detach(client: &Client, args: &DetachArgs) -> Outcome {
         Ok((volume.state == State::Detached).then_some(()))
     })?;
     detached.map(|()| Done::Well).ok_or_else(|| late(client, name, "isn't detached", *timeout))
+}
+
+fn resize(client: &Client, args: &ResizeArgs) -> Outcome {
+    let ResizeArgs { name, size, no_wait, timeout } = args;
+    say_if_rounded(*size);
+    let volume = client.resize_volume(name, size.bytes)?;
+    let Some(wanted) = volume.wanted_bytes.map(human) else { return Ok(Done::Well) };
+    if volume.tickets.is_empty() {
+        remark(&format!("volume {name} grows to {wanted} when it is attached next"));
+        return Ok(Done::Well);
+    }
+    if *no_wait {
+        return Ok(Done::Well);
+    }
+    let grown = poll(*timeout, || {
+        let volume = client.volume(name)?;
+        match volume.conditions.into_iter().find(|it| it.reason == Reason::CantGrow) {
+            Some(Condition { message, next, .. }) => {
+                let error = ApiError::conflict(format!("volume {name}: {message}"));
+                Err(ApiError { next, ..error })
+            }
+            None => Ok((volume.size_bytes >= size.bytes).then_some(())),
+        }
+    })?;
+    let what = format!("hasn't {wanted}");
+    grown.map(|()| Done::Well).ok_or_else(|| late(client, name, &what, *timeout))
 }
 
 /// What a volume has not become in time, and why.

@@ -15,6 +15,8 @@ pub struct Observed {
     pub engine_pid: Option<u32>,
     pub engine: Option<EngineStatus>,
     pub conditions: Vec<Condition>,
+    /// The size that was wanted then.
+    pub wanted_bytes: u64,
     /// Since when the engine waits for something without a break, in seconds of Unix time.
     pub waiting_since_unix_s: Option<u64>,
     /// Passes in a row that couldn't do what they planned.

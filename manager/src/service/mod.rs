@@ -2,7 +2,6 @@
 //!
 //! All calls may block: they wait for the disk, and some for a controller or an engine.
 
-mod disks;
 mod jobs;
 mod program;
 mod salvage;

@@ -7,7 +7,6 @@ use std::time::Duration;
 use ankole_replica::admin::{Damage, EngineStatus, ReplicaAddress};
 use ankole_replica::types::ReplicaId;
 
-use super::disks::Growth;
 use super::{Service, program};
 use crate::agent::layout::random_hex;
 use crate::agent::probe::{self, Finding};
@@ -21,7 +20,9 @@ use crate::api::volume::{
     VolumeRequest, VolumeSpec, VolumeStatus, VolumeView, salvage_hint,
 };
 use crate::api::{ApiError, Name};
+use crate::controllers::board::Observed;
 use crate::controllers::volume::gather::{address_of, engine_status};
+use crate::controllers::volume::growth::Growth;
 use crate::schedule::{self, Disk};
 use crate::store::StoreError;
 
@@ -81,7 +82,9 @@ impl Service {
         let places = self.places(name, &spec)?;
         let to_bytes = spec.size_bytes;
         Growth { volume: name, places: &places, from_bytes: 0, to_bytes }.refuse_impossible()?;
-        let status = VolumeStatus { places, unformatted: true, ..VolumeStatus::default() };
+        let size_bytes = Some(to_bytes);
+        let status =
+            VolumeStatus { places, size_bytes, unformatted: true, ..VolumeStatus::default() };
         let uid = random_hex::<16>().map_err(|error| ApiError::failed(error.to_string()))?;
         self.context.store.add(&Volume { name: name.clone(), uid, spec, status })?;
 
@@ -98,9 +101,13 @@ impl Service {
             volume.spec.deleting = true;
             Ok::<_, StoreError>(())
         })?;
+        let is_gone = |observed: Option<&Observed>| observed.is_none().then_some(());
+        let next = match self.context.board.wait(name, FORMAT_PATIENCE, is_gone) {
+            Some(()) => "nothing was left behind: repair the cause and create it again".into(),
+            None => format!("it is being removed; ankole volume why {name} says how far that is"),
+        };
         let causes: Vec<_> = conditions.into_iter().map(|condition| condition.message).collect();
-        Err(ApiError::failed(format!("volume {name}: {}", causes.join("; ")))
-            .next("nothing was left behind: repair the cause and create it again"))
+        Err(ApiError::failed(format!("volume {name}: {}", causes.join("; "))).next(next))
     }
 
     fn places(&self, name: &Name, spec: &VolumeSpec) -> Result<Vec<Place>, ApiError> {
@@ -221,18 +228,19 @@ impl Service {
         })
     }
 
-    /// Only grows. An attached volume follows at once, another when it is attached.
+    /// A volume only grows; what it hasn't become yet can be taken back. An attached one follows at
+    /// once, another when it is attached.
     pub fn resize_volume(&self, name: &Name, size_bytes: u64) -> Result<VolumeView, ApiError> {
         let size = VolumeSize::of(size_bytes)
             .map_err(|error| ApiError::invalid(format!("volume {name}: {error}")))?;
         let present: Volume = self.context.store.read(name)?;
-        let (places, from_bytes) = (&present.status.places, present.spec.size_bytes);
+        let (places, from_bytes) = (&present.status.places, present.size_bytes());
         let to_bytes = size.bytes.max(from_bytes);
         Growth { volume: name, places, from_bytes, to_bytes }.refuse_impossible()?;
         self.context.store.modify(name, |volume: &mut Volume| {
             refuse_deleting(volume)?;
-            if size.bytes < volume.spec.size_bytes {
-                let present = human(volume.spec.size_bytes);
+            if size.bytes < volume.size_bytes() {
+                let present = human(volume.size_bytes());
                 let wanted = human(size.bytes);
                 return Err(ApiError::conflict(format!(
                     "volume {name} has {present} and would shrink to {wanted}"
@@ -377,6 +385,12 @@ impl Service {
             state = State::Attaching;
         }
         let mut conditions = observed.as_ref().map_or_else(Vec::new, |it| it.conditions.clone());
+        let wanted_bytes = volume.spec.size_bytes;
+        if observed.as_ref().is_some_and(|observed| observed.wanted_bytes != wanted_bytes) {
+            conditions.retain(|it| it.reason != Reason::CantGrow); // of another wish
+        }
+        let usable = engine.as_ref().filter(|engine| engine.endpoint.is_some());
+        let size_bytes = usable.map_or(volume.size_bytes(), |engine| engine.size_bytes);
         let device = volume.status.attachment.as_ref().and_then(|it| it.device);
         conditions.extend(device.and_then(|device| self.lost_driver(device)));
         let endpoint = engine.as_ref().and_then(|engine| engine.endpoint.clone());
@@ -386,7 +400,8 @@ impl Service {
         VolumeView {
             state,
             robustness: Robustness::of(volume.spec.replicas, engine.as_ref()),
-            size_bytes: volume.spec.size_bytes,
+            size_bytes,
+            wanted_bytes: Some(wanted_bytes).filter(|wanted| *wanted > size_bytes),
             frontend: volume.spec.frontend,
             better_frontends: self.better_frontends(&volume),
             endpoint: endpoint.filter(|_| state == State::Attached),

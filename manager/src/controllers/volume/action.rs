@@ -33,6 +33,10 @@ pub enum Action {
     Expand {
         size_bytes: u64,
     },
+    /// That the replicas have it is known from now on, attached or not.
+    NoteSize {
+        size_bytes: u64,
+    },
     ClearAttachment,
     RemoveDirectories,
     Forget,
@@ -73,6 +77,7 @@ impl fmt::Display for Action {
             Self::HandOverEngine => f.write_str("ask the engine to hand over"),
             Self::KillEngine => f.write_str("kill the engine and wait for its end"),
             Self::Expand { size_bytes } => write!(f, "expand to {size_bytes} bytes"),
+            Self::NoteSize { size_bytes } => write!(f, "note the size, {size_bytes} bytes"),
             Self::ClearAttachment => f.write_str("clear the attachment"),
             Self::RemoveDirectories => f.write_str("remove the replicas' directories"),
             Self::Forget => f.write_str("forget the volume"),

@@ -17,15 +17,16 @@ use ankole_replica::types::ReplicaId;
 
 use super::Memory;
 use super::action::{Action, EngineStart};
+use super::growth::Growth;
 use super::plan::{DETACH_PATIENCE, Plan};
 use super::set_aside;
 use crate::agent::admin::AdminError;
 use crate::agent::format::FormatError;
 use crate::agent::supervisor::{Signal, SupervisorError};
 use crate::agent::{Part, ProcessName, ProcessSpec, admin};
-use crate::api::Name;
 use crate::api::replica::Place;
 use crate::api::volume::{Attachment, Device, Volume};
+use crate::api::{ApiError, Name};
 use crate::arbiter::ArbiterError;
 use crate::controllers::{ADDRESS_LABEL, Context, INSTANCE_LABEL, TURN_LABEL};
 use crate::store::StoreError;
@@ -57,8 +58,10 @@ pub(super) enum ApplyError {
     StillThere,
     #[error("replica {replica} has no place")]
     NoPlace { replica: ReplicaId },
-    #[error("expand the volume")]
-    Expand(#[source] AdminError),
+    #[error(transparent)]
+    Expand(AdminError),
+    #[error(transparent)]
+    NoRoom(ApiError),
     #[error(transparent)]
     Start(#[from] SupervisorError),
     #[error(transparent)]
@@ -136,11 +139,11 @@ impl Hands<'_> {
                 Ok(())
             }
             Action::KillEngine => self.kill_engine(),
-            Action::Expand { size_bytes } => {
-                let request = Request::Expand { size_bytes: *size_bytes };
-                let socket = self.context.layout.admin(name);
-                admin::ask(&socket, &request, EXPAND_TIMEOUT).map(drop).map_err(ApplyError::Expand)
-            }
+            Action::Expand { size_bytes } => self.expand(*size_bytes),
+            Action::NoteSize { size_bytes } => self.change_volume(|volume| {
+                volume.status.size_bytes = Some(*size_bytes);
+                volume.spec.size_bytes = volume.spec.size_bytes.max(*size_bytes);
+            }),
             Action::ClearAttachment => {
                 self.memory.engine_left = false;
                 self.clean_up()?;
@@ -186,7 +189,7 @@ impl Hands<'_> {
     fn format(&self, place: &Place) -> Result<Member, ApplyError> {
         refuse_what_may_hold_data(place)?;
         let Place { replica, directory, .. } = place;
-        let size_bytes = self.volume.spec.size_bytes;
+        let size_bytes = self.volume.size_bytes();
         let formatted = (self.context.format)(directory, &self.volume.name, replica, size_bytes);
         let incarnation = formatted.map_err(|source| ApplyError::Format {
             replica: replica.clone(),
@@ -194,6 +197,16 @@ impl Hands<'_> {
             source,
         })?;
         Ok(Member { replica: replica.clone(), incarnation })
+    }
+
+    fn expand(&self, to_bytes: u64) -> Result<(), ApplyError> {
+        let Volume { name, status, .. } = self.volume;
+        let (places, from_bytes) = (&status.places, self.volume.size_bytes());
+        let growth = Growth { volume: name, places, from_bytes, to_bytes };
+        growth.refuse_impossible().map_err(ApplyError::NoRoom)?;
+        let request = Request::Expand { size_bytes: to_bytes };
+        let asked = admin::ask(&self.context.layout.admin(name), &request, EXPAND_TIMEOUT);
+        asked.map(drop).map_err(ApplyError::Expand)
     }
 
     fn start_replica(&mut self, replica: &ReplicaId) -> Result<(), ApplyError> {

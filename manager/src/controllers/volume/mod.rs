@@ -3,6 +3,7 @@
 pub mod action;
 mod apply;
 pub mod gather;
+pub mod growth;
 pub mod plan;
 mod report;
 #[cfg(test)]
@@ -218,8 +219,7 @@ fn pass(context: &Arc<Context>, name: &Name, memory: &mut Memory) -> Option<Dura
     if let Wanted::Attached { .. } = wanted {
         memory.refused = None; // nobody asks for that any more
     }
-    let mut plan = plan::plan(wanted, &seen);
-    memory.date(&mut plan.conditions);
+    let plan = plan::plan(wanted, &seen);
     let look_again = plan.look_again;
     let applied = apply::apply(context, &seen.volume, plan, memory);
     let next = if applied.failed.is_some() {

@@ -1,21 +1,27 @@
 //! Telling what is true now, after the work.
 
 use super::Memory;
-use super::apply::Applied;
+use super::action::Action;
+use super::apply::{Applied, ApplyError};
 use super::seen::Seen;
 use crate::api::error::chain;
-use crate::api::volume::{Condition, Reason};
+use crate::api::size::{exact, human};
+use crate::api::volume::{Condition, Reason, Volume};
 use crate::controllers::Context;
 use crate::controllers::board::Observed;
 
 /// Nothing is written to the store here: an idle volume costs no writes.
-pub(super) fn report(context: &Context, seen: &Seen, applied: &Applied, memory: &Memory) {
+pub(super) fn report(context: &Context, seen: &Seen, applied: &Applied, memory: &mut Memory) {
     let mut conditions = applied.plan.conditions.clone();
     if let Some((action, error)) = &applied.failed {
         let message = chain(error);
         tracing::warn!(volume = %seen.volume.name, %action, error = %message, "will be tried again");
-        conditions.push(Condition::new(Reason::ActionFailed, message));
+        conditions.push(match action {
+            Action::Expand { size_bytes } => cant_grow(&seen.volume, *size_bytes, error),
+            _ => Condition::new(Reason::ActionFailed, message),
+        });
     }
+    memory.date(&mut conditions);
     let engine = seen.engine.as_ref();
     context.board.put(
         &seen.volume.name,
@@ -26,6 +32,21 @@ pub(super) fn report(context: &Context, seen: &Seen, applied: &Applied, memory: 
             failures: memory.failures(),
             waiting_since_unix_s: memory.engine_waits.map(|(_, since)| since),
             conditions,
+            wanted_bytes: seen.volume.spec.size_bytes,
         },
     );
+}
+
+/// It is tried again, and can be taken back.
+fn cant_grow(volume: &Volume, to_bytes: u64, error: &ApplyError) -> Condition {
+    let (name, from_bytes) = (&volume.name, volume.size_bytes());
+    let (from, to, why) = (human(from_bytes), human(to_bytes), chain(error));
+    let message = format!("it stays at {from}, though {to} are wanted: {why}");
+    let first = match error {
+        ApplyError::NoRoom(_) => "free some space there: it is tried again; or ",
+        _ => "",
+    };
+    let back =
+        format!("take the wish back: ankole volume resize {name} --size {}", exact(from_bytes));
+    Condition::new(Reason::CantGrow, message).next(format!("{first}{back}"))
 }

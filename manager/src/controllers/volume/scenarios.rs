@@ -52,7 +52,9 @@ fn detached() -> Seen {
     };
     let spec = request.validate().unwrap();
     let places = replicas.iter().map(|seen| seen.place.clone()).collect();
-    let status = VolumeStatus { record: Some(record), places, ..VolumeStatus::default() };
+    let size_bytes = Some(spec.size_bytes);
+    let status =
+        VolumeStatus { record: Some(record), size_bytes, places, ..VolumeStatus::default() };
     Seen {
         volume: Volume { name: request.name, uid: "u1".into(), spec, status },
         boot_id: "boot".into(),
@@ -332,6 +334,14 @@ fn scenarios() -> Vec<(&'static str, Seen)> {
             with(wanted(), |s| s.newest_seen = Some((Generation::FIRST, "r2".into()))),
         ),
         ("the volume shall be larger", with(attached(), |s| s.volume.spec.size_bytes = 4 << 20)),
+        (
+            "the engine has another size than is known",
+            with(attached(), |s| s.volume.status.size_bytes = None),
+        ),
+        (
+            "the wish was lowered while the engine followed it",
+            with(attached(), |s| engine(s).status.as_mut().unwrap().size_bytes = 4 << 20),
+        ),
         ("another engine is wanted", with(attached(), |s| s.volume.spec.engine.turn = 1)),
         (
             "it hands over to another one",

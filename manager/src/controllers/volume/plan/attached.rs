@@ -36,9 +36,12 @@ impl Plan {
             self.note(Condition::new(Reason::NoReplica, message).next(hint));
         }
         self.tell_trouble(seen, status);
-        let size_bytes = seen.volume.spec.size_bytes;
-        if status.size_bytes < size_bytes {
-            self.act(Action::Expand { size_bytes });
+        let (wanted_bytes, size_bytes) = (seen.volume.spec.size_bytes, status.size_bytes);
+        if seen.volume.status.size_bytes != Some(size_bytes) || wanted_bytes < size_bytes {
+            self.act(Action::NoteSize { size_bytes });
+        }
+        if size_bytes < wanted_bytes {
+            self.act(Action::Expand { size_bytes: wanted_bytes });
         }
     }
 }

@@ -12,18 +12,19 @@ use crate::api::size::human;
 use crate::api::{ApiError, Name};
 
 /// What a volume is to become.
-pub(super) struct Growth<'a> {
-    pub(super) volume: &'a Name,
-    pub(super) places: &'a [Place],
+pub struct Growth<'a> {
+    pub volume: &'a Name,
+    pub places: &'a [Place],
     /// 0: it is to be made.
-    pub(super) from_bytes: u64,
-    pub(super) to_bytes: u64,
+    pub from_bytes: u64,
+    pub to_bytes: u64,
 }
 
 impl Growth<'_> {
-    /// Before anything is made or written. A disk that can't be asked is no reason to refuse: who
-    /// works on it will say what is wrong with it.
-    pub(super) fn refuse_impossible(&self) -> Result<(), ApiError> {
+    /// Before anything is made or written: ext4 would take all that is free before it says that it
+    /// isn't enough, and other volumes find none meanwhile. A disk that can't be asked is no reason
+    /// to refuse: who works on it will say what is wrong with it.
+    pub fn refuse_impossible(&self) -> Result<(), ApiError> {
         let mut replicas_in = BTreeMap::<&Path, u64>::new();
         for folder in self.places.iter().filter_map(|place| place.directory.parent()) {
             *replicas_in.entry(folder).or_default() += 1;
