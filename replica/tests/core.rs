@@ -545,6 +545,20 @@ fn an_engine_that_is_stopped_while_it_opens_gives_members_their_time() {
     assert_eq!((stage.changes, stage.members().len()), (0, 3));
 }
 
+/// The same when the first that it heard of was a link that had broken meanwhile.
+#[test]
+fn an_engine_that_was_stopped_while_it_opened_judges_nobody_by_the_first_that_it_hears() {
+    let mut stage = Stage::new(3);
+    stage.hung = [B, C].into();
+    stage.settle();
+    stage.now += Duration::from_secs(60);
+    stage.cut(C);
+    stage.settle(); // who has answered is there at once, before the others are heard
+    stage.hung.clear();
+    stage.settle();
+    assert_eq!((stage.changes, stage.members().len()), (0, 3));
+}
+
 // ---- who comes back ----------------------------------------------------------------------------
 
 /// A short break of one link once cost a change of the set and a rebuild.

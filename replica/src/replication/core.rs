@@ -160,6 +160,7 @@ impl Core {
 
     /// The frontend has a request. It is answered by `Complete` and gone after `Retire`.
     pub fn submit(&mut self, now: Instant, operation: Operation) -> IoId {
+        self.excuse_own_absence_at_open(now);
         let id = IoId(self.next_io);
         self.next_io += 1;
         self.rebuilds.notice_foreground(now);
@@ -187,6 +188,7 @@ impl Core {
     }
 
     pub fn connected(&mut self, now: Instant, slot: Slot, link: LinkId) {
+        self.excuse_own_absence_at_open(now);
         if self.is_current(slot, link) {
             self.greet(now, slot);
             self.pump(now);
@@ -194,6 +196,7 @@ impl Core {
     }
 
     pub fn disconnected(&mut self, now: Instant, slot: Slot, link: LinkId, reason: &str) {
+        self.excuse_own_absence_at_open(now);
         if self.is_current(slot, link) {
             self.link_lost(now, slot, reason);
             self.pump(now);
@@ -205,9 +208,7 @@ impl Core {
         if !self.is_current(slot, link) {
             return;
         }
-        if matches!(self.phase, Phase::Opening(_)) {
-            self.excuse_own_absence(now); // the other answers may come after this one
-        }
+        self.excuse_own_absence_at_open(now);
         let Some(Asked { purpose, sent, .. }) = self.peer_mut(slot).answered(now, seq) else {
             self.lose(now, slot, "it answered what wasn't asked");
             return self.pump(now);
@@ -231,6 +232,7 @@ impl Core {
 
     /// The definite answer to a `Change`.
     pub fn change_answered(&mut self, now: Instant, answer: Result<Record, Refused>) {
+        self.excuse_own_absence_at_open(now);
         self.membership_answered(now, answer);
         self.pump(now);
     }
@@ -260,12 +262,21 @@ impl Core {
     /// machine). What others said meanwhile may lie in the sockets: nobody is judged by that time.
     fn excuse_own_absence(&mut self, now: Instant) {
         let patience = self.config.replica_timeout / 4;
-        let Some(due) = self.poll_timeout().filter(|due| now > *due + patience) else { return };
+        if self.poll_timeout().is_none_or(|due| now <= due + patience) {
+            return;
+        }
         for peer in self.peers.iter_mut().filter(|peer| peer.owes_answer()) {
             peer.progress_at = now;
         }
         if let Phase::Opening(opening) = &mut self.phase {
-            opening.extend(now - due);
+            opening.begin_again(now, &self.config);
+        }
+    }
+
+    /// The open judges at any event, and what excuses the others may come after this one.
+    fn excuse_own_absence_at_open(&mut self, now: Instant) {
+        if matches!(self.phase, Phase::Opening(_)) {
+            self.excuse_own_absence(now);
         }
     }
 

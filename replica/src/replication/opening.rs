@@ -9,7 +9,7 @@
 //!                         it, or for a person                             ▼
 //!                                                  what they have marked, page by page ─▶ serve
 //! ```
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::action::Action;
 use super::config::Config;
@@ -74,10 +74,10 @@ impl Opening {
         }
     }
 
-    /// The members have had so much less time than it seems.
-    pub(super) fn extend(&mut self, time: Duration) {
-        self.deadline += time;
-        self.dead_deadline += time;
+    /// The members have all their time from now on.
+    pub(super) fn begin_again(&mut self, now: Instant, config: &Config) {
+        self.deadline = now + config.open_timeout;
+        self.dead_deadline = now + config.dead_timeout.min(config.open_timeout);
     }
 
     pub(super) fn deadline(&self) -> Option<Instant> {

@@ -25,11 +25,7 @@ impl World {
                 if !(world.faults && world.rng.percent(10)) {
                     let wait = 50 + world.rng.below(2 * MS);
                     return world.after(wait, "arbiter answers", move |world| {
-                        world.engine(id).asks_for_change &= change.is_none();
-                        world.tell(id, |core, now| match change {
-                            Some(_) => core.change_answered(now, answer),
-                            None => core.record_read(now, answer.expect("reads aren't refused")),
-                        });
+                        world.arbiter_answers(id, change.is_some(), answer);
                     });
                 }
                 if world.rng.percent(30) {
@@ -42,6 +38,19 @@ impl World {
             }
             let wait = MS + world.rng.below(20 * MS);
             world.after(wait, "ask again", move |world| world.ask_once(id, number, change));
+        });
+    }
+
+    fn arbiter_answers(&mut self, id: u64, to_change: bool, answer: Result<Record, Refused>) {
+        if let Some(wait) = self.engines[&id].thread.busy_us() {
+            return self.after(wait, "arbiter answers", move |world| {
+                world.arbiter_answers(id, to_change, answer);
+            });
+        }
+        self.engine(id).asks_for_change &= !to_change;
+        self.tell(id, |core, now| match to_change {
+            true => core.change_answered(now, answer),
+            false => core.record_read(now, answer.expect("reads aren't refused")),
         });
     }
 

@@ -117,7 +117,7 @@ impl World {
         let alive: Vec<_> = self
             .engines
             .iter()
-            .filter(|it| it.1.alive && !it.1.detaching)
+            .filter(|it| it.1.alive && !it.1.detaching && it.1.thread.busy_us().is_none())
             .map(|it| *it.0)
             .collect();
         if !self.faults || alive.is_empty() {

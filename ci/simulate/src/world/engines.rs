@@ -246,7 +246,9 @@ impl World {
         if !engine.opened || id != self.newest {
             return;
         }
-        let leaving: Vec<_> = self.members().into_iter().filter(|at| !stays(at)).collect();
+        // One whose directory was made anew leaves too, and not since it is full.
+        let named = (0..self.machines.len()).filter(|at| self.is_member(*at));
+        let leaving: Vec<_> = named.filter(|at| !stays(at)).collect();
         let peers = engine.core.status().peers;
         let is_full = |at: &usize| {
             let id = &self.machines[*at].id;

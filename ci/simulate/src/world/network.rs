@@ -108,7 +108,7 @@ impl World {
                         if world.kernel_tells { Peer::Process(id as u32) } else { Peer::Unknown };
                     let conversation = Some(Conversation::with(process.replica.clone(), peer));
                     world.link(key).conversation = conversation;
-                    world.hear(key, |core, now| core.connected(now, slot, number));
+                    world.hear(key, move |core, now| core.connected(now, slot, number));
                 }
                 _ => world.break_link(key),
             }
@@ -119,10 +119,15 @@ impl World {
         self.links.get_mut(&key).expect("links are kept")
     }
 
-    fn hear(&mut self, key: u64, event: impl FnOnce(&mut Core, Instant)) {
+    /// What comes to an engine that is stopped, it hears when it goes on.
+    fn hear(&mut self, key: u64, event: impl FnOnce(&mut Core, Instant) + 'static) {
         let link = &self.links[&key];
-        if !link.closed {
-            self.tell(link.engine, event);
+        if link.closed {
+            return;
+        }
+        match self.engines[&link.engine].thread.busy_us() {
+            Some(wait) => self.after(wait, "heard", move |world| world.hear(key, event)),
+            None => self.tell(link.engine, event),
         }
     }
 
@@ -134,7 +139,7 @@ impl World {
         let (slot, number) = (link.slot, link.number);
         let wait = 10 + self.rng.below(3 * MS);
         self.after(wait, "disconnected", move |world| {
-            world.hear(key, |core, now| core.disconnected(now, slot, number, "link lost"));
+            world.hear(key, move |core, now| core.disconnected(now, slot, number, "link lost"));
         });
     }
 
