@@ -202,6 +202,26 @@ fn io_goes_on_while_the_standalone_is_killed_and_started_again() {
     assert!(world.processes().is_empty());
 }
 
+/// A second engine was granted beside the living one, which ended by being fenced, and a replica's
+/// successor died every few seconds, since the living one has its directory.
+#[test]
+fn processes_whose_pid_files_are_lost_or_torn_are_adopted() {
+    let (mut world, endpoint) = attached();
+    write_volume(&world, &endpoint, &pattern(3));
+    let before = world.volume("v1");
+    world.kill();
+    let run = world.data().join("run");
+    std::fs::remove_file(run.join("v1.engine.process")).unwrap();
+    std::fs::write(run.join("v1.r1.process"), "{\"bootId\":").unwrap();
+    world.start();
+    let after = until_healthy(&world);
+    assert_eq!(after["enginePid"], before["enginePid"]);
+    assert_eq!(after["record"]["generation"], before["record"]["generation"], "none was granted");
+    assert_eq!(after["replicas"][0]["pid"], before["replicas"][0]["pid"]);
+    assert_eq!(read_volume(&world, &endpoint), pattern(3));
+    assert_eq!(world.stop().code(), Some(0));
+}
+
 #[test]
 fn an_attached_volume_grows_under_its_clients() {
     let (world, endpoint) = attached();

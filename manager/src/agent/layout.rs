@@ -144,6 +144,10 @@ impl Layout {
     pub fn run(&self) -> PathBuf {
         self.data.join("run")
     }
+    /// Where engines and replicas listen.
+    pub fn sockets(&self) -> &Path {
+        &self.sockets
+    }
     pub fn api_address(&self) -> PathBuf {
         api_address_path(&self.data)
     }

@@ -1,12 +1,15 @@
 //! What runs on this machine: folders, processes, and what the node can do.
 
 pub mod admin;
+mod fate;
 pub mod format;
 pub mod layout;
+mod living;
 pub mod pidfile;
 pub mod probe;
 mod spawn;
 pub mod supervisor;
+pub mod whole_file;
 
 pub use layout::Layout;
 pub use supervisor::{LocalSupervisor, Part, Process, ProcessName, ProcessSpec, Supervisor};

@@ -3,10 +3,17 @@
 //! Owns the pid files. Promises that a process which it started is known to every later supervisor
 //! on the same folder until it has ended, whatever happens to this one; that the end of a process
 //! is told at once; and that a signal reaches the process that is meant or none (pidfd). What may
-//! never happen: two processes of one name at a time.
+//! never happen: two processes of one name at a time. Where it can't be told whether one lives,
+//! nothing of that name is started, and the file and the pid are named.
+//!
+//! ```text
+//! command line says so, or pid file and pid, start time, boot are right ─▶ adopted
+//! another boot, or no such process                                      ─▶ the file goes
+//! neither can be told                                                   ─▶ doubt: the file stays
+//! ```
 
-use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs::{self, File};
 use std::io;
@@ -24,7 +31,9 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast;
 
-use super::pidfile::{self, Header, Identity};
+use super::fate::{self, Fate, name_of, pidfd_of};
+use super::living::{self, Found};
+use super::pidfile::{self, Header};
 use super::spawn::spawn;
 use crate::api::Name;
 
@@ -70,10 +79,13 @@ impl fmt::Display for ProcessName {
 pub struct ProcessSpec {
     pub name: ProcessName,
     pub program: PathBuf,
+    #[serde(default)]
     pub args: Vec<String>,
+    #[serde(default)]
     pub log: PathBuf,
     /// What a successor of this manager must know about it: the engine's instance, the replica's
     /// address.
+    #[serde(default)]
     pub labels: BTreeMap<String, String>,
 }
 
@@ -92,6 +104,13 @@ pub struct Ended {
     pub how: Option<String>,
 }
 
+/// A process may live that nobody can look after.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Doubt {
+    pub message: String,
+    pub next: String,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Signal {
     Terminate,
@@ -102,6 +121,8 @@ pub enum Signal {
 pub enum SupervisorError {
     #[error("{name} runs already")]
     Running { name: ProcessName },
+    #[error("{}; {}", .0.message, .0.next)]
+    Doubt(Doubt),
     #[error("{step} of {name}")]
     Start { step: &'static str, name: ProcessName, source: io::Error },
     #[error("look for processes in {folder}")]
@@ -111,6 +132,8 @@ pub enum SupervisorError {
 pub trait Supervisor: Send + Sync {
     fn start(&self, spec: ProcessSpec) -> Result<u32, SupervisorError>;
     fn list(&self) -> Vec<Process>;
+    /// Why it can't be told whether a process of that name lives, and what to do.
+    fn doubt(&self, name: &ProcessName) -> Option<Doubt>;
     /// To the process of that name, if there is one.
     fn signal(&self, name: &ProcessName, signal: Signal);
     /// Whether no process of that name is left, after at most `timeout`.
@@ -125,6 +148,8 @@ pub struct LocalSupervisor {
     table: Arc<Table>,
     /// Held from "is there one?" until it is in the table. Taken before the table's lock.
     starting: Mutex<()>,
+    /// Names whose pid files tell nothing.
+    doubtful: Mutex<BTreeSet<ProcessName>>,
 }
 
 struct Table {
@@ -139,8 +164,9 @@ struct Entity {
 }
 
 impl LocalSupervisor {
-    /// Adopts what earlier supervisors left running. The caller holds the lock on the folder.
-    pub fn open(run: &Path) -> Result<Self, SupervisorError> {
+    /// Adopts what earlier supervisors left running; `sockets` are the folders in which its
+    /// processes listen. The caller holds the lock on the folder.
+    pub fn open(run: &Path, sockets: &[&Path]) -> Result<Self, SupervisorError> {
         let look = |source| SupervisorError::Look { folder: run.into(), source };
         let boot_id = pidfile::boot_id().map_err(look)?;
         let table = Arc::new(Table {
@@ -148,51 +174,86 @@ impl LocalSupervisor {
             changed: Condvar::new(),
             ended: broadcast::channel(1024).0,
         });
-        let supervisor = Self { run: run.into(), boot_id, table, starting: Mutex::default() };
+        let (starting, doubtful) = (Mutex::default(), Mutex::default());
+        let supervisor = Self { run: run.into(), boot_id, table, starting, doubtful };
+        for found in living::find(sockets).map_err(look)? {
+            supervisor.adopt_found(found).map_err(look)?;
+        }
         for entry in fs::read_dir(run).map_err(look)? {
             let path = entry.map_err(look)?.path();
-            if path.extension().is_some_and(|extension| extension == EXTENSION) {
-                supervisor.adopt(&path);
+            if let Some(name) = name_of(&path)
+                && !supervisor.table.lock().contains_key(&name)
+            {
+                supervisor.adopt(name, &path).map_err(look)?;
             }
         }
         Ok(supervisor)
     }
 
-    fn adopt(&self, path: &Path) {
-        match self.find(path) {
-            Ok(Some((process, pidfd))) => {
-                tracing::info!(process = %process.spec.name, pid = process.pid, "adopted");
-                let pidfd = Arc::new(pidfd);
-                self.watch(process, Arc::clone(&pidfd), move || {
-                    wait_for_end(&pidfd);
-                    None
-                });
+    /// A process that says itself what it is. Its pid file adds the labels, and is mended.
+    fn adopt_found(&self, found: Found) -> io::Result<()> {
+        let Found { identity, words, spec } = found;
+        if let Some(running) = self.table.lock().get(&spec.name) {
+            let (name, pid, other) = (&spec.name, identity.pid, running.process.pid);
+            tracing::error!(process = %name, pid, other, "two processes of one name live");
+            return Ok(());
+        }
+        let Some(pidfd) = pidfd_of(identity)? else { return Ok(()) };
+        let path = self.pid_file(&spec.name);
+        let known = pidfile::read(&path).ok().and_then(|file| {
+            let header = file.header.ok().filter(|header| header.boot_id == self.boot_id)?;
+            let started = [header.spec.program.display().to_string()];
+            let started = [&started[..], &header.spec.args].concat();
+            let is_it = file.child == pidfile::Child::Told(identity) && words.ends_with(&started);
+            is_it.then_some(header.spec)
+        });
+        let is_known = known.is_some();
+        let spec = known.unwrap_or(spec);
+        if !is_known {
+            let pid = identity.pid;
+            tracing::warn!(process = %spec.name, pid, path = %path.display(), "its pid file is \
+                missing or can't be used: it was found by its command line");
+            let header = Header::new(&self.boot_id, &spec);
+            if let Err(error) = pidfile::write_whole(&path, &header, identity) {
+                tracing::warn!(path = %path.display(), %error, "write the pid file anew");
             }
-            Ok(None) => drop(fs::remove_file(path)),
-            Err(error) => {
-                tracing::warn!(path = %path.display(), %error, "this pid file can't be used");
-                let _ = fs::remove_file(path);
+        }
+        self.adopted(Process { spec, pid: identity.pid }, pidfd);
+        Ok(())
+    }
+
+    /// By its pid file alone.
+    fn adopt(&self, name: ProcessName, path: &Path) -> io::Result<()> {
+        let deadline = Instant::now() + FORK_PATIENCE;
+        loop {
+            match fate::judge(&name, path, &self.boot_id)? {
+                Fate::Lives(process, pidfd) => self.adopted(process, pidfd),
+                Fate::Ended => drop(fs::remove_file(path)),
+                Fate::Unborn if Instant::now() < deadline => {
+                    thread::sleep(Duration::from_millis(10));
+                    continue;
+                }
+                Fate::Unborn => drop(fs::remove_file(path)),
+                Fate::Unknown(doubt) => {
+                    tracing::error!(process = %name, next = doubt.next, "{}", doubt.message);
+                    self.doubtful().insert(name);
+                }
             }
+            return Ok(());
         }
     }
 
-    /// The process of a pid file, if it is alive.
-    fn find(&self, path: &Path) -> io::Result<Option<(Process, OwnedFd)>> {
-        let deadline = Instant::now() + FORK_PATIENCE;
-        loop {
-            let (header, identity) = pidfile::read(path)?;
-            if header.boot_id != self.boot_id {
-                return Ok(None);
-            }
-            if let Some(identity) = identity {
-                let process = Process { spec: header.spec, pid: identity.pid };
-                return Ok(pidfd_of(identity)?.map(|pidfd| (process, pidfd)));
-            }
-            if Instant::now() > deadline {
-                return Ok(None);
-            }
-            thread::sleep(Duration::from_millis(10));
-        }
+    fn adopted(&self, process: Process, pidfd: OwnedFd) {
+        tracing::info!(process = %process.spec.name, pid = process.pid, "adopted");
+        let pidfd = Arc::new(pidfd);
+        self.watch(process, Arc::clone(&pidfd), move || {
+            wait_for_end(&pidfd);
+            None
+        });
+    }
+
+    fn doubtful(&self) -> MutexGuard<'_, BTreeSet<ProcessName>> {
+        self.doubtful.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn pid_file(&self, name: &ProcessName) -> PathBuf {
@@ -205,7 +266,7 @@ impl LocalSupervisor {
             move |source| SupervisorError::Start { step, name, source }
         };
         let log = open_log(&spec.log).map_err(failed("open the log"))?;
-        let header = Header { boot_id: self.boot_id.clone(), spec: spec.clone() };
+        let header = Header::new(&self.boot_id, spec);
         let path = self.pid_file(&spec.name);
         let pid_file =
             pidfile::write_header(&path, &header).map_err(failed("write the pid file"))?;
@@ -263,6 +324,9 @@ impl Supervisor for LocalSupervisor {
         if let Entry::Occupied(running) = self.table.lock().entry(spec.name.clone()) {
             return Err(SupervisorError::Running { name: running.key().clone() });
         }
+        if let Some(doubt) = self.doubt(&spec.name) {
+            return Err(SupervisorError::Doubt(doubt));
+        }
         let (mut child, pidfd) = self.launch(&spec)?;
         let pid = child.id();
         tracing::info!(process = %spec.name, pid, "started");
@@ -274,6 +338,31 @@ impl Supervisor for LocalSupervisor {
 
     fn list(&self) -> Vec<Process> {
         self.table.lock().values().map(|entity| entity.process.clone()).collect()
+    }
+
+    /// Looks again: the process may have ended since, or somebody have removed the file.
+    fn doubt(&self, name: &ProcessName) -> Option<Doubt> {
+        if !self.doubtful().contains(name) {
+            return None;
+        }
+        let path = self.pid_file(name);
+        let doubt = match fate::judge(name, &path, &self.boot_id) {
+            Ok(Fate::Ended) => {
+                let _ = fs::remove_file(path);
+                self.doubtful().remove(name);
+                return None;
+            }
+            Ok(Fate::Unknown(doubt)) => doubt,
+            Ok(Fate::Lives(..) | Fate::Unborn) => Doubt {
+                message: format!("{} was written by somebody else", path.display()),
+                next: "start ankole standalone anew: it looks for its processes then".into(),
+            },
+            Err(error) => Doubt {
+                message: format!("it can't be told whether {name} runs: {error}"),
+                next: "repair the cause; it is looked at again".into(),
+            },
+        };
+        Some(doubt)
     }
 
     fn signal(&self, name: &ProcessName, signal: Signal) {
@@ -303,18 +392,6 @@ impl Supervisor for LocalSupervisor {
     }
 }
 
-/// None if the process has ended. The identity is checked after the descriptor is open: from then
-/// on it can't change.
-fn pidfd_of(identity: Identity) -> io::Result<Option<OwnedFd>> {
-    let pid = i32::try_from(identity.pid).ok().and_then(Pid::from_raw);
-    let Some(pid) = pid else { return Ok(None) };
-    match pidfd_open(pid, PidfdFlags::empty()) {
-        Ok(pidfd) => Ok(pidfile::is_alive(identity).then_some(pidfd)),
-        Err(rustix::io::Errno::SRCH) => Ok(None),
-        Err(error) => Err(error.into()),
-    }
-}
-
 /// A pidfd becomes readable when its process ends.
 fn wait_for_end(pidfd: &OwnedFd) {
     loop {
@@ -341,6 +418,7 @@ fn open_log(path: &Path) -> io::Result<File> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::agent::pidfile::Identity;
 
     struct Folder(tempfile::TempDir);
 
@@ -349,7 +427,26 @@ mod tests {
             Self(tempfile::tempdir().unwrap())
         }
         fn supervisor(&self) -> LocalSupervisor {
-            LocalSupervisor::open(self.0.path()).unwrap()
+            LocalSupervisor::open(self.0.path(), &[self.0.path()]).unwrap()
+        }
+        /// With the command line of a real one.
+        fn engine(&self, volume: &str) -> ProcessSpec {
+            let (script, fifo) = (self.0.path().join("ankole"), self.0.path().join("fifo"));
+            if !script.exists() {
+                let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+                rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, mode).unwrap();
+                // Opened, so that it never waits for a writer, and reads for ever.
+                fs::write(&script, format!("read line <>{}\n", fifo.display())).unwrap();
+            }
+            let admin = self.0.path().join(format!("{volume}.admin")).display().to_string();
+            let words = ["engine", "run", "--volume", volume, "--instance", "e1", "--admin"];
+            let words = words.map(String::from).into_iter().chain([admin]);
+            ProcessSpec {
+                name: ProcessName::engine(&volume.parse().unwrap()),
+                program: "/bin/sh".into(),
+                args: [script.display().to_string()].into_iter().chain(words).collect(),
+                ..self.sleep()
+            }
         }
         fn sleep(&self) -> ProcessSpec {
             self.shell("exec sleep 600")
@@ -362,6 +459,13 @@ mod tests {
                 log: self.0.path().join("log"),
                 labels: BTreeMap::from([("instance".into(), "e1".into())]),
             }
+        }
+    }
+
+    fn told(path: &Path) -> Identity {
+        match pidfile::read(path).unwrap().child {
+            pidfile::Child::Told(identity) => identity,
+            other => panic!("{other:?}"),
         }
     }
 
@@ -440,11 +544,10 @@ mod tests {
         let pid = supervisor.start(spec.clone()).unwrap();
         let path = supervisor.pid_file(&spec.name);
         let text = fs::read_to_string(&path).unwrap();
-        let (_, identity) = pidfile::read(&path).unwrap();
-        let ticks = identity.unwrap().start_ticks;
+        let ticks = told(&path).start_ticks;
         fs::write(&path, text.replace(&format!(" {ticks} "), &format!(" {} ", ticks - 1))).unwrap();
         assert!(folder.supervisor().list().is_empty());
-        assert!(pidfile::is_alive(Identity { pid, start_ticks: ticks }), "it wasn't touched");
+        assert!(pidfile::is_alive(Identity { pid, start_ticks: ticks }).unwrap(), "not touched");
         end(&supervisor, &spec.name);
     }
 
@@ -480,12 +583,96 @@ mod tests {
         assert!(folder.0.path().join("x.log.1").exists());
     }
 
+    /// It was deleted, and a second engine granted beside the one that lived.
     #[test]
-    fn garbage_in_a_pid_file_is_no_reason_to_stop() {
+    fn whatever_became_of_its_pid_file_an_engine_that_lives_is_adopted() {
         let folder = Folder::new();
+        let first = folder.supervisor();
+        let spec = folder.engine("v1");
+        let pid = first.start(spec.clone()).unwrap();
+        let path = first.pid_file(&spec.name);
+        let whole = fs::read(&path).unwrap();
+        let flipped = (0..whole.len()).map(|at| {
+            let mut bytes = whole.clone();
+            bytes[at] ^= 1;
+            Some(bytes)
+        });
+        let cut = (0..whole.len()).map(|length| Some(whole[..length].to_vec()));
+        for (number, bytes) in flipped.chain(cut).chain([None]).enumerate() {
+            match &bytes {
+                Some(bytes) => fs::write(&path, bytes).unwrap(),
+                None => fs::remove_file(&path).unwrap(),
+            }
+            let next = folder.supervisor();
+            let adopted = next.list();
+            assert_eq!(adopted.len(), 1, "case {number}");
+            assert_eq!(adopted[0].pid, pid, "case {number}");
+            assert!(spec.args.ends_with(&adopted[0].spec.args), "case {number}");
+            assert!(next.start(spec.clone()).is_err(), "case {number}: a second one beside it");
+            assert_eq!(told(&path).pid, pid, "case {number}: the file is mended");
+        }
+        end(&first, &spec.name);
+    }
+
+    #[test]
+    fn ten_engines_whose_pid_files_are_gone_or_empty_are_all_adopted() {
+        let folder = Folder::new();
+        let first = folder.supervisor();
+        let specs: Vec<_> = (0..10).map(|number| folder.engine(&format!("v{number}"))).collect();
+        for (number, spec) in specs.iter().enumerate() {
+            first.start(spec.clone()).unwrap();
+            match number % 2 {
+                0 => fs::remove_file(first.pid_file(&spec.name)).unwrap(),
+                _ => fs::write(first.pid_file(&spec.name), "").unwrap(),
+            }
+        }
+        let pids = |supervisor: &LocalSupervisor| -> Vec<_> {
+            supervisor.list().iter().map(|process| process.pid).collect()
+        };
+        assert_eq!(pids(&folder.supervisor()), pids(&first));
+        specs.iter().for_each(|spec| end(&first, &spec.name));
+    }
+
+    /// A program that changed its command line, and a header that another version wrote.
+    #[test]
+    fn a_process_that_can_not_be_told_keeps_its_name_until_it_ends() {
+        let folder = Folder::new();
+        let first = folder.supervisor();
+        let spec = folder.sleep();
+        let pid = first.start(spec.clone()).unwrap();
+        let path = first.pid_file(&spec.name);
+        let text = fs::read_to_string(&path).unwrap();
+        fs::write(&path, text.replace("\"version\":1", "\"version\":99")).unwrap();
+        let next = folder.supervisor();
+        assert!(next.list().is_empty());
+        let Err(SupervisorError::Doubt(doubt)) = next.start(spec.clone()) else {
+            panic!("a second one beside it");
+        };
+        assert!(doubt.message.contains("version 99"), "{doubt:?}");
+        assert!(doubt.message.contains(&format!("process {pid}")), "{doubt:?}");
+        assert!(doubt.message.contains(path.to_str().unwrap()), "{doubt:?}");
+        end(&first, &spec.name); // which removes the file, as its supervisor
+        fs::write(&path, text.replace("\"version\":1", "\"version\":99")).unwrap();
+        next.start(spec.clone()).expect("the process of the file has ended");
+        end(&next, &spec.name);
+    }
+
+    #[test]
+    fn garbage_in_a_pid_file_stays_until_somebody_removes_it_and_stops_no_other() {
+        let folder = Folder::new();
+        let spec = folder.sleep();
         let path = folder.0.path().join("v1.engine.process");
         fs::write(&path, "\u{1f404} not json\n1 2 3").unwrap();
-        assert!(folder.supervisor().list().is_empty());
-        assert!(!path.exists());
+        let supervisor = folder.supervisor();
+        assert!(supervisor.list().is_empty());
+        assert!(matches!(supervisor.start(spec.clone()), Err(SupervisorError::Doubt(_))));
+        assert!(path.exists());
+        let other =
+            ProcessSpec { name: ProcessName::engine(&"v2".parse().unwrap()), ..spec.clone() };
+        supervisor.start(other.clone()).unwrap();
+        end(&supervisor, &other.name);
+        fs::remove_file(&path).unwrap();
+        supervisor.start(spec.clone()).expect("nothing is in doubt any more");
+        end(&supervisor, &spec.name);
     }
 }

@@ -305,6 +305,8 @@ pub enum Reason {
     /// The engine ended; a successor starts after a pause.
     EngineEnded,
     ReplicaEnded,
+    /// Whether a process lives can't be told: none is started beside it.
+    ProcessUnknown,
     ReplicaMissing,
     /// Whether a replica's directory is there can't be told: it is left as it is.
     ReplicaUnreadable,

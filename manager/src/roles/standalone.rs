@@ -130,7 +130,8 @@ async fn serve(options: &Options) -> anyhow::Result<Ended> {
 
 fn open(options: &Options, layout: Layout) -> anyhow::Result<(Arc<Context>, Service)> {
     let store: Arc<dyn Store> = Arc::new(EmbeddedStore::open(&layout.store())?);
-    let supervisor: Arc<dyn Supervisor> = Arc::new(LocalSupervisor::open(&layout.run())?);
+    let supervisor = LocalSupervisor::open(&layout.run(), &[layout.sockets()])?;
+    let supervisor: Arc<dyn Supervisor> = Arc::new(supervisor);
     let mut context = Context::new(
         store,
         supervisor,

@@ -12,10 +12,12 @@ use ankole_replica::inspect;
 use ankole_replica::record::InstanceId;
 
 use super::Memory;
-use super::seen::{DevicesSeen, DirectorySeen, EngineSeen, ReplicaProcess, ReplicaSeen, Seen};
+use super::seen::{
+    DevicesSeen, DirectorySeen, EngineSeen, History, ReplicaProcess, ReplicaSeen, Seen,
+};
 use super::set_aside;
 use crate::agent::layout::random_hex;
-use crate::agent::{Part, Process, admin, probe};
+use crate::agent::{Part, Process, ProcessName, admin, probe};
 use crate::api::Name;
 use crate::api::volume::{Device, Volume};
 use crate::controllers::{ADDRESS_LABEL, Context, INSTANCE_LABEL, TURN_LABEL};
@@ -46,9 +48,14 @@ pub fn gather(
         .collect();
     let process_of = |part: &Part| processes.iter().find(|process| &process.spec.name.part == part);
 
+    let history = |part: &Part| {
+        let name = ProcessName { volume: name.clone(), part: part.clone() };
+        History { doubt: context.supervisor.doubt(&name), ..memory.history(part) }
+    };
+
     let engine = process_of(&Part::Engine).map(|process| EngineSeen {
         pid: process.pid,
-        instance: InstanceId(label(process, INSTANCE_LABEL)),
+        instance: InstanceId(told(process, "--instance", INSTANCE_LABEL)),
         turn: label(process, TURN_LABEL).parse().unwrap_or_default(),
         asked_to_end: memory.asked_to_end(&Part::Engine),
         refused: memory.refused.as_ref().map(|(at, why)| (at.elapsed(), why.clone())),
@@ -59,7 +66,7 @@ pub fn gather(
     let replicas = volume.status.places.iter().map(|place| {
         let part = Part::Replica(place.replica.clone());
         let process = process_of(&part);
-        let history = memory.history(&part);
+        let history = history(&part);
         // One that ended by itself may never be able to start.
         let is_doubtful = process.is_none() && history.last_end.is_some();
         ReplicaSeen {
@@ -88,7 +95,7 @@ pub fn gather(
         newest_seen,
         boot_id: context.boot_id.clone(),
         engine,
-        engine_history: memory.history(&Part::Engine),
+        engine_history: history(&Part::Engine),
         engine_left: memory.engine_left,
         replicas: replicas.collect(),
         devices,
@@ -118,8 +125,15 @@ fn label(process: &Process, label: &str) -> String {
     process.spec.labels.get(label).cloned().unwrap_or_default()
 }
 
+/// By its command line: one that was found by that has no labels.
+fn told(process: &Process, option: &str, name: &str) -> String {
+    let mut words = process.spec.args.windows(2);
+    let told = words.find(|pair| pair[0] == option).map(|pair| pair[1].clone());
+    told.unwrap_or_else(|| label(process, name))
+}
+
 pub fn address_of(process: &Process) -> String {
-    label(process, ADDRESS_LABEL)
+    told(process, "--listen", ADDRESS_LABEL)
 }
 
 /// The drivers are asked only when an engine may have to be started.

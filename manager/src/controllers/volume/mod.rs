@@ -68,7 +68,7 @@ impl Memory {
     fn history(&self, part: &Part) -> History {
         let Some(memory) = self.parts.get(part) else { return History::default() };
         let hold_off = memory.backoff.hold_off(Instant::now());
-        History { hold_off, last_end: memory.last_end.clone() }
+        History { hold_off, last_end: memory.last_end.clone(), doubt: None }
     }
 
     /// How long the engine has been waiting for something without a break.

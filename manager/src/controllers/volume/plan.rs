@@ -28,6 +28,7 @@ use ankole_replica::types::ReplicaId;
 use super::action::Action;
 use super::seen::{EngineSeen, History, Seen};
 use super::validate::Wanted;
+use crate::agent::supervisor::Doubt;
 use crate::api::volume::{Condition, Reason, State};
 
 /// An engine drains and flushes within this, or the disks are in trouble.
@@ -114,6 +115,15 @@ impl Plan {
         let replica = part.cloned();
         self.note(Condition { replica, ..Condition::new(reason, message) });
         self.look_within(left);
+    }
+
+    /// Whether it can't be told that none lives: a second one beside it could do harm.
+    fn is_in_doubt(&mut self, part: Option<&ReplicaId>, history: &History) -> bool {
+        let Some(Doubt { message, next }) = &history.doubt else { return false };
+        let unknown = Condition::new(Reason::ProcessUnknown, message.clone()).next(next.clone());
+        self.note(Condition { replica: part.cloned(), ..unknown });
+        self.look_within(WHILE_ATTACHED);
+        true
     }
 
     /// A little later than `left`, so that what is due then is due.

@@ -15,6 +15,7 @@ use super::seen::{
     DevicesSeen, DirectorySeen, EngineSeen, History, ReplicaProcess, ReplicaSeen, Seen,
 };
 use super::validate::{Wanted, validate};
+use crate::agent::supervisor::Doubt;
 use crate::api::attachment::{Ticket, TicketKind};
 use crate::api::replica::Place;
 use crate::api::volume::{Attachment, Device, Frontend, Volume, VolumeRequest, VolumeStatus};
@@ -174,6 +175,11 @@ fn scenarios() -> Vec<(&'static str, Seen)> {
     let ended = |seconds| History {
         hold_off: Some(Duration::from_secs(seconds)),
         last_end: Some("exit status: 1".into()),
+        doubt: None,
+    };
+    let doubtful = || History {
+        doubt: Some(Doubt { message: "it may still run".into(), next: "end process 10".into() }),
+        ..History::default()
     };
     let unwanted = |mut seen: Seen| {
         seen.volume.spec.tickets.clear();
@@ -243,6 +249,21 @@ fn scenarios() -> Vec<(&'static str, Seen)> {
                 s.devices.free_nbd = Some(0);
                 s.devices.free_tgt = Some(3261);
             }),
+        ),
+        (
+            "whether an engine lives can't be told",
+            with(wanted(), |s| s.engine_history = doubtful()),
+        ),
+        (
+            "whether an engine lives can't be told, and nobody wants it any more",
+            with(unwanted(attached()), |s| {
+                s.engine = None;
+                s.engine_history = doubtful();
+            }),
+        ),
+        (
+            "whether a replica lives can't be told",
+            with(wanted(), |s| s.replicas[1].history = doubtful()),
         ),
         ("attached, all is well", attached()),
         ("the engine doesn't answer yet", with(attached(), |s| engine(s).status = None)),
@@ -641,15 +662,16 @@ fn nothing_is_granted_or_formatted_by_a_record_that_was_rolled_back() {
     }
 }
 
-/// Rule 1, in every situation: while an engine lives, none is granted.
+/// Rule 1, in every situation: while an engine lives, or may live, none is granted.
 #[test]
 fn no_engine_is_granted_beside_a_living_one() {
     for (title, seen) in scenarios() {
         for stopping in [false, true] {
             let plan = plan(validate(&seen.volume, stopping), &seen);
             let grants = |action: &Action| matches!(action, Action::Grant { .. });
+            let none_lives = seen.engine.is_none() && seen.engine_history.doubt.is_none();
             assert!(
-                seen.engine.is_none() || !plan.actions.iter().any(grants),
+                none_lives || !plan.actions.iter().any(grants),
                 "{title}, stopping {stopping}: {plan}"
             );
         }

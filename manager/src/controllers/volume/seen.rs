@@ -9,6 +9,7 @@ use ankole_replica::inspect::Evidence;
 use ankole_replica::record::InstanceId;
 use ankole_replica::types::{Generation, ReplicaId};
 
+use crate::agent::supervisor::Doubt;
 use crate::api::replica::Place;
 use crate::api::volume::{Attachment, Device, Frontend, Volume};
 
@@ -80,6 +81,8 @@ pub struct History {
     /// How long to wait before the next start.
     pub hold_off: Option<Duration>,
     pub last_end: Option<String>,
+    /// Why it can't be told whether one of them lives still.
+    pub doubt: Option<Doubt>,
 }
 
 #[derive(Clone, Copy, Debug)]

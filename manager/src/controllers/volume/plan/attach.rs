@@ -27,6 +27,7 @@ impl Plan {
                 self.give_up_waiting(engine);
             }
             Some(engine) => self.follow(seen, engine),
+            None if self.is_in_doubt(None, &seen.engine_history) => {}
             None if !servable => {
                 let message = "no replica of the in-sync set can be served";
                 let hint = salvage_hint(&seen.volume.name);

@@ -24,6 +24,9 @@ impl Plan {
             }
             return false;
         }
+        if self.is_in_doubt(None, &seen.engine_history) {
+            return false;
+        }
         let same_boot = attachment.is_some_and(|attachment| attachment.boot_id == seen.boot_id);
         if let (true, true, Some(record)) =
             (same_boot, seen.devices.own_left, &seen.volume.status.record)

@@ -28,6 +28,7 @@ impl Plan {
                 }
                 Some(_) if is_to_go => self.act(Action::KillReplica(replica.clone())),
                 Some(_) => servable |= in_sync,
+                None if self.is_in_doubt(Some(replica), &seen_replica.history) => {}
                 None if let Some(why) = seen_replica.unreadable() => {
                     self.tell_unreadable(seen_replica, why);
                 }
@@ -117,8 +118,11 @@ impl Plan {
     pub(super) fn end_replicas(&mut self, seen: &Seen) -> bool {
         let mut left = false;
         for replica in &seen.replicas {
-            let Some(process) = &replica.process else { continue };
             let id = &replica.place.replica;
+            let Some(process) = &replica.process else {
+                left |= self.is_in_doubt(Some(id), &replica.history);
+                continue;
+            };
             left = true;
             match process.asked_to_end {
                 None => self.act(Action::EndReplica(id.clone())),
