@@ -67,6 +67,7 @@ fn run_standalone(folder: &Path) -> i32 {
         data: folder.join("data"),
         listen: "127.0.0.1:0".parse().unwrap(),
         disks: vec![],
+        recover_store: None,
         node: "n1".into(),
         runtime_folder: folder.join("ankole"),
         program,

@@ -181,9 +181,15 @@ pub fn newest_generation(
     volume: &str,
     replica: &ReplicaId,
 ) -> Option<Generation> {
+    fence(directory, volume, replica)?.map(|fence| fence.generation)
+}
+
+/// What this replica of this volume has seen, if it is the one that lies in `directory`: none, if
+/// no engine has greeted it. Nothing at all is told of what can't be read, or is another one.
+pub fn fence(directory: &Path, volume: &str, replica: &ReplicaId) -> Option<Option<Fence>> {
     let Glimpse { identity, fence, .. } = glimpse(&overlay(directory)).ok()?;
     let meant = identity.volume == volume && identity.replica == *replica;
-    fence.filter(|_| meant).map(|fence| fence.generation)
+    meant.then_some(fence)
 }
 
 /// Why a replica that lies in `directory` can't be opened ever again, if its files are damaged or gone

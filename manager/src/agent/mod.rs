@@ -7,6 +7,7 @@ pub mod layout;
 mod living;
 pub mod pidfile;
 pub mod probe;
+pub mod replica_folders;
 mod spawn;
 pub mod supervisor;
 pub mod whole_file;

@@ -11,6 +11,7 @@ use crate::agent::layout::runtime_folder;
 use crate::api::ApiError;
 use crate::controllers::volume::plan::DEVICE_PATIENCE;
 use crate::roles::standalone::{self, Ended, Options};
+use crate::store::opening::{OpenError, Recover};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct StandaloneArgs {
@@ -20,6 +21,9 @@ pub(super) struct StandaloneArgs {
     /// A place for replicas, instead of DATA/disks/default; repeatable, one for each disk
     #[arg(long = "disk", value_name = "DIR")]
     disks: Vec<PathBuf>,
+    /// If the store is gone or damaged: what to start with instead
+    #[arg(long, value_enum, value_name = "FROM")]
+    recover_store: Option<Recover>,
     /// Name of this node
     #[arg(long, default_value = "localhost")]
     node: String,
@@ -42,6 +46,7 @@ pub(super) fn run(session: &Session<'_>, args: StandaloneArgs) -> Result<ExitCod
         data,
         listen: args.listen,
         disks: args.disks,
+        recover_store: args.recover_store,
         node: args.node,
         runtime_folder: runtime_folder(session.environment.runtime_dir.as_deref()),
         program,
@@ -52,6 +57,12 @@ pub(super) fn run(session: &Session<'_>, args: StandaloneArgs) -> Result<ExitCod
     match standalone::run(&options) {
         Ok(Ended::Clean) => Ok(ExitCode::SUCCESS),
         Ok(Ended::InHaste) => Ok(ExitCode::FAILURE),
-        Err(error) => Err(ApiError::failed(format!("{error:#}"))),
+        Err(error) => {
+            let failed = ApiError::failed(format!("{error:#}"));
+            Err(match error.downcast_ref::<OpenError>() {
+                Some(error) => failed.next(error.next()),
+                None => failed,
+            })
+        }
     }
 }

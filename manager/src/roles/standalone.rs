@@ -20,13 +20,16 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::agent::format::Format;
 use crate::agent::layout::{Layout, LayoutError, is_ours, make_private_folder, registration_path};
 use crate::agent::supervisor::Signal;
-use crate::agent::{LocalSupervisor, Part, Supervisor, pidfile, probe};
+use crate::agent::{LocalSupervisor, Part, Supervisor, pidfile, probe, replica_folders};
+use crate::api::error::chain;
 use crate::api::volume::Volume;
 use crate::arbiter;
 use crate::controllers::{self, Context};
 use crate::http;
 use crate::service::Service;
-use crate::store::{EmbeddedStore, Store};
+use crate::store::Store;
+use crate::store::copy::{self, Copies, CopyError};
+use crate::store::opening::{self, Recover};
 
 /// Stated when it begins. A flush of a slow disk fits; a disk that hangs doesn't.
 const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(30);
@@ -39,6 +42,8 @@ pub struct Options {
     pub listen: SocketAddr,
     /// Places for replicas, instead of the one in the data folder.
     pub disks: Vec<PathBuf>,
+    /// What to do about a store that is gone or damaged; without it that is an error.
+    pub recover_store: Option<Recover>,
     pub node: String,
     /// See [`crate::agent::layout::runtime_folder`].
     pub runtime_folder: PathBuf,
@@ -89,13 +94,14 @@ async fn serve(options: &Options) -> anyhow::Result<Ended> {
     let api = tokio::net::TcpListener::bind(options.listen).await.with_context(|| {
         format!("the API can't listen on {}; use another address with --listen, or port 0 for a free one", options.listen)
     })?;
-    let (context, service) = open(options, layout.clone())?;
+    let (context, service, copies) = open(options, layout.clone())?;
 
     let arbiter = arbiter::listen(&layout.arbiter())
         .with_context(|| format!("listen on {}", layout.arbiter().display()))?;
     tokio::spawn(arbiter::serve(arbiter, Arc::clone(&context.store)));
     tokio::spawn(controllers::run(Arc::clone(&context)));
     tokio::spawn(watch_frontends(Arc::clone(&context)));
+    tokio::spawn(Arc::clone(&copies).follow());
     let socket = layout.api_socket();
     let local =
         arbiter::listen(&socket).with_context(|| format!("listen on {}", socket.display()))?;
@@ -124,12 +130,18 @@ async fn serve(options: &Options) -> anyhow::Result<Ended> {
         }
     };
     let ended = shut_down(&context, again).await;
+    note_failure(copies.take());
     drop(published);
     Ok(ended)
 }
 
-fn open(options: &Options, layout: Layout) -> anyhow::Result<(Arc<Context>, Service)> {
-    let store: Arc<dyn Store> = Arc::new(EmbeddedStore::open(&layout.store())?);
+fn open(options: &Options, layout: Layout) -> anyhow::Result<(Arc<Context>, Service, Arc<Copies>)> {
+    let path = layout.store();
+    let directories = replica_folders::all(layout.disks());
+    let embedded = Arc::new(opening::open(&path, &directories, options.recover_store)?);
+    let copies = Arc::new(Copies::new(Arc::clone(&embedded), copy::path_of(&path)));
+    note_failure(copies.take());
+    let store: Arc<dyn Store> = embedded;
     let supervisor = LocalSupervisor::open(&layout.run(), &[layout.sockets()])?;
     let supervisor: Arc<dyn Supervisor> = Arc::new(supervisor);
     let mut context = Context::new(
@@ -145,7 +157,14 @@ fn open(options: &Options, layout: Layout) -> anyhow::Result<(Arc<Context>, Serv
     let context = Arc::new(context);
     controllers::end_strays(&context)?;
     let service = Service::open(Arc::clone(&context))?;
-    Ok((context, service))
+    Ok((context, service, copies))
+}
+
+/// The store is whole without its copy.
+fn note_failure(copied: Result<(), CopyError>) {
+    if let Err(error) = copied {
+        tracing::warn!(error = chain(&error), "copy the store");
+    }
 }
 
 /// For as long as the process lives: asking the drivers costs a few system calls.

@@ -5,10 +5,14 @@
 //! the other looks again. What may never happen: a write is answered before it is durable, or a
 //! write undoes another that its writer hasn't seen.
 
+pub mod copy;
 mod embedded;
+mod guard;
+pub mod opening;
+mod whole;
 
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast;
 
 use crate::api::error::chain;
@@ -21,7 +25,8 @@ pub use embedded::EmbeddedStore;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Version(pub u64);
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub enum Kind {
     Volume,
     BackupTarget,
@@ -71,6 +76,12 @@ pub enum StoreError {
     Conflict { kind: Kind, name: String },
     #[error("open the store {path}")]
     Open { path: String, source: Box<redb::Error> },
+    #[error("the store {path} is damaged: {what}")]
+    Damaged { path: String, what: String },
+    #[error("the {kind} {name} in the store is damaged: its sum isn't that of what it holds")]
+    ObjectDamaged { kind: Kind, name: String },
+    #[error("read or write the store: it may be damaged: {what}")]
+    Panicked { what: String },
     #[error("the store {path} has format {found}; this program knows up to {known}")]
     Newer { path: String, found: u64, known: u64 },
     #[error("the {kind} {name} in the store can't be read")]

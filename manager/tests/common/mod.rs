@@ -81,7 +81,12 @@ impl World {
     }
 
     pub fn start(&mut self) {
-        let mut child = self.launch_one();
+        self.start_with(&[]);
+    }
+
+    /// With further arguments.
+    pub fn start_with(&mut self, args: &[&str]) {
+        let mut child = self.launch_one_with(args);
         until("the API is there", || {
             assert!(child.try_wait().unwrap().is_none(), "the standalone ended: see its log");
             self.data()
@@ -93,11 +98,24 @@ impl World {
         self.standalone = Some(child);
     }
 
+    /// One that must not start: what it says, and that is no backtrace.
+    pub fn is_refused(&self) -> String {
+        let Output { status, stderr, .. } = (self.launch)(self).output().unwrap();
+        let said = String::from_utf8(stderr).unwrap();
+        assert_eq!(status.code(), Some(1), "{said}");
+        assert!(!said.contains("panicked"), "{said}");
+        said
+    }
+
     /// Without waiting for it.
     pub fn launch_one(&self) -> Child {
+        self.launch_one_with(&[])
+    }
+
+    fn launch_one_with(&self, args: &[&str]) -> Child {
         let path = self.path().join("standalone.log");
         let log = fs::File::options().append(true).create(true).open(path).unwrap();
-        (self.launch)(self).stdout(Stdio::null()).stderr(log).spawn().unwrap()
+        (self.launch)(self).args(args).stdout(Stdio::null()).stderr(log).spawn().unwrap()
     }
 
     pub fn log(&self) -> String {
