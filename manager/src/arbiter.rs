@@ -130,7 +130,9 @@ fn answer(store: &dyn Store, request: Request) -> Result<Answer, StoreError> {
     match outcome {
         Ok(record) => Ok(Answer::Record(record)),
         Err(ArbiterError::Refused(refused)) => Ok(Answer::Refused(refused)),
-        Err(ArbiterError::Store(error @ StoreError::Database(_))) => Err(error),
+        Err(ArbiterError::Store(
+            error @ (StoreError::Database(_) | StoreError::Panicked { .. }),
+        )) => Err(error),
         Err(error) => Ok(Answer::Error { message: error.to_string() }),
     }
 }

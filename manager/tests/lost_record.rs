@@ -73,4 +73,7 @@ fn a_volume_without_its_record_is_removed_and_its_data_stays() {
         let evidence = world.json(&["replica", "inspect", directory]);
         assert_eq!(evidence["state"], "member", "{evidence}");
     }
+    world.well(&["volume", "recover", "v1", "--yes", "--frontend", "socket"]);
+    let endpoint = world.well(&["volume", "attach", "v1"]);
+    assert!(holds(endpoint.trim(), 7));
 }

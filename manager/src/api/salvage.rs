@@ -6,6 +6,7 @@ use ankole_replica::types::{Generation, ReplicaId};
 use serde::{Deserialize, Serialize};
 
 use super::Name;
+use super::volume::Frontend;
 
 /// `GET /v1/volumes/V/salvage`, and the answer to `POST`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,4 +37,19 @@ pub struct SalvageRequest {
     /// Of the record that the person has seen: another one is refused.
     #[serde(default)]
     pub expected: Option<Generation>,
+}
+
+/// What `POST /v1/recoveries/V` takes; what could be recovered is a [`SalvageView`] without a record.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RecoveryRequest {
+    /// The best, if there is none.
+    #[serde(default)]
+    pub replica: Option<ReplicaId>,
+    /// Take it although a newer copy exists, or existed, somewhere.
+    #[serde(default)]
+    pub accept_stale: bool,
+    /// The directories don't tell how the volume was shown.
+    #[serde(default)]
+    pub frontend: Frontend,
 }

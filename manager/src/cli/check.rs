@@ -4,13 +4,27 @@ use std::path::Path;
 
 use super::output::column;
 use super::{Done, Outcome, Session};
-use crate::agent::probe::{self, Finding, Found};
+use crate::agent::layout::api_socket_path;
+use crate::agent::probe::{self, Area, Finding, Found};
+use crate::agent::replica_folders::nobodys;
+use crate::client::Client;
 
 /// Degraded when there is a problem; what is only missing is fine, something else serves.
 pub(super) fn run(session: &Session<'_>) -> Outcome {
     let data = session.global.data.as_deref().or(session.environment.data.as_deref());
     let data = data.unwrap_or(Path::new("."));
-    let findings = probe::check(data, &session.environment.search_path);
+    let mut findings = probe::check(data, &session.environment.search_path);
+    // Which directories are whose, only the server of the data folder knows.
+    let orphans = Client::local(api_socket_path(data)).orphans().unwrap_or_default();
+    if !orphans.is_empty() {
+        findings.push(Finding {
+            area: Area::Disk,
+            name: "orphans".into(),
+            found: Found::Problem,
+            detail: nobodys(&orphans),
+            next: None,
+        });
+    }
     let area = |finding: &Finding| format!("{:?}", finding.area).to_lowercase();
     session.output.list(
         &findings,

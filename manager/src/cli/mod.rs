@@ -11,6 +11,7 @@ mod connect;
 mod engine;
 mod node;
 mod output;
+mod recover;
 mod replica;
 mod salvage;
 mod snapshot;

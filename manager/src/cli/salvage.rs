@@ -34,7 +34,7 @@ pub(super) fn run(session: &Session<'_>, client: &Client, args: &SalvageArgs) ->
     let SalvageArgs { name, dry_run, replica, accept_stale, yes } = args;
     let view = client.evidence(name, replica.as_ref())?;
     if *dry_run {
-        return show(session, &view);
+        return evidence_of(session, &view, "salvage");
     }
     // What was seen is what is asked for; the server refuses what it has to.
     let chosen = view.choice.chosen.as_ref().map(|member| member.replica.clone());
@@ -76,7 +76,8 @@ struct Row<'a> {
     is_chosen: bool,
 }
 
-fn show(session: &Session<'_>, view: &SalvageView) -> Outcome {
+/// `verb` is what takes the chosen copy.
+pub(super) fn evidence_of(session: &Session<'_>, view: &SalvageView, verb: &str) -> Outcome {
     let choice = &view.choice;
     match session.output.format {
         Format::Json => return session.output.json(view),
@@ -105,18 +106,16 @@ fn show(session: &Session<'_>, view: &SalvageView) -> Outcome {
             column("SYNCED", |row| synced(&row.exhibit.evidence)),
             column("WITH", |row| synced_with(&row.exhibit.evidence)),
             column("CONTINUOUS", |row| continuous(&row.exhibit.evidence)),
-            column("MARKED", |row| {
-                content(&row.exhibit.evidence, |c| human(c.marked_regions << 20))
-            }),
+            column("MARKED", |row| shown(&row.exhibit.evidence, |c| human(c.marked_regions << 20))),
             wide("UNVERIFIED", |row| {
-                content(&row.exhibit.evidence, |c| c.unverified_blocks.to_string())
+                shown(&row.exhibit.evidence, |c| c.unverified_blocks.to_string())
             }),
             wide("SEEN", |row| {
                 let fence = row.exhibit.evidence.replica().and_then(|replica| replica.fence);
                 fence.map_or("-".into(), |fence| fence.generation.to_string())
             }),
             column("SNAPSHOTS", |row| {
-                content(&row.exhibit.evidence, |c| c.snapshots.len().to_string())
+                shown(&row.exhibit.evidence, |c| c.snapshots.len().to_string())
             }),
             column("RANK", |row| match (row.rank, row.is_chosen) {
                 (Some(rank), true) => format!("{rank}, chosen"),
@@ -127,10 +126,10 @@ fn show(session: &Session<'_>, view: &SalvageView) -> Outcome {
         ],
     )?;
     session.output.text("\n")?;
-    session.output.fields(&conclusions(view))
+    session.output.fields(&conclusions(view, verb))
 }
 
-fn conclusions(view: &SalvageView) -> Vec<(&'static str, String)> {
+fn conclusions(view: &SalvageView, verb: &str) -> Vec<(&'static str, String)> {
     let (name, choice) = (&view.volume, &view.choice);
     let record = view.record.as_ref();
     let record = record.map_or("lost".into(), |record| record.generation.to_string());
@@ -148,7 +147,7 @@ fn conclusions(view: &SalvageView) -> Vec<(&'static str, String)> {
         let stale = if choice.doubts.is_empty() { "" } else { " --accept-stale" };
         said.push((
             "next",
-            format!("ankole volume salvage {name} --replica {}{stale}", member.replica),
+            format!("ankole volume {verb} {name} --replica {}{stale}", member.replica),
         ));
     }
     said
@@ -195,10 +194,10 @@ pub(super) fn synced_with(evidence: &Evidence) -> String {
 }
 
 fn continuous(evidence: &Evidence) -> String {
-    content(evidence, |content| if content.continuous { "yes".into() } else { "no".into() })
+    shown(evidence, |content| if content.continuous { "yes".into() } else { "no".into() })
 }
 
-fn content(
+pub(super) fn shown(
     evidence: &Evidence,
     tell: impl Fn(&ankole_replica::inspect::Content) -> String,
 ) -> String {

@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use clap::Subcommand;
 
 use super::output::{Format, column, remark, wide};
+use super::recover::{self, RecoverArgs, tell_orphans};
 use super::salvage::{self, SalvageArgs};
 use super::{Done, Outcome, Session, confirm, is_not_found, poll, seconds};
 use crate::agent::probe::{Finding, Found};
@@ -33,6 +34,8 @@ pub(super) enum VolumeCommand {
     Resize(ResizeArgs),
     /// Choose the copy to trust when no replica that is in sync can be opened
     Salvage(SalvageArgs),
+    /// Make volumes of replicas' directories that no volume knows, as after the loss of the store
+    Recover(RecoverArgs),
     /// What it waits for, in words
     Why { name: Name },
     /// Remove it with all its data
@@ -114,7 +117,11 @@ pub(super) fn run(session: &Session<'_>, command: VolumeCommand) -> Outcome {
     let client = session.client()?;
     match command {
         VolumeCommand::Create(args) => create(session, &client, args),
-        VolumeCommand::Ls => list(session, &client.volumes()?),
+        VolumeCommand::Ls => {
+            let done = list(session, &client.volumes()?)?;
+            tell_orphans(&client);
+            Ok(done)
+        }
         VolumeCommand::Show { name } => show(session, &client.volume(&name)?),
         VolumeCommand::Attach(args) => attach(session, &client, args),
         VolumeCommand::Detach(args) => detach(&client, &args),
@@ -126,6 +133,7 @@ pub(super) fn run(session: &Session<'_>, command: VolumeCommand) -> Outcome {
                 _ => session.output.line(&said.join("\n")),
             }
         }
+        VolumeCommand::Recover(args) => recover::run(session, &client, &args),
         VolumeCommand::Salvage(args) => salvage::run(session, &client, &args),
         VolumeCommand::Rm(args) => remove(&client, &args),
     }

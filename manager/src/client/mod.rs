@@ -16,7 +16,7 @@ use crate::api::attachment::{AttachRequest, USER_TICKET};
 use crate::api::backup::{BackupRequest, Job, RestoreRequest};
 use crate::api::node::NodeView;
 use crate::api::replica::ReplicaView;
-use crate::api::salvage::{SalvageRequest, SalvageView};
+use crate::api::salvage::{RecoveryRequest, SalvageRequest, SalvageView};
 use crate::api::snapshot::{Chain, SnapshotRequest};
 use crate::api::target::{BackupTarget, TargetRequest};
 use crate::api::volume::{ResizeRequest, UpgradeRequest, VolumeRequest, VolumeView};
@@ -122,6 +122,30 @@ impl Client {
         request: &SalvageRequest,
     ) -> Result<SalvageView, ApiError> {
         self.send("POST", &format!("/v1/volumes/{volume}/salvage"), request)
+    }
+
+    /// Directories of replicas that no volume knows.
+    pub fn orphans(&self) -> Result<Vec<PathBuf>, ApiError> {
+        self.get("/v1/orphans", &[])
+    }
+    /// What volumes could be made of them; reads them all.
+    pub fn recoveries(&self) -> Result<Vec<SalvageView>, ApiError> {
+        self.get("/v1/recoveries", &[])
+    }
+    pub fn recovery(
+        &self,
+        volume: &Name,
+        replica: Option<&ReplicaId>,
+    ) -> Result<SalvageView, ApiError> {
+        let query: Vec<_> = replica.iter().map(|replica| ("replica", &*replica.0)).collect();
+        self.get(&format!("/v1/recoveries/{volume}"), &query)
+    }
+    pub fn recover(
+        &self,
+        volume: &Name,
+        request: &RecoveryRequest,
+    ) -> Result<SalvageView, ApiError> {
+        self.send("POST", &format!("/v1/recoveries/{volume}"), request)
     }
 
     pub fn snapshots(&self, volume: &Name) -> Result<Chain, ApiError> {

@@ -13,6 +13,9 @@
 //! GET    /v1/volumes/V/snapshots  POST {name}
 //! DELETE /v1/volumes/V/snapshots/S
 //! POST   /v1/volumes/V/snapshots/S/revert
+//! GET    /v1/orphans              directories of replicas that no volume knows
+//! GET    /v1/recoveries           what could be made of them
+//! GET    /v1/recoveries/V ?replica=R                           POST {replica, acceptStale, frontend}
 //! GET    /v1/replicas?volume=V
 //! POST   /v1/volumes/V/replicas/R/rebuild
 //! GET    /v1/targets              PUT /v1/targets/T {url}     DELETE
@@ -25,6 +28,7 @@
 
 mod backups;
 mod local;
+mod recoveries;
 mod snapshots;
 mod targets;
 mod volumes;
@@ -82,6 +86,9 @@ pub fn router(service: Service) -> Router {
         .route("/v1/volumes/{volume}/snapshots/{snapshot}", delete(snapshots::remove))
         .route("/v1/volumes/{volume}/snapshots/{snapshot}/revert", post(snapshots::revert))
         .route("/v1/volumes/{volume}/replicas/{replica}/rebuild", post(volumes::rebuild))
+        .route("/v1/orphans", get(recoveries::orphans))
+        .route("/v1/recoveries", get(recoveries::list))
+        .route("/v1/recoveries/{volume}", get(recoveries::evidence).post(recoveries::recover))
         .route("/v1/replicas", get(volumes::replicas))
         .route("/v1/targets", get(targets::list))
         .route("/v1/targets/{target}", put(targets::add).delete(targets::remove))

@@ -81,7 +81,7 @@ pub(super) async fn detach(
 
 #[derive(Deserialize)]
 pub(super) struct OfReplica {
-    replica: Option<String>,
+    pub(super) replica: Option<String>,
 }
 
 pub(super) async fn evidence(

@@ -157,6 +157,11 @@ fn open(options: &Options, layout: Layout) -> anyhow::Result<(Arc<Context>, Serv
     let context = Arc::new(context);
     controllers::end_strays(&context)?;
     let service = Service::open(Arc::clone(&context))?;
+    let orphans = service.orphans()?;
+    if !orphans.is_empty() {
+        // For the person at the terminal, whatever the log's filter is.
+        let _ = writeln!(io::stderr(), "{}", replica_folders::nobodys(&orphans));
+    }
     Ok((context, service, copies))
 }
 

@@ -4,6 +4,7 @@
 
 mod jobs;
 mod program;
+mod recovery;
 mod salvage;
 mod snapshots;
 mod targets;

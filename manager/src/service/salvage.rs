@@ -207,21 +207,31 @@ fn refuse(view: &SalvageView, request: &SalvageRequest) -> Result<(), ApiError> 
         return Err(ApiError::conflict(format!("volume {name}: the record is at {now} by now"))
             .next(format!("look again: ankole volume salvage {name} --dry-run")));
     }
+    refuse_doubts(view, request.accept_stale, "salvage")
+}
+
+/// `verb` is what would be called again with the explicit yes.
+pub(super) fn refuse_doubts(
+    view: &SalvageView,
+    accept_stale: bool,
+    verb: &str,
+) -> Result<(), ApiError> {
+    let name = &view.volume;
     let Some(member) = &view.choice.chosen else { return Err(nothing_to_choose(view)) };
-    if !view.choice.doubts.is_empty() && !request.accept_stale {
+    if !view.choice.doubts.is_empty() && !accept_stale {
         let doubts = view.choice.doubts.join("; ");
         return Err(ApiError::conflict(format!(
             "volume {name}: what {} holds may be stale: {doubts}",
             member.replica
         ))
         .next(format!(
-            "look at all of it with ankole volume salvage {name} --dry-run; to take it all the same, add --accept-stale"
+            "look at all of it with ankole volume {verb} {name} --dry-run; to take it all the same, add --accept-stale"
         )));
     }
     Ok(())
 }
 
-fn nothing_to_choose(view: &SalvageView) -> ApiError {
+pub(super) fn nothing_to_choose(view: &SalvageView) -> ApiError {
     let name = &view.volume;
     ApiError::conflict(format!("volume {name}: {}", view.choice.why))
         .next("bring a disk with a copy back, or restore a backup into a new volume")

@@ -131,7 +131,7 @@ impl Service {
                 return Err(ApiError::conflict(format!(
                     "volume {name}: {directory} is there already, and no volume knows it"
                 ))
-                .next("move the directory away, or choose another name"));
+                .next(format!("ankole volume recover {name} --dry-run shows what it holds; or move it away, or choose another name")));
             }
             places.push(Place { replica, directory, port });
         }

@@ -13,7 +13,7 @@
 //! than what a replica has seen.
 
 use std::path::{Path, PathBuf};
-use std::{fmt, fs, io};
+use std::{fs, io};
 
 use ankole_replica::inspect;
 use ankole_replica::record::Record;
@@ -21,6 +21,7 @@ use ankole_replica::record::Record;
 use super::copy::{self, CopiedObject, StoreCopy};
 use super::embedded::{Verified, verify};
 use super::{EmbeddedStore, Kind, StoreError, Version, whole};
+use crate::agent::replica_folders::Named;
 use crate::api::error::chain;
 use crate::api::volume::{Volume, VolumeStatus};
 
@@ -209,20 +210,6 @@ fn is_confirmed(name: &str, status: &VolumeStatus, record: &Record) -> bool {
         let fence = inspect::fence(&place.directory, name, &place.replica);
         fence.is_some_and(|it| it.is_none_or(|seen| seen.generation <= record.generation))
     })
-}
-
-/// `3 directories of replicas (v1-r1, v1-r2, v1-r3)`
-pub struct Named<'a>(pub &'a [PathBuf]);
-
-impl fmt::Display for Named<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const NAMED_MAX: usize = 4;
-        let names = self.0.iter().filter_map(|path| path.file_name());
-        let names: Vec<_> = names.take(NAMED_MAX).map(|name| name.to_string_lossy()).collect();
-        let more = if self.0.len() > NAMED_MAX { ", …" } else { "" };
-        let noun = if self.0.len() == 1 { "directory" } else { "directories" };
-        write!(f, "{} {noun} of replicas ({}{more})", self.0.len(), names.join(", "))
-    }
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use ankole_backup::timestamp::Timestamp;
 
-const MARK: &str = ".damaged-";
+use crate::agent::replica_folders::SET_ASIDE;
 
 /// `v1-r2` becomes `v1-r2.damaged-20261120-210244`.
 pub(super) fn set_aside(directory: &Path) -> io::Result<()> {
@@ -22,7 +22,7 @@ pub(super) fn earlier(directory: &Path) -> Vec<PathBuf> {
     let (Some(parent), Some(name)) = (directory.parent(), directory.file_name()) else {
         return Vec::new();
     };
-    let prefix = format!("{}{MARK}", name.to_string_lossy());
+    let prefix = format!("{}{SET_ASIDE}", name.to_string_lossy());
     let entries = fs::read_dir(parent).into_iter().flatten().flatten();
     let entries = entries.filter(|it| it.file_name().to_string_lossy().starts_with(&prefix));
     let mut found: Vec<_> = entries.map(|entry| entry.path()).collect();
@@ -33,7 +33,7 @@ pub(super) fn earlier(directory: &Path) -> Vec<PathBuf> {
 fn aside(directory: &Path, now: &Timestamp) -> PathBuf {
     let digits = now.0.replace(['-', ':', 'Z'], "").replace('T', "-");
     let mut path = directory.as_os_str().to_owned();
-    path.push(format!("{MARK}{digits}"));
+    path.push(format!("{SET_ASIDE}{digits}"));
     path.into()
 }
 
