@@ -20,8 +20,6 @@ use std::path::Path;
 use ankole_backup::inventory::{self, BackupDetails, Volumes};
 use ankole_backup::plan::BackupMode;
 use ankole_backup::prune::{self, Collected};
-use ankole_backup::target::TargetError;
-use ankole_backup::url::UrlError;
 use ankole_backup::{
     self as backup, BackupUrl, LockTimes, RestoreOptions, Source, Target, TargetUrl,
 };
@@ -72,7 +70,8 @@ pub fn create(
     let on_progress = |progress| watch(service, control, progress);
     match backup::back_up(&*target, &source, &request, &on_progress) {
         Ok(report) => {
-            let (volume, backup) = (source.volume().parse()?, report.manifest.name.parse()?);
+            let volume = backup_name(source.volume())?;
+            let backup = backup_name(&report.manifest.name)?;
             let (manifest, size_bytes) = (report.manifest, source.size_bytes());
             let details = BackupDetails { manifest, size_bytes, backing_image: None };
             Ok(listing::complete(&url, &volume, &backup, details))
@@ -204,7 +203,7 @@ pub fn prune(
     let refused = |error| refused(About::Target(&url), &error);
     let mut outcomes = Vec::new();
     let volumes = match volume {
-        Some(volume) => vec![volume.parse::<backup::Name>()?],
+        Some(volume) => vec![backup_name(volume)?],
         None => {
             let Volumes { names, problems } = inventory::volumes(&*target).map_err(refused)?;
             outcomes.extend(problems.into_iter().map(|problem| Err(refused(problem))));
@@ -231,7 +230,7 @@ pub fn prune(
 /// one may stay silent. Gives a line for each.
 pub fn unlock(target: &str, volume: &str) -> Result<Vec<String>, ApiError> {
     let (url, target) = open(target)?;
-    let volume = volume.parse::<backup::Name>()?;
+    let volume = backup_name(volume)?;
     let unlocked = backup::remove_dead_locks(&*target, &volume, LockTimes::default())
         .map_err(|error| refused(About::Target(&url), &error))?;
     let removed = unlocked.removed.iter().map(|path| format!("{path}: removed"));
@@ -270,14 +269,14 @@ pub fn restore_to_file(
 }
 
 fn open(target: &str) -> Result<(TargetUrl, Box<dyn Target>), ApiError> {
-    let url: TargetUrl = target.parse()?;
-    let target = url.open()?;
+    let url: TargetUrl = target.parse().map_err(|error| invalid(&error))?;
+    let target = url.open().map_err(|error| failed(&error))?;
     Ok((url, target))
 }
 
 fn open_backup(url: &str) -> Result<(BackupUrl, Box<dyn Target>), ApiError> {
-    let url: BackupUrl = url.parse()?;
-    let target = url.target.open()?;
+    let url: BackupUrl = url.parse().map_err(|error| invalid(&error))?;
+    let target = url.target.open().map_err(|error| failed(&error))?;
     Ok((url, target))
 }
 
@@ -308,20 +307,10 @@ fn failed(error: &dyn std::error::Error) -> ApiError {
     ApiError::failed(chain(error))
 }
 
-impl From<TargetError> for ApiError {
-    fn from(error: TargetError) -> Self {
-        failed(&error)
-    }
+fn backup_name(name: &str) -> Result<backup::Name, ApiError> {
+    name.parse().map_err(|error: backup::name::NameError| invalid(&error))
 }
 
-impl From<UrlError> for ApiError {
-    fn from(error: UrlError) -> Self {
-        Self::invalid(chain(&error))
-    }
-}
-
-impl From<backup::name::NameError> for ApiError {
-    fn from(error: backup::name::NameError) -> Self {
-        Self::invalid(error.to_string())
-    }
+fn invalid(error: &dyn std::error::Error) -> ApiError {
+    ApiError::invalid(chain(error))
 }

@@ -9,17 +9,16 @@
 //! of any part, this one included, leaves nothing that the next pass of a controller doesn't see.
 
 pub mod agent;
-pub mod api;
 pub mod arbiter;
 pub mod backup_job;
 pub mod cli;
 pub mod client;
 pub mod controllers;
-#[cfg(test)]
-mod golden;
 pub mod http;
 mod proof;
 pub mod roles;
 pub mod schedule;
 pub mod service;
 pub mod store;
+
+pub use ankole_api as api;

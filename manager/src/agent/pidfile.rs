@@ -147,7 +147,7 @@ pub fn boot_id() -> io::Result<String> {
 mod tests {
     use super::*;
     use crate::agent::ProcessName;
-    use crate::golden::assert_golden;
+    use expect_test::expect_file;
 
     #[test]
     fn this_process_is_alive_and_the_same_pid_of_another_time_is_not() {
@@ -176,7 +176,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("v1.engine.process");
         write(&path, &header(), STAT).unwrap();
-        assert_golden("pidfile-1.txt", &fs::read_to_string(&path).unwrap());
+        let golden = expect_file!["../../tests/golden/pidfile-1.txt"];
+        golden.assert_eq(&fs::read_to_string(&path).unwrap());
         let told = Child::Told(Identity { pid: 4711, start_ticks: 5555 });
         assert_eq!(read(&path).unwrap(), PidFile { header: Ok(header()), child: told });
     }

@@ -10,7 +10,7 @@ use ankole_backup::inventory::{
 use ankole_backup::{self as backup, Target, TargetUrl};
 
 use super::next::{About, refused};
-use super::{open, open_backup};
+use super::{backup_name, open, open_backup};
 use crate::api::ApiError;
 use crate::api::backup::{BackupState, BackupView};
 use crate::api::error::chain;
@@ -31,7 +31,7 @@ pub fn list(target: &str, volume: Option<&str>) -> Result<Listing, ApiError> {
     let refused = |error| refused(About::Target(&url), &error);
     let mut listing = Listing { backups: Vec::new(), remarks: Vec::new() };
     let (volumes, problems) = match volume {
-        Some(volume) => (vec![volume.parse::<backup::Name>()?], Vec::new()),
+        Some(volume) => (vec![backup_name(volume)?], Vec::new()),
         None => {
             let Volumes { names, problems } = inventory::volumes(&*target).map_err(refused)?;
             (names, problems)

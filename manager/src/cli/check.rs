@@ -5,8 +5,9 @@ use std::path::Path;
 use super::output::column;
 use super::{Done, Outcome, Session};
 use crate::agent::layout::api_socket_path;
-use crate::agent::probe::{self, Area, Finding, Found};
+use crate::agent::probe;
 use crate::agent::replica_folders::nobodys;
+use crate::api::node::{Area, Finding, Found};
 use crate::client::Client;
 
 /// Degraded when there is a problem; what is only missing is fine, something else serves.

@@ -4,7 +4,7 @@ use clap::Subcommand;
 
 use super::output::{Format, column};
 use super::{Outcome, Session};
-use crate::agent::probe::Capability;
+use crate::api::node::Capability;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum NodeCommand {

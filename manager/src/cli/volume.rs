@@ -8,8 +8,8 @@ use super::output::{Format, column, remark, wide};
 use super::recover::{self, RecoverArgs, tell_orphans};
 use super::salvage::{self, SalvageArgs};
 use super::{Done, Outcome, Session, confirm, is_not_found, poll, seconds};
-use crate::agent::probe::{Finding, Found};
 use crate::api::attachment::AttachRequest;
+use crate::api::node::{Finding, Found};
 use crate::api::size::{VolumeSize, human};
 use crate::api::volume::{
     Condition, Frontend, Reason, Robustness, State, Transport, VolumeRequest, VolumeView,

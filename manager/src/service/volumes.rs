@@ -9,10 +9,11 @@ use ankole_replica::types::ReplicaId;
 
 use super::{Service, program};
 use crate::agent::layout::random_hex;
-use crate::agent::probe::{self, Finding};
+use crate::agent::probe;
 use crate::agent::{Layout, Part};
 use crate::api::attachment::{AttachRequest, Ticket, TicketKind};
 use crate::api::error::chain;
+use crate::api::node::Finding;
 use crate::api::replica::{Mode, Place, ReplicaView, seconds_left};
 use crate::api::size::{VolumeSize, human};
 use crate::api::volume::{

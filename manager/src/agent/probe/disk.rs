@@ -7,7 +7,7 @@ use ankole_replica::types::VOLUME_BYTES_MAX;
 use rustix::fs::{Mode, OFlags, StatFs};
 
 use super::file_size::file_bytes_max;
-use super::{Area, Finding, Found};
+use crate::api::node::{Area, Finding, Found};
 use crate::api::size::human;
 
 pub(super) fn look(data: &Path) -> Finding {

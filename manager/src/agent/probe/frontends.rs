@@ -8,8 +8,8 @@ use ankole_blockdev::kernel_nbd;
 use ankole_blockdev::tgt;
 use ankole_blockdev::ublk::{self, Unavailable};
 
-use super::{Area, Finding, Found};
 use crate::api::error::chain;
+use crate::api::node::{Area, Finding, Found};
 
 /// Whether one more device can be made.
 pub fn can_serve(driver: Driver) -> bool {

@@ -6,7 +6,7 @@ use std::fs;
 use ankole_blockdev::program;
 
 use super::frontends::kernel_has;
-use super::{Area, Finding, Found};
+use crate::api::node::{Area, Finding, Found};
 
 /// An engine and its replicas need some; each client and each replica's layer some more.
 const OPEN_FILES_MIN: u64 = 4096;

@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 
 use ankole_blockdev::program;
 
-use super::{Area, Finding, Found};
+use crate::api::node::{Area, Finding, Found};
 
 pub(super) fn look(search_path: &OsStr) -> impl Iterator<Item = Finding> {
     TOOLS.iter().map(move |tool| tool.look(search_path))

@@ -3,24 +3,10 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use serde::{Deserialize, Serialize};
-
-use super::{Finding, Found};
+use crate::api::node::{Capability, Finding, Found};
 
 /// Between two looks.
 pub const INTERVAL: Duration = Duration::from_secs(10);
-
-/// A frontend, as it was last looked at.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Capability {
-    #[serde(flatten)]
-    pub finding: Finding,
-    /// It could show volumes since this process began, and can't any more.
-    pub lost: bool,
-    /// Since when it can or can't, in seconds of Unix time.
-    pub since_unix_s: u64,
-}
 
 /// Remembers what could be used.
 #[derive(Debug, Default)]
@@ -70,8 +56,8 @@ fn after(known: &[Capability], finding: Finding, now: u64) -> Capability {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Area;
     use super::*;
+    use crate::api::node::Area;
 
     fn found(found: Found) -> Vec<Finding> {
         vec![Finding::new(Area::Frontend, "ublk", found, "a detail")]

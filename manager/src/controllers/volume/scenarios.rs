@@ -19,7 +19,7 @@ use crate::agent::supervisor::Doubt;
 use crate::api::attachment::{Ticket, TicketKind};
 use crate::api::replica::Place;
 use crate::api::volume::{Attachment, Device, Frontend, Volume, VolumeRequest, VolumeStatus};
-use crate::golden::assert_golden;
+use expect_test::expect_file;
 
 fn detached() -> Seen {
     let request: VolumeRequest =
@@ -628,7 +628,7 @@ fn each_situation_has_the_plan_that_was_agreed_on() {
         let plan = plan(validate(&seen.volume, false), &seen);
         text.push_str(&format!("# {title}\n{plan}\n"));
     }
-    assert_golden("plans.txt", &text);
+    expect_file!["../../../tests/golden/plans.txt"].assert_eq(&text);
 }
 
 /// What a person looks at must not change meanwhile, and nothing else of the volume either.

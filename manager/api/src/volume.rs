@@ -11,10 +11,10 @@ use ankole_replica::types::ReplicaId;
 use serde::{Deserialize, Serialize};
 
 use super::attachment::Ticket;
+use super::node::Finding;
 use super::replica::{Place, ReplicaView};
 use super::size::VolumeSize;
 use super::{ApiError, Name};
-use crate::agent::probe::Finding;
 
 /// More copies cost more than they protect; the engine's sets are small by design.
 pub const REPLICAS_MAX: u8 = 8;
@@ -112,7 +112,8 @@ pub enum Device {
     Tgt(u32),
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 #[serde(rename_all = "lowercase")]
 pub enum Frontend {
     /// The best that the node can do.
@@ -128,7 +129,8 @@ pub enum Frontend {
     Socket,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 #[serde(rename_all = "lowercase")]
 pub enum Transport {
     #[default]

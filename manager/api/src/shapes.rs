@@ -8,6 +8,7 @@ use ankole_replica::record::{EngineGrant, InstanceId, Member, Record};
 use ankole_replica::salvage::{Exhibit, choose, turn};
 use ankole_replica::store::ReplicaState;
 use ankole_replica::types::{Fence, Generation, Incarnation, LayerId, Session};
+use expect_test::{ExpectFile, expect_file};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -18,17 +19,16 @@ use super::replica::{Mode, ReplicaView, seconds_left};
 use super::salvage::SalvageView;
 use super::snapshot::Chain;
 use super::volume::{Condition, Frontend, Reason, Robustness, State, VolumeView};
-use crate::golden::assert_golden;
 
 /// When the golden files are looked at.
 const NOW: u64 = 1_800_000_000;
 
 fn assert_shape<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(
-    name: &str,
+    golden: ExpectFile,
     value: &T,
 ) {
     let text = serde_json::to_string_pretty(value).unwrap() + "\n";
-    assert_golden(name, &text);
+    golden.assert_eq(&text);
     assert_eq!(&serde_json::from_str::<T>(&text).unwrap(), value);
 }
 
@@ -116,7 +116,7 @@ pub(super) fn volume() -> VolumeView {
 
 #[test]
 fn a_volume() {
-    assert_shape("volume.json", &volume());
+    assert_shape(expect_file!["../tests/golden/volume.json"], &volume());
 }
 
 #[test]
@@ -136,7 +136,7 @@ fn a_chain() {
         head_bytes: 0,
         head_parent: Some("s1".into()),
     };
-    assert_shape("chain.json", &chain);
+    assert_shape(expect_file!["../tests/golden/chain.json"], &chain);
 }
 
 #[test]
@@ -157,13 +157,13 @@ fn a_job_at_its_end() {
     let progress = JobProgress { done_bytes: 2 << 20, total_bytes: 2 << 20 };
     let state = JobState::Done { backup };
     let title = "back up volume v1 to file:///backups".into();
-    assert_shape("job.json", &Job { id: 1, title, progress, state });
+    assert_shape(expect_file!["../tests/golden/job.json"], &Job { id: 1, title, progress, state });
 }
 
 #[test]
 fn an_error() {
     let error = ApiError::not_found("volume v1 doesn't exist").next("ankole volume ls");
-    assert_shape("error.json", &error);
+    assert_shape(expect_file!["../tests/golden/error.json"], &error);
 }
 
 /// r1 failed last; r2 left before; r3's disk isn't there.
@@ -221,10 +221,11 @@ fn salvage() -> SalvageView {
 
 #[test]
 fn the_evidence_of_a_salvage() {
-    assert_shape("salvage.json", &salvage());
+    assert_shape(expect_file!["../tests/golden/salvage.json"], &salvage());
 }
 
 #[test]
 fn what_a_volume_waits_for_is_said_in_sentences() {
-    assert_golden("why.txt", &(super::why::explain(&volume(), NOW).join("\n") + "\n"));
+    let why = super::why::explain(&volume(), NOW).join("\n") + "\n";
+    expect_file!["../tests/golden/why.txt"].assert_eq(&why);
 }
