@@ -17,3 +17,4 @@ pub mod program;
 pub mod reclaim;
 pub mod tgt;
 pub mod ublk;
+pub mod unix_socket;

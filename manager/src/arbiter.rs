@@ -7,16 +7,15 @@
 //! (the store failed in the middle), the connection is closed without one, and the engine asks
 //! again.
 
-use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::io;
 use std::sync::Arc;
-use std::{fs, io};
 
 use ankole_blockdev::accept::next_client;
+use ankole_blockdev::unix_socket::Listener;
 use ankole_replica::record::{Answer, Change, Record, Refused, Request};
 use ankole_replica::types::Generation;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixStream;
 use tokio::sync::Semaphore;
 
 use crate::api::volume::Volume;
@@ -56,24 +55,12 @@ pub fn change(
     })
 }
 
-/// Makes the socket, in place of one that an earlier process left. The caller holds the lock on
-/// the data folder, so nobody listens on it.
-pub fn listen(path: &Path) -> io::Result<UnixListener> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let listener = UnixListener::bind(path)?;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
-    Ok(listener)
-}
-
-pub async fn serve(listener: UnixListener, store: Arc<dyn Store>) {
+pub async fn serve(listener: Listener, store: Arc<dyn Store>) {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
         let place = Arc::clone(&places).acquire_owned().await.expect("it is never closed");
         let accept = || listener.accept();
-        let (connection, _) = next_client("the arbiter's socket", accept).await;
+        let connection = next_client("the arbiter's socket", accept).await;
         let store = Arc::clone(&store);
         tokio::spawn(async move {
             if let Err(error) = serve_connection(connection, store).await {
@@ -178,7 +165,7 @@ mod tests {
                 let runtime =
                     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
                 runtime.block_on(async {
-                    let listener = listen(&socket).unwrap();
+                    let listener = Listener::bind(&socket).unwrap();
                     listening.send(()).unwrap();
                     serve(listener, serving).await;
                 });

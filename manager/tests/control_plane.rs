@@ -70,6 +70,7 @@ fn run_standalone(folder: &Path) -> i32 {
         recover_store: None,
         node: "n1".into(),
         runtime_folder: folder.join("ankole"),
+        short_names: folder.join("s"),
         program,
         format,
         until_stdin_closes: false,

@@ -222,6 +222,53 @@ fn processes_whose_pid_files_are_lost_or_torn_are_adopted() {
     assert_eq!(world.stop().code(), Some(0));
 }
 
+/// Cleaners of old files do this. I/O went on, and the manager said "starts" for ever.
+#[test]
+fn sockets_that_somebody_removed_are_made_anew_by_whoever_listens_there() {
+    let (world, endpoint) = attached();
+    write_volume(&world, &endpoint, &pattern(4));
+    let before = world.volume("v1");
+    let run = world.data().join("run");
+    let mut removed = 0;
+    for entry in std::fs::read_dir(&run).unwrap() {
+        let entry = entry.unwrap();
+        if std::os::unix::fs::FileTypeExt::is_socket(&entry.file_type().unwrap()) {
+            std::fs::remove_file(entry.path()).unwrap();
+            removed += 1;
+        }
+    }
+    assert_eq!(removed, 7, "engine's two, three replicas', arbiter's and the API's");
+    until("all are back", || {
+        let names = ["v1.admin", "v1.nbd", "v1.r1", "v1.r2", "v1.r3", "arbiter.sock", "api.sock"];
+        names.iter().all(|name| run.join(name).exists()).then_some(())
+    });
+    let after = until_healthy(&world);
+    assert_eq!(after["enginePid"], before["enginePid"]);
+    assert_eq!(read_volume(&world, &endpoint), pattern(4));
+    // A member that leaves the set is recorded by the arbiter at its new socket.
+    common::send(after["replicas"][2]["pid"].as_u64().unwrap() as u32, Signal::KILL);
+    change(&endpoint, 0, 4096, 9);
+    until_healthy(&world);
+}
+
+/// Its sockets lay under /tmp, or in a folder that a logout takes away.
+#[test]
+fn a_data_folder_with_a_long_path_has_its_sockets_inside_and_is_served_to_any_client() {
+    let mut world = World::at_a_long_path();
+    world.well(&["volume", "create", "v1", "--size", "32MiB", "--frontend", "socket"]);
+    let endpoint = world.well(&["volume", "attach", "v1"]).trim().to_owned();
+    write_volume(&world, &endpoint, &pattern(5));
+    for name in ["v1.admin", "v1.nbd", "v1.r1", "arbiter.sock", "api.sock"] {
+        assert!(world.data().join("run").join(name).exists(), "{name}");
+    }
+    world.kill();
+    world.start();
+    until_healthy(&world);
+    assert_eq!(read_volume(&world, &endpoint), pattern(5));
+    assert_eq!(world.stop().code(), Some(0));
+    assert!(!socket_of(&endpoint).parent().unwrap().exists(), "the short name is gone");
+}
+
 #[test]
 fn an_attached_volume_grows_under_its_clients() {
     let (world, endpoint) = attached();

@@ -6,8 +6,9 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use ankole_blockdev::unix_socket;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::net::{TcpListener, TcpStream};
 
 /// `unix:PATH`, `tcp:127.0.0.1:PORT`, or `dir:PATH` for a replica inside the engine's process.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,7 +67,7 @@ pub type Writer = Box<dyn AsyncWrite + Send + Unpin>;
 pub async fn connect(address: &Address) -> io::Result<(Reader, Writer)> {
     match address {
         Address::Unix(path) => {
-            let (reader, writer) = UnixStream::connect(path).await?.into_split();
+            let (reader, writer) = unix_socket::connect(path).await?.into_split();
             Ok((Box::new(reader), Box::new(writer)))
         }
         Address::Tcp(address) => split(TcpStream::connect(address).await?),
@@ -81,7 +82,7 @@ fn split(stream: TcpStream) -> io::Result<(Reader, Writer)> {
 }
 
 pub enum Listener {
-    Unix(UnixListener),
+    Unix(unix_socket::Listener),
     Tcp(TcpListener),
 }
 
@@ -100,16 +101,10 @@ impl Listener {
         };
         match address {
             Address::Unix(path) => {
-                if UnixStream::connect(path).await.is_ok() {
+                if unix_socket::connect(path).await.is_ok() {
                     return Err(named(io::ErrorKind::AddrInUse.into()));
                 }
-                match std::fs::remove_file(path) {
-                    Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                        return Err(named(error));
-                    }
-                    _ => {}
-                }
-                Ok(Self::Unix(UnixListener::bind(path).map_err(named)?))
+                Ok(Self::Unix(unix_socket::Listener::bind(path).map_err(named)?))
             }
             Address::Tcp(socket) => Ok(Self::Tcp(TcpListener::bind(socket).await.map_err(named)?)),
             Address::Directory(_) => {
@@ -122,7 +117,7 @@ impl Listener {
     pub async fn accept(&self) -> io::Result<(Reader, Writer, Option<u32>)> {
         match self {
             Self::Unix(listener) => {
-                let stream = listener.accept().await?.0;
+                let stream = listener.accept().await?;
                 let process = stream.peer_cred().ok().and_then(|peer| peer.pid());
                 let process = process.and_then(|process| u32::try_from(process).ok());
                 let (reader, writer) = stream.into_split();

@@ -12,7 +12,7 @@ use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::TcpStream;
 use tokio::sync::{Mutex, oneshot};
 use tokio::task::AbortHandle;
 
@@ -25,6 +25,7 @@ use super::wire::{
     info, option, option_reply, state, transmission_flag,
 };
 use crate::disk::{Allocation, Buffer, Disk, Durability, Extent, Hold};
+use crate::unix_socket;
 
 /// A server that doesn't finish its handshake by then counts as dead.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
@@ -90,7 +91,7 @@ impl Client {
     /// `export` may be empty, for the default one.
     pub async fn connect_unix(path: &Path, export: &str) -> Result<Self, ConnectError> {
         let server = path.display().to_string();
-        match UnixStream::connect(path).await {
+        match unix_socket::connect(path).await {
             Ok(stream) => Self::open(Stream::Unix(stream), server, export).await,
             Err(source) => Err(ConnectError::Connect { server, source }),
         }

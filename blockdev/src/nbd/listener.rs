@@ -1,14 +1,15 @@
 //! Where a server waits for clients.
 
-use std::fs::{self, Permissions};
+use std::fs;
 use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
-use tokio::net::{TcpListener, UnixListener, UnixStream};
+use tokio::net::TcpListener;
 
 use super::stream::Stream;
+use crate::unix_socket;
 
 /// Which TCP addresses may be served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,7 +45,7 @@ pub enum ListenError {
 pub struct Listener(Socket);
 
 enum Socket {
-    Unix { listener: UnixListener, file: SocketFile },
+    Unix(unix_socket::Listener),
     Tcp(TcpListener),
 }
 
@@ -62,21 +63,14 @@ impl Listener {
             Ok(found) if !found.file_type().is_socket() => {
                 return Err(ListenError::NotASocket { path });
             }
-            Ok(_) => match UnixStream::connect(&path).await {
-                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                    fs::remove_file(&path).map_err(|error| failed(&path, error))?;
-                }
+            Ok(_) => match unix_socket::connect(&path).await {
+                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
                 // Also a full queue (EAGAIN): somebody lives there.
                 _ => return Err(ListenError::PathInUse { path }),
             },
         }
-        let bind = || {
-            let listener = UnixListener::bind(&path)?;
-            fs::set_permissions(&path, Permissions::from_mode(0o600))?;
-            Ok((listener, SocketFile::of(path.clone())?))
-        };
-        let (listener, file) = bind().map_err(|error| failed(&path, error))?;
-        Ok(Self(Socket::Unix { listener, file }))
+        let listener = unix_socket::Listener::bind(&path).map_err(|error| failed(&path, error))?;
+        Ok(Self(Socket::Unix(listener)))
     }
 
     pub async fn bind_tcp(address: SocketAddr, exposure: TcpExposure) -> Result<Self, ListenError> {
@@ -95,8 +89,8 @@ impl Listener {
     /// What a client connects to, in the form that libnbd and QEMU understand.
     pub fn uri(&self) -> String {
         match &self.0 {
-            Socket::Unix { file, .. } => {
-                format!("nbd+unix:///?socket={}", percent_encoded(&file.path))
+            Socket::Unix(listener) => {
+                format!("nbd+unix:///?socket={}", percent_encoded(listener.path()))
             }
             Socket::Tcp(listener) => match listener.local_addr() {
                 Ok(address) => format!("nbd://{address}"),
@@ -107,7 +101,7 @@ impl Listener {
 
     pub(super) async fn accept(&self) -> io::Result<Stream> {
         match &self.0 {
-            Socket::Unix { listener, .. } => Ok(Stream::Unix(listener.accept().await?.0)),
+            Socket::Unix(listener) => Ok(Stream::Unix(listener.accept().await?)),
             Socket::Tcp(listener) => {
                 let (stream, _) = listener.accept().await?;
                 // Replies are gathered here already; waiting for more would only add latency.
@@ -118,26 +112,11 @@ impl Listener {
     }
 }
 
-/// The file of a unix socket, removed on drop unless somebody has replaced it.
-struct SocketFile {
-    path: PathBuf,
-    device: u64,
-    inode: u64,
-}
-
-impl SocketFile {
-    fn of(path: PathBuf) -> io::Result<Self> {
-        let found = fs::symlink_metadata(&path)?;
-        Ok(Self { path, device: found.dev(), inode: found.ino() })
-    }
-}
-
-impl Drop for SocketFile {
+impl Drop for Listener {
     fn drop(&mut self) {
-        let is_ours = |found: fs::Metadata| (found.dev(), found.ino()) == (self.device, self.inode);
-        if fs::symlink_metadata(&self.path).is_ok_and(is_ours) {
+        if let Socket::Unix(listener) = &self.0 {
             // If it stays, the next server finds that nobody answers and replaces it.
-            let _ = fs::remove_file(&self.path);
+            listener.remove_name();
         }
     }
 }

@@ -304,6 +304,8 @@ pub enum Reason {
     ActionFailed,
     /// The engine runs, but doesn't answer or has no endpoint yet.
     EngineStarting,
+    /// The engine runs, but nobody can ask it for anything.
+    EngineUnreachable,
     /// The engine ended; a successor starts after a pause.
     EngineEnded,
     ReplicaEnded,

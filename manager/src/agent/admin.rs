@@ -5,6 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
+use ankole_blockdev::unix_socket::short;
 use ankole_replica::admin::{Answer, ErrorKind, Request};
 
 /// A chain of 4096 snapshots with labels fits.
@@ -18,6 +19,14 @@ pub enum AdminError {
     Refused { kind: ErrorKind, message: String },
     #[error("the engine's answer isn't understood")]
     Garbage(#[source] serde_json::Error),
+}
+
+impl AdminError {
+    /// Nobody listens there: the socket was removed, or the process hasn't made it yet.
+    pub fn is_nobody(&self) -> bool {
+        use io::ErrorKind::{ConnectionRefused, NotFound};
+        matches!(self, Self::NoAnswer(error) if [ConnectionRefused, NotFound].contains(&error.kind()))
+    }
 }
 
 /// Any answer but an error. `timeout` bounds each wait for the engine.
@@ -50,7 +59,8 @@ fn connect(path: &Path) -> io::Result<UnixStream> {
     use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-    rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+    let path = short(path)?;
+    rustix::net::connect(&socket, &SocketAddrUnix::new(path.as_path())?)?;
     let stream = UnixStream::from(socket);
     stream.set_nonblocking(false)?;
     Ok(stream)

@@ -7,13 +7,10 @@
 //!        disks/default/replicas/V-R/        a replica, unless --disk names other places
 //!        run/api.addr                       where the API listens
 //!        run/V.engine.process, V.R.process  pid files
-//!        run/sockets                        the folder of the sockets, if it isn't run/
 //!        run/api.sock, arbiter.sock, V.admin, V.nbd, V.R
 //!        run/V.tgt/                         of the volume's tgtd
 //!        logs/V.engine.log, V.R.log
 //! ```
-//! The path of a unix socket has at most 107 bytes. When `run` is too long for the longest name,
-//! the sockets lie in the runtime folder of the user, under a name made of the data folder's path.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
@@ -22,21 +19,15 @@ use std::path::{Path, PathBuf};
 
 use ankole_replica::types::ReplicaId;
 
+use super::sockets::{self, Sockets};
 use super::supervisor::{Part, ProcessName};
+use super::whole_file;
 use crate::api::Name;
-use crate::api::name::NAME_LENGTH_MAX;
-
-/// `sun_path` has 108 bytes, the last is 0.
-const SOCKET_PATH_BYTES_MAX: usize = 107;
-const LONGEST_SUFFIX: &str = "/.tgt/c.0";
-const API_SOCKET: &str = "api.sock";
-/// Names the folder of the sockets, if it isn't `run` itself.
-const SOCKETS: &str = "sockets";
 
 #[derive(Clone, Debug)]
 pub struct Layout {
     data: PathBuf,
-    sockets: PathBuf,
+    sockets: Sockets,
     /// At least one.
     disks: Vec<PathBuf>,
 }
@@ -60,11 +51,12 @@ fn failed<'a>(what: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> L
 pub struct DataLock(#[expect(dead_code, reason = "the lock lives as long as the file")] File);
 
 impl Layout {
-    /// Makes the folders. `disks` are further places for replicas, instead of the default one.
+    /// Makes the folders. `disks` are further places for replicas, instead of the default one;
+    /// `short_names` see [`short_names_folder`].
     pub fn prepare(
         data: &Path,
         disks: &[PathBuf],
-        runtime_folder: &Path,
+        short_names: &Path,
     ) -> Result<Self, LayoutError> {
         make_private_folder(data)?;
         let data = data.canonicalize().map_err(failed("find", data))?;
@@ -84,7 +76,7 @@ impl Layout {
             make_private_folder(&folder)?;
             keep_others_out(&folder);
         }
-        let sockets = sockets_folder(&data, runtime_folder)?;
+        let sockets = Sockets::prepare(&data, short_names)?;
         Ok(Self { data, sockets, disks: absolute })
     }
 
@@ -113,24 +105,13 @@ impl Layout {
     /// The token of the API; made at the first start.
     pub fn token(&self) -> Result<String, LayoutError> {
         let path = token_path(&self.data);
-        match fs::read_to_string(&path) {
-            Ok(token) if !token.trim().is_empty() => return Ok(token.trim().into()),
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(failed("read", &path)(error));
-            }
-            _ => {}
+        if let Some(token) =
+            whole_file::read_line(&path).map_err(failed("read the token", &path))?
+        {
+            return Ok(token.trim().into());
         }
         let token = random_hex::<24>().map_err(failed("make a token for", &path))?;
-        // Whole or not at all: an empty token would let everybody in.
-        let draft = path.with_extension("new");
-        let _ = fs::remove_file(&draft);
-        OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&draft)
-            .and_then(|mut file| writeln!(file, "{token}"))
-            .and_then(|()| fs::rename(&draft, &path))
+        whole_file::write(&path, format!("{token}\n").as_bytes())
             .map_err(failed("write", &path))?;
         Ok(token)
     }
@@ -145,26 +126,40 @@ impl Layout {
         self.data.join("run")
     }
     /// Where engines and replicas listen.
-    pub fn sockets(&self) -> &Path {
-        &self.sockets
+    pub fn socket_folders(&self) -> Vec<&Path> {
+        self.sockets.folders()
+    }
+    /// See [`Sockets`].
+    pub fn mend_short_name(&self) -> Result<(), LayoutError> {
+        self.sockets.mend_short_name()
+    }
+    pub fn remove_short_name(&self) {
+        self.sockets.remove_short_name();
+    }
+    pub fn join_old_sockets(&self) -> Result<(), LayoutError> {
+        self.sockets.join_old()
+    }
+    pub fn forget_old_sockets(&self) {
+        self.sockets.forget_old();
     }
     pub fn api_address(&self) -> PathBuf {
         api_address_path(&self.data)
     }
     pub fn api_socket(&self) -> PathBuf {
-        self.sockets.join(API_SOCKET)
+        api_socket_path(&self.data)
     }
     pub fn arbiter(&self) -> PathBuf {
-        self.sockets.join("arbiter.sock")
+        self.run().join(sockets::ARBITER)
     }
     pub fn admin(&self, volume: &Name) -> PathBuf {
-        self.sockets.join(format!("{volume}.admin"))
+        self.run().join(format!("{volume}.admin"))
     }
+    /// Other programs connect there.
     pub fn nbd(&self, volume: &Name) -> PathBuf {
-        self.sockets.join(format!("{volume}.nbd"))
+        self.sockets.short.join(format!("{volume}.nbd"))
     }
     pub fn replica_socket(&self, volume: &Name, replica: &ReplicaId) -> PathBuf {
-        self.sockets.join(format!("{volume}.{replica}"))
+        self.run().join(format!("{volume}.{replica}"))
     }
     pub fn log(&self, process: &ProcessName) -> PathBuf {
         self.data.join("logs").join(format!("{process}.log"))
@@ -179,12 +174,12 @@ impl Layout {
     /// Sockets that a process which was killed may leave.
     pub fn remove_sockets(&self, process: &ProcessName) {
         let volume = &process.volume;
-        let sockets = match &process.part {
-            Part::Engine => vec![self.admin(volume), self.nbd(volume)],
-            Part::Replica(replica) => vec![self.replica_socket(volume, replica)],
-        };
-        for socket in sockets {
-            let _ = fs::remove_file(socket);
+        match &process.part {
+            Part::Engine => {
+                self.sockets.remove(&format!("{volume}.admin"));
+                self.sockets.remove(&format!("{volume}.nbd"));
+            }
+            Part::Replica(replica) => self.sockets.remove(&format!("{volume}.{replica}")),
         }
     }
 }
@@ -199,10 +194,14 @@ pub fn api_address_path(data: &Path) -> PathBuf {
 
 /// Where the standalone of a data folder listens, for its own user and root.
 pub fn api_socket_path(data: &Path) -> PathBuf {
-    let run = data.join("run");
-    match fs::read_to_string(run.join(SOCKETS)) {
-        Ok(folder) => Path::new(folder.trim_end()).join(API_SOCKET),
-        Err(_) => run.join(API_SOCKET),
+    data.join("run").join(sockets::API)
+}
+
+/// Where long paths of sockets get a short name. No logout takes it away, unlike the runtime folder.
+pub fn short_names_folder() -> PathBuf {
+    match rustix::process::geteuid().as_raw() {
+        0 => "/run/ankole".into(),
+        user => PathBuf::from(format!("/tmp/ankole-{user}")),
     }
 }
 
@@ -218,40 +217,6 @@ pub fn runtime_folder(xdg_runtime_dir: Option<&Path>) -> PathBuf {
 /// finds the token without being told.
 pub fn registration_path(runtime_folder: &Path, address: &str) -> PathBuf {
     runtime_folder.join(format!("api-{}", address.replace(['/', ':'], "_")))
-}
-
-fn sockets_folder(data: &Path, runtime_folder: &Path) -> Result<PathBuf, LayoutError> {
-    let fits = |folder: &Path| {
-        folder.as_os_str().len() + LONGEST_SUFFIX.len() + NAME_LENGTH_MAX <= SOCKET_PATH_BYTES_MAX
-    };
-    let run = data.join("run");
-    if fits(&run) {
-        return Ok(run);
-    }
-    // An earlier choice stays: processes that were left running listen there.
-    let remembered = run.join(SOCKETS);
-    if let Ok(path) = fs::read_to_string(&remembered) {
-        let folder = PathBuf::from(path.trim_end());
-        if fits(&folder) && make_private_folder(&folder).is_ok() && is_ours(&folder)? {
-            return Ok(folder);
-        }
-    }
-    let preferred = runtime_folder.join(hash_of(data));
-    let folder = if fits(&preferred) {
-        preferred
-    } else {
-        crate::agent::layout::runtime_folder(None).join(hash_of(data))
-    };
-    let parent = folder.parent().expect("it was joined to its parent");
-    for folder in [parent, &folder] {
-        make_private_folder(folder)?;
-        if !is_ours(folder)? {
-            return Err(LayoutError::NotOurs { path: folder.into() });
-        }
-    }
-    fs::write(&remembered, format!("{}\n", folder.display()))
-        .map_err(failed("write", &remembered))?;
-    Ok(folder)
 }
 
 /// Makes it with mode 0700; one that is there keeps its mode.
@@ -277,15 +242,6 @@ pub fn is_ours(folder: &Path) -> Result<bool, LayoutError> {
     Ok(metadata.is_dir() && ours && metadata.mode() & 0o077 == 0)
 }
 
-/// FNV-1a: any hash that stays the same between versions does.
-fn hash_of(path: &Path) -> String {
-    let bytes = path.as_os_str().as_encoded_bytes();
-    let hash = bytes.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    });
-    format!("{:08x}", (hash >> 32) ^ (hash & 0xffff_ffff))
-}
-
 /// `N` random bytes from the kernel, as hex.
 pub fn random_hex<const N: usize>() -> io::Result<String> {
     let mut bytes = [0; N];
@@ -308,25 +264,6 @@ mod tests {
         layout.lock().expect("the first let go");
     }
 
-    /// A socket path that is too long fails only when the first volume is attached, and with a
-    /// message that names neither the folder nor the limit.
-    #[test]
-    fn a_long_data_path_moves_the_sockets_to_the_runtime_folder_for_good() {
-        let folder = tempfile::tempdir().unwrap();
-        let data = folder.path().join("d".repeat(60));
-        let runtime = folder.path().join("r");
-        let name: Name = "v".repeat(NAME_LENGTH_MAX).parse().unwrap();
-        let first = Layout::prepare(&data, &[], &runtime).unwrap();
-        let socket = first.admin(&name);
-        assert!(socket.starts_with(&runtime), "{}", socket.display());
-        assert!(socket.as_os_str().len() <= SOCKET_PATH_BYTES_MAX);
-        let mode = fs::metadata(&runtime).unwrap().permissions().mode();
-        assert_eq!(mode & 0o777, 0o700);
-        // A later start without XDG_RUNTIME_DIR still finds what was left running.
-        let second = Layout::prepare(&data, &[], Path::new("/nowhere")).unwrap();
-        assert_eq!(second.admin(&name), socket);
-    }
-
     #[test]
     fn the_token_is_made_once_and_only_its_owner_reads_it() {
         let folder = tempfile::tempdir().unwrap();
@@ -334,6 +271,12 @@ mod tests {
         let token = layout.token().unwrap();
         assert_eq!(token.len(), 48);
         assert_eq!(layout.token().unwrap(), token);
+        // One that was cut short isn't replaced in silence: who has the old one would be locked out.
+        fs::write(token_path(folder.path()), &token[..20]).unwrap();
+        let refused = layout.token().unwrap_err();
+        assert!(refused.to_string().contains("token"), "{refused}");
+        fs::remove_file(token_path(folder.path())).unwrap();
+        layout.token().unwrap();
         let mode = fs::metadata(token_path(folder.path())).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
     }

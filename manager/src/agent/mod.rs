@@ -8,6 +8,7 @@ mod living;
 pub mod pidfile;
 pub mod probe;
 pub mod replica_folders;
+mod sockets;
 mod spawn;
 pub mod supervisor;
 pub mod whole_file;

@@ -1,7 +1,6 @@
 //! Which server is meant, and how it is reached: one of this machine by its socket, any other by its
 //! URL and token.
 
-use std::fs;
 use std::io;
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
@@ -9,10 +8,13 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use ankole_blockdev::unix_socket::short;
+
 use super::Environment;
 use crate::agent::layout::{
     api_socket_path, is_ours, registration_path, runtime_folder, token_path,
 };
+use crate::agent::whole_file;
 use crate::api::{ApiError, ErrorKind};
 use crate::client::Client;
 
@@ -43,7 +45,9 @@ impl Server {
     /// Says nothing of who answers.
     fn knock(&self) -> io::Result<()> {
         match self {
-            Self::Local { data } => UnixStream::connect(api_socket_path(data)).map(drop),
+            Self::Local { data } => {
+                UnixStream::connect(short(&api_socket_path(data))?.as_path()).map(drop)
+            }
             Self::Remote { url, .. } => {
                 TcpStream::connect(url.trim_start_matches("http://")).map(drop)
             }
@@ -144,7 +148,9 @@ fn url_of(server: &str) -> Result<String, ApiError> {
 
 fn read_token(data: &Path) -> Result<String, ApiError> {
     let path = token_path(data);
-    fs::read_to_string(&path).map(|token| token.trim().into()).map_err(|error| {
+    let read = whole_file::read_line(&path);
+    let read = read.and_then(|token| token.ok_or_else(|| io::ErrorKind::NotFound.into()));
+    read.map(|token| token.trim().into()).map_err(|error| {
         ApiError::failed(format!("read the token {}: {error}", path.display()))
             .next("name the folder of the running standalone with --data, or set ANKOLE_TOKEN")
     })
@@ -157,12 +163,15 @@ fn registered_data(url: &str, environment: &Environment) -> Option<PathBuf> {
         return None;
     }
     let address = url.trim_start_matches("http://").replace("localhost", "127.0.0.1");
-    let data = fs::read_to_string(registration_path(&folder, &address)).ok()?;
-    Some(data.trim_end().into())
+    // One that was cut short leads to no folder, and the next start writes it anew.
+    let data = whole_file::read_line(&registration_path(&folder, &address)).ok()??;
+    Some(data.into())
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn folder(token: &str) -> tempfile::TempDir {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::Session;
 use crate::agent::format::format;
-use crate::agent::layout::runtime_folder;
+use crate::agent::layout::{runtime_folder, short_names_folder};
 use crate::api::ApiError;
 use crate::controllers::volume::plan::DEVICE_PATIENCE;
 use crate::roles::standalone::{self, Ended, Options};
@@ -49,6 +49,7 @@ pub(super) fn run(session: &Session<'_>, args: StandaloneArgs) -> Result<ExitCod
         recover_store: args.recover_store,
         node: args.node,
         runtime_folder: runtime_folder(session.environment.runtime_dir.as_deref()),
+        short_names: short_names_folder(),
         program,
         format,
         device_patience: args.device_patience.unwrap_or(DEVICE_PATIENCE),

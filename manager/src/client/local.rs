@@ -7,6 +7,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
+use ankole_blockdev::unix_socket::short;
 use ureq::config::Config;
 use ureq::http::Uri;
 use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
@@ -30,7 +31,7 @@ impl Connector for Socket {
         details: &ConnectionDetails<'_>,
         _chained: Option<()>,
     ) -> Result<Option<Connection>, Error> {
-        let stream = UnixStream::connect(&self.0)?;
+        let stream = UnixStream::connect(short(&self.0)?.as_path())?;
         let config = details.config;
         let buffers = LazyBuffers::new(config.input_buffer_size(), config.output_buffer_size());
         Ok(Some(Connection { stream, buffers }))

@@ -2,12 +2,13 @@
 
 use axum::serve::Listener;
 use rustix::process::{geteuid, getuid};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixStream;
 
 use ankole_blockdev::accept::next_client;
+use ankole_blockdev::unix_socket;
 
 /// Takes root and the server's own user, whatever the modes of the socket's folder have become.
-pub struct OwnersOnly(pub UnixListener);
+pub struct OwnersOnly(pub unix_socket::Listener);
 
 impl Listener for OwnersOnly {
     type Io = UnixStream;
@@ -15,7 +16,7 @@ impl Listener for OwnersOnly {
 
     async fn accept(&mut self) -> (UnixStream, ()) {
         loop {
-            let (stream, _) = next_client("the API's socket", || self.0.accept()).await;
+            let stream = next_client("the API's socket", || self.0.accept()).await;
             match stream.peer_cred() {
                 Ok(peer) if may_use(peer.uid()) => return (stream, ()),
                 Ok(peer) => tracing::warn!(uid = peer.uid(), "refused on the API's socket"),

@@ -14,13 +14,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use ankole_blockdev::unix_socket::Listener;
 use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::agent::format::Format;
 use crate::agent::layout::{Layout, LayoutError, is_ours, make_private_folder, registration_path};
 use crate::agent::supervisor::Signal;
-use crate::agent::{LocalSupervisor, Part, Supervisor, pidfile, probe, replica_folders};
+use crate::agent::{
+    LocalSupervisor, Part, Supervisor, pidfile, probe, replica_folders, whole_file,
+};
 use crate::api::error::chain;
 use crate::api::volume::Volume;
 use crate::arbiter;
@@ -47,6 +50,8 @@ pub struct Options {
     pub node: String,
     /// See [`crate::agent::layout::runtime_folder`].
     pub runtime_folder: PathBuf,
+    /// See [`crate::agent::layout::short_names_folder`].
+    pub short_names: PathBuf,
     /// The binary that is started as engine and replica.
     pub program: PathBuf,
     pub format: Format,
@@ -85,7 +90,7 @@ async fn serve(options: &Options) -> anyhow::Result<Ended> {
     let mut terminate = signal(SignalKind::terminate())?;
     let left_alone = stdin_closes(options.until_stdin_closes);
 
-    let layout = Layout::prepare(&options.data, &options.disks, &options.runtime_folder)?;
+    let layout = Layout::prepare(&options.data, &options.disks, &options.short_names)?;
     let _lock = layout.lock().map_err(|error| match error {
         LayoutError::InUse { .. } => anyhow::Error::new(error)
             .context("use another --data, or end that one with Ctrl-C or SIGTERM"),
@@ -96,15 +101,15 @@ async fn serve(options: &Options) -> anyhow::Result<Ended> {
     })?;
     let (context, service, copies) = open(options, layout.clone())?;
 
-    let arbiter = arbiter::listen(&layout.arbiter())
+    let arbiter = Listener::bind(&layout.arbiter())
         .with_context(|| format!("listen on {}", layout.arbiter().display()))?;
     tokio::spawn(arbiter::serve(arbiter, Arc::clone(&context.store)));
     tokio::spawn(controllers::run(Arc::clone(&context)));
-    tokio::spawn(watch_frontends(Arc::clone(&context)));
+    tokio::spawn(watch_node(Arc::clone(&context)));
     tokio::spawn(Arc::clone(&copies).follow());
     let socket = layout.api_socket();
     let local =
-        arbiter::listen(&socket).with_context(|| format!("listen on {}", socket.display()))?;
+        Listener::bind(&socket).with_context(|| format!("listen on {}", socket.display()))?;
     let local = axum::serve(http::OwnersOnly(local), http::router(service.clone()));
     let mut local = tokio::spawn(local.into_future());
     let address = api.local_addr()?;
@@ -132,6 +137,9 @@ async fn serve(options: &Options) -> anyhow::Result<Ended> {
     let ended = shut_down(&context, again).await;
     note_failure(copies.take());
     drop(published);
+    if ended == Ended::Clean {
+        layout.remove_short_name();
+    }
     Ok(ended)
 }
 
@@ -142,7 +150,11 @@ fn open(options: &Options, layout: Layout) -> anyhow::Result<(Arc<Context>, Serv
     let copies = Arc::new(Copies::new(Arc::clone(&embedded), copy::path_of(&path)));
     note_failure(copies.take());
     let store: Arc<dyn Store> = embedded;
-    let supervisor = LocalSupervisor::open(&layout.run(), &[layout.sockets()])?;
+    layout.join_old_sockets()?;
+    let supervisor = LocalSupervisor::open(&layout.run(), &layout.socket_folders())?;
+    if supervisor.list().is_empty() {
+        layout.forget_old_sockets();
+    }
     let supervisor: Arc<dyn Supervisor> = Arc::new(supervisor);
     let mut context = Context::new(
         store,
@@ -172,11 +184,16 @@ fn note_failure(copied: Result<(), CopyError>) {
     }
 }
 
-/// For as long as the process lives: asking the drivers costs a few system calls.
-async fn watch_frontends(context: Arc<Context>) {
+/// For as long as the process lives: a few system calls each time.
+async fn watch_node(context: Arc<Context>) {
     loop {
         let watch = Arc::clone(&context);
-        let look = move || watch.frontends.note(probe::frontends(), SystemTime::now());
+        let look = move || {
+            watch.frontends.note(probe::frontends(), SystemTime::now());
+            if let Err(error) = watch.layout.mend_short_name() {
+                tracing::debug!(%error, "the short name of the sockets");
+            }
+        };
         if tokio::task::spawn_blocking(look).await.is_err() {
             return; // the process ends, or the panic is in its log
         }
@@ -255,13 +272,13 @@ struct Published(Vec<PathBuf>);
 impl Published {
     fn new(layout: &Layout, runtime_folder: &Path, address: &str) -> anyhow::Result<Self> {
         let path = layout.api_address();
-        write_whole(&path, address).with_context(|| format!("write {}", path.display()))?;
+        write_line(&path, address).with_context(|| format!("write {}", path.display()))?;
         let mut published = vec![path];
         // Only a convenience: without it, users name the data folder.
         let registered = make_private_folder(runtime_folder).and_then(|()| is_ours(runtime_folder));
         if let Ok(true) = registered {
             let path = registration_path(runtime_folder, address);
-            if write_whole(&path, &layout.data().display().to_string()).is_ok() {
+            if write_line(&path, &layout.data().display().to_string()).is_ok() {
                 published.push(path);
             }
         }
@@ -277,8 +294,6 @@ impl Drop for Published {
     }
 }
 
-fn write_whole(path: &Path, text: &str) -> io::Result<()> {
-    let draft = path.with_extension("new");
-    fs::write(&draft, format!("{text}\n"))?;
-    fs::rename(draft, path)
+fn write_line(path: &Path, text: &str) -> io::Result<()> {
+    whole_file::write(path, format!("{text}\n").as_bytes())
 }

@@ -40,11 +40,20 @@ impl World {
 
     /// With the real binary.
     pub fn real() -> Self {
-        Self::new(|world| {
-            let mut command = world.ankole();
-            command.args(["standalone", "--listen", "127.0.0.1:0"]);
-            command
-        })
+        Self::new(Self::launch_real)
+    }
+
+    /// With the real binary, in a folder whose path is longer than a socket's may be.
+    pub fn at_a_long_path() -> Self {
+        let mut world = Self { folder: long_folder(), launch: Self::launch_real, standalone: None };
+        world.start();
+        world
+    }
+
+    fn launch_real(&self) -> Command {
+        let mut command = self.ankole();
+        command.args(["standalone", "--listen", "127.0.0.1:0"]);
+        command
     }
 
     /// With the real binary, whose replicas lie on another disk.
@@ -196,6 +205,10 @@ impl Drop for World {
             eprintln!("--- log of the standalone ---\n{}", self.log());
         }
     }
+}
+
+fn long_folder() -> tempfile::TempDir {
+    tempfile::Builder::new().prefix(&"d".repeat(120)).tempdir().unwrap()
 }
 
 pub fn send(pid: u32, signal: Signal) {

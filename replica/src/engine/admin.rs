@@ -6,8 +6,9 @@ use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use ankole_blockdev::accept::next_client;
+use ankole_blockdev::unix_socket;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixStream;
 use tracing::debug;
 
 use super::Engine;
@@ -25,13 +26,10 @@ const LINE_BYTES_MAX: u64 = 1 << 20;
 
 /// Serves the socket until the engine's process ends.
 pub async fn serve_admin(engine: Engine, path: &Path) -> io::Result<()> {
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {} // whoever had it is gone: one engine is started per volume
-    }
-    let listener = UnixListener::bind(path)?;
+    // Whoever had it is gone: one engine is started per volume.
+    let listener = unix_socket::Listener::bind(path)?;
     loop {
-        let (stream, _) = next_client(path.display(), || listener.accept()).await;
+        let stream = next_client(path.display(), || listener.accept()).await;
         let engine = engine.clone();
         tokio::task::spawn_local(async move {
             if let Err(error) = converse(&engine, stream).await {

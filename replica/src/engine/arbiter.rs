@@ -8,8 +8,8 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::time::Duration;
 
+use ankole_blockdev::unix_socket;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
-use tokio::net::UnixStream;
 
 use crate::record::{Answer, Change, Record, Refused, Request};
 use crate::types::Generation;
@@ -80,7 +80,7 @@ impl SocketArbiter {
             ArbiterError::Unreachable { place, source }
         };
         let exchange = async {
-            let mut stream = UnixStream::connect(&self.path).await?;
+            let mut stream = unix_socket::connect(&self.path).await?;
             let mut line = serde_json::to_vec(request)?;
             line.push(b'\n');
             stream.write_all(&line).await?;

@@ -16,6 +16,7 @@ use super::seen::{
     DevicesSeen, DirectorySeen, EngineSeen, History, ReplicaProcess, ReplicaSeen, Seen,
 };
 use super::set_aside;
+use crate::agent::admin::AdminError;
 use crate::agent::layout::random_hex;
 use crate::agent::{Part, Process, ProcessName, admin, probe};
 use crate::api::Name;
@@ -53,13 +54,20 @@ pub fn gather(
         History { doubt: context.supervisor.doubt(&name), ..memory.history(part) }
     };
 
+    let asked = process_of(&Part::Engine).map(|_| ask_status(context, name));
+    let is_reachable = !matches!(&asked, Some(Err(error)) if error.is_nobody());
+    let status = match asked {
+        Some(Ok(Answer::Status(status))) => Some(status),
+        _ => None,
+    };
     let engine = process_of(&Part::Engine).map(|process| EngineSeen {
         pid: process.pid,
         instance: InstanceId(told(process, "--instance", INSTANCE_LABEL)),
         turn: label(process, TURN_LABEL).parse().unwrap_or_default(),
         asked_to_end: memory.asked_to_end(&Part::Engine),
         refused: memory.refused.as_ref().map(|(at, why)| (at.elapsed(), why.clone())),
-        status: engine_status(context, name).map(Box::new),
+        status,
+        unreachable: (!is_reachable).then_some(Duration::ZERO),
         waits: memory.engine_waits(),
     });
     let is_lost = volume.status.record.is_none() && !volume.status.unformatted;
@@ -115,10 +123,14 @@ fn look_for(directory: &Path) -> DirectorySeen {
 
 /// What the engine says of itself, if it answers now.
 pub fn engine_status(context: &Context, volume: &Name) -> Option<EngineStatus> {
-    match admin::ask(&context.layout.admin(volume), &Request::Status, STATUS_TIMEOUT) {
+    match ask_status(context, volume) {
         Ok(Answer::Status(status)) => Some(*status),
         Ok(Answer::Ok | Answer::Error { .. }) | Err(_) => None,
     }
+}
+
+fn ask_status(context: &Context, volume: &Name) -> Result<Answer, AdminError> {
+    admin::ask(&context.layout.admin(volume), &Request::Status, STATUS_TIMEOUT)
 }
 
 fn label(process: &Process, label: &str) -> String {

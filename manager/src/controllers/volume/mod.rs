@@ -48,6 +48,8 @@ pub struct Memory {
     /// When each condition of the last pass began, in seconds of Unix time.
     conditions: BTreeMap<(Reason, Option<ReplicaId>), u64>,
     engine_waits: Option<(Instant, u64)>,
+    /// Since when nobody has been listening on the engine's socket, and the engine's pid.
+    unreachable: Option<(Instant, u32)>,
     /// Since when the device has no engine.
     unserved: Option<Instant>,
 }
@@ -86,6 +88,14 @@ impl Memory {
         let since = self.unserved.unwrap_or_else(Instant::now);
         self.unserved = (seen.devices.own_left && !is_served).then_some(since);
         self.unserved.map(|since| since.elapsed())
+    }
+
+    /// For how long already.
+    fn note_unreachable(&mut self, engine: &mut EngineSeen) {
+        let before = self.unreachable.filter(|(_, pid)| *pid == engine.pid);
+        let since = before.map_or_else(Instant::now, |(since, _)| since);
+        self.unreachable = engine.unreachable.is_some().then_some((since, engine.pid));
+        engine.unreachable = engine.unreachable.is_some().then(|| since.elapsed());
     }
 
     fn note_waiting(&mut self, engine: Option<&EngineSeen>) {
@@ -208,6 +218,9 @@ fn pass(context: &Arc<Context>, name: &Name, memory: &mut Memory) -> Option<Dura
             return Some(memory.failing.failed_now());
         }
     };
+    if let Some(engine) = &mut seen.engine {
+        memory.note_unreachable(engine);
+    }
     memory.note_waiting(seen.engine.as_ref());
     seen.devices.unserved = memory.note_unserved(&seen);
     let wanted = if context.is_held(name) {

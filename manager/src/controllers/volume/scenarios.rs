@@ -116,6 +116,7 @@ fn attached() -> Seen {
         asked_to_end: None,
         refused: None,
         status: Some(Box::new(status)),
+        unreachable: None,
         waits: None,
     });
     seen
@@ -267,6 +268,28 @@ fn scenarios() -> Vec<(&'static str, Seen)> {
         ),
         ("attached, all is well", attached()),
         ("the engine doesn't answer yet", with(attached(), |s| engine(s).status = None)),
+        (
+            "the engine's socket isn't there yet",
+            with(attached(), |s| {
+                engine(s).status = None;
+                engine(s).unreachable = Some(Duration::from_secs(1));
+            }),
+        ),
+        (
+            "the engine's socket was removed, and it has a device",
+            with(attached(), |s| {
+                on_ublk(s);
+                engine(s).status = None;
+                engine(s).unreachable = Some(Duration::from_secs(13));
+            }),
+        ),
+        (
+            "the engine's socket was removed, and its clients would lose their disk",
+            with(attached(), |s| {
+                engine(s).status = None;
+                engine(s).unreachable = Some(Duration::from_secs(13));
+            }),
+        ),
         (
             "the engine waits for something",
             with(attached(), |s| {

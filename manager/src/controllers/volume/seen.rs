@@ -42,6 +42,8 @@ pub struct EngineSeen {
     pub refused: Option<(Duration, String)>,
     /// None while it doesn't answer.
     pub status: Option<Box<EngineStatus>>,
+    /// How long nobody has been listening on its socket.
+    pub unreachable: Option<Duration>,
     /// How long it has been waiting for something.
     pub waits: Option<Duration>,
 }

@@ -163,8 +163,8 @@ pub(super) fn end_leftover(data: &Path, program: &Path) -> io::Result<()> {
     if has_processes(data) {
         let layout = Layout::prepare(data, &[], data).map_err(io::Error::other)?;
         let _lock = layout.lock().map_err(io::Error::other)?;
-        let supervisor =
-            LocalSupervisor::open(&layout.run(), &[layout.sockets()]).map_err(io::Error::other)?;
+        let supervisor = LocalSupervisor::open(&layout.run(), &layout.socket_folders())
+            .map_err(io::Error::other)?;
         standalone::kill_all(&supervisor);
         if !supervisor.list().is_empty() {
             return Err(io::Error::other("a killed process doesn't end"));

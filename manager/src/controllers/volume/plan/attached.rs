@@ -6,9 +6,29 @@ use crate::controllers::volume::action::Action;
 use crate::controllers::volume::seen::{EngineSeen, Seen};
 
 impl Plan {
+    /// It may serve its clients well, but hears nobody: its socket was removed, and it hasn't made it
+    /// anew. A device waits for a successor; clients of a socket would lose their disk.
+    fn replace_unreachable(&mut self, seen: &Seen, engine: &EngineSeen) {
+        let (pid, name) = (engine.pid, &seen.volume.name);
+        let message =
+            format!("the engine, pid {pid}, serves, but can't be reached: its socket is gone");
+        let unreachable = Condition::new(Reason::EngineUnreachable, message);
+        self.look_again = WHILE_ATTACHED;
+        if seen.devices.own_left {
+            self.note(unreachable);
+            return self.act(Action::KillEngine);
+        }
+        self.note(unreachable.next(format!(
+            "when its clients can do without it: ankole volume detach {name}, then attach it again"
+        )));
+    }
+
     pub(super) fn follow(&mut self, seen: &Seen, engine: &EngineSeen) {
         let usable = engine.status.as_ref().filter(|status| status.endpoint.is_some());
         let Some(status) = usable else {
+            if engine.unreachable.is_some_and(|since| since > OPEN_PATIENCE) {
+                return self.replace_unreachable(seen, engine);
+            }
             let waiting = engine.status.iter().flat_map(|status| &status.waiting).cloned();
             let mut message = waiting.collect::<Vec<_>>().join("; ");
             if message.is_empty() {
