@@ -13,6 +13,7 @@ pub mod arbiter;
 pub mod backup_job;
 pub mod cli;
 pub mod client;
+mod clock;
 pub mod controllers;
 pub mod http;
 mod proof;

@@ -120,3 +120,26 @@ fn the_last_copy_in_sync_is_not_made_anew() {
     assert_eq!(refused.code, 4, "{refused:?}");
     assert!(refused.err.contains("no other copy is in sync"), "{}", refused.err);
 }
+
+/// Each command waited 60 s, and then didn't say why.
+#[test]
+fn a_volume_whose_only_copy_is_damaged_says_so_at_once() {
+    let (world, _) = attached("1");
+    let meta = directory(&world.volume("v1"), 0).join("chain.meta");
+    world.well(&["volume", "detach", "v1"]);
+    fs::write(&meta, vec![0x5a; meta.metadata().unwrap().len() as usize]).unwrap();
+    let target = format!("file://{}", world.path().display());
+    let commands: [&[&str]; 4] = [
+        &["snapshot", "ls", "v1"],
+        &["snapshot", "create", "v1"],
+        &["backup", "create", "v1", "--target", &target],
+        &["volume", "attach", "v1"],
+    ];
+    for command in commands {
+        let said = world.say(command);
+        assert_eq!(said.code, 4, "{command:?}: {said:?}");
+        for word in ["volume v1 can't be attached", "r1 is damaged", "volume salvage v1"] {
+            assert!(said.err.contains(word), "{command:?} doesn't say {word:?}: {}", said.err);
+        }
+    }
+}

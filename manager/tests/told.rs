@@ -195,3 +195,26 @@ fn when_all_replicas_hang_it_is_told_that_writes_wait_and_for_whom() {
     until("it is over", || condition(&world.volume("v1"), "RequestsWait").is_none().then_some(()));
     assert!(is_well(&endpoint, "read -P 9 0 4K"));
 }
+
+/// `why` said that it had ended with status 1, and the cause was in its log alone.
+#[test]
+fn a_replica_that_ends_again_and_again_is_told_with_the_cause_from_its_log() {
+    let (world, _) = attached();
+    let r1 = directory(&world.volume("v1"), 0);
+    world.well(&["volume", "detach", "v1"]);
+    let mut other = Command::new(env!("CARGO_BIN_EXE_ankole"));
+    other.args(["replica", "serve", "--volume", "v1", "--replica", "r1", "--dir"]).arg(&r1);
+    let socket = world.path().join("socket");
+    other.arg("--listen").arg(format!("unix:{}", socket.display()));
+    let mut other = other.stdin(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    until("it serves", || socket.exists().then_some(()));
+    world.well(&["volume", "attach", "v1"]);
+    let cause = format!("is in use by process {}", other.id());
+    until("the cause is told", || {
+        world.well(&["volume", "why", "v1"]).contains(&cause).then_some(())
+    });
+    let told = until("it is a condition", || condition(&world.volume("v1"), "ReplicaEnded"));
+    assert!(told["message"].as_str().unwrap().contains(&cause), "{told}");
+    other.kill().unwrap();
+    other.wait().unwrap();
+}

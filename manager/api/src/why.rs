@@ -1,8 +1,11 @@
 //! What a volume waits for, since when, and what can be done about it, in words. Pure.
 
+use ankole_replica::types::ReplicaId;
+
 use super::replica::{Mode, ReplicaView};
 use super::size::human;
 use super::volume::{Condition, Reason, Robustness, State, VolumeView};
+use super::{ApiError, Name};
 
 /// Sentences, the most important first; never none. `now_unix_s` is what "since" is counted from.
 pub fn explain(volume: &VolumeView, now_unix_s: u64) -> Vec<String> {
@@ -56,6 +59,35 @@ pub fn notes(volume: &VolumeView) -> impl Iterator<Item = &Condition> {
         );
         !waits && !of_replica
     })
+}
+
+/// Why a volume that is to be attached won't be until a person does something about it; None if it
+/// may be at any moment.
+pub fn obstacle(volume: &Name, conditions: &[Condition]) -> Option<ApiError> {
+    let is_damaged = |replica: &Option<ReplicaId>| {
+        let damaged =
+            |it: &Condition| it.reason == Reason::ReplicaDamaged && it.replica == *replica;
+        conditions.iter().any(damaged)
+    };
+    let comes_back = |it: &Condition| it.reason == Reason::ReplicaEnded && !is_damaged(&it.replica);
+    let obstacle = conditions.iter().find(|condition| match condition.reason {
+        Reason::RecordLost | Reason::RecordRolledBack | Reason::NoFrontend => true,
+        Reason::NoReplica => !conditions.iter().any(comes_back),
+        _ => false,
+    })?;
+    let is_cause = |it: &&Condition| {
+        let of_replica = matches!(it.reason, Reason::ReplicaDamaged | Reason::ReplicaMissing);
+        obstacle.reason == Reason::NoReplica && of_replica
+    };
+    let mut causes = vec![obstacle];
+    causes.extend(conditions.iter().filter(is_cause));
+    let texts: Vec<_> = causes.iter().map(|cause| cause.message.as_str()).collect();
+    let mut steps: Vec<_> = causes.iter().filter_map(|cause| cause.next.as_deref()).collect();
+    steps.dedup();
+    let error = format!("volume {volume} can't be attached: {}", texts.join("; "));
+    let next =
+        if steps.is_empty() { format!("ankole volume why {volume}") } else { steps.join("; or ") };
+    Some(ApiError::conflict(error).next(next))
 }
 
 /// Each once, the most important first.
@@ -112,6 +144,28 @@ fn sentence(text: &str, since: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Each was waited for 60 s, and then only that it wasn't there in time was said.
+    #[test]
+    fn what_needs_a_person_is_an_obstacle_and_what_passes_by_itself_is_none() {
+        let volume = "v1".parse().unwrap();
+        let of = |reason, replica: Option<&str>| {
+            let condition = Condition::new(reason, format!("{reason:?}")).next("do");
+            Condition { replica: replica.map(ReplicaId::from), ..condition }
+        };
+        let none = of(Reason::NoReplica, None);
+        let ended = |replica| of(Reason::ReplicaEnded, Some(replica));
+        let damaged = |replica| of(Reason::ReplicaDamaged, Some(replica));
+        let says = |conditions: &[Condition]| obstacle(&volume, conditions).map(|it| it.message);
+        assert_eq!(says(&[]), None);
+        assert_eq!(says(&[of(Reason::EngineEnded, None), ended("r1")]), None);
+        assert_eq!(says(&[ended("r1"), none.clone()]), None, "r1 is started again");
+        assert_eq!(says(&[damaged("r1"), ended("r1"), ended("r2"), none.clone()]), None);
+        let error = obstacle(&volume, &[damaged("r1"), ended("r1"), none]).unwrap();
+        assert_eq!(error.message, "volume v1 can't be attached: NoReplica; ReplicaDamaged");
+        assert_eq!(error.next.as_deref(), Some("do"), "the same step once");
+        assert!(says(&[of(Reason::RecordLost, None)]).is_some());
+    }
 
     #[test]
     fn a_duration_is_told_in_its_largest_unit() {

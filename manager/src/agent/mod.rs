@@ -3,6 +3,7 @@
 pub mod admin;
 mod fate;
 pub mod format;
+pub mod last_words;
 pub mod layout;
 mod living;
 pub mod pidfile;

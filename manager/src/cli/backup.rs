@@ -8,6 +8,7 @@ use clap::Subcommand;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::output::{Format, column, remark, wide};
+use super::waiting::while_told;
 use super::{Done, Outcome, Session, complain, confirm};
 use crate::api::backup::{BackupRequest, BackupView, Job, JobProgress, JobState, RestoreRequest};
 use crate::api::size::human;
@@ -96,7 +97,8 @@ pub(super) fn run(session: &Session<'_>, command: BackupCommand) -> Outcome {
         BackupCommand::Create { volume, snapshot, target, full } => {
             let client = session.client()?;
             let request = BackupRequest { volume, snapshot, target, full };
-            let backup = follow(&client, client.create_backup(&request)?)?;
+            let work = || follow(&client, client.create_backup(&request)?);
+            let backup = while_told(&client, &request.volume, work)?;
             show(session, &backup)
         }
         BackupCommand::Ls { target, volume } => list(session, target.as_deref(), volume.as_deref()),

@@ -18,6 +18,7 @@ mod snapshot;
 mod standalone;
 mod target;
 mod volume;
+mod waiting;
 
 use std::ffi::OsString;
 use std::io::{self, IsTerminal, Write};

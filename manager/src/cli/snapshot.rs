@@ -3,6 +3,7 @@
 use clap::Subcommand;
 
 use super::output::{Format, column, remark, wide};
+use super::waiting::while_told;
 use super::{Done, Outcome, Session, confirm};
 use crate::api::Name;
 use crate::api::size::human;
@@ -42,7 +43,8 @@ pub(super) fn run(session: &Session<'_>, command: SnapshotCommand) -> Outcome {
     let client = session.client()?;
     match command {
         SnapshotCommand::Create { volume, name } => {
-            let chain = client.create_snapshot(&volume, name.clone())?;
+            let create = || client.create_snapshot(&volume, name.clone());
+            let chain = while_told(&client, &volume, create)?;
             let made = name.map(|name| name.to_string()).or(chain.head_parent.clone());
             match session.output.format {
                 Format::Json => session.output.json(&chain),
@@ -50,14 +52,14 @@ pub(super) fn run(session: &Session<'_>, command: SnapshotCommand) -> Outcome {
             }
         }
         SnapshotCommand::Ls { volume, tree: true } => {
-            let chain = client.snapshots(&volume)?;
+            let chain = while_told(&client, &volume, || client.snapshots(&volume))?;
             match session.output.format {
                 Format::Json => session.output.json(&chain),
                 _ => session.output.text(&tree(&chain)),
             }
         }
         SnapshotCommand::Ls { volume, tree: false } => session.output.list(
-            &client.snapshots(&volume)?.snapshots,
+            &while_told(&client, &volume, || client.snapshots(&volume))?.snapshots,
             |snapshot: &SnapshotStatus| snapshot.name.clone(),
             &[
                 column("NAME", |s: &SnapshotStatus| s.name.clone()),
@@ -74,14 +76,15 @@ pub(super) fn run(session: &Session<'_>, command: SnapshotCommand) -> Outcome {
         SnapshotCommand::Revert { volume, name, yes } => {
             let what = format!("revert volume {volume} to {name}, and lose what came after");
             confirm(&what, yes)?;
-            client.revert(&volume, &name)?;
+            while_told(&client, &volume, || client.revert(&volume, &name))?;
             Ok(Done::Well)
         }
         SnapshotCommand::Rm { volume, names, yes } => {
             let list = names.iter().map(|name| name.to_string()).collect::<Vec<_>>().join(", ");
             confirm(&format!("remove snapshot {list} of volume {volume}"), yes)?;
             for (done, name) in names.iter().enumerate() {
-                client.remove_snapshot(&volume, name).inspect_err(|_| {
+                let remove = || client.remove_snapshot(&volume, name);
+                while_told(&client, &volume, remove).inspect_err(|_| {
                     if done > 0 {
                         remark(&format!("removed before the error: {done}"));
                     }

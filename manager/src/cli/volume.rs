@@ -1,12 +1,13 @@
 //! `ankole volume …`
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use clap::Subcommand;
 
 use super::output::{Format, column, remark, wide};
 use super::recover::{self, RecoverArgs, tell_orphans};
 use super::salvage::{self, SalvageArgs};
+use super::waiting::Waiting;
 use super::{Done, Outcome, Session, confirm, is_not_found, poll, seconds};
 use crate::api::attachment::AttachRequest;
 use crate::api::node::{Finding, Found};
@@ -17,6 +18,7 @@ use crate::api::volume::{
 use crate::api::why::{explain, lasting, next_steps, notes, progress};
 use crate::api::{ApiError, Name};
 use crate::client::Client;
+use crate::clock::now_unix_s;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum VolumeCommand {
@@ -290,10 +292,6 @@ fn show(session: &Session<'_>, volume: &VolumeView) -> Outcome {
     session.output.fields(&fields)
 }
 
-fn now_unix_s() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
-}
-
 fn endpoint(volume: &VolumeView) -> Result<&str, ApiError> {
     volume.endpoint.as_deref().ok_or_else(|| {
         let name = &volume.name;
@@ -306,9 +304,14 @@ fn attach(session: &Session<'_>, client: &Client, args: AttachArgs) -> Outcome {
     let AttachArgs { name, node, read_only, wait, timeout } = args;
     client.attach(&name, &AttachRequest { read_only, node })?;
     let mut last = None;
+    let mut waiting = Waiting::new();
     let good = poll(timeout, || {
         let volume = client.volume(&name)?;
         let usable = volume.endpoint.is_some();
+        if !usable {
+            waiting.refuse_obstacle(&volume)?;
+            waiting.tell(&volume);
+        }
         let enough = usable && (!wait || volume.robustness == Robustness::Healthy);
         last = Some(volume.clone());
         Ok(enough.then_some(volume))
@@ -358,14 +361,20 @@ fn resize(client: &Client, args: &ResizeArgs) -> Outcome {
     if *no_wait {
         return Ok(Done::Well);
     }
+    let mut waiting = Waiting::new();
     let grown = poll(*timeout, || {
         let volume = client.volume(name)?;
-        match volume.conditions.into_iter().find(|it| it.reason == Reason::CantGrow) {
+        waiting.refuse_obstacle(&volume)?;
+        match volume.conditions.iter().find(|it| it.reason == Reason::CantGrow) {
             Some(Condition { message, next, .. }) => {
                 let error = ApiError::conflict(format!("volume {name}: {message}"));
-                Err(ApiError { next, ..error })
+                Err(ApiError { next: next.clone(), ..error })
             }
-            None => Ok((volume.size_bytes >= size.bytes).then_some(())),
+            None if volume.size_bytes >= size.bytes => Ok(Some(())),
+            None => {
+                waiting.tell(&volume);
+                Ok(None)
+            }
         }
     })?;
     let what = format!("hasn't {wanted}");

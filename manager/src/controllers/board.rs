@@ -7,7 +7,7 @@ use std::time::Duration;
 use ankole_replica::admin::EngineStatus;
 
 use crate::api::Name;
-use crate::api::volume::{Condition, State};
+use crate::api::volume::{Condition, State, VolumeSpec};
 
 #[derive(Clone, Debug)]
 pub struct Observed {
@@ -15,8 +15,8 @@ pub struct Observed {
     pub engine_pid: Option<u32>,
     pub engine: Option<EngineStatus>,
     pub conditions: Vec<Condition>,
-    /// The size that was wanted then.
-    pub wanted_bytes: u64,
+    /// What was wanted then.
+    pub spec: VolumeSpec,
     /// Since when the engine waits for something without a break, in seconds of Unix time.
     pub waiting_since_unix_s: Option<u64>,
     /// Passes in a row that couldn't do what they planned.

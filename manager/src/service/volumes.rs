@@ -20,7 +20,9 @@ use crate::api::volume::{
     Condition, Device, Frontend, Reason, Robustness, State, Transport, UpgradeRequest, Volume,
     VolumeRequest, VolumeSpec, VolumeStatus, VolumeView, salvage_hint,
 };
+use crate::api::why::{explain, obstacle};
 use crate::api::{ApiError, Name};
+use crate::clock::now_unix_s;
 use crate::controllers::board::Observed;
 use crate::controllers::volume::gather::{address_of, engine_status};
 use crate::controllers::volume::growth::Growth;
@@ -47,7 +49,7 @@ pub struct Engaged<'a> {
 struct TicketGuard<'a> {
     service: &'a Service,
     volume: Name,
-    id: String,
+    ticket: Ticket,
 }
 
 impl Service {
@@ -201,18 +203,18 @@ impl Service {
         let tickets = self.volume(name)?.tickets;
         let read_only = !tickets.is_empty() && tickets.iter().all(|ticket| ticket.read_only);
         let random = random_hex::<8>().map_err(|error| ApiError::failed(error.to_string()))?;
-        let id = format!("{kind}-{random}");
-        self.attach(name, &id, kind, &AttachRequest { read_only, node: None })?;
-        let ticket = TicketGuard { service: self, volume: name.clone(), id };
+        let ticket = Ticket { id: format!("{kind}-{random}"), kind, read_only };
+        self.attach(name, &ticket.id, kind, &AttachRequest { read_only, node: None })?;
+        let ticket = TicketGuard { service: self, volume: name.clone(), ticket };
         let attached = self.context.board.wait(name, ATTACH_PATIENCE, |observed| {
-            let observed = observed.filter(|observed| observed.state == State::Attached)?;
+            let observed = observed.filter(|it| it.spec.tickets.contains(&ticket.ticket))?;
+            if observed.state != State::Attached {
+                return obstacle(name, &observed.conditions).map(Err);
+            }
             let engine = observed.engine.clone()?;
-            Some((engine.endpoint.clone()?, engine))
+            Some(Ok((engine.endpoint.clone()?, engine)))
         });
-        let Some((endpoint, status)) = attached else {
-            return Err(ApiError::timed_out(format!("volume {name} wasn't attached in time"))
-                .next(format!("ankole volume why {name} says what it waits for")));
-        };
+        let (endpoint, status) = attached.unwrap_or_else(|| Err(self.late(name)))?;
         let volume: Volume = self.context.store.read(name)?;
         let replicas = volume.status.places.iter().map(|place| ReplicaAddress {
             replica: place.replica.clone(),
@@ -227,6 +229,15 @@ impl Service {
             nbd: self.context.layout.nbd(name),
             uid: volume.uid,
         })
+    }
+
+    fn late(&self, name: &Name) -> ApiError {
+        let volume = self.volume(name).ok();
+        let reasons = volume.iter().flat_map(|volume| explain(volume, now_unix_s()));
+        let reasons = reasons.collect::<Vec<_>>().join(" ");
+        let seconds = ATTACH_PATIENCE.as_secs();
+        let late = format!("volume {name} wasn't attached in {seconds} s. {reasons}");
+        ApiError::timed_out(late).next(format!("ankole volume why {name} says what it waits for"))
     }
 
     /// A volume only grows; what it hasn't become yet can be taken back. An attached one follows at
@@ -387,7 +398,7 @@ impl Service {
         }
         let mut conditions = observed.as_ref().map_or_else(Vec::new, |it| it.conditions.clone());
         let wanted_bytes = volume.spec.size_bytes;
-        if observed.as_ref().is_some_and(|observed| observed.wanted_bytes != wanted_bytes) {
+        if observed.as_ref().is_some_and(|observed| observed.spec.size_bytes != wanted_bytes) {
             conditions.retain(|it| it.reason != Reason::CantGrow); // of another wish
         }
         let usable = engine.as_ref().filter(|engine| engine.endpoint.is_some());
@@ -464,7 +475,7 @@ impl Service {
 
 impl Drop for TicketGuard<'_> {
     fn drop(&mut self) {
-        if let Err(error) = self.service.drop_ticket(&self.volume, &self.id) {
+        if let Err(error) = self.service.drop_ticket(&self.volume, &self.ticket.id) {
             // The next start of the manager takes it back.
             tracing::warn!(volume = %self.volume, %error, "take back the ticket of a job");
         }

@@ -274,12 +274,14 @@ impl Hands<'_> {
         let flags = flags.iter().map(|flag| (*flag).into());
         let args = role.map(String::from).into_iter().chain(options).chain(flags).collect();
         let log = self.context.layout.log(&name);
+        let begins = fs::metadata(&log).map_or(0, |log| log.len());
         let part = name.part.clone();
         let chosen = self.volume.spec.engine.program.clone();
         let program = chosen.filter(|_| part == Part::Engine);
         let program = program.unwrap_or_else(|| self.context.program.clone());
-        self.context.supervisor.start(ProcessSpec { name, program, args, log, labels })?;
-        self.memory.started(part);
+        let spec = ProcessSpec { name, program, args, log: log.clone(), labels };
+        self.context.supervisor.start(spec)?;
+        self.memory.started(part, (log, begins));
         Ok(())
     }
 

@@ -13,8 +13,9 @@ mod set_aside;
 pub mod validate;
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use ankole_replica::types::ReplicaId;
 use tokio::sync::mpsc;
@@ -24,9 +25,11 @@ use self::validate::Wanted;
 use super::Context;
 use super::backoff::Backoff;
 use crate::agent::Part;
+use crate::agent::last_words::last_words;
 use crate::agent::supervisor::Ended;
 use crate::api::Name;
 use crate::api::volume::{Condition, Reason};
+use crate::clock::now_unix_s;
 
 #[derive(Debug)]
 pub enum Event {
@@ -60,6 +63,8 @@ struct PartMemory {
     asked_to_end: Option<Instant>,
     backoff: Backoff,
     last_end: Option<String>,
+    /// The log of the process that was started last, and where its part begins, in bytes.
+    log: Option<(PathBuf, u64)>,
 }
 
 impl Memory {
@@ -70,7 +75,11 @@ impl Memory {
     fn history(&self, part: &Part) -> History {
         let Some(memory) = self.parts.get(part) else { return History::default() };
         let hold_off = memory.backoff.hold_off(Instant::now());
-        History { hold_off, last_end: memory.last_end.clone(), doubt: None }
+        let last_words = match (&memory.log, &memory.last_end) {
+            (Some((log, from_bytes)), Some(_)) => last_words(log, *from_bytes),
+            _ => None,
+        };
+        History { hold_off, last_end: memory.last_end.clone(), last_words, doubt: None }
     }
 
     /// How long the engine has been waiting for something without a break.
@@ -129,8 +138,9 @@ impl Memory {
         self.failing.failures()
     }
 
-    fn started(&mut self, part: Part) {
+    fn started(&mut self, part: Part, log: (PathBuf, u64)) {
         let memory = self.parts.entry(part).or_default();
+        memory.log = Some(log);
         memory.started = Some(Instant::now());
         memory.asked_to_end = None;
     }
@@ -199,10 +209,6 @@ impl Memory {
             Event::Ended(ended) => self.ended(ended),
         }
     }
-}
-
-fn now_unix_s() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
 /// When to look again at the latest; None when the volume is gone.

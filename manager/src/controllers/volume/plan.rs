@@ -111,9 +111,11 @@ impl Plan {
         let left = history.hold_off.unwrap_or_default();
         let how = history.last_end.as_deref().unwrap_or("for an unknown reason");
         let seconds = left.as_secs_f64().ceil();
-        let message = format!("{what} ended ({how}); it is started again in {seconds} s");
-        let replica = part.cloned();
-        self.note(Condition { replica, ..Condition::new(reason, message) });
+        let words = history.last_words.as_ref();
+        let why = words.map_or(String::new(), |words| format!(": {}", words.error));
+        let message = format!("{what} ended ({how}){why}; it is started again in {seconds} s");
+        let (replica, next) = (part.cloned(), words.and_then(|words| words.next.clone()));
+        self.note(Condition { replica, next, ..Condition::new(reason, message) });
         self.look_within(left);
     }
 

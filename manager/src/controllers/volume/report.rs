@@ -32,7 +32,7 @@ pub(super) fn report(context: &Context, seen: &Seen, applied: &Applied, memory: 
             failures: memory.failures(),
             waiting_since_unix_s: memory.engine_waits.map(|(_, since)| since),
             conditions,
-            wanted_bytes: seen.volume.spec.size_bytes,
+            spec: seen.volume.spec.clone(),
         },
     );
 }

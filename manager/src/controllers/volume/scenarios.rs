@@ -15,6 +15,7 @@ use super::seen::{
     DevicesSeen, DirectorySeen, EngineSeen, History, ReplicaProcess, ReplicaSeen, Seen,
 };
 use super::validate::{Wanted, validate};
+use crate::agent::last_words::LastWords;
 use crate::agent::supervisor::Doubt;
 use crate::api::attachment::{Ticket, TicketKind};
 use crate::api::replica::Place;
@@ -176,6 +177,10 @@ fn scenarios() -> Vec<(&'static str, Seen)> {
     let ended = |seconds| History {
         hold_off: Some(Duration::from_secs(seconds)),
         last_end: Some("exit status: 1".into()),
+        last_words: Some(LastWords {
+            error: "serve replica: it is in use by process 12".into(),
+            next: Some("end that process".into()),
+        }),
         doubt: None,
     };
     let doubtful = || History {

@@ -9,6 +9,7 @@ use ankole_replica::inspect::Evidence;
 use ankole_replica::record::InstanceId;
 use ankole_replica::types::{Generation, ReplicaId};
 
+use crate::agent::last_words::LastWords;
 use crate::agent::supervisor::Doubt;
 use crate::api::replica::Place;
 use crate::api::volume::{Attachment, Device, Frontend, Volume};
@@ -83,6 +84,8 @@ pub struct History {
     /// How long to wait before the next start.
     pub hold_off: Option<Duration>,
     pub last_end: Option<String>,
+    /// What the last one said of why it ended.
+    pub last_words: Option<LastWords>,
     /// Why it can't be told whether one of them lives still.
     pub doubt: Option<Doubt>,
 }

@@ -26,18 +26,25 @@ impl Plan {
                 self.wait(Reason::Stopping, format!("the engine, pid {}, is ending", engine.pid));
                 self.give_up_waiting(engine);
             }
-            Some(engine) => self.follow(seen, engine),
-            None if self.is_in_doubt(None, &seen.engine_history) => {}
-            None if !servable => {
-                let message = "no replica of the in-sync set can be served";
-                let hint = salvage_hint(&seen.volume.name);
-                self.note(Condition::new(Reason::NoReplica, message).next(hint));
+            Some(engine) => {
+                self.follow(seen, engine);
+                if !servable && self.state == State::Attaching {
+                    self.tell_that_none_is_served(seen);
+                }
             }
+            None if self.is_in_doubt(None, &seen.engine_history) => {}
+            None if !servable => self.tell_that_none_is_served(seen),
             None if seen.engine_history.hold_off.is_some() => {
                 self.hold_off(Reason::EngineEnded, None, "the engine", &seen.engine_history);
             }
             None => self.start_engine(seen, record, read_only),
         }
+    }
+
+    fn tell_that_none_is_served(&mut self, seen: &Seen) {
+        let message = "no replica of the in-sync set can be served";
+        let hint = salvage_hint(&seen.volume.name);
+        self.note(Condition::new(Reason::NoReplica, message).next(hint));
     }
 
     /// Those that wait for an engine which doesn't come.
