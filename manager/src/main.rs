@@ -14,6 +14,8 @@ fn main() -> ExitCode {
         runtime_dir: std::env::var_os("XDG_RUNTIME_DIR").map(Into::into),
         temporary: std::env::temp_dir(),
         home: std::env::home_dir(),
+        no_colour: std::env::var_os("NO_COLOR").is_some_and(|it| !it.is_empty())
+            || std::env::var_os("TERM").is_some_and(|it| it == "dumb"),
         search_path: std::env::var_os("PATH").unwrap_or_default(),
     };
     cli::run(std::env::args_os(), &environment)

@@ -23,6 +23,12 @@ fn what_is_wrong_is_named_with_its_cause_and_the_next_step() {
         (&["volume", "create", "v1", "--size", "0"], 2, &["size 0"]),
         (&["volume", "create", "v1", "--size", "NaN"], 2, &["NaN", "512MiB"]),
         (&["volume", "create", "v1", "--size=-1G"], 2, &["-1G"]),
+        (&["volume", "create", "v1", "--size", "-1"], 2, &["\"-1\" isn't a size", "512MiB"]),
+        (&["volume", "describe", "v9"], 3, &["volume v9 doesn't exist"]),
+        (&["volume", "get", "v9"], 3, &["volume v9 doesn't exist"]),
+        (&["volume", "delete", "v9", "--yes"], 3, &["v9"]),
+        (&["target", "remove", "t"], 3, &["target t doesn't exist"]),
+        (&["snapshot", "list", "v9"], 3, &["v9"]),
         (&["volume", "create", "v1", "--size", "65TiB"], 2, &["64 TiB"]),
         (&["volume", "create", "v1", "--size", "1GB"], 2, &["GiB"]),
         (&["volume", "create", "V1", "--size", "1G"], 2, &["'V'", "a-z"]),
@@ -62,7 +68,7 @@ fn what_is_wrong_is_named_with_its_cause_and_the_next_step() {
 fn lists_are_tables_json_or_bare_names() {
     let world = World::real();
     assert_eq!(world.json(&["volume", "ls"]), serde_json::json!([]));
-    let columns = "NAME  STATE  ROBUSTNESS  SIZE  REPLICAS  NOTES  ENDPOINT\n";
+    let columns = "NAME  STATE  ROBUSTNESS  SIZE  USED  REPLICAS  NOTES  ENDPOINT\n";
     assert_eq!(world.well(&["volume", "ls"]), columns);
     assert_eq!(world.well(&["volume", "ls", "--no-headers"]), "");
     let place = format!("file://{}", world.path().display());
@@ -249,7 +255,9 @@ fn check_finds_the_socket_and_says_what_to_do_about_the_rest() {
 fn version_and_completions_need_no_server() {
     let world = World::real();
     assert_eq!(world.well(&["version"]), format!("ankole {}\n", ankole_replica::VERSION));
-    assert!(world.well(&["completion", "bash"]).contains("standalone"));
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        assert!(world.well(&["completion", shell]).contains("COMPLETE"), "{shell}");
+    }
 }
 
 /// A terminal is another case than a pipe: every command began with a library's complaint there, and
@@ -273,4 +281,104 @@ fn on_a_terminal_commands_say_what_they_say_elsewhere() {
             "{text}"
         );
     }
+}
+
+/// What a shell with the script offers for the last word.
+fn completed(world: &World, words: &[&str]) -> Vec<String> {
+    let binary = std::path::Path::new(env!("CARGO_BIN_EXE_ankole"));
+    let path = format!("{}:/usr/bin:/bin", binary.parent().unwrap().display());
+    let script = r#"
+        source <(ankole completion bash)
+        COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMP_TYPE=9
+        _clap_complete_ankole ankole "${COMP_WORDS[COMP_CWORD]}" 2>/dev/null
+        printf '%s\n' "${COMPREPLY[@]}"
+    "#;
+    let mut shell = Command::new("bash");
+    shell.args(["-c", script, "bash"]).args(words);
+    shell.env("PATH", path).env("ANKOLE_DATA", world.data()).env_remove("ANKOLE_SERVER");
+    let said = shell.output().expect("bash is there");
+    let text = String::from_utf8(said.stdout).unwrap();
+    text.lines().map(|line| line.trim().to_owned()).filter(|line| !line.is_empty()).collect()
+}
+
+/// Only commands and options were known.
+#[test]
+fn a_shell_completes_names_that_the_server_knows() {
+    let mut world = World::real();
+    for name in ["alpha", "alps", "beta"] {
+        world.well(&["volume", "create", name, "--size", "2MiB", "--frontend", "socket"]);
+    }
+    world.well(&["volume", "attach", "beta"]);
+    world.well(&["snapshot", "create", "beta", "monday"]);
+    let place = format!("file://{}", world.path().display());
+    world.well(&["target", "add", "cellar", &place]);
+    let cases: [(&[&str], &[&str]); 6] = [
+        (&["ankole", "volume", "show", "al"], &["alpha", "alps"]),
+        (&["ankole", "volume", "delete", "b"], &["beta"]),
+        (&["ankole", "volume", "des"], &["describe"]),
+        (&["ankole", "snapshot", "rm", "beta", "m"], &["monday"]),
+        (&["ankole", "snapshot", "rm", "alpha", "m"], &[]),
+        (&["ankole", "backup", "create", "beta", "--target", "c"], &["cellar"]),
+    ];
+    for (words, expected) in cases {
+        assert_eq!(completed(&world, words), expected, "{words:?}");
+    }
+    assert_eq!(world.volume("alpha")["state"], "detached", "asking for its snapshots attaches it");
+    world.stop();
+    assert_eq!(completed(&world, &["ankole", "volume", "show", "al"]), [""; 0]);
+}
+
+#[test]
+fn the_manual_has_a_page_for_each_command() {
+    let world = World::real();
+    assert!(world.well(&["man"]).contains(".TH ankole 1"));
+    let folder = world.path().join("man/man1");
+    world.well(&["man", folder.to_str().unwrap()]);
+    for page in ["ankole.1", "ankole-volume-create.1", "ankole-backup-restore.1"] {
+        let text = fs::read_to_string(folder.join(page)).unwrap();
+        assert!(text.contains(".SH SYNOPSIS"), "{page}");
+    }
+    let text = fs::read_to_string(folder.join("ankole-volume-create.1")).unwrap();
+    assert!(text.contains("ankole volume create v1"), "its examples: {text}");
+}
+
+#[test]
+fn a_terminal_has_colours_and_nothing_else_has() {
+    let world = World::real();
+    world.well(&["volume", "create", "v1", "--size", "2MiB", "--frontend", "socket"]);
+    world.well(&["volume", "attach", "v1", "--wait"]);
+    let on_terminal = |variable: &str| {
+        let data = world.data();
+        let binary = env!("CARGO_BIN_EXE_ankole");
+        let command = format!("{variable} {binary} --data {} volume ls", data.display());
+        let said = Command::new("script").args(["-qec", &command, "/dev/null"]).output();
+        String::from_utf8(said.expect("script is there: apt-get install bsdutils").stdout).unwrap()
+    };
+    assert!(on_terminal("env -u NO_COLOR TERM=xterm").contains("\u{1b}[32mhealthy\u{1b}[0m"));
+    for plain in ["env NO_COLOR=1 TERM=xterm", "env -u NO_COLOR TERM=dumb"] {
+        let text = on_terminal(plain);
+        assert!(text.contains("healthy") && !text.contains('\u{1b}'), "{plain}: {text:?}");
+    }
+    assert!(!world.well(&["volume", "ls"]).contains('\u{1b}'));
+}
+
+/// Nothing said what a volume or all of them take.
+#[test]
+fn what_volumes_take_of_the_disks_is_shown() {
+    let mut world = World::real();
+    world.well(&["volume", "create", "v1", "--size", "64MiB", "--frontend", "socket"]);
+    let volume = common::until("it is counted", || {
+        let volume = world.volume("v1");
+        volume["replicas"][2]["usedBytes"].is_u64().then_some(volume)
+    });
+    let used: u64 = (0..3).map(|it| volume["replicas"][it]["usedBytes"].as_u64().unwrap()).sum();
+    assert!(used > 0 && used < 64 << 20, "{used}");
+    assert!(world.well(&["volume", "ls"]).contains(" MiB"));
+    let node = world.json(&["node", "show"]);
+    let disk = &node["disks"][0];
+    assert_eq!((disk["usedBytes"].as_u64(), disk["replicas"].as_u64()), (Some(used), Some(3)));
+    assert!(disk["freeBytes"].as_u64() < disk["capacityBytes"].as_u64(), "{disk}");
+    let table = world.well(&["node", "show"]);
+    assert!(table.starts_with("DISK") && table.contains("FRONTEND"), "{table}");
+    world.stop();
 }

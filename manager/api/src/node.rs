@@ -1,6 +1,8 @@
 //! The node that a standalone runs on, as it is shown (`GET /v1/node`), and what was found on it
 //! (`ankole check`).
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -9,6 +11,21 @@ pub struct NodeView {
     pub name: String,
     /// Ways to show a volume, best first, as they were a few seconds ago.
     pub frontends: Vec<Capability>,
+    /// Places for replicas.
+    #[serde(default)]
+    pub disks: Vec<DiskView>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DiskView {
+    pub path: PathBuf,
+    /// None of it if the disk can't be asked.
+    pub capacity_bytes: Option<u64>,
+    pub free_bytes: Option<u64>,
+    /// By the replicas of this server's volumes, as of some seconds ago.
+    pub used_bytes: u64,
+    pub replicas: u32,
 }
 
 /// A frontend, as it was last looked at.

@@ -32,6 +32,9 @@ pub struct ReplicaView {
     /// Where it is served now.
     pub address: Option<String>,
     pub pid: Option<u32>,
+    /// That it takes of its disk, with its snapshots, as of some seconds ago.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub used_bytes: Option<u64>,
     /// Why it isn't in sync, in words.
     pub reason: Option<String>,
     pub rebuild: Option<Progress>,

@@ -42,6 +42,7 @@ pub(super) fn volume() -> VolumeView {
         directory: format!("/data/disks/default/replicas/v1-{replica}").into(),
         address: Some(format!("unix:/data/run/v1.{replica}")),
         pid: Some(12),
+        used_bytes: Some(3 << 20),
         reason: None,
         rebuild: None,
         rebuild_seconds_left: None,

@@ -1,6 +1,7 @@
 //! What runs on this machine: folders, processes, and what the node can do.
 
 pub mod admin;
+pub mod disk_usage;
 mod fate;
 pub mod format;
 pub mod last_words;

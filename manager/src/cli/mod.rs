@@ -5,10 +5,14 @@
 //! 4 conflict or precondition, 5 time-out, 6 degraded. A destructive verb asks, and refuses when
 //! nobody can be asked.
 
+mod aliases;
 mod backup;
 mod check;
+mod complete;
 mod connect;
 mod engine;
+mod examples;
+mod man;
 mod node;
 mod output;
 mod recover;
@@ -27,7 +31,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use ankole_replica::VERSION;
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
 use self::output::{Format, Output};
@@ -57,6 +61,8 @@ pub struct Environment {
     pub temporary: PathBuf,
     /// HOME
     pub home: Option<PathBuf>,
+    /// NO_COLOR, or a terminal that has none
+    pub no_colour: bool,
 }
 
 /// Replicated block storage
@@ -65,7 +71,7 @@ pub struct Environment {
 #[command(after_help = "\
 Which server: --server, --data, then ANKOLE_SERVER, ANKOLE_DATA, then http://127.0.0.1:9500.
 A data folder's server is reached by its socket; one at a URL needs a token: ANKOLE_TOKEN, or the
-file `token` of the data folder. ANKOLE_LOG sets the log's filter.
+file `token` of the data folder. ANKOLE_LOG sets the log's filter, NO_COLOR takes the colours away.
 Exit codes: 0 ok, 1 failed, 2 usage, 3 not found, 4 conflict, 5 time-out, 6 degraded.")]
 struct Cli {
     #[command(flatten)]
@@ -119,8 +125,13 @@ enum Command {
     /// The process of an attached volume
     #[command(subcommand)]
     Engine(engine::EngineCommand),
-    /// Completions for a shell
+    /// Completion for a shell, of commands and of names that the server knows
     Completion { shell: clap_complete::Shell },
+    /// The manual's first page, or all its pages into a folder
+    Man {
+        #[arg(value_name = "DIR")]
+        folder: Option<PathBuf>,
+    },
     /// The version of this program
     Version,
 }
@@ -148,17 +159,34 @@ impl Session<'_> {
     }
 }
 
+/// All that can be typed. `args` are what the process was started with.
+fn grammar(environment: &Environment, args: &[OsString]) -> clap::Command {
+    complete::add(examples::add(aliases::add(Cli::command())), environment, args)
+}
+
 pub fn run(args: impl Iterator<Item = OsString>, environment: &Environment) -> ExitCode {
-    let cli = match Cli::try_parse_from(args) {
+    let args: Vec<OsString> = args.collect();
+    // Help and version are "errors" with code 0. A closed pipe is nobody's fault.
+    let end = |error: clap::Error| {
+        let _ = error.print();
+        ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
+    };
+    match complete::answer(&args, environment) {
+        Ok(false) => {}
+        Ok(true) => return ExitCode::SUCCESS,
+        Err(error) => return end(error),
+    }
+    let matches = grammar(environment, &args).try_get_matches_from(&args);
+    let cli = match matches.and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => cli,
-        Err(error) => {
-            // Help and version are "errors" with code 0. A closed pipe is nobody's fault.
-            let _ = error.print();
-            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
-        }
+        Err(error) => return end(error),
     };
     start_log(environment, &cli.command);
-    let output = Output { format: cli.global.output, headers: !cli.global.no_headers };
+    let output = Output {
+        format: cli.global.output,
+        headers: !cli.global.no_headers,
+        colours: !environment.no_colour && io::stdout().is_terminal(),
+    };
     let session = Session { global: &cli.global, environment, output };
     match dispatch(&session, cli.command) {
         Ok(code) => code,
@@ -172,7 +200,7 @@ pub fn run(args: impl Iterator<Item = OsString>, environment: &Environment) -> E
 /// Whether it is a command that this program knows.
 #[cfg(test)]
 pub(crate) fn parse(args: impl Iterator<Item = OsString>) -> Result<(), clap::Error> {
-    Cli::try_parse_from(args).map(drop)
+    grammar(&Environment::default(), &[]).try_get_matches_from(args).map(drop)
 }
 
 fn dispatch(session: &Session<'_>, command: Command) -> Result<ExitCode, ApiError> {
@@ -204,10 +232,10 @@ fn dispatch(session: &Session<'_>, command: Command) -> Result<ExitCode, ApiErro
         Command::Replica(replica::ReplicaCommand::Verify { directory }) => {
             replica::verify(session, &directory)
         }
-        Command::Completion { shell } => {
-            let mut text = Vec::new();
-            clap_complete::generate(shell, &mut Cli::command(), "ankole", &mut text);
-            session.output.text(&String::from_utf8_lossy(&text))
+        Command::Completion { shell } => complete::script(session.output, shell),
+        Command::Man { folder } => {
+            let grammar = grammar(session.environment, &[]);
+            man::run(session.output, grammar, folder.as_deref())
         }
         Command::Version => match session.output.format {
             Format::Json => session.output.json(&serde_json::json!({ "version": VERSION })),
@@ -314,6 +342,6 @@ mod tests {
 
     #[test]
     fn the_command_line_is_well_formed() {
-        Cli::command().debug_assert();
+        grammar(&Environment::default(), &[]).debug_assert();
     }
 }

@@ -2,7 +2,9 @@
 
 use std::io::{self, Write};
 
+use anstyle::{AnsiColor, Style};
 use serde::Serialize;
+use unicode_width::UnicodeWidthStr;
 
 use super::{Done, Outcome};
 use crate::api::ApiError;
@@ -19,6 +21,8 @@ pub(super) enum Format {
 pub(super) struct Output {
     pub(super) format: Format,
     pub(super) headers: bool,
+    /// On a terminal, unless NO_COLOR is set.
+    pub(super) colours: bool,
 }
 
 /// A column: its header, whether only `wide` shows it, and the cell of an item.
@@ -49,22 +53,29 @@ impl Output {
                 let names: String = items.iter().map(|item| name(item) + "\n").collect();
                 self.text(&names)
             }
-            Format::Table | Format::Wide => {
-                let shown = || {
-                    let all = self.format == Format::Wide;
-                    columns.iter().filter(move |column| all || !column.wide)
-                };
-                let headers = self.headers.then(|| shown().map(|c| c.header.into()).collect());
-                let rows = items.iter().map(|item| shown().map(|c| (c.cell)(item)).collect());
-                self.text(&table(&headers.into_iter().chain(rows).collect::<Vec<_>>()))
-            }
+            Format::Table | Format::Wide => self.table(items, columns),
         }
+    }
+
+    pub(super) fn table<T>(self, items: &[T], columns: &[Column<T>]) -> Outcome {
+        let shown = || {
+            let all = self.format == Format::Wide;
+            columns.iter().filter(move |column| all || !column.wide)
+        };
+        let headers = self.headers.then(|| shown().map(|c| c.header.into()).collect());
+        let rows = items.iter().map(|item| shown().map(|c| (c.cell)(item)).collect());
+        self.rows(&headers.into_iter().chain(rows).collect::<Vec<_>>())
     }
 
     /// One object, as lines of `name  value`.
     pub(super) fn fields(self, fields: &[(&str, String)]) -> Outcome {
         let rows = fields.iter().map(|(name, value)| vec![format!("{name}:"), value.clone()]);
-        self.text(&table(&rows.collect::<Vec<_>>()))
+        self.rows(&rows.collect::<Vec<_>>())
+    }
+
+    fn rows(self, rows: &[Vec<String>]) -> Outcome {
+        let plain = |_: &str| Style::new();
+        self.text(&aligned(rows, if self.colours { style } else { plain }))
     }
 
     pub(super) fn json(self, value: &impl Serialize) -> Outcome {
@@ -92,21 +103,54 @@ pub(super) fn remark(text: &str) {
     let _ = writeln!(io::stderr(), "{text}");
 }
 
+/// Of a cell that is a state, a mode or reasons of conditions: green is well, yellow isn't all, red
+/// needs a person.
+fn style(cell: &str) -> Style {
+    let colour = match cell {
+        "attached" | "healthy" | "RW" | "complete" => AnsiColor::Green,
+        "faulted" | "unreadable" | "lost" | "problem" | "ERR" => AnsiColor::Red,
+        "attaching" | "creating" | "degraded" | "deleting" | "detaching" | "missing" | "WO" => {
+            AnsiColor::Yellow
+        }
+        _ if cell.split(',').any(|it| ["DataLost", "RecordLost", "Unreadable"].contains(&it)) => {
+            AnsiColor::Red
+        }
+        _ if is_reasons(cell) => AnsiColor::Yellow,
+        _ => return Style::new(),
+    };
+    colour.on_default()
+}
+
+/// `ReplicaEnded,SetAside`: as no name of an object is.
+fn is_reasons(cell: &str) -> bool {
+    let is_reason = |it: &str| {
+        let capitals = it.chars().filter(char::is_ascii_uppercase).count();
+        it.starts_with(|c: char| c.is_ascii_uppercase())
+            && (2..it.len()).contains(&capitals)
+            && it.chars().all(|c| c.is_ascii_alphabetic())
+    };
+    cell.split(',').all(is_reason)
+}
+
 /// Columns as wide as their widest cell, two spaces between, nothing after the last.
-fn table(rows: &[Vec<String>]) -> String {
+fn aligned(rows: &[Vec<String>], style: fn(&str) -> Style) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| {
         let cells = rows.iter().filter_map(|row: &Vec<String>| row.get(column));
-        cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
+        cells.map(|cell| cell.width()).max().unwrap_or(0)
     };
     let widths: Vec<usize> = (0..columns).map(width).collect();
     let mut text = String::new();
     for row in rows {
-        let cells = row
-            .iter()
-            .zip(&widths)
-            .map(|(cell, width): (&String, &usize)| format!("{cell:<width$}"));
-        text.push_str(cells.collect::<Vec<_>>().join("  ").trim_end());
+        let mut pending = 0;
+        for (cell, width) in row.iter().zip(&widths) {
+            if !cell.is_empty() {
+                let style = style(cell);
+                text += &format!("{:pending$}{style}{cell}{style:#}", "");
+                pending = 0;
+            }
+            pending += width - cell.width() + 2;
+        }
         text.push('\n');
     }
     text
@@ -116,11 +160,39 @@ fn table(rows: &[Vec<String>]) -> String {
 mod tests {
     use super::*;
 
+    fn row(cells: [&str; 3]) -> Vec<String> {
+        cells.map(String::from).to_vec()
+    }
+
+    fn plain(_: &str) -> Style {
+        Style::new()
+    }
+
     #[test]
     fn columns_are_aligned_without_spaces_at_the_end() {
-        let row = |cells: [&str; 3]| cells.map(String::from).to_vec();
-        let text = table(&[row(["NAME", "SIZE", "X"]), row(["v", "1 GiB", ""])]);
-        assert_eq!(text, "NAME  SIZE   X\nv     1 GiB\n");
-        assert_eq!(table(&[]), "");
+        let rows = [row(["NAME", "SIZE", "X"]), row(["v", "1 GiB", ""]), row(["", "", "x"])];
+        let text = aligned(&rows, plain);
+        assert_eq!(text, "NAME  SIZE   X\nv     1 GiB\n             x\n");
+        assert_eq!(aligned(&[], plain), "");
+    }
+
+    /// By the number of their characters, columns behind them stood askew.
+    #[test]
+    fn wide_glyphs_take_two_cells_of_a_terminal_and_combining_ones_none() {
+        let rows = [row(["名前", "a", ""]), row(["e\u{301}", "b", ""])];
+        assert_eq!(aligned(&rows, plain), "名前  a\ne\u{301}     b\n");
+    }
+
+    #[test]
+    fn a_colour_takes_no_room() {
+        let rows = [row(["v1", "healthy", "x"]), row(["v2", "ok", "ReplicaEnded,SetAside"])];
+        let text = aligned(&rows, style);
+        let without: String = text.replace("\u{1b}[32m", "").replace("\u{1b}[33m", "");
+        assert_eq!(without.replace("\u{1b}[0m", ""), aligned(&rows, plain));
+        assert!(text.contains("\u{1b}[32mhealthy\u{1b}[0m  x"), "{text:?}");
+        assert!(text.contains("\u{1b}[33mReplicaEnded,SetAside\u{1b}[0m"), "{text:?}");
+        assert_eq!(style("STATE"), Style::new());
+        assert_eq!(style("a sentence. SIZE"), Style::new());
+        assert_ne!(style("SetAside,DataLost"), style("SetAside"));
     }
 }

@@ -56,6 +56,7 @@ pub(super) fn list(session: &Session<'_>, volume: Option<&Name>) -> Outcome {
                     format!("{} of {}", human(rebuild.done_bytes), human(rebuild.total_bytes))
                 })
             }),
+            column("USED", |r| r.used_bytes.map_or("-".into(), human)),
             column("NODE", |r| r.node.clone()),
             wide("PID", |r| r.pid.map_or("-".into(), |pid| pid.to_string())),
             wide("ADDRESS", |r| r.address.clone().unwrap_or("-".into())),

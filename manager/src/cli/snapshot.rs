@@ -1,5 +1,7 @@
 //! `ankole snapshot …`
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use clap::Subcommand;
 
 use super::output::{Format, column, remark, wide};
@@ -8,6 +10,8 @@ use super::{Done, Outcome, Session, confirm};
 use crate::api::Name;
 use crate::api::size::human;
 use crate::api::snapshot::{Chain, SnapshotStatus};
+use crate::api::why::lasting;
+use crate::clock::now_unix_s;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum SnapshotCommand {
@@ -95,39 +99,68 @@ pub(super) fn run(session: &Session<'_>, command: SnapshotCommand) -> Outcome {
     }
 }
 
-/// Children below their parents, and the head where it stands.
+/// From the oldest down to the head. What branches off stands indented below the snapshot that it
+/// stands on; the rest is one column, however long it is.
 fn tree(chain: &Chain) -> String {
-    let mut text = String::new();
-    branch(chain, None, 0, &mut text);
-    text
+    let mut children = BTreeMap::<Option<&str>, Vec<&SnapshotStatus>>::new();
+    for snapshot in &chain.snapshots {
+        children.entry(snapshot.parent.as_deref()).or_default().push(snapshot);
+    }
+    let mut tree = Tree { chain, children, to_head: path_to_head(chain), text: String::new() };
+    tree.branches(None, "");
+    tree.text
 }
 
-fn branch(chain: &Chain, parent: Option<&str>, depth: usize, text: &mut String) {
-    // A chain from a faulty engine might name a loop.
-    if depth > chain.snapshots.len() {
-        return;
-    }
-    let indent = "  ".repeat(depth);
-    for snapshot in &chain.snapshots {
-        if snapshot.parent.as_deref() == parent {
-            text.push_str(&format!("{indent}{}  {}\n", snapshot.name, human(snapshot.data_bytes)));
-            branch(chain, Some(&snapshot.name), depth + 1, text);
+struct Tree<'a> {
+    chain: &'a Chain,
+    /// Each is taken once, so that a loop, which only a faulty engine names, ends.
+    children: BTreeMap<Option<&'a str>, Vec<&'a SnapshotStatus>>,
+    to_head: BTreeSet<&'a str>,
+    text: String,
+}
+
+impl<'a> Tree<'a> {
+    /// All that stands on `parent`, the line that ends in the head last.
+    fn branches(&mut self, mut parent: Option<&'a str>, indent: &str) {
+        loop {
+            let mut children = self.children.remove(&parent).unwrap_or_default();
+            children.sort_by_key(|child| self.to_head.contains(child.name.as_str()));
+            let holds_head = self.chain.head_parent.as_deref() == parent;
+            let on = if holds_head { None } else { children.pop() };
+            for side in children {
+                self.line(indent, "├─ ", &side.name, side.data_bytes);
+                self.branches(Some(&side.name), &format!("{indent}│  "));
+            }
+            if holds_head {
+                self.line(indent, "", "(head)", self.chain.head_bytes);
+            }
+            let Some(next) = on else { return };
+            self.line(indent, "", &next.name, next.data_bytes);
+            parent = Some(&next.name);
         }
     }
-    if chain.head_parent.as_deref() == parent {
-        text.push_str(&format!("{indent}(head)  {}\n", human(chain.head_bytes)));
+
+    fn line(&mut self, indent: &str, branch: &str, name: &str, bytes: u64) {
+        self.text += &format!("{indent}{branch}{name}  {}\n", human(bytes));
     }
+}
+
+fn path_to_head(chain: &Chain) -> BTreeSet<&str> {
+    let parents: BTreeMap<&str, &str> = chain
+        .snapshots
+        .iter()
+        .filter_map(|it| Some((it.name.as_str(), it.parent.as_deref()?)))
+        .collect();
+    let mut path = BTreeSet::new();
+    let mut at = chain.head_parent.as_deref();
+    while let Some(name) = at.filter(|name| path.insert(*name)) {
+        at = parents.get(name).copied();
+    }
+    path
 }
 
 fn age(created_unix_s: u64) -> String {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    let seconds = now.map_or(0, |now| now.as_secs()).saturating_sub(created_unix_s);
-    match seconds {
-        0..120 => format!("{seconds} s"),
-        120..7200 => format!("{} min", seconds / 60),
-        7200..172_800 => format!("{} h", seconds / 3600),
-        _ => format!("{} d", seconds / 86400),
-    }
+    lasting(now_unix_s().saturating_sub(created_unix_s))
 }
 
 #[cfg(test)]
@@ -158,8 +191,34 @@ mod tests {
         let snapshots =
             vec![snapshot("a", None), snapshot("b", Some("a")), snapshot("c", Some("a"))];
         let text = tree(&chain(snapshots, Some("b")));
-        assert_eq!(text, "a  1 MiB\n  b  1 MiB\n    (head)  0 B\n  c  1 MiB\n");
+        assert_eq!(text, "a  1 MiB\n├─ c  1 MiB\nb  1 MiB\n(head)  0 B\n");
         assert_eq!(tree(&chain(vec![], None)), "(head)  0 B\n");
+    }
+
+    #[test]
+    fn branches_of_branches_stand_below_each_other() {
+        let snapshots = vec![
+            snapshot("a", None),
+            snapshot("b", Some("a")),
+            snapshot("c", Some("b")),
+            snapshot("d", Some("b")),
+            snapshot("e", Some("a")),
+        ];
+        let text = tree(&chain(snapshots, Some("a")));
+        let expected =
+            "a  1 MiB\n├─ b  1 MiB\n│  ├─ c  1 MiB\n│  d  1 MiB\n├─ e  1 MiB\n(head)  0 B\n";
+        assert_eq!(text, expected);
+    }
+
+    /// The last line of 500 began with 1000 spaces, and each was a call within the one before.
+    #[test]
+    fn a_long_chain_is_one_column() {
+        let name = |number: usize| format!("s{number}");
+        let parent = |number: usize| number.checked_sub(1).map(name);
+        let snapshots = (0..4000).map(|it| snapshot(&name(it), parent(it).as_deref())).collect();
+        let text = tree(&chain(snapshots, Some("s3999")));
+        assert_eq!(text.lines().count(), 4001);
+        assert!(text.lines().all(|line| !line.starts_with(' ')));
     }
 
     #[test]

@@ -49,7 +49,7 @@ pub(super) struct CreateArgs {
     /// a-z, 0-9 and -, at most 63 characters
     name: Name,
     /// For example 10G or 10GiB, which are the same; rounded up to 2 MiB
-    #[arg(long, value_parser = VolumeSize::parse)]
+    #[arg(long, value_parser = VolumeSize::parse, allow_hyphen_values = true)]
     size: VolumeSize,
     #[arg(long, default_value_t = 3)]
     replicas: u8,
@@ -94,7 +94,7 @@ pub(super) struct DetachArgs {
 pub(super) struct ResizeArgs {
     name: Name,
     /// Less than before takes back what the volume hasn't become yet
-    #[arg(long, value_parser = VolumeSize::parse)]
+    #[arg(long, value_parser = VolumeSize::parse, allow_hyphen_values = true)]
     size: VolumeSize,
     /// Don't wait until it has that size
     #[arg(long)]
@@ -180,6 +180,7 @@ fn list(session: &Session<'_>, volumes: &[VolumeView]) -> Outcome {
             column("STATE", |v| v.state.to_string()),
             column("ROBUSTNESS", |v| v.robustness.to_string()),
             column("SIZE", size),
+            column("USED", |v| used(v).map_or("-".into(), human)),
             column("REPLICAS", replicas_in_short),
             column("NOTES", reasons),
             column("ENDPOINT", |v| v.endpoint.clone().unwrap_or("-".into())),
@@ -197,6 +198,16 @@ fn list(session: &Session<'_>, volumes: &[VolumeView]) -> Outcome {
 fn size(volume: &VolumeView) -> String {
     let wanted = volume.wanted_bytes.map(|wanted| format!(" ({} wanted)", human(wanted)));
     human(volume.size_bytes) + &wanted.unwrap_or_default()
+}
+
+/// On the disks of all replicas, as far as it is known.
+fn used(volume: &VolumeView) -> Option<u64> {
+    let of_replicas = volume.replicas.iter().filter_map(|replica| replica.used_bytes);
+    of_replicas.reduce(|all, one| all + one)
+}
+
+fn used_by_all(bytes: u64) -> String {
+    format!("{} on the disks of all replicas", human(bytes))
 }
 
 fn engine(volume: &VolumeView) -> Option<String> {
@@ -247,6 +258,7 @@ fn show(session: &Session<'_>, volume: &VolumeView) -> Outcome {
         ("robustness", volume.robustness.to_string()),
         ("endpoint", volume.endpoint.clone().unwrap_or_else(dash)),
         ("size", size(volume)),
+        ("used", used(volume).map_or_else(dash, used_by_all)),
         ("frontend", frontend(volume)),
         ("node", volume.node.clone().unwrap_or_else(dash)),
         ("engine", engine(volume).unwrap_or_else(dash)),

@@ -5,6 +5,7 @@ use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 use ankole_replica::admin::EngineStatus;
+use ankole_replica::types::ReplicaId;
 
 use crate::api::Name;
 use crate::api::volume::{Condition, State, VolumeSpec};
@@ -15,6 +16,8 @@ pub struct Observed {
     pub engine_pid: Option<u32>,
     pub engine: Option<EngineStatus>,
     pub conditions: Vec<Condition>,
+    /// What each replica takes of its disk, in bytes; of some seconds ago.
+    pub used_bytes: BTreeMap<ReplicaId, u64>,
     /// What was wanted then.
     pub spec: VolumeSpec,
     /// Since when the engine waits for something without a break, in seconds of Unix time.

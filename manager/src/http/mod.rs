@@ -112,8 +112,8 @@ async fn version() -> Json<Version> {
     Json(Version { version: ankole_replica::VERSION })
 }
 
-async fn node(State(service): State<Service>) -> Json<NodeView> {
-    Json(service.node())
+async fn node(State(service): State<Service>) -> Answer<NodeView> {
+    blocking(move || service.node()).await
 }
 
 async fn require_token(

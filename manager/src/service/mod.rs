@@ -3,6 +3,7 @@
 //! All calls may block: they wait for the disk, and some for a controller or an engine.
 
 mod jobs;
+mod node;
 mod program;
 mod recovery;
 mod salvage;
@@ -21,7 +22,6 @@ pub use volumes::Engaged;
 use self::jobs::Jobs;
 use crate::agent::admin::AdminError;
 use crate::api::error::chain;
-use crate::api::node::NodeView;
 use crate::api::{ApiError, ErrorKind};
 use crate::controllers::Context;
 use crate::store::{Kind, StoreError};
@@ -38,11 +38,6 @@ impl Service {
         let service = Self { context, jobs: Arc::default() };
         service.drop_job_tickets()?;
         Ok(service)
-    }
-
-    pub fn node(&self) -> NodeView {
-        let frontends = self.context.frontends.capabilities();
-        NodeView { name: self.context.node.clone(), frontends }
     }
 }
 

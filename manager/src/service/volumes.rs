@@ -10,7 +10,7 @@ use ankole_replica::types::ReplicaId;
 use super::{Service, program};
 use crate::agent::layout::random_hex;
 use crate::agent::probe;
-use crate::agent::{Layout, Part};
+use crate::agent::{Layout, Part, Process};
 use crate::api::attachment::{AttachRequest, Ticket, TicketKind};
 use crate::api::error::chain;
 use crate::api::node::Finding;
@@ -56,8 +56,11 @@ impl Service {
     /// Also those that can't be read, with the reason.
     pub fn volumes(&self) -> Result<Vec<VolumeView>, ApiError> {
         let volumes = self.context.store.each::<Volume>()?;
+        let processes = self.context.supervisor.list();
+        // Each engine that doesn't answer would be waited for; who looks after it has asked lately.
+        let seen = |name: &Name| self.context.board.get(name)?.engine;
         let view = |(name, volume): (String, Result<Volume, StoreError>)| match volume {
-            Ok(volume) => Some(self.view(volume)),
+            Ok(volume) => Some(self.view(volume, &processes, seen)),
             Err(error) => Some(VolumeView::unreadable(name.parse().ok()?, chain(&error))),
         };
         Ok(volumes.into_iter().filter_map(view).collect())
@@ -65,7 +68,10 @@ impl Service {
 
     pub fn volume(&self, name: &Name) -> Result<VolumeView, ApiError> {
         match self.context.store.read(name) {
-            Ok(volume) => Ok(self.view(volume)),
+            Ok(volume) => {
+                let ask = |name: &Name| engine_status(&self.context, name);
+                Ok(self.view(volume, &self.context.supervisor.list(), ask))
+            }
             Err(error @ StoreError::Garbage { .. }) => {
                 Ok(VolumeView::unreadable(name.clone(), chain(&error)))
             }
@@ -350,15 +356,20 @@ impl Service {
         Ok(volumes.into_iter().flat_map(|volume| volume.replicas).collect())
     }
 
-    fn view(&self, volume: Volume) -> VolumeView {
+    /// `status` says what the volume's engine says of itself.
+    fn view(
+        &self,
+        volume: Volume,
+        processes: &[Process],
+        status: impl Fn(&Name) -> Option<EngineStatus>,
+    ) -> VolumeView {
         let name = &volume.name;
-        let processes = self.context.supervisor.list();
         let process_of = |part: &Part| {
             let mut own = processes.iter().filter(|process| &process.spec.name.volume == name);
             own.find(|process| &process.spec.name.part == part)
         };
         let engine_process = process_of(&Part::Engine);
-        let engine = engine_process.and_then(|_| engine_status(&self.context, name));
+        let engine = engine_process.and_then(|_| status(name));
         let observed = self.context.board.get(name);
         let record = volume.status.record.as_ref();
 
@@ -378,6 +389,9 @@ impl Service {
                 directory: place.directory.clone(),
                 address: process.map(address_of),
                 pid: process.map(|process| process.pid),
+                used_bytes: observed
+                    .as_ref()
+                    .and_then(|observed| observed.used_bytes.get(&place.replica).copied()),
                 reason: seen.and_then(|seen| seen.reason.clone()),
                 rebuild: seen.and_then(|seen| seen.rebuild),
                 rebuild_seconds_left: seen.and_then(|seen| seconds_left(seen.rebuild.as_ref()?)),

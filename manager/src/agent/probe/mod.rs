@@ -20,7 +20,7 @@ use std::path::Path;
 
 use crate::api::node::Finding;
 
-pub use disk::{file_system_of, free_bytes};
+pub use disk::{capacity_bytes, file_system_of, free_bytes};
 pub use file_size::file_bytes_max;
 pub use frontends::{can_serve, look as frontends, obstacle};
 pub use watch::{INTERVAL, Watch};

@@ -24,12 +24,16 @@ use self::seen::{EngineSeen, History, Seen};
 use self::validate::Wanted;
 use super::Context;
 use super::backoff::Backoff;
-use crate::agent::Part;
 use crate::agent::last_words::last_words;
 use crate::agent::supervisor::Ended;
+use crate::agent::{Part, disk_usage};
 use crate::api::Name;
+use crate::api::replica::Place;
 use crate::api::volume::{Condition, Reason};
 use crate::clock::now_unix_s;
+
+/// What replicas take of their disks is shown as old as this.
+const COUNT_AGAIN: Duration = Duration::from_secs(10);
 
 #[derive(Debug)]
 pub enum Event {
@@ -55,6 +59,8 @@ pub struct Memory {
     unreachable: Option<(Instant, u32)>,
     /// Since when the device has no engine.
     unserved: Option<Instant>,
+    /// What each replica takes of its disk, and when that was counted.
+    used_bytes: Option<(Instant, BTreeMap<ReplicaId, u64>)>,
 }
 
 #[derive(Debug, Default)]
@@ -127,6 +133,17 @@ impl Memory {
             condition.since_unix_s = Some(since);
             self.conditions.insert(key, since);
         }
+    }
+
+    /// Counted anew when it is old. Those that can't be looked at are left out.
+    fn used_bytes(&mut self, places: &[Place]) -> BTreeMap<ReplicaId, u64> {
+        let of = |place: &Place| {
+            let used = disk_usage::used_bytes(&place.directory).ok()?;
+            Some((place.replica.clone(), used))
+        };
+        let known = self.used_bytes.take().filter(|(at, _)| at.elapsed() < COUNT_AGAIN);
+        let count = || (Instant::now(), places.iter().filter_map(of).collect());
+        self.used_bytes.insert(known.unwrap_or_else(count)).1.clone()
     }
 
     /// What failed before was set right by a person: it is tried again at once.

@@ -32,6 +32,7 @@ pub(super) fn report(context: &Context, seen: &Seen, applied: &Applied, memory: 
             failures: memory.failures(),
             waiting_since_unix_s: memory.engine_waits.map(|(_, since)| since),
             conditions,
+            used_bytes: memory.used_bytes(&seen.volume.status.places),
             spec: seen.volume.spec.clone(),
         },
     );
