@@ -11,14 +11,14 @@ use std::sync::{Arc, mpsc};
 use libublk::UblkFlags;
 use libublk::ctrl::{UblkCtrl, UblkCtrlBuilder};
 use libublk::io::UblkDev;
-use libublk::sys::ublk_params;
+use libublk::sys::{UBLK_S_DEV_DEAD, ublk_params, ublksrv_ctrl_dev_info};
 use tokio::sync::oneshot;
 
-use super::Options;
 use super::error::{DeviceName, Step, UblkError, cause, check};
 use super::geometry::{self, Geometry};
 use super::probe::Features;
 use super::request::REQUEST_BYTES_MAX;
+use super::{Options, command};
 use crate::device::{self, Origin};
 
 /// A device whose queue can be opened; to be dropped when that is closed.
@@ -92,10 +92,17 @@ impl ControlledDevice {
     ) -> Result<(Self, Opened), UblkError> {
         let (control, is_new) = match options.origin {
             Origin::New { id } => (add(id, options, features)?, true),
-            Origin::Recovery { id } => (take_over(id, options, geometry)?, false),
+            Origin::Recovery { id } if is_half_made(id, options.identity)? => {
+                let failed = |source| UblkError::Command {
+                    step: Step::Delete,
+                    device: DeviceName(Some(id)),
+                    source,
+                };
+                command::delete(id).map_err(failed)?;
+                (add(None, options, features)?, true)
+            }
+            Origin::Recovery { id } => (take_over(id, geometry)?, false),
         };
-        // From here on only del_dev() deletes.
-        control.disown();
         let (id, flags) = (control.dev_info().dev_id, control.dev_info().flags);
         let features = Features::from_bits(flags);
         let mut device = Self { id, is_new, features, control, open: None };
@@ -183,33 +190,37 @@ impl ControlledDevice {
 
 fn add(id: Option<u32>, options: &Options, features: Features) -> Result<UblkCtrl, UblkError> {
     let failed = |source| UblkError::Command { step: Step::Add, device: DeviceName(id), source };
-    let number = match id {
-        Some(id) => library_id(id).map_err(failed)?,
-        None => -1,
-    };
-    let control = UblkCtrlBuilder::default()
-        .name("ankole")
-        .id(number)
-        .nr_queues(1)
-        .depth(options.depth)
-        .io_buf_bytes(REQUEST_BYTES_MAX)
-        .ctrl_flags(features.device_flags())
-        .ctrl_target_flags(options.identity)
-        .dev_flags(UblkFlags::UBLK_DEV_F_ADD_DEV)
-        .build()
-        .map_err(|error| failed(cause(error)))?;
-    Ok(control)
+    let added = command::add(ublksrv_ctrl_dev_info {
+        dev_id: id.unwrap_or(command::ANY_NUMBER),
+        nr_hw_queues: 1,
+        queue_depth: options.depth,
+        max_io_buf_bytes: REQUEST_BYTES_MAX,
+        ublksrv_pid: std::process::id().cast_signed(),
+        flags: features.device_flags(),
+        ublksrv_flags: options.identity,
+        ..Default::default()
+    });
+    let id = added.map_err(failed)?.dev_id;
+    control_of(id).inspect_err(|_| {
+        let _worse = command::delete(id);
+    })
 }
 
-fn take_over(id: u32, options: &Options, geometry: Geometry) -> Result<UblkCtrl, UblkError> {
-    let failed = |step, source| UblkError::Command { step, device: DeviceName(Some(id)), source };
+/// The library's control of a device that is there. It doesn't delete it when it is dropped.
+fn control_of(id: u32) -> Result<UblkCtrl, UblkError> {
+    let failed =
+        |source| UblkError::Command { step: Step::Inspect, device: DeviceName(Some(id)), source };
     let control = UblkCtrlBuilder::default()
         .name("ankole")
-        .id(library_id(id).map_err(|error| failed(Step::Inspect, error))?)
+        .id(library_id(id).map_err(failed)?)
         .dev_flags(UblkFlags::UBLK_DEV_F_RECOVER_DEV)
-        .build()
-        .map_err(|error| failed(Step::Inspect, cause(error)))?;
-    check_identity(&control, id, options.identity)?;
+        .build();
+    control.map_err(|error| failed(cause(error)))
+}
+
+fn take_over(id: u32, geometry: Geometry) -> Result<UblkCtrl, UblkError> {
+    let failed = |step, source| UblkError::Command { step, device: DeviceName(Some(id)), source };
+    let control = control_of(id)?;
     let mut params = ublk_params::default();
     check(control.get_params(&mut params)).map_err(|error| failed(Step::Inspect, error))?;
     let device_bytes = geometry::size_bytes(&params);
@@ -229,18 +240,27 @@ fn library_id(id: u32) -> io::Result<i32> {
 /// See [`super::stop_device`].
 pub(super) fn stop_and_delete(id: u32, identity: u64) -> Result<(), UblkError> {
     let failed = |step, source| UblkError::Command { step, device: DeviceName(Some(id)), source };
-    let number = library_id(id).map_err(|error| failed(Step::Inspect, error))?;
-    let control =
-        UblkCtrl::new_simple(number).map_err(|error| failed(Step::Inspect, cause(error)))?;
-    check_identity(&control, id, identity)?;
+    info_of_ours(id, identity)?;
+    let control = control_of(id)?;
     check(control.kill_dev()).map_err(|error| failed(Step::Stop, error))?;
     check(control.del_dev()).map_err(|error| failed(Step::Delete, error))?;
     Ok(())
 }
 
-fn check_identity(control: &UblkCtrl, device: u32, expected: u64) -> Result<(), UblkError> {
-    match control.dev_info().ublksrv_flags {
-        found if found == expected => Ok(()),
-        found => Err(UblkError::OtherVolume { device, found, expected }),
+/// Its server died before it had started it, or while it took it away: no client has ever seen it, or
+/// none can any more, and nobody can take it over.
+fn is_half_made(id: u32, identity: u64) -> Result<bool, UblkError> {
+    Ok(u32::from(info_of_ours(id, identity)?.state) == UBLK_S_DEV_DEAD)
+}
+
+fn info_of_ours(device: u32, identity: u64) -> Result<ublksrv_ctrl_dev_info, UblkError> {
+    let info = command::info(device).map_err(|source| UblkError::Command {
+        step: Step::Inspect,
+        device: DeviceName(Some(device)),
+        source,
+    })?;
+    match info.ublksrv_flags {
+        found if found == identity => Ok(info),
+        found => Err(UblkError::OtherVolume { device, found, expected: identity }),
     }
 }

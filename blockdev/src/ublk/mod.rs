@@ -18,6 +18,7 @@
 //! sees. Data moves by USER_COPY: reading and writing /dev/ublkcN at a request's offset, into
 //! buffers of ours, so that the kernel never holds a pointer to our memory.
 
+mod command;
 mod control;
 mod copy;
 mod error;

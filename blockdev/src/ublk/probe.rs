@@ -11,7 +11,7 @@ use libublk::sys;
 
 use super::error::Unavailable;
 
-const CONTROL_PATH: &str = "/dev/ublk-control";
+pub(super) const CONTROL_PATH: &str = "/dev/ublk-control";
 const LIMIT_PATH: &str = "/sys/module/ublk_drv/parameters/ublks_max";
 /// One entry for each device.
 const DEVICES_PATH: &str = "/sys/class/ublk-char";
