@@ -1,0 +1,3 @@
+//! A tree of files as an NFSv4 export. See the README.
+
+pub mod wire;

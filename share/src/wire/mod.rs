@@ -1,0 +1,9 @@
+//! What goes over the wire, as types: XDR, RPC, and NFSv4's operations and attributes. Pure.
+
+pub mod arguments;
+pub mod attributes;
+pub mod record;
+pub mod rpc;
+pub mod status;
+pub mod types;
+pub mod xdr;
