@@ -1,3 +1,4 @@
 //! A tree of files as an NFSv4 export. See the README.
 
+pub mod tree;
 pub mod wire;

@@ -1,0 +1,590 @@
+//! A directory of this machine and what is below it on the same file system.
+//!
+//! Files are reached by the kernel's handles, which outlive renames and restarts; that needs root. Without
+//! it, files are known from when they were looked up, for as long as this process has room for them.
+//!
+//! Never: a name that leaves the tree (each is one component, no symlink is followed, no mount crossed); a
+//! FIFO or device opened; anything done with more rights than the caller has.
+
+mod file;
+mod handles;
+mod identity;
+mod inodes;
+mod records;
+
+use super::*;
+use handles::{KernelHandle, Seal};
+use identity::Identity;
+use inodes::{Inode, Inodes};
+use records::{HIDDEN, Records};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::fs::{AtFlags, Mode, OFlags, RawDir, ResolveFlags, Statx, StatxFlags};
+use rustix::io::Errno;
+use std::ffi::{CStr, CString};
+use std::mem::MaybeUninit;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// What an entry's cookie is above the kernel's: 0, 1 and 2 mean something else in the protocol.
+const COOKIE_ABOVE: u64 = 3;
+const ENTRIES_BUFFER_BYTES: usize = 16 * 1024;
+
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Names and attributes are on the disk before the reply, as the protocol wants it. Otherwise the last
+    /// seconds of them can be lost with the machine; data that was committed never.
+    pub stable_metadata: bool,
+    /// How many files are kept at hand that nobody has open.
+    pub files_at_hand: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { stable_metadata: true, files_at_hand: 4096 }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("export {}: {step}", path.display())]
+pub struct OpenError {
+    path: std::path::PathBuf,
+    step: &'static str,
+    source: std::io::Error,
+}
+
+pub struct LocalTree {
+    shared: Arc<Shared>,
+    root: Arc<Inode>,
+    records: Records,
+    inodes: Inodes,
+    seal: Seal,
+    /// Whether a file can be found by its handle alone.
+    by_handle: bool,
+    device: (u32, u32),
+    stable_metadata: bool,
+}
+
+/// What open files need of the tree.
+struct Shared {
+    /// `/proc/self/fd`: through it a place becomes a file that can be read, by no name at all.
+    proc: OwnedFd,
+    identity: Identity,
+    write_verifier: AtomicU64,
+}
+
+impl Shared {
+    fn write_verifier(&self) -> u64 {
+        self.write_verifier.load(Ordering::SeqCst)
+    }
+
+    fn may_have_lost_writes(&self) {
+        self.write_verifier.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+impl LocalTree {
+    pub fn open(path: &Path, options: Options) -> std::result::Result<Self, OpenError> {
+        let failed =
+            |step| move |errno: Errno| OpenError { path: path.into(), step, source: errno.into() };
+        let identity = Identity::of_this_process();
+        identity.act_as_server().map_err(failed("act as root"))?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = rustix::fs::open(path, flags, Mode::empty()).map_err(failed("open it"))?;
+        let proc = rustix::fs::open("/proc/self/fd", flags, Mode::empty())
+            .map_err(failed("open /proc/self/fd; is /proc mounted?"))?;
+        let records =
+            Records::open(root.as_fd()).map_err(failed("keep the share's own files in it"))?;
+        let seal = Seal::new(&records.key);
+        let kernel = KernelHandle::of(root.as_fd(), c"")
+            .map_err(failed("its file system has no file handles"))?;
+        let by_handle = kernel.open(root.as_fd(), OFlags::PATH).is_ok();
+        if !by_handle {
+            tracing::warn!(
+                "not root: files are the server's user's, handles end with this process"
+            );
+        }
+        let stat = statx(root.as_fd(), c"").map_err(failed("look at it"))?;
+        // Without handles to find them again, files have to stay.
+        let inodes = Inodes::new(if by_handle { options.files_at_hand } else { usize::MAX / 4 });
+        let root = inodes.get_or_insert(seal.seal(&kernel), FileType::Directory, root);
+        Ok(Self {
+            shared: Arc::new(Shared { proc, identity, write_verifier: AtomicU64::new(random()) }),
+            root,
+            records,
+            inodes,
+            seal,
+            by_handle,
+            device: device(&stat),
+            stable_metadata: options.stable_metadata,
+        })
+    }
+
+    fn inode(&self, handle: FileHandle) -> Result<Arc<Inode>> {
+        if let Some(inode) = self.inodes.get(handle) {
+            return Ok(inode);
+        }
+        let kernel = self.seal.unseal(handle).ok_or(Status::BadHandle)?;
+        if !self.by_handle {
+            return Err(Status::Stale);
+        }
+        self.shared.identity.act_as_server()?;
+        let place = kernel.open(self.root.place(), OFlags::PATH | OFlags::NOFOLLOW)?;
+        let stat = statx(place.as_fd(), c"")?;
+        if stat.stx_nlink == 0 {
+            return Err(Status::Stale);
+        }
+        Ok(self.inodes.get_or_insert(handle, kind(&stat)?, place))
+    }
+
+    fn directory(&self, handle: FileHandle) -> Result<Arc<Inode>> {
+        let inode = self.inode(handle)?;
+        match inode.kind {
+            FileType::Directory => Ok(inode),
+            FileType::Symlink => Err(Status::Symlink),
+            _ => Err(Status::NotDir),
+        }
+    }
+
+    /// The file of this name, as the caller that this thread acts as.
+    fn at(&self, directory: &Inode, name: &CStr) -> Result<Arc<Inode>> {
+        let place = rustix::fs::openat2(
+            directory.place(),
+            name,
+            OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+            Mode::empty(),
+            ResolveFlags::NO_XDEV | ResolveFlags::NO_MAGICLINKS,
+        )
+        .map_err(|errno| if errno == Errno::XDEV { Status::NoEnt } else { errno.into() })?;
+        self.found(place)
+    }
+
+    fn found(&self, place: OwnedFd) -> Result<Arc<Inode>> {
+        let handle = self.seal.seal(&KernelHandle::of(place.as_fd(), c"")?);
+        if let Some(inode) = self.inodes.get(handle) {
+            return Ok(inode);
+        }
+        let kind = kind(&statx(place.as_fd(), c"")?)?;
+        Ok(self.inodes.get_or_insert(handle, kind, place))
+    }
+
+    fn is_hidden(&self, directory: FileHandle, name: &[u8]) -> bool {
+        directory == self.root.handle && name == HIDDEN
+    }
+
+    /// A name for a call to the kernel, if it isn't one of our own.
+    fn name(&self, directory: FileHandle, name: Name) -> Result<CString> {
+        if self.is_hidden(directory, name.as_bytes()) {
+            return Err(Status::NoEnt);
+        }
+        CString::new(name.as_bytes()).map_err(|_| Status::BadChar)
+    }
+
+    fn new_name(&self, directory: FileHandle, name: Name) -> Result<CString> {
+        if self.is_hidden(directory, name.as_bytes()) {
+            return Err(Status::Access);
+        }
+        CString::new(name.as_bytes()).map_err(|_| Status::BadChar)
+    }
+
+    /// Changes names in a directory, with its change numbers before and after.
+    fn change_names<T>(
+        &self,
+        directory: &Inode,
+        change: impl FnOnce() -> Result<T>,
+    ) -> Result<(T, Changed)> {
+        let _naming = directory.naming();
+        let before = self.change_number(directory)?;
+        let done = change()?;
+        directory.has_changed();
+        Ok((done, Changed { before, after: self.change_number(directory)? }))
+    }
+
+    fn change_number(&self, inode: &Inode) -> Result<u64> {
+        let changes = inode.changes();
+        Ok(Inode::change(changes, changed_ns(&statx(inode.place(), c"")?)))
+    }
+
+    /// The names in this directory are on the disk when it returns, if that was asked for. The file system
+    /// commits for all who wait at once.
+    fn settle(&self, directory: &Inode) -> Result<()> {
+        if !self.stable_metadata {
+            return Ok(());
+        }
+        Ok(rustix::fs::fsync(directory.reader(&self.shared)?)?)
+    }
+
+    fn settle_file(&self, inode: &Inode) -> Result<()> {
+        let readable = matches!(inode.kind, FileType::Regular | FileType::Directory)
+            .then(|| inode.reader(&self.shared).ok());
+        match readable.flatten() {
+            Some(file) => rustix::fs::fsync(file),
+            // It can't be opened: the whole file system is made stable.
+            None => rustix::fs::syncfs(self.root.reader(&self.shared)?),
+        }
+        .inspect_err(|_| self.shared.may_have_lost_writes())?;
+        Ok(())
+    }
+
+    fn attributes_from(&self, stat: &Statx, changes: u64) -> Result<Attributes> {
+        let time =
+            |t: rustix::fs::StatxTimestamp| Time { seconds: t.tv_sec, nanoseconds: t.tv_nsec };
+        let has_birth = stat.stx_mask & StatxFlags::BTIME.bits() != 0;
+        Ok(Attributes {
+            kind: kind(stat)?,
+            file_id: stat.stx_ino,
+            mode: u32::from(stat.stx_mode) & 0o7777,
+            links: stat.stx_nlink,
+            uid: stat.stx_uid,
+            gid: stat.stx_gid,
+            size_bytes: stat.stx_size,
+            used_bytes: stat.stx_blocks * 512,
+            device: (stat.stx_rdev_major, stat.stx_rdev_minor),
+            change: Inode::change(changes, changed_ns(stat)),
+            accessed: time(stat.stx_atime),
+            modified: time(stat.stx_mtime),
+            changed: time(stat.stx_ctime),
+            created: has_birth.then(|| time(stat.stx_btime)),
+        })
+    }
+
+    /// What an entry of a directory is, without opening it.
+    fn entry(&self, directory: BorrowedFd, name: &CStr) -> Result<(FileHandle, Attributes)> {
+        let handle = self.seal.seal(&KernelHandle::of(directory, name)?);
+        let changes = self.inodes.get(handle).map_or(0, |inode| inode.changes());
+        let stat = statx(directory, name)?;
+        if device(&stat) != self.device {
+            return Err(Status::NoEnt);
+        }
+        Ok((handle, self.attributes_from(&stat, changes)?))
+    }
+
+    fn make(&self, place: BorrowedFd, name: &CStr, kind: NewFile, mode: u32) -> Result<()> {
+        let mode = Mode::from_raw_mode(mode & 0o7777);
+        match kind {
+            NewFile::Regular => {
+                let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+                rustix::fs::openat(place, name, flags, mode)?;
+            }
+            NewFile::Directory => rustix::fs::mkdirat(place, name, mode)?,
+            NewFile::Symlink(to) => {
+                let to = CString::new(to).map_err(|_| Status::Inval)?;
+                rustix::fs::symlinkat(&*to, place, name)?;
+            }
+            NewFile::Special(kind, major, minor) => {
+                let kind = match kind {
+                    FileType::Fifo => rustix::fs::FileType::Fifo,
+                    FileType::Socket => rustix::fs::FileType::Socket,
+                    FileType::BlockDevice => rustix::fs::FileType::BlockDevice,
+                    FileType::CharacterDevice => rustix::fs::FileType::CharacterDevice,
+                    _ => return Err(Status::BadType),
+                };
+                let device = rustix::fs::makedev(major, minor);
+                rustix::fs::mknodat(place, name, kind, mode, device)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Tree for LocalTree {
+    fn id(&self) -> u128 {
+        self.records.id
+    }
+
+    fn root(&self) -> FileHandle {
+        self.root.handle
+    }
+
+    fn check(&self, handle: &[u8]) -> Result<FileHandle> {
+        let handle = FileHandle::new(handle).ok_or(Status::BadHandle)?;
+        self.inode(handle).map(|inode| inode.handle)
+    }
+
+    fn attributes(&self, file: FileHandle) -> Result<Attributes> {
+        let inode = self.inode(file)?;
+        let changes = inode.changes();
+        self.attributes_from(&statx(inode.place(), c"")?, changes)
+    }
+
+    fn space(&self) -> Result<Space> {
+        let space = rustix::fs::fstatvfs(self.root.place())?;
+        Ok(Space {
+            total_bytes: space.f_blocks * space.f_frsize,
+            free_bytes: space.f_bfree * space.f_frsize,
+            available_bytes: space.f_bavail * space.f_frsize,
+            total_files: space.f_files,
+            free_files: space.f_ffree,
+        })
+    }
+
+    fn access(&self, caller: &Caller, file: FileHandle, wanted: Access) -> Result<Access> {
+        let inode = self.inode(file)?;
+        if inode.kind == FileType::Symlink {
+            return Ok(Access { write: false, ..wanted });
+        }
+        self.shared.identity.act_as(caller)?;
+        let name = inode.proc_name();
+        let may = |access| {
+            let proc = &self.shared.proc;
+            match rustix::fs::accessat(proc, &*name, access, AtFlags::EACCESS) {
+                Ok(()) => Ok(true),
+                Err(Errno::ACCESS | Errno::PERM | Errno::ROFS | Errno::TXTBSY) => Ok(false),
+                Err(errno) => Err(Status::from(errno)),
+            }
+        };
+        Ok(Access {
+            read: wanted.read && may(rustix::fs::Access::READ_OK)?,
+            write: wanted.write && may(rustix::fs::Access::WRITE_OK)?,
+            execute: wanted.execute && may(rustix::fs::Access::EXEC_OK)?,
+        })
+    }
+
+    fn lookup(&self, caller: &Caller, directory: FileHandle, name: Name) -> Result<FileHandle> {
+        let directory = self.directory(directory)?;
+        let name = self.name(directory.handle, name)?;
+        self.shared.identity.act_as(caller)?;
+        Ok(self.at(&directory, &name)?.handle)
+    }
+
+    fn parent(&self, caller: &Caller, directory: FileHandle) -> Result<FileHandle> {
+        let directory = self.directory(directory)?;
+        if directory.handle == self.root.handle {
+            return Err(Status::NoEnt);
+        }
+        self.shared.identity.act_as(caller)?;
+        Ok(self.at(&directory, c"..")?.handle)
+    }
+
+    fn read_directory(
+        &self,
+        caller: &Caller,
+        directory: FileHandle,
+        after: u64,
+        visit: &mut dyn FnMut(Entry) -> ControlFlow<()>,
+    ) -> Result<bool> {
+        let directory = self.directory(directory)?;
+        self.shared.identity.act_as(caller)?;
+        // A file of its own, since the place in it is its own; and so the caller's rights are checked.
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(directory.place(), c".", flags, Mode::empty())?;
+        if after != 0 {
+            let kernel = after.checked_sub(COOKIE_ABOVE).ok_or(Status::BadCookie)?;
+            rustix::fs::seek(&file, rustix::fs::SeekFrom::Start(kernel))
+                .map_err(|_| Status::BadCookie)?;
+        }
+        let mut buffer = [MaybeUninit::uninit(); ENTRIES_BUFFER_BYTES];
+        let mut entries = RawDir::new(&file, &mut buffer);
+        while let Some(entry) = entries.next() {
+            let entry = entry?;
+            let name = entry.file_name();
+            if matches!(name.to_bytes(), b"." | b"..")
+                || self.is_hidden(directory.handle, name.to_bytes())
+            {
+                continue;
+            }
+            let visited = visit(Entry {
+                name: name.to_bytes(),
+                cookie: entry.next_entry_cookie().wrapping_add(COOKIE_ABOVE),
+                file: &|| self.entry(file.as_fd(), name),
+            });
+            if visited.is_break() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn read_link(&self, caller: &Caller, link: FileHandle) -> Result<Vec<u8>> {
+        let inode = self.inode(link)?;
+        if inode.kind != FileType::Symlink {
+            return Err(Status::Inval);
+        }
+        self.shared.identity.act_as(caller)?;
+        Ok(rustix::fs::readlinkat(inode.place(), c"", Vec::new())?.into_bytes())
+    }
+
+    fn create(
+        &self,
+        caller: &Caller,
+        directory: FileHandle,
+        name: Name,
+        kind: NewFile,
+        mode: u32,
+    ) -> Result<(FileHandle, Changed)> {
+        let directory = self.directory(directory)?;
+        let name = self.new_name(directory.handle, name)?;
+        self.shared.identity.act_as(caller)?;
+        let (made, changed) = self.change_names(&directory, || {
+            self.make(directory.place(), &name, kind, mode)?;
+            self.at(&directory, &name)
+        })?;
+        self.settle(&directory)?;
+        Ok((made.handle, changed))
+    }
+
+    fn remove(&self, caller: &Caller, directory: FileHandle, name: Name) -> Result<Changed> {
+        let directory = self.directory(directory)?;
+        let name = self.name(directory.handle, name)?;
+        self.shared.identity.act_as(caller)?;
+        let (gone, changed) = self.change_names(&directory, || {
+            let gone = self.at(&directory, &name)?;
+            let flags = match gone.kind {
+                FileType::Directory => AtFlags::REMOVEDIR,
+                _ => AtFlags::empty(),
+            };
+            rustix::fs::unlinkat(directory.place(), &*name, flags)?;
+            gone.has_changed();
+            Ok(gone.handle)
+        })?;
+        self.inodes.forget(gone);
+        self.settle(&directory)?;
+        Ok(changed)
+    }
+
+    fn rename(
+        &self,
+        caller: &Caller,
+        from: (FileHandle, Name),
+        to: (FileHandle, Name),
+    ) -> Result<(Changed, Changed)> {
+        let (source, target) = (self.directory(from.0)?, self.directory(to.0)?);
+        let (old, new) = (self.name(from.0, from.1)?, self.new_name(to.0, to.1)?);
+        self.shared.identity.act_as(caller)?;
+        let rename = || -> Result<()> {
+            let moved = self.at(&source, &old)?;
+            let replaced = self.at(&target, &new).ok();
+            rustix::fs::renameat(source.place(), &*old, target.place(), &*new).map_err(
+                |errno| {
+                    match errno {
+                        // Of kinds that don't go together.
+                        Errno::ISDIR | Errno::NOTDIR => Status::Exist,
+                        _ => errno.into(),
+                    }
+                },
+            )?;
+            moved.has_changed();
+            let gone = replaced.filter(|replaced| replaced.handle != moved.handle);
+            if let Some(handle) = gone.map(|gone| {
+                gone.has_changed();
+                gone.handle
+            }) {
+                self.inodes.forget(handle);
+            }
+            Ok(())
+        };
+        let (source_changed, target_changed) = if source.handle == target.handle {
+            let ((), changed) = self.change_names(&source, rename)?;
+            (changed, changed)
+        } else if source.handle.as_bytes() < target.handle.as_bytes() {
+            let (((), inner), outer) =
+                self.change_names(&source, || self.change_names(&target, rename))?;
+            (outer, inner)
+        } else {
+            let (((), inner), outer) =
+                self.change_names(&target, || self.change_names(&source, rename))?;
+            (inner, outer)
+        };
+        self.settle(&source)?;
+        if source.handle != target.handle {
+            self.settle(&target)?;
+        }
+        Ok((source_changed, target_changed))
+    }
+
+    fn link(
+        &self,
+        caller: &Caller,
+        file: FileHandle,
+        directory: FileHandle,
+        name: Name,
+    ) -> Result<Changed> {
+        let (file, directory) = (self.inode(file)?, self.directory(directory)?);
+        let name = self.new_name(directory.handle, name)?;
+        self.shared.identity.act_as(caller)?;
+        let ((), changed) = self.change_names(&directory, || {
+            rustix::fs::linkat(
+                &self.shared.proc,
+                &*file.proc_name(),
+                directory.place(),
+                &*name,
+                AtFlags::SYMLINK_FOLLOW,
+            )?;
+            file.has_changed();
+            Ok(())
+        })?;
+        self.settle(&directory)?;
+        Ok(changed)
+    }
+
+    fn set(&self, caller: &Caller, file: FileHandle, changes: &Change) -> Result<()> {
+        let inode = self.inode(file)?;
+        self.shared.identity.act_as(caller)?;
+        file::set(&self.shared, &inode, changes)?;
+        inode.has_changed();
+        if self.stable_metadata {
+            self.settle_file(&inode)?;
+        }
+        Ok(())
+    }
+
+    fn open(&self, file: FileHandle) -> Result<Arc<dyn OpenFile>> {
+        let inode = self.inode(file)?;
+        match inode.kind {
+            FileType::Regular => Ok(Arc::new(file::Opened::new(self.shared.clone(), inode))),
+            FileType::Directory => Err(Status::IsDir),
+            FileType::Symlink => Err(Status::Symlink),
+            _ => Err(Status::Inval),
+        }
+    }
+
+    fn write_verifier(&self) -> u64 {
+        self.shared.write_verifier()
+    }
+
+    fn remembered(&self) -> Vec<Box<[u8]>> {
+        self.records.remembered()
+    }
+
+    fn remember(&self, owner: &[u8]) -> Result<()> {
+        self.shared.identity.act_as_server()?;
+        self.records.remember(owner)
+    }
+
+    fn forget(&self, owner: &[u8]) -> Result<()> {
+        self.shared.identity.act_as_server()?;
+        self.records.forget(owner)
+    }
+}
+
+/// Another one in each life of the server.
+fn random() -> u64 {
+    std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), std::process::id())
+}
+
+fn statx(directory: BorrowedFd, name: &CStr) -> rustix::io::Result<Statx> {
+    let how = AtFlags::EMPTY_PATH | AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
+    rustix::fs::statx(directory, name, how, StatxFlags::BASIC_STATS | StatxFlags::BTIME)
+}
+
+fn device(stat: &Statx) -> (u32, u32) {
+    (stat.stx_dev_major, stat.stx_dev_minor)
+}
+
+fn changed_ns(stat: &Statx) -> u64 {
+    let time = stat.stx_ctime;
+    (time.tv_sec as u64).wrapping_mul(1_000_000_000).wrapping_add(time.tv_nsec.into())
+}
+
+fn kind(stat: &Statx) -> Result<FileType> {
+    use rustix::fs::FileType as Kernel;
+    match Kernel::from_raw_mode(stat.stx_mode.into()) {
+        Kernel::RegularFile => Ok(FileType::Regular),
+        Kernel::Directory => Ok(FileType::Directory),
+        Kernel::Symlink => Ok(FileType::Symlink),
+        Kernel::BlockDevice => Ok(FileType::BlockDevice),
+        Kernel::CharacterDevice => Ok(FileType::CharacterDevice),
+        Kernel::Fifo => Ok(FileType::Fifo),
+        Kernel::Socket => Ok(FileType::Socket),
+        _ => Err(Status::ServerFault),
+    }
+}

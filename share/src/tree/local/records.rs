@@ -1,0 +1,141 @@
+//! What the share keeps on the exported file system itself, so that it moves with it: a hidden directory.
+//!
+//! ```text
+//! .ankole-share/ ─┬─ identity         who this file system is (16 bytes), key of its handles (32)
+//!                 └─ clients/NAME     the owner of a client that may claim after a restart; NAME is its SHA-256
+//! ```
+//! A file appears whole, by a rename, and is durable when the call returns.
+
+use super::super::Result;
+use crate::wire::types::OWNER_BYTES_MAX;
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::io::Errno;
+use sha2::{Digest, Sha256};
+
+pub const HIDDEN: &[u8] = b".ankole-share";
+const IDENTITY: &str = "identity";
+const CLIENTS: &str = "clients";
+/// More clients than the server takes; the rest of a directory that grew too large isn't read.
+const CLIENTS_MAX: usize = 16_384;
+
+pub struct Records {
+    /// `None`: the file system can't be written, so nothing is kept.
+    clients: Option<OwnedFd>,
+    pub id: u128,
+    pub key: [u8; 32],
+}
+
+impl Records {
+    /// Makes what isn't there yet.
+    pub fn open(root: BorrowedFd) -> rustix::io::Result<Self> {
+        match Self::open_kept(root) {
+            Err(Errno::ROFS | Errno::ACCESS | Errno::PERM) => {
+                tracing::warn!(
+                    "nothing can be kept in the export: handles and locks end with this process"
+                );
+                let (id, key) = split(&new_identity()?);
+                Ok(Self { clients: None, id, key })
+            }
+            kept => kept,
+        }
+    }
+
+    fn open_kept(root: BorrowedFd) -> rustix::io::Result<Self> {
+        let hidden = directory(root, std::str::from_utf8(HIDDEN).expect("it is ASCII"))?;
+        let clients = directory(hidden.as_fd(), CLIENTS)?;
+        let identity = match read(hidden.as_fd(), IDENTITY.as_bytes(), 48) {
+            Ok(bytes) => bytes.try_into().map_err(|_| Errno::IO)?,
+            Err(Errno::NOENT) => {
+                let new = new_identity()?;
+                write(hidden.as_fd(), IDENTITY, &new)?;
+                new
+            }
+            Err(error) => return Err(error),
+        };
+        rustix::fs::fsync(root)?;
+        let (id, key) = split(&identity);
+        Ok(Self { clients: Some(clients), id, key })
+    }
+
+    pub fn remembered(&self) -> Vec<Box<[u8]>> {
+        let Some(clients) = &self.clients else { return Vec::new() };
+        let Ok(entries) = rustix::fs::Dir::read_from(clients) else { return Vec::new() };
+        entries
+            .flatten()
+            .take(CLIENTS_MAX)
+            .filter(|entry| entry.file_name().count_bytes() == NAME_CHARACTERS)
+            .filter_map(|entry| {
+                read(clients.as_fd(), entry.file_name().to_bytes(), OWNER_BYTES_MAX).ok()
+            })
+            .map(Vec::into_boxed_slice)
+            .collect()
+    }
+
+    pub fn remember(&self, owner: &[u8]) -> Result<()> {
+        let Some(clients) = &self.clients else { return Ok(()) };
+        Ok(write(clients.as_fd(), &name_of(owner), owner)?)
+    }
+
+    pub fn forget(&self, owner: &[u8]) -> Result<()> {
+        let Some(clients) = &self.clients else { return Ok(()) };
+        match rustix::fs::unlinkat(clients, name_of(owner), AtFlags::empty()) {
+            Ok(()) => Ok(rustix::fs::fsync(clients)?),
+            Err(Errno::NOENT) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+const NAME_CHARACTERS: usize = 64;
+
+fn name_of(owner: &[u8]) -> String {
+    Sha256::digest(owner).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn new_identity() -> rustix::io::Result<[u8; 48]> {
+    let mut identity = [0; 48];
+    let filled = rustix::rand::getrandom(&mut identity, rustix::rand::GetRandomFlags::empty())?;
+    if filled == identity.len() { Ok(identity) } else { Err(Errno::IO) }
+}
+
+fn split(identity: &[u8; 48]) -> (u128, [u8; 32]) {
+    let (id, key) = identity.split_first_chunk().expect("48 bytes have 16");
+    (u128::from_be_bytes(*id), *key.first_chunk().expect("32 are left"))
+}
+
+fn directory(parent: BorrowedFd, name: &str) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    match rustix::fs::mkdirat(parent, name, Mode::RWXU) {
+        Ok(()) | Err(Errno::EXIST) => {}
+        // It may be there all the same, on a file system that can only be read.
+        Err(error) if error != Errno::ROFS => return Err(error),
+        Err(_) => {}
+    }
+    rustix::fs::openat(parent, name, flags, Mode::empty())
+}
+
+fn read(directory: BorrowedFd, name: &[u8], max_bytes: usize) -> rustix::io::Result<Vec<u8>> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(directory, name, flags, Mode::empty())?;
+    let mut bytes = vec![0; max_bytes + 1];
+    let size_bytes = rustix::io::pread(&file, &mut bytes, 0)?;
+    if size_bytes > max_bytes {
+        return Err(Errno::FBIG);
+    }
+    bytes.truncate(size_bytes);
+    Ok(bytes)
+}
+
+fn write(directory: BorrowedFd, name: &str, bytes: &[u8]) -> rustix::io::Result<()> {
+    let flags =
+        OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let new = format!("{name}.new");
+    let file = rustix::fs::openat(directory, &*new, flags, Mode::RUSR | Mode::WUSR)?;
+    if rustix::io::pwrite(&file, bytes, 0)? != bytes.len() {
+        return Err(Errno::NOSPC);
+    }
+    rustix::fs::fsync(&file)?;
+    rustix::fs::renameat(directory, &*new, directory, name)?;
+    rustix::fs::fsync(directory)
+}

@@ -1,0 +1,195 @@
+//! The tree of files that is exported. Operations know only this trait.
+//!
+//! A file is named by its handle, which stays the same as long as the file exists. Everything is done as
+//! the caller: the tree decides what it may do. What changes a directory says its change number before and
+//! after, with nothing between.
+
+pub mod local;
+pub mod memory;
+
+use crate::wire::attributes::{SetTime, Time};
+use crate::wire::rpc::Caller;
+use crate::wire::status::Status;
+use crate::wire::types::{FileHandle, FileType, NAME_BYTES_MAX, Stability};
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+pub type Result<T> = std::result::Result<T, Status>;
+
+pub trait Tree: Send + Sync {
+    /// Tells this file system from all others, wherever it is served.
+    fn id(&self) -> u128;
+    fn root(&self) -> FileHandle;
+    /// A handle that came over the wire: is it one of ours, and is its file still there?
+    fn check(&self, handle: &[u8]) -> Result<FileHandle>;
+    fn attributes(&self, file: FileHandle) -> Result<Attributes>;
+    fn space(&self) -> Result<Space>;
+    /// Which of `wanted` the caller may do.
+    fn access(&self, caller: &Caller, file: FileHandle, wanted: Access) -> Result<Access>;
+
+    fn lookup(&self, caller: &Caller, directory: FileHandle, name: Name) -> Result<FileHandle>;
+    /// `NoEnt` for the root.
+    fn parent(&self, caller: &Caller, directory: FileHandle) -> Result<FileHandle>;
+    /// Visits what comes after the entry with cookie `after` (0: all) until told to stop. True: it came to
+    /// the end.
+    fn read_directory(
+        &self,
+        caller: &Caller,
+        directory: FileHandle,
+        after: u64,
+        visit: &mut dyn FnMut(Entry) -> ControlFlow<()>,
+    ) -> Result<bool>;
+    fn read_link(&self, caller: &Caller, link: FileHandle) -> Result<Vec<u8>>;
+
+    /// A new file of a name that wasn't there.
+    fn create(
+        &self,
+        caller: &Caller,
+        directory: FileHandle,
+        name: Name,
+        kind: NewFile,
+        mode: u32,
+    ) -> Result<(FileHandle, Changed)>;
+    fn remove(&self, caller: &Caller, directory: FileHandle, name: Name) -> Result<Changed>;
+    fn rename(
+        &self,
+        caller: &Caller,
+        from: (FileHandle, Name),
+        to: (FileHandle, Name),
+    ) -> Result<(Changed, Changed)>;
+    fn link(
+        &self,
+        caller: &Caller,
+        file: FileHandle,
+        directory: FileHandle,
+        name: Name,
+    ) -> Result<Changed>;
+    /// The size is changed by [`OpenFile::set_size`].
+    fn set(&self, caller: &Caller, file: FileHandle, changes: &Change) -> Result<()>;
+
+    /// A regular file, to be read and written; whether the caller may is asked before. The file stays as
+    /// long as this does, also without a name.
+    fn open(&self, file: FileHandle) -> Result<Arc<dyn OpenFile>>;
+
+    /// Another one whenever something may be lost that was written and not committed: clients then write it
+    /// again. It is taken *before* the write that it is answered with.
+    fn write_verifier(&self) -> u64;
+
+    /// The owners of clients that were remembered when the tree was opened.
+    fn remembered(&self) -> Vec<Box<[u8]>>;
+    /// Durable when it returns.
+    fn remember(&self, owner: &[u8]) -> Result<()>;
+    fn forget(&self, owner: &[u8]) -> Result<()>;
+}
+
+pub trait OpenFile: Send + Sync {
+    /// How many bytes were read, and whether the file ends there.
+    fn read(&self, caller: &Caller, offset: u64, into: &mut [u8]) -> Result<(usize, bool)>;
+    /// How many bytes were written, as stable as asked for.
+    fn write(
+        &self,
+        caller: &Caller,
+        offset: u64,
+        data: &[u8],
+        stability: Stability,
+    ) -> Result<usize>;
+    /// Everything that was written is stable when it returns, and this was the write verifier then. After an
+    /// error, what wasn't stable may be lost, and the verifier is another one.
+    fn commit(&self) -> Result<u64>;
+    fn set_size(&self, caller: &Caller, size_bytes: u64) -> Result<()>;
+}
+
+/// One component of a path: not empty, not a dot or two, no slash or NUL, not too long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Name<'a>(&'a [u8]);
+
+impl<'a> Name<'a> {
+    pub fn new(bytes: &'a [u8]) -> Result<Self> {
+        match bytes {
+            b"" => Err(Status::Inval),
+            b"." | b".." => Err(Status::BadName),
+            _ if bytes.len() > NAME_BYTES_MAX => Err(Status::NameTooLong),
+            _ if bytes.iter().any(|byte| matches!(byte, b'/' | 0)) => Err(Status::BadChar),
+            _ => Ok(Self(bytes)),
+        }
+    }
+
+    pub fn as_bytes(&self) -> &'a [u8] {
+        self.0
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NewFile<'a> {
+    Regular,
+    Directory,
+    Symlink(&'a [u8]),
+    /// A FIFO, socket or device (with its numbers). It is made, and never opened here.
+    Special(FileType, u32, u32),
+}
+
+/// What a client may ask for with ACCESS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Access {
+    pub read: bool,
+    pub write: bool,
+    pub execute: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attributes {
+    pub kind: FileType,
+    pub file_id: u64,
+    pub mode: u32,
+    pub links: u32,
+    pub uid: u32,
+    pub gid: u32,
+    pub size_bytes: u64,
+    pub used_bytes: u64,
+    pub device: (u32, u32),
+    /// Another one after each change.
+    pub change: u64,
+    pub accessed: Time,
+    pub modified: Time,
+    pub changed: Time,
+    pub created: Option<Time>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Space {
+    pub total_bytes: u64,
+    pub free_bytes: u64,
+    pub available_bytes: u64,
+    pub total_files: u64,
+    pub free_files: u64,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Change {
+    pub mode: Option<u32>,
+    pub uid: Option<u32>,
+    pub gid: Option<u32>,
+    pub accessed: Option<SetTime>,
+    pub modified: Option<SetTime>,
+}
+
+impl Change {
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// A directory's change numbers around a change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Changed {
+    pub before: u64,
+    pub after: u64,
+}
+
+pub struct Entry<'a> {
+    pub name: &'a [u8],
+    /// Names the place after this entry; never 0, 1 or 2.
+    pub cookie: u64,
+    /// Looked up by the visitor only if it needs them.
+    pub file: &'a dyn Fn() -> Result<(FileHandle, Attributes)>,
+}
