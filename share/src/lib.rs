@@ -1,5 +1,8 @@
 //! A tree of files as an NFSv4 export. See the README.
 
+pub mod buffers;
+pub mod ops;
+pub mod server;
 pub mod state;
 pub mod tree;
 pub mod wire;

@@ -1,0 +1,93 @@
+//! Byte-range locks (RFC 8881, 18.10 to 18.12).
+
+use super::open::encode_stateid;
+use super::{Cursor, Failed};
+use crate::state::{Conflict, LockOutcome, Range};
+use crate::tree::Result;
+use crate::wire::arguments::{Lock, LockRange, Locker};
+use crate::wire::status::Status;
+use crate::wire::types::{FileHandle, FileType, StateId};
+use crate::wire::xdr::Encoder;
+
+const READ_LOCK: u32 = 1;
+const WRITE_LOCK: u32 = 2;
+
+impl Cursor<'_> {
+    pub(super) fn lock(
+        &mut self,
+        asked: &Lock,
+        reply: &mut Encoder,
+    ) -> std::result::Result<(), Failed> {
+        let (client, file) = (self.running()?.client, self.lockable()?);
+        let range = Range::new(asked.range)?;
+        let locker = match asked.locker {
+            Locker::New { open, owner } => Locker::New { open: self.stateid(open)?, owner },
+            Locker::Known(stateid) => Locker::Known(self.stateid(stateid)?),
+        };
+        let (now, exclusive) = (self.now, asked.exclusive);
+        let outcome = self.export.with_state(|state| {
+            state.may_acquire(now, client, asked.reclaim)?;
+            state.lock(now, client, locker, file, range, exclusive)
+        })?;
+        match outcome {
+            LockOutcome::Locked(stateid) => {
+                self.set_stateid(stateid);
+                encode_stateid(&stateid, reply);
+                Ok(())
+            }
+            LockOutcome::Denied(conflict) => Err(denied(&conflict, reply)),
+        }
+    }
+
+    pub(super) fn test_lock(
+        &mut self,
+        range: LockRange,
+        exclusive: bool,
+        owner: &[u8],
+        reply: &mut Encoder,
+    ) -> std::result::Result<(), Failed> {
+        let (client, file) = (self.running()?.client, self.lockable()?);
+        let range = Range::new(range)?;
+        let conflict = self.export.with_state(|state| {
+            if state.in_grace() {
+                return Err(Status::Grace);
+            }
+            Ok(state.test_lock(self.now, client, owner, file, range, exclusive))
+        })?;
+        conflict.map_or(Ok(()), |conflict| Err(denied(&conflict, reply)))
+    }
+
+    pub(super) fn unlock(
+        &mut self,
+        stateid: StateId,
+        range: LockRange,
+        reply: &mut Encoder,
+    ) -> Result<()> {
+        let (client, file) = (self.running()?.client, self.lockable()?);
+        let (range, stateid) = (Range::new(range)?, self.stateid(stateid)?);
+        let left = self.export.with_state(|state| state.unlock(client, stateid, file, range))?;
+        self.set_stateid(left);
+        encode_stateid(&left, reply);
+        Ok(())
+    }
+
+    fn lockable(&self) -> Result<FileHandle> {
+        let file = self.current()?.file;
+        match self.export.tree.attributes(file)?.kind {
+            FileType::Regular => Ok(file),
+            FileType::Directory => Err(Status::IsDir),
+            FileType::Symlink => Err(Status::Symlink),
+            _ => Err(Status::WrongType),
+        }
+    }
+}
+
+/// Says who has it.
+fn denied(conflict: &Conflict, reply: &mut Encoder) -> Failed {
+    reply.u64(conflict.range.first);
+    reply.u64(conflict.range.length());
+    reply.u32(if conflict.exclusive { WRITE_LOCK } else { READ_LOCK });
+    reply.u64(conflict.client.0);
+    reply.opaque(&conflict.owner);
+    Failed { status: Status::Denied, keeps_result: true }
+}

@@ -1,0 +1,365 @@
+//! The operations: what a message asks for is done to the tree and the state, and answered.
+//!
+//! A compound is a fold over a cursor: the current and the saved file. It ends at the first operation that
+//! fails. One file here for each family of operations.
+
+mod attributes;
+mod file;
+mod lock;
+mod names;
+mod open;
+mod session;
+
+use crate::buffers::Buffers;
+use crate::state::{Limits, Record, Running, State};
+use crate::tree::{OpenFile, Tree};
+use crate::wire::arguments::{ILLEGAL, Number, Operation};
+use crate::wire::rpc::{self, Caller, PROCEDURE_NULL, Refusal};
+use crate::wire::status::{OK, Status};
+use crate::wire::types::{FileHandle, StateId, TAG_BYTES_MAX};
+use crate::wire::xdr::{Decoder, Encoder, Malformed, Mark};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// What the result of an operation that changes something takes, at most: it isn't begun with less room.
+const CHANGE_REPLY_BYTES: usize = 160;
+
+/// All messages that move data, at one time: some 64 MiB.
+const LARGE_BUFFERS: usize = 64;
+
+/// A tree that is served, with the state of its clients.
+pub struct Export {
+    tree: Box<dyn Tree>,
+    state: Mutex<State<Arc<dyn OpenFile>>>,
+    lease: Duration,
+    buffers: Buffers,
+}
+
+impl Export {
+    /// `epoch` tells this life of the server from all others.
+    pub fn new(tree: Box<dyn Tree>, now: Instant, epoch: u32, lease: Duration) -> Self {
+        let state = State::new(now, epoch, lease, Limits::default(), tree.remembered());
+        Self { tree, state: Mutex::new(state), lease, buffers: Buffers::new(LARGE_BUFFERS) }
+    }
+
+    pub fn buffers(&self) -> &Buffers {
+        &self.buffers
+    }
+
+    /// Called every second or so.
+    pub fn tick(&self, now: Instant) {
+        self.with_state(|state| state.tick(now));
+    }
+
+    /// Appends the reply to the message `record`. An error: it isn't even a call, and nobody can be
+    /// answered.
+    pub fn answer(
+        &self,
+        now: Instant,
+        record: &[u8],
+        reply: &mut Vec<u8>,
+    ) -> Result<(), Malformed> {
+        let mut body = Decoder::new(record);
+        let call = rpc::decode_call(&mut body)?;
+        let mut reply = Encoder::new(reply);
+        let start = reply.mark();
+        match call {
+            Err((xid, refusal)) => rpc::encode_refused(&mut reply, xid, refusal),
+            Ok(call) => {
+                rpc::encode_accepted(&mut reply, call.xid);
+                if call.procedure == PROCEDURE_NULL {
+                    return Ok(());
+                }
+                let cursor = Cursor {
+                    export: self,
+                    caller: &call.caller,
+                    now,
+                    start,
+                    request_bytes: record.len(),
+                    minor_version: 0,
+                    running: None,
+                    current: None,
+                    saved: None,
+                };
+                if cursor.compound(&mut body, &mut reply).is_err() {
+                    reply.take_back(start);
+                    rpc::encode_refused(&mut reply, call.xid, Refusal::GarbageArguments);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What has to be durable is, before anybody sees the state that needs it. That is rare: clients come
+    /// and go.
+    fn with_state<T>(&self, work: impl FnOnce(&mut State<Arc<dyn OpenFile>>) -> T) -> T {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let done = work(&mut state);
+        for record in state.take_records() {
+            let written = match &record {
+                Record::Remember(owner) => self.tree.remember(owner),
+                Record::Forget(owner) => self.tree.forget(owner),
+            };
+            if let Err(error) = written {
+                tracing::warn!(
+                    ?error,
+                    "a client's record can't be written: its locks end with this process"
+                );
+            }
+        }
+        done
+    }
+}
+
+/// A file, and the stateid that the operation gave which came to it.
+#[derive(Clone, Copy)]
+struct Place {
+    file: FileHandle,
+    stateid: StateId,
+}
+
+impl Place {
+    fn new(file: FileHandle) -> Self {
+        Self { file, stateid: StateId::INVALID }
+    }
+}
+
+/// An operation that failed; its result may say more than the status.
+struct Failed {
+    status: Status,
+    keeps_result: bool,
+}
+
+impl From<Status> for Failed {
+    fn from(status: Status) -> Self {
+        Self { status, keeps_result: false }
+    }
+}
+
+/// One compound that is being done.
+struct Cursor<'a> {
+    export: &'a Export,
+    caller: &'a Caller,
+    now: Instant,
+    /// Where the reply begins.
+    start: Mark,
+    request_bytes: usize,
+    minor_version: u32,
+    running: Option<Running>,
+    current: Option<Place>,
+    saved: Option<Place>,
+}
+
+impl Cursor<'_> {
+    fn compound(mut self, body: &mut Decoder, reply: &mut Encoder) -> Result<(), Malformed> {
+        let tag = body.opaque(TAG_BYTES_MAX)?;
+        self.minor_version = body.u32()?;
+        let operations = body.u32()?;
+        let status_at = reply.mark();
+        reply.u32(OK);
+        reply.opaque(tag);
+        let count_at = reply.mark();
+        reply.u32(0);
+        if !matches!(self.minor_version, 1 | 2) {
+            reply.patch_u32(status_at, Status::MinorVersMismatch.number());
+            return Ok(());
+        }
+        for done in 0..operations {
+            let number = body.u32()?;
+            let at = reply.mark();
+            let status = match self.number(number, done, operations) {
+                Ok(Number::Sequence) => match self.sequence(body, operations, reply)? {
+                    session::Sequenced::Repeated(kept) => {
+                        reply.take_back(status_at);
+                        reply.fixed(&kept);
+                        return Ok(());
+                    }
+                    session::Sequenced::Done(status) => status,
+                },
+                Ok(number) => self.operation(number, body, reply),
+                Err(refused) => {
+                    let known = refused != Status::OpIllegal;
+                    reply.u32(if known { number } else { ILLEGAL });
+                    reply.u32(refused.number());
+                    refused.number()
+                }
+            };
+            debug_assert!(reply.since(at) >= 8, "each operation has a result");
+            reply.patch_u32(count_at, done + 1);
+            reply.patch_u32(status_at, status);
+            if status != OK {
+                break;
+            }
+        }
+        if let Some(running) = &self.running {
+            let kept = reply.written_since(status_at);
+            self.export.with_state(|state| state.finish(running, kept));
+        }
+        Ok(())
+    }
+
+    /// Whether this operation may stand here.
+    fn number(&self, number: u32, place: u32, operations: u32) -> Result<Number, Status> {
+        let known = Number::new(number).ok_or(Status::OpIllegal)?;
+        if self.minor_version < 2 && known as u32 > Number::ReclaimComplete as u32 {
+            return Err(Status::OpIllegal);
+        }
+        let needs_no_session = matches!(
+            known,
+            Number::ExchangeId
+                | Number::CreateSession
+                | Number::DestroySession
+                | Number::DestroyClientId
+                | Number::BindConnToSession
+        );
+        match known {
+            Number::Sequence if place > 0 => Err(Status::SequencePos),
+            Number::Sequence => Ok(known),
+            _ if self.running.is_some() => Ok(known),
+            _ if !needs_no_session => Err(Status::OpNotInSession),
+            _ if operations > 1 => Err(Status::NotOnlyOp),
+            _ => Ok(known),
+        }
+    }
+
+    /// Does one operation, with its result. The status is that on the wire.
+    fn operation(&mut self, number: Number, body: &mut Decoder, reply: &mut Encoder) -> u32 {
+        reply.u32(number as u32);
+        let status_at = reply.mark();
+        reply.u32(OK);
+        let result_at = reply.mark();
+        let done = match Operation::decode(number, body) {
+            Err(Malformed) => Err(Status::BadXdr.into()),
+            Ok(_) if self.room(reply) < CHANGE_REPLY_BYTES && changes_something(number) => {
+                Err(self.no_room().into())
+            }
+            Ok(operation) => self.run(operation, reply),
+        };
+        let failed = match done {
+            Ok(()) if self.room(reply) > 0 || self.running.is_none() => return OK,
+            Ok(()) => self.no_room().into(),
+            Err(failed) => failed,
+        };
+        if !failed.keeps_result {
+            reply.take_back(result_at);
+            if number == Number::SetAttr {
+                reply.u32(0); // it always says what was set
+            }
+        }
+        reply.patch_u32(status_at, failed.status.number());
+        failed.status.number()
+    }
+
+    fn run(&mut self, operation: Operation, reply: &mut Encoder) -> Result<(), Failed> {
+        use Operation as O;
+        match operation {
+            O::Access(wanted) => self.access(wanted, reply)?,
+            O::Close(stateid) => self.close(stateid, reply)?,
+            O::Commit { offset, count } => self.commit(offset, count, reply)?,
+            O::Create(create) => self.create(&create, reply)?,
+            O::DelegReturn(_) => return Err(Status::BadStateId.into()), // nobody has a delegation
+            O::GetAttr(wanted) => self.get_attributes(wanted, reply)?,
+            O::GetFh => reply.opaque(self.current()?.file.as_bytes()),
+            O::Link(name) => self.link(name, reply)?,
+            O::Lock(lock) => self.lock(&lock, reply)?,
+            O::LockT { range, exclusive, owner } => {
+                self.test_lock(range, exclusive, owner, reply)?
+            }
+            O::LockU { stateid, range } => self.unlock(stateid, range, reply)?,
+            O::Lookup(name) => self.lookup(name)?,
+            O::LookupP => self.parent()?,
+            O::Verify { values, same } => self.verify(&values, same)?,
+            O::Open(open) => self.open(&open, reply)?,
+            O::OpenDowngrade { stateid, access, deny } => {
+                self.open_downgrade(stateid, access, deny, reply)?
+            }
+            O::PutFh(handle) => self.current = Some(Place::new(self.export.tree.check(handle)?)),
+            O::PutRootFh => self.current = Some(Place::new(self.export.tree.root())),
+            O::Read { stateid, offset, count } => self.read(stateid, offset, count, reply)?,
+            O::ReadDir(arguments) => self.read_directory(&arguments, reply)?,
+            O::ReadLink => self.read_link(reply)?,
+            O::Remove(name) => self.remove(name, reply)?,
+            O::Rename { from, to } => self.rename(from, to, reply)?,
+            O::RestoreFh => self.current = Some(self.saved.ok_or(Status::NoFileHandle)?),
+            O::SaveFh => self.saved = Some(self.current()?),
+            O::SecInfo(name) => self.security(name, reply)?,
+            O::SecInfoNoName { of_parent } => self.security_here(of_parent, reply)?,
+            O::SetAttr { stateid, values } => return self.set_attributes(stateid, &values, reply),
+            O::Write { stateid, offset, stability, data } => {
+                self.write(stateid, offset, stability, data, reply)?
+            }
+            O::BackChannelCtl => {}
+            O::BindConnToSession { session, direction } => {
+                self.bind_connection(session, direction, reply)?
+            }
+            O::ExchangeId(arguments) => self.exchange_id(&arguments, reply)?,
+            O::CreateSession(arguments) => self.create_session(&arguments, reply)?,
+            O::DestroySession(session) => self.destroy_session(session)?,
+            O::FreeStateId(stateid) => self.free_stateid(stateid)?,
+            O::TestStateId(stateids, count) => self.test_stateids(stateids, count, reply)?,
+            O::DestroyClientId(client) => {
+                self.export.with_state(|state| state.destroy_client(client))?
+            }
+            O::ReclaimComplete { one_fs } => self.reclaim_complete(one_fs)?,
+            O::Sequence(_) => unreachable!("it is told apart before"),
+            O::NotSupported => return Err(Status::NotSupp.into()),
+        }
+        Ok(())
+    }
+
+    fn current(&self) -> Result<Place, Status> {
+        self.current.ok_or(Status::NoFileHandle)
+    }
+
+    fn running(&self) -> Result<&Running, Status> {
+        self.running.as_ref().ok_or(Status::OpNotInSession)
+    }
+
+    /// What a stateid stands for: perhaps for the one that an earlier operation gave.
+    fn stateid(&self, given: StateId) -> Result<StateId, Status> {
+        let stateid = if given == StateId::CURRENT { self.current()?.stateid } else { given };
+        if stateid == StateId::INVALID { Err(Status::BadStateId) } else { Ok(stateid) }
+    }
+
+    fn set_stateid(&mut self, stateid: StateId) {
+        if let Some(place) = &mut self.current {
+            place.stateid = stateid;
+        }
+    }
+
+    /// How much more the reply may have.
+    fn room(&self, reply: &Encoder) -> usize {
+        let most = self.running.as_ref().map_or(4096, |running| match running.cache_this {
+            true => running.reply_bytes_max.min(running.cached_reply_bytes_max),
+            false => running.reply_bytes_max,
+        });
+        most.saturating_sub(reply.since(self.start))
+    }
+
+    fn no_room(&self) -> Status {
+        match &self.running {
+            Some(r) if r.cache_this && r.cached_reply_bytes_max < r.reply_bytes_max => {
+                Status::RepTooBigToCache
+            }
+            _ => Status::RepTooBig,
+        }
+    }
+}
+
+fn changes_something(number: Number) -> bool {
+    use Number as N;
+    matches!(
+        number,
+        N::Close
+            | N::Create
+            | N::Link
+            | N::Lock
+            | N::LockU
+            | N::Open
+            | N::OpenDowngrade
+            | N::Remove
+            | N::Rename
+            | N::SetAttr
+            | N::Write
+    )
+}

@@ -1,0 +1,240 @@
+//! One connection, and the threads that work for it.
+//!
+//! ```text
+//!       ┌──────────── waits to read ◀───────────────┐
+//!       ▼                                           │
+//!  reads one message ── lets the next read ── does it ── writes the reply
+//! ```
+//! Whoever has read a message does it itself: no hand-over on the way to the reply. If then nobody waits to
+//! read, one more thread is started, up to a limit: so messages are done at the same time when there are
+//! several, and a client that floods or doesn't read its replies holds only its own threads.
+
+use crate::buffers::{Buffers, Messages, SMALL_BYTES};
+use crate::ops::Export;
+use crate::wire::record::{FRAGMENTS_MAX, Fragment, MARK_BYTES, whole};
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+const THREADS_MAX: usize = 16;
+const STACK_BYTES: usize = 256 * 1024;
+/// How long a message may take to come in once it has begun, or a reply to be taken.
+const MESSAGE_TIME: Duration = Duration::from_secs(60);
+/// How often a wait looks at the clock.
+const LOOK: Duration = Duration::from_secs(5);
+
+pub struct Connection {
+    stream: TcpStream,
+    export: Arc<Export>,
+    reading: Mutex<()>,
+    writing: Mutex<()>,
+    threads: Mutex<Threads>,
+    unused: Condvar,
+    closed: AtomicBool,
+}
+
+#[derive(Default)]
+struct Threads {
+    all: usize,
+    wait_to_read: usize,
+    when_unused: Option<Box<dyn FnOnce() + Send>>,
+}
+
+impl Connection {
+    pub fn new(stream: TcpStream, export: Arc<Export>) -> io::Result<Self> {
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(LOOK))?;
+        stream.set_write_timeout(Some(LOOK))?;
+        Ok(Self {
+            stream,
+            export,
+            reading: Mutex::default(),
+            writing: Mutex::default(),
+            threads: Mutex::default(),
+            unused: Condvar::new(),
+            closed: AtomicBool::new(false),
+        })
+    }
+
+    /// Starts the first thread. `when_unused` is called when the last one ends.
+    pub fn serve(self: Arc<Self>, when_unused: Box<dyn FnOnce() + Send>) {
+        self.threads().when_unused = Some(when_unused);
+        self.start_thread();
+    }
+
+    pub fn close(&self) {
+        self.closed.store(true, Ordering::SeqCst);
+        let _ = self.stream.shutdown(Shutdown::Both);
+    }
+
+    pub fn wait_until_unused(&self) {
+        let mut threads = self.threads();
+        while threads.all > 0 {
+            threads = self.unused.wait(threads).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn start_thread(self: &Arc<Self>) {
+        self.threads().all += 1;
+        let member = Member(self.clone());
+        let started = std::thread::Builder::new()
+            .name("nfs".into())
+            .stack_size(STACK_BYTES)
+            .spawn(move || member.0.work());
+        if let Err(error) = started {
+            // The others go on; the last of them finds nobody to read and closes.
+            tracing::warn!(%error, "no thread for a connection");
+        }
+    }
+
+    fn work(self: &Arc<Self>) {
+        let buffers = self.export.buffers();
+        let mut messages = Messages::new(buffers);
+        loop {
+            let reads = self.begin_to_read();
+            if self.closed.load(Ordering::SeqCst) {
+                return;
+            }
+            match self.read_message(&mut messages.request, buffers) {
+                Ok(true) => {}
+                Ok(false) => return self.close(),
+                Err(error) => {
+                    tracing::debug!(%error, "a connection ends");
+                    return self.close();
+                }
+            }
+            let is_last = {
+                let threads = self.threads();
+                threads.wait_to_read == 0 && threads.all < THREADS_MAX
+            };
+            drop(reads);
+            if is_last {
+                self.start_thread();
+            }
+            let Messages { request, reply, .. } = &mut messages;
+            reply.extend([0; MARK_BYTES]);
+            let answered = self.export.answer(Instant::now(), request, reply);
+            let mark = whole(reply.len() - MARK_BYTES);
+            reply[..MARK_BYTES].copy_from_slice(&mark);
+            messages.clear_request();
+            let sent = match answered {
+                Ok(()) => self.write_message(&messages.reply),
+                Err(malformed) => Err(io::Error::new(ErrorKind::InvalidData, malformed)),
+            };
+            messages.clear_reply();
+            if let Err(error) = sent {
+                tracing::debug!(%error, "a connection ends");
+                return self.close();
+            }
+        }
+    }
+
+    fn begin_to_read(&self) -> MutexGuard<'_, ()> {
+        self.threads().wait_to_read += 1;
+        let reads = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
+        self.threads().wait_to_read -= 1;
+        reads
+    }
+
+    /// False: the client has ended the connection.
+    fn read_message(&self, request: &mut Vec<u8>, buffers: &Buffers) -> io::Result<bool> {
+        let mut deadline = None;
+        for _ in 0..FRAGMENTS_MAX {
+            let mut mark = [0; MARK_BYTES];
+            if !self.fill(&mut mark, &mut deadline)? {
+                return Ok(false);
+            }
+            let fragment = Fragment::parse(mark, request.len())
+                .map_err(|error| io::Error::new(ErrorKind::InvalidData, error))?;
+            let size_bytes = request.len() + fragment.size_bytes;
+            if size_bytes > SMALL_BYTES && request.capacity() <= SMALL_BYTES {
+                let mut large = buffers.take();
+                large.extend_from_slice(request);
+                *request = large;
+            }
+            while request.len() < size_bytes {
+                let missing = (size_bytes - request.len()) as u64;
+                let read = (&self.stream).take(missing).read_to_end(request);
+                match read {
+                    Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+                    Ok(_) => {}
+                    Err(error) => wait_longer(error, &mut deadline)?,
+                }
+            }
+            if fragment.is_last {
+                return Ok(true);
+            }
+        }
+        Err(io::Error::new(ErrorKind::InvalidData, "a message in too many pieces"))
+    }
+
+    /// False: the connection was ended before the first byte. There the client may take its time.
+    fn fill(&self, bytes: &mut [u8], deadline: &mut Option<Instant>) -> io::Result<bool> {
+        let mut filled = 0;
+        while filled < bytes.len() {
+            match (&self.stream).read(&mut bytes[filled..]) {
+                Ok(0) if deadline.is_none() => return Ok(false),
+                Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+                Ok(more) => {
+                    filled += more;
+                    deadline.get_or_insert_with(|| Instant::now() + MESSAGE_TIME);
+                }
+                Err(error) if deadline.is_some() => wait_longer(error, deadline)?,
+                Err(error) if is_wait(&error) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(true)
+    }
+
+    fn write_message(&self, mut reply: &[u8]) -> io::Result<()> {
+        let _writes = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut deadline = None;
+        while !reply.is_empty() {
+            match (&self.stream).write(reply) {
+                Ok(0) => return Err(ErrorKind::WriteZero.into()),
+                Ok(written) => reply = &reply[written..],
+                Err(error) => wait_longer(error, &mut deadline)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn threads(&self) -> MutexGuard<'_, Threads> {
+        self.threads.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One thread's part in its connection; also a thread that panics gives it back.
+struct Member(Arc<Connection>);
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            tracing::error!("a request made its thread panic: its connection is closed");
+            self.0.close();
+        }
+        let mut threads = self.0.threads();
+        threads.all -= 1;
+        if threads.all == 0 {
+            let when_unused = threads.when_unused.take();
+            drop(threads);
+            self.0.unused.notify_all();
+            if let Some(when_unused) = when_unused {
+                when_unused();
+            }
+        }
+    }
+}
+
+fn is_wait(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted)
+}
+
+/// Whether it is but a wait, and not yet too long a one.
+fn wait_longer(error: io::Error, deadline: &mut Option<Instant>) -> io::Result<()> {
+    let deadline = *deadline.get_or_insert_with(|| Instant::now() + MESSAGE_TIME);
+    if is_wait(&error) && Instant::now() < deadline { Ok(()) } else { Err(error) }
+}
