@@ -77,7 +77,7 @@ fn run_standalone(folder: &Path) -> i32 {
         device_patience: Duration::from_secs(300),
     });
     match ended {
-        Ok(Ended::Clean) => 0,
+        Ok(Ended::Clean | Ended::LeftUsed) => 0,
         Ok(Ended::InHaste) => 1,
         Err(error) => {
             eprintln!("error: {error:#}");

@@ -269,6 +269,37 @@ fn a_data_folder_with_a_long_path_has_its_sockets_inside_and_is_served_to_any_cl
     assert!(!socket_of(&endpoint).parent().unwrap().exists(), "the short name is gone");
 }
 
+/// After 30 s its engine and its replicas were killed, and its clients had no disk any more.
+#[test]
+fn at_sigterm_a_volume_that_is_used_goes_on_and_the_next_start_looks_after_it() {
+    let (mut world, endpoint) = attached();
+    world.well(&["volume", "create", "v2", "--size", "2MiB", "--frontend", "socket"]);
+    world.well(&["volume", "attach", "v2"]);
+    let before = world.volume("v1");
+    with_runtime(async {
+        let client = connect(&socket_of(&endpoint)).await;
+        let at = Extent { offset_bytes: 0, length_bytes: 4096 };
+        world.signal(Signal::TERM);
+        assert_eq!(world.wait().code(), Some(0));
+        let log = world.log();
+        let pid = before["enginePid"].as_u64().unwrap();
+        let said = format!(
+            "v1 is in use: 1 client(s) of its socket use it; its engine, process {pid}, goes on"
+        );
+        assert!(log.contains(&said), "{log}");
+        assert!(!log.contains("v2 is in use"), "{log}");
+        assert_eq!(world.processes().len(), 4, "v2's have ended");
+        let _ = client.write(at, Buffer::copy_of(&[7; 4096]), Durability::Volatile).await.unwrap();
+        world.start();
+        assert_eq!(until_healthy(&world)["enginePid"], before["enginePid"]);
+        let (read, buffer) = client.read(at, Buffer::zeroed(4096)).await;
+        let _ = read.unwrap();
+        assert!(buffer.iter().all(|byte| *byte == 7));
+    });
+    assert_eq!(world.stop().code(), Some(0));
+    assert!(world.processes().is_empty(), "nobody uses it any more");
+}
+
 #[test]
 fn an_attached_volume_grows_under_its_clients() {
     let (world, endpoint) = attached();

@@ -7,6 +7,7 @@ pub mod format;
 pub mod last_words;
 pub mod layout;
 mod living;
+pub mod logs;
 pub mod pidfile;
 pub mod probe;
 pub mod replica_folders;

@@ -12,7 +12,7 @@ use std::process::{Child, Command, Stdio};
 use ankole_blockdev::descriptors;
 use rustix::fs::{Mode, OFlags};
 
-use super::supervisor::ProcessSpec;
+use super::supervisor::{Part, ProcessSpec};
 
 /// The child is in a session of its own, so that neither Ctrl-C nor the end of the terminal
 /// reaches it. It writes its line of `/proc/self/stat` to `pid_file` before it becomes the
@@ -27,9 +27,20 @@ pub(super) fn spawn(spec: &ProcessSpec, pid_file: File, log: File) -> io::Result
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log);
+    let out_of_memory_score = match spec.name.part {
+        // Its end is an outage; a replica's only costs a rebuild.
+        Part::Engine => "-999",
+        Part::Replica(_) => "-900",
+    };
     let before_exec = move || {
         descriptors::pass_on_none();
         rustix::process::setsid()?;
+        // Only root may. What frees memory by killing takes others first.
+        if let Ok(score) =
+            rustix::fs::open(c"/proc/self/oom_score_adj", OFlags::WRONLY, Mode::empty())
+        {
+            let _ = rustix::io::write(&score, out_of_memory_score.as_bytes());
+        }
         let stat = rustix::fs::open(c"/proc/self/stat", OFlags::RDONLY, Mode::empty())?;
         let mut line = [0; 1024];
         let length = rustix::io::read(&stat, &mut line)?;
@@ -37,8 +48,8 @@ pub(super) fn spawn(spec: &ProcessSpec, pid_file: File, log: File) -> io::Result
         Ok(())
     };
     // SAFETY: the closure runs in the child after fork, where only async-signal-safe calls are
-    // allowed: it makes six plain system calls on descriptors and a buffer that exist already,
-    // allocates nothing and takes no lock.
+    // allowed: it makes plain system calls on descriptors and buffers that exist already, allocates
+    // nothing and takes no lock.
     unsafe { command.pre_exec(before_exec) };
     command.spawn()
 }

@@ -15,10 +15,9 @@
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -33,11 +32,11 @@ use tokio::sync::broadcast;
 
 use super::fate::{self, Fate, name_of, pidfd_of};
 use super::living::{self, Found};
+use super::logs;
 use super::pidfile::{self, Header};
 use super::spawn::spawn;
 use crate::api::Name;
 
-const LOG_BYTES_MAX: u64 = 10 << 20;
 const EXTENSION: &str = "process";
 /// A fork that was seen without its child's line: it got no processor yet, or never happened.
 const FORK_PATIENCE: Duration = Duration::from_secs(1);
@@ -265,7 +264,7 @@ impl LocalSupervisor {
             let name = spec.name.clone();
             move |source| SupervisorError::Start { step, name, source }
         };
-        let log = open_log(&spec.log).map_err(failed("open the log"))?;
+        let log = logs::open(&spec.log).map_err(failed("open the log"))?;
         let header = Header::new(&self.boot_id, spec);
         let path = self.pid_file(&spec.name);
         let pid_file =
@@ -408,15 +407,10 @@ fn wait_for_end(pidfd: &OwnedFd) {
     }
 }
 
-fn open_log(path: &Path) -> io::Result<File> {
-    if fs::metadata(path).is_ok_and(|log| log.len() > LOG_BYTES_MAX) {
-        fs::rename(path, path.with_extension("log.1"))?;
-    }
-    File::options().append(true).create(true).mode(0o600).open(path)
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+
     use super::*;
     use crate::agent::pidfile::Identity;
 
@@ -573,14 +567,27 @@ mod tests {
         assert!(!supervisor.pid_file(&spec.name).exists());
     }
 
+    /// The kernel frees memory by killing: without these the volume is there for nobody.
     #[test]
-    fn a_log_that_is_too_long_makes_room_at_the_next_start() {
+    fn when_memory_is_short_others_go_first() {
         let folder = Folder::new();
-        let path = folder.0.path().join("x.log");
-        File::create(&path).unwrap().set_len(LOG_BYTES_MAX + 1).unwrap();
-        open_log(&path).unwrap();
-        assert_eq!(fs::metadata(&path).unwrap().len(), 0);
-        assert!(folder.0.path().join("x.log.1").exists());
+        let supervisor = folder.supervisor();
+        let lower = "echo -1 >/proc/self/oom_score_adj";
+        let lowered = std::process::Command::new("sh").args(["-c", lower]).output().unwrap();
+        let own = fs::read_to_string("/proc/self/oom_score_adj").unwrap();
+        let volume = "v1".parse().unwrap();
+        for (name, score) in [
+            (ProcessName::engine(&volume), "-999\n"),
+            (ProcessName::replica(&volume, &"r1".into()), "-900\n"),
+        ] {
+            let spec = ProcessSpec { name, ..folder.sleep() };
+            let pid = supervisor.start(spec.clone()).unwrap();
+            let path = format!("/proc/{pid}/oom_score_adj");
+            let expected = if lowered.status.success() { score } else { &own };
+            assert_eq!(fs::read_to_string(path).unwrap(), expected, "{}", spec.name);
+            end(&supervisor, &spec.name);
+        }
+        assert_eq!(fs::read_to_string("/proc/self/oom_score_adj").unwrap(), own, "ours stays");
     }
 
     /// It was deleted, and a second engine granted beside the one that lived.

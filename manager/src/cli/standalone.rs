@@ -56,7 +56,7 @@ pub(super) fn run(session: &Session<'_>, args: StandaloneArgs) -> Result<ExitCod
         until_stdin_closes: args.until_stdin_closes,
     };
     match standalone::run(&options) {
-        Ok(Ended::Clean) => Ok(ExitCode::SUCCESS),
+        Ok(Ended::Clean | Ended::LeftUsed) => Ok(ExitCode::SUCCESS),
         Ok(Ended::InHaste) => Ok(ExitCode::FAILURE),
         Err(error) => {
             let failed = ApiError::failed(format!("{error:#}"));

@@ -2,17 +2,19 @@
 //!
 //! ```text
 //! start     lock the data folder ─▶ bind the API ─▶ adopt processes ─▶ arbiter ─▶ controllers ─▶ API
-//! Ctrl-C    all volumes detached, replicas ended, at most SHUTDOWN_PATIENCE ─▶ exit 0
-//! again     engines killed, then replicas ─▶ exit 1; nothing that was flushed is lost
+//! Ctrl-C    all volumes detached, replicas ended; what is used goes on, and is named ─▶ exit 0
+//! again     engines killed, devices stopped, replicas killed ─▶ exit 1; what was flushed is there
 //! kill -9   engines and replicas go on; the next start adopts them
 //! ```
+
+pub(super) mod shutdown;
 
 use std::fs;
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use ankole_blockdev::unix_socket::Listener;
 use anyhow::Context as _;
@@ -20,12 +22,10 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::agent::format::Format;
 use crate::agent::layout::{Layout, LayoutError, is_ours, make_private_folder, registration_path};
-use crate::agent::supervisor::Signal;
 use crate::agent::{
-    LocalSupervisor, Part, Supervisor, pidfile, probe, replica_folders, whole_file,
+    LocalSupervisor, Supervisor, logs, pidfile, probe, replica_folders, whole_file,
 };
 use crate::api::error::chain;
-use crate::api::volume::Volume;
 use crate::arbiter;
 use crate::controllers::{self, Context};
 use crate::http;
@@ -33,11 +33,6 @@ use crate::service::Service;
 use crate::store::Store;
 use crate::store::copy::{self, Copies, CopyError};
 use crate::store::opening::{self, Recover};
-
-/// Stated when it begins. A flush of a slow disk fits; a disk that hangs doesn't.
-const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(30);
-const KILL_PATIENCE: Duration = Duration::from_secs(5);
-const LOOK: Duration = Duration::from_millis(50);
 
 pub struct Options {
     pub data: PathBuf,
@@ -65,7 +60,9 @@ pub struct Options {
 pub enum Ended {
     /// Every volume is detached, no process is left.
     Clean,
-    /// Something had to be killed.
+    /// What somebody uses goes on, without a supervisor.
+    LeftUsed,
+    /// Something didn't end, or was killed.
     InHaste,
 }
 
@@ -134,7 +131,7 @@ async fn serve(options: &Options) -> anyhow::Result<Ended> {
             _ = terminate.recv() => {}
         }
     };
-    let ended = shut_down(&context, again).await;
+    let ended = shutdown::run(&context, again).await;
     note_failure(copies.take());
     drop(published);
     if ended == Ended::Clean {
@@ -190,6 +187,11 @@ async fn watch_node(context: Arc<Context>) {
         let watch = Arc::clone(&context);
         let look = move || {
             watch.frontends.note(probe::frontends(), SystemTime::now());
+            for process in watch.supervisor.list() {
+                if let Err(error) = logs::trim(&process.spec.log) {
+                    tracing::warn!(process = %process.spec.name, %error, "shorten its log");
+                }
+            }
             if let Err(error) = watch.layout.mend_short_name() {
                 tracing::debug!(%error, "the short name of the sockets");
             }
@@ -212,58 +214,6 @@ async fn stdin_closes(is_wanted: bool) {
         drop(closed);
     });
     let _ = hear.await;
-}
-
-async fn shut_down(context: &Arc<Context>, again: impl Future<Output = ()>) -> Ended {
-    let processes = context.supervisor.list().len();
-    // For the person at the terminal, whatever the log's filter is.
-    let _ = writeln!(
-        io::stderr(),
-        "detaching all volumes ({processes} processes): at most {} s; Ctrl-C again kills them",
-        SHUTDOWN_PATIENCE.as_secs()
-    );
-    context.stop();
-    tokio::select! {
-        clean = all_detached(context, SHUTDOWN_PATIENCE) => if clean { return Ended::Clean },
-        () = again => {}
-    }
-    let context = Arc::clone(context);
-    let _ = tokio::task::spawn_blocking(move || kill_all(&*context.supervisor)).await;
-    Ended::InHaste
-}
-
-async fn all_detached(context: &Arc<Context>, patience: Duration) -> bool {
-    let deadline = Instant::now() + patience;
-    while Instant::now() < deadline {
-        let context = Arc::clone(context);
-        let detached = tokio::task::spawn_blocking(move || {
-            let volumes = context.store.readable::<Volume>().unwrap_or_default();
-            let cleared = volumes.iter().all(|volume| volume.status.attachment.is_none());
-            cleared && context.supervisor.list().is_empty()
-        });
-        if detached.await.unwrap_or(false) {
-            return true;
-        }
-        tokio::time::sleep(LOOK).await;
-    }
-    false
-}
-
-/// Engines first: a replica that goes before its engine would be taken out of the set.
-pub(super) fn kill_all(supervisor: &dyn Supervisor) {
-    let is_engine = |name: &&crate::agent::ProcessName| name.part == Part::Engine;
-    for engines in [true, false] {
-        let processes = supervisor.list();
-        let names = processes.iter().map(|process| &process.spec.name);
-        let names: Vec<_> = names.filter(|name| is_engine(name) == engines).collect();
-        for name in &names {
-            tracing::warn!(process = %name, "killed");
-            supervisor.signal(name, Signal::Kill);
-        }
-        for name in names {
-            supervisor.wait(name, KILL_PATIENCE);
-        }
-    }
 }
 
 /// The files that lead others to the API, for as long as it is there.

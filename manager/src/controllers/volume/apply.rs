@@ -129,9 +129,7 @@ impl Hands<'_> {
                 Ok(())
             }
             Action::StopDevice(it) => {
-                let socket = self.context.layout.nbd(name);
-                let volume = device::Volume { name, socket: &socket };
-                let stopped = device::stop(it.driver(), it.number(), volume);
+                let stopped = stop_device(self.context, name, *it);
                 stopped.map_err(|source| ApplyError::StopDevice { device: *it, source })
             }
             Action::HandOverEngine => {
@@ -353,6 +351,12 @@ impl Hands<'_> {
             Ok::<_, ApplyError>(())
         })
     }
+}
+
+/// Of a volume without an engine: its requests get errors, and it goes.
+pub fn stop_device(context: &Context, volume: &Name, it: Device) -> Result<(), DeviceError> {
+    let socket = context.layout.nbd(volume);
+    device::stop(it.driver(), it.number(), device::Volume { name: volume, socket: &socket })
 }
 
 /// Until it is understood, refused, or the engine is gone.

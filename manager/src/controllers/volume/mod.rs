@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 use ankole_replica::types::ReplicaId;
 use tokio::sync::mpsc;
 
+pub use self::apply::stop_device;
 use self::seen::{EngineSeen, History, Seen};
 use self::validate::Wanted;
 use super::Context;

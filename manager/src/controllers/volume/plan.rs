@@ -5,6 +5,7 @@
 //! engine died                                            grant (same attach epoch) ─▶ started with --recover
 //! upgrade  engine hands over ─▶ gone ─▶ grant (same attach epoch) ─▶ started with --recover
 //! detach   engine asked ─▶ gone ─▶ replicas ended ─▶ attachment cleared     (asked in vain: killed)
+//! stop     as detach, but what is used goes on      (the next standalone adopts it)
 //! held     engine killed ─▶ replicas ended          (while a person chooses a copy)
 //! gone     as detach, then the directories, then the object
 //! ```
@@ -75,6 +76,11 @@ pub fn plan(wanted: Wanted, seen: &Seen) -> Plan {
                 plan.state = State::Creating;
             } else if record.is_none() {
                 plan.tell_lost_record(seen);
+            }
+        }
+        (Wanted::LeftIfUsed, record) => {
+            if !plan.leave_used(seen) && plan.detach(seen) && record.is_none() {
+                plan.state = State::Creating;
             }
         }
         (Wanted::Still, _) => plan.stand_still(seen),

@@ -656,6 +656,11 @@ fn each_situation_has_the_plan_that_was_agreed_on() {
         let plan = plan(validate(&seen.volume, false), &seen);
         text.push_str(&format!("# {title}\n{plan}\n"));
     }
+    let used = with(attached(), |s| engine(s).status.as_mut().unwrap().clients = 2);
+    for (title, seen) in [("it is used", used), ("nobody uses it", attached())] {
+        let plan = plan(validate(&seen.volume, true), &seen);
+        text.push_str(&format!("# {title}, and the standalone ends\n{plan}\n"));
+    }
     expect_file!["../../../tests/golden/plans.txt"].assert_eq(&text);
 }
 

@@ -10,6 +10,8 @@ pub enum Wanted {
         read_only: bool,
     },
     Detached,
+    /// The same, unless somebody uses it: this standalone ends, and its processes can do without.
+    LeftIfUsed,
     /// No process of it; nothing else changes while a person chooses a copy.
     Still,
     /// Nothing is left of it.
@@ -20,7 +22,7 @@ pub enum Wanted {
 pub fn validate(volume: &Volume, stopping: bool) -> Wanted {
     let spec = &volume.spec;
     if stopping {
-        Wanted::Detached
+        Wanted::LeftIfUsed
     } else if spec.deleting {
         Wanted::Gone
     } else if volume.status.unformatted {

@@ -165,7 +165,7 @@ pub(super) fn end_leftover(data: &Path, program: &Path) -> io::Result<()> {
         let _lock = layout.lock().map_err(io::Error::other)?;
         let supervisor = LocalSupervisor::open(&layout.run(), &layout.socket_folders())
             .map_err(io::Error::other)?;
-        standalone::kill_all(&supervisor);
+        standalone::shutdown::kill_processes(&supervisor);
         if !supervisor.list().is_empty() {
             return Err(io::Error::other("a killed process doesn't end"));
         }

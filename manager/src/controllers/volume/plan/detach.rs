@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::{DETACH_PATIENCE, Plan, is_granted};
+use crate::api::attachment::TicketKind;
 use crate::api::volume::{Condition, Reason, State};
 use crate::controllers::volume::action::Action;
 use crate::controllers::volume::seen::{EngineSeen, Seen};
@@ -43,6 +44,24 @@ impl Plan {
         if attachment.is_some() {
             self.act(Action::ClearAttachment);
         }
+        true
+    }
+
+    /// Whether clients of its socket would lose their disk. The engine itself knows of a device's.
+    pub(super) fn leave_used(&mut self, seen: &Seen) -> bool {
+        // A job is one of them, and ends with us.
+        let is_users = seen.volume.spec.tickets.iter().any(|it| it.kind == TicketKind::User);
+        let engine = seen.engine.as_ref();
+        let engine = engine.filter(|engine| is_users && engine.asked_to_end.is_none());
+        let status = engine.and_then(|engine| engine.status.as_ref());
+        let Some(clients) = status.map(|status| status.clients).filter(|count| *count > 0) else {
+            return false;
+        };
+        self.state = State::Attached;
+        self.look_again = ASK_AGAIN;
+        let message = format!("{clients} client(s) of its socket use it");
+        let in_use = Condition::new(Reason::InUse, message);
+        self.note(in_use.next("end them: it is detached then"));
         true
     }
 
