@@ -423,6 +423,8 @@ fn a_second_ctrl_c_kills_an_engine_that_hangs() {
     world.signal(Signal::INT);
     assert_eq!(world.wait().code(), Some(1), "it says that it wasn't clean");
     assert!(all.iter().all(|pid| !alive(*pid)));
+    let after = world.processes();
+    assert!(after.iter().all(|pid| !alive(*pid)), "a successor was started: {after:?}");
 }
 
 #[test]

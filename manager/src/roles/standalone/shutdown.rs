@@ -117,16 +117,20 @@ fn why_left(context: &Context, volume: &Volume) -> Left {
 }
 
 /// Their devices are stopped once they have no engine, so that clients get errors and don't hang.
-fn kill_all(context: &Context) {
+fn kill_all(context: &Arc<Context>) {
+    let volumes = context.store.readable::<Volume>().unwrap_or_default();
+    // Else each engine gets a successor at once, which takes its device over.
+    let _holds: Vec<_> = volumes.iter().filter_map(|volume| context.hold(&volume.name)).collect();
     kill(&*context.supervisor, true);
-    for volume in context.store.readable::<Volume>().unwrap_or_default() {
+    for volume in volumes {
         let attachment = volume.status.attachment.filter(|it| it.boot_id == context.boot_id);
         let Some(device) = attachment.and_then(|it| it.device) else { continue };
         if let Err(error) = stop_device(context, &volume.name, device) {
             tracing::warn!(volume = %volume.name, %device, %error, "it can't be stopped");
         }
     }
-    kill(&*context.supervisor, false);
+    // Also what a pass that was on its way has started meanwhile.
+    kill_processes(&*context.supervisor);
 }
 
 /// Engines first: a replica that goes before its engine would be taken out of the set.
