@@ -409,6 +409,11 @@ fn remove(client: &Client, args: &RemoveArgs) -> Outcome {
     let size = human(volume.size_bytes);
     confirm(&format!("remove volume {name} ({size}) with all its snapshots"), *yes)?;
     client.delete_volume(name)?;
+    if volume.conditions.iter().any(|it| it.reason == Reason::RecordLost) {
+        remark(&format!(
+            "its record is lost, so what its directories hold stays; ankole volume recover {name} makes a volume of it again"
+        ));
+    }
     let gone = poll(*timeout, || {
         let look = client.volume(name);
         if is_not_found(&look) { Ok(Some(())) } else { look.map(|_| None) }

@@ -139,6 +139,10 @@ impl Service {
         } else if let Some(held) = replicas.iter().find(|it| it.evidence.held.is_some()) {
             let directory = held.evidence.directory.display();
             Some(format!("volume {name}: {directory} is in use by a process: end it"))
+        } else if replicas.iter().all(|exhibit| exhibit.evidence.holds_nothing()) {
+            Some(format!(
+                "volume {name}: nothing was ever written to its directories; if no other disk has its data, remove them"
+            ))
         } else if choice.chosen.is_none() {
             Some(format!("volume {name}: {}", choice.why))
         } else {

@@ -135,7 +135,8 @@ impl Service {
         for (number, (disk, port)) in (1..).zip(disks.iter().zip(ports)) {
             let replica = ReplicaId::from(format!("r{number}").as_str());
             let directory = Layout::replica_directory(disk, name, &replica);
-            if directory.exists() {
+            let looked = std::fs::symlink_metadata(&directory);
+            if !looked.is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound) {
                 let directory = directory.display();
                 return Err(ApiError::conflict(format!(
                     "volume {name}: {directory} is there already, and no volume knows it"

@@ -10,12 +10,14 @@
 //!
 //! redb compares the sums of its pages only where it has to repair, and panics on pages that don't
 //! hold what they should. So the file is verified before it is opened ([`verify`]), in memory, where
-//! a repair changes nothing; and every later panic is an error.
+//! a repair changes nothing; and every later panic is an error. After an error of the disk redb refuses
+//! everything: it is closed then, and verified and opened again when somebody asks next.
 
 use std::fs::{self, File, Permissions};
 use std::io;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
 use redb::backends::InMemoryBackend;
 use redb::{
@@ -42,7 +44,9 @@ const fn objects(table: &'static str) -> Objects {
 }
 
 pub struct EmbeddedStore {
-    database: Database,
+    path: PathBuf,
+    /// None after an error, until it is opened again.
+    database: RwLock<Option<Database>>,
     changes: broadcast::Sender<Changed>,
 }
 
@@ -67,7 +71,7 @@ pub fn verify(path: &Path) -> Result<Verified, StoreError> {
         Err(error) => return Err(open_error(path)(error.into())),
     };
     match caught(|| look_through(path, &image)) {
-        Ok(Err(error @ StoreError::Newer { .. })) => Err(error),
+        Ok(Err(error @ (StoreError::Newer { .. } | StoreError::Damaged { .. }))) => Err(error),
         Ok(Err(error)) => Err(damaged(path, crate::api::error::chain(&error))),
         Ok(Ok(version)) => Ok(Verified::Sound(version)),
         Err(panic) => Err(damaged(path, panic)),
@@ -127,15 +131,11 @@ impl EmbeddedStore {
     pub(super) fn open_verified(path: &Path) -> Result<Self, StoreError> {
         fs::set_permissions(path, Permissions::from_mode(0o600))
             .map_err(|error| open_error(path)(error.into()))?;
-        caught(|| {
-            let database = Database::open(path).map_err(|error| open_error(path)(error.into()))?;
-            let format = format_of(path, &database.begin_read().map_err(database_error)?)?;
-            if format == FORMAT_WITHOUT_SUMS {
-                add_sums(&database).map_err(open_error(path))?;
-            }
-            Ok(Self { database, changes: broadcast::channel(CHANGES_KEPT).0 })
+        Ok(Self {
+            path: path.into(),
+            database: RwLock::new(Some(open_database(path)?)),
+            changes: broadcast::channel(CHANGES_KEPT).0,
         })
-        .unwrap_or_else(|panic| Err(damaged(path, panic)))
     }
 
     /// Of the last change.
@@ -163,8 +163,42 @@ impl EmbeddedStore {
         &self,
         look: impl FnOnce(&ReadTransaction) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
-        caught(|| look(&self.database.begin_read().map_err(database_error)?))
-            .unwrap_or_else(|what| Err(StoreError::Panicked { what }))
+        self.with(|database| look(&database.begin_read().map_err(database_error)?))
+    }
+
+    fn with<T>(
+        &self,
+        work: impl FnOnce(&Database) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let opened = self.opened()?;
+        let Some(database) = &*opened else { unreachable!("it was opened") };
+        let outcome = caught(|| work(database));
+        drop(opened);
+        let outcome = outcome.unwrap_or_else(|what| Err(StoreError::Panicked { what }));
+        if let Err(error @ (StoreError::Database(_) | StoreError::Panicked { .. })) = &outcome {
+            let error = crate::api::error::chain(error);
+            tracing::error!(%error, "the store is closed, and opened again when it is needed next");
+            let closed = self.database.write().unwrap_or_else(PoisonError::into_inner).take();
+            let _ = caught(|| drop(closed)); // it may want to write
+        }
+        outcome
+    }
+
+    /// It is there for as long as the guard lives.
+    fn opened(&self) -> Result<RwLockReadGuard<'_, Option<Database>>, StoreError> {
+        loop {
+            let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
+            if database.is_some() {
+                return Ok(database);
+            }
+            drop(database);
+            let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
+            if database.is_none() {
+                verify(&self.path)?;
+                *database = Some(open_database(&self.path)?);
+                tracing::warn!("the store is open again");
+            }
+        }
     }
 
     fn write(
@@ -173,46 +207,56 @@ impl EmbeddedStore {
         name: &str,
         change: impl FnOnce(Option<Version>) -> Result<Option<Vec<u8>>, StoreError>,
     ) -> Result<Version, StoreError> {
-        let version = caught(|| self.change(kind, name, change))
-            .unwrap_or_else(|what| Err(StoreError::Panicked { what }))?;
+        let version = self.with(|database| write(database, kind, name, change))?;
         // Nobody may be watching.
         let _ = self.changes.send(Changed { kind, name: name.into() });
         Ok(version)
     }
+}
 
-    /// One write transaction. `change` sees the present version of the object and says what to
-    /// put in its place.
-    fn change(
-        &self,
-        kind: Kind,
-        name: &str,
-        change: impl FnOnce(Option<Version>) -> Result<Option<Vec<u8>>, StoreError>,
-    ) -> Result<Version, StoreError> {
-        let transaction = self.database.begin_write().map_err(database_error)?;
-        let version = {
-            let mut table =
-                transaction.open_table(objects(kind.table())).map_err(database_error)?;
-            let present = table.get(name).map_err(database_error)?;
-            let present = present.map(|value| split(kind, name, value.value())).transpose()?;
-            let present = present.map(|stored| stored.version);
-            let json = change(present)?;
+fn open_database(path: &Path) -> Result<Database, StoreError> {
+    caught(|| {
+        let database = Database::open(path).map_err(|error| open_error(path)(error.into()))?;
+        let format = format_of(path, &database.begin_read().map_err(database_error)?)?;
+        if format == FORMAT_WITHOUT_SUMS {
+            add_sums(&database).map_err(open_error(path))?;
+        }
+        Ok(database)
+    })
+    .unwrap_or_else(|panic| Err(damaged(path, panic)))
+}
 
-            let mut meta = transaction.open_table(META).map_err(database_error)?;
-            let last = meta.get("version").map_err(database_error)?.map_or(0, |v| v.value());
-            let version = last + 1;
-            meta.insert("version", version).map_err(database_error)?;
-            match json {
-                Some(json) => {
-                    let value = value_of(kind, name, version, &json);
-                    table.insert(name, value.as_slice()).map_err(database_error)?;
-                }
-                None => drop(table.remove(name).map_err(database_error)?),
+/// One write transaction. `change` sees the present version of the object and says what to
+/// put in its place.
+fn write(
+    database: &Database,
+    kind: Kind,
+    name: &str,
+    change: impl FnOnce(Option<Version>) -> Result<Option<Vec<u8>>, StoreError>,
+) -> Result<Version, StoreError> {
+    let transaction = database.begin_write().map_err(database_error)?;
+    let version = {
+        let mut table = transaction.open_table(objects(kind.table())).map_err(database_error)?;
+        let present = table.get(name).map_err(database_error)?;
+        let present = present.map(|value| split(kind, name, value.value())).transpose()?;
+        let present = present.map(|stored| stored.version);
+        let json = change(present)?;
+
+        let mut meta = transaction.open_table(META).map_err(database_error)?;
+        let last = meta.get("version").map_err(database_error)?.map_or(0, |v| v.value());
+        let version = last + 1;
+        meta.insert("version", version).map_err(database_error)?;
+        match json {
+            Some(json) => {
+                let value = value_of(kind, name, version, &json);
+                table.insert(name, value.as_slice()).map_err(database_error)?;
             }
-            Version(version)
-        };
-        transaction.commit().map_err(database_error)?;
-        Ok(version)
-    }
+            None => drop(table.remove(name).map_err(database_error)?),
+        }
+        Version(version)
+    };
+    transaction.commit().map_err(database_error)?;
+    Ok(version)
 }
 
 fn format_of(path: &Path, transaction: &ReadTransaction) -> Result<u64, StoreError> {
@@ -388,6 +432,9 @@ fn check_version(
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use redb::backends::FileBackend;
 
     use super::*;
     use crate::api::target::BackupTarget;
@@ -396,6 +443,74 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let store = EmbeddedStore::open(&folder.path().join("ankole.redb")).unwrap();
         (folder, Arc::new(store))
+    }
+
+    fn transaction_of(store: &EmbeddedStore) -> redb::WriteTransaction {
+        store.opened().unwrap().as_ref().unwrap().begin_write().unwrap()
+    }
+
+    /// A file on a disk that is full, while `full` says so.
+    #[derive(Debug)]
+    struct Disk {
+        file: FileBackend,
+        full: Arc<AtomicBool>,
+    }
+
+    impl Disk {
+        fn room(&self) -> io::Result<()> {
+            match self.full.load(Ordering::SeqCst) {
+                true => Err(io::ErrorKind::StorageFull.into()),
+                false => Ok(()),
+            }
+        }
+    }
+
+    impl StorageBackend for Disk {
+        fn len(&self) -> io::Result<u64> {
+            self.file.len()
+        }
+        fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+            self.file.read(offset, out)
+        }
+        fn set_len(&self, length: u64) -> io::Result<()> {
+            self.room()?;
+            self.file.set_len(length)
+        }
+        fn sync_data(&self) -> io::Result<()> {
+            self.room()?;
+            self.file.sync_data()
+        }
+        fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+            self.room()?;
+            self.file.write(offset, data)
+        }
+    }
+
+    /// redb refuses everything after an error of the disk. Nobody opened it again, so one full disk ended
+    /// every change of an in-sync set, and with it the writes of all volumes, until a restart.
+    #[test]
+    fn after_a_full_disk_the_store_goes_on_without_a_restart() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("ankole.redb");
+        let store = EmbeddedStore::open(&path).unwrap();
+        store.create(Kind::Volume, "v", b"1").unwrap();
+        let full = Arc::new(AtomicBool::new(false));
+        {
+            let mut database = store.database.write().unwrap();
+            *database = None;
+            let file = File::options().read(true).write(true).open(&path).unwrap();
+            let disk = Disk { file: FileBackend::new(file).unwrap(), full: Arc::clone(&full) };
+            *database = Some(Database::builder().create_with_backend(disk).unwrap());
+        }
+        full.store(true, Ordering::SeqCst);
+        let failed = store.create(Kind::Volume, "w", &[b'2'; 100_000]);
+        assert!(matches!(failed, Err(StoreError::Database(_))), "{failed:?}");
+        full.store(false, Ordering::SeqCst);
+        let seen = store.get(Kind::Volume, "v").unwrap().unwrap();
+        assert_eq!(seen.json, b"1");
+        let version = store.update(Kind::Volume, "v", seen.version, b"3").unwrap();
+        assert!(version > seen.version);
+        assert_eq!(store.get(Kind::Volume, "w").unwrap(), None);
     }
 
     fn target(url: &str) -> BackupTarget {
@@ -464,7 +579,7 @@ mod tests {
         let path = folder.path().join("ankole.redb");
         {
             let store = EmbeddedStore::open(&path).unwrap();
-            let transaction = store.database.begin_write().unwrap();
+            let transaction = transaction_of(&store);
             transaction.open_table(META).unwrap().insert("format", FORMAT + 1).unwrap();
             transaction.commit().unwrap();
         }
@@ -519,7 +634,7 @@ mod tests {
         let path = folder.path().join("ankole.redb");
         let store = EmbeddedStore::open(&path).unwrap();
         let version = store.create(Kind::Volume, "v", b"1").unwrap();
-        let transaction = store.database.begin_write().unwrap();
+        let transaction = transaction_of(&store);
         let edited = [&value_of(Kind::Volume, "v", version.0, b"1")[..16], b"2"].concat();
         let table = objects(Kind::Volume.table());
         transaction.open_table(table).unwrap().insert("v", edited.as_slice()).unwrap();

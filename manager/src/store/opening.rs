@@ -30,7 +30,8 @@ use crate::api::volume::{Volume, VolumeStatus};
 pub enum Recover {
     /// Make it from the copy that is kept beside it
     Copy,
-    /// Begin with an empty one; `ankole volume recover` makes volumes of the replicas' directories
+    /// Begin with an empty one, ending engines and replicas that still run; `ankole volume recover`
+    /// makes volumes of the replicas' directories
     Empty,
 }
 
