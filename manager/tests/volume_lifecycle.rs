@@ -222,6 +222,36 @@ fn processes_whose_pid_files_are_lost_or_torn_are_adopted() {
     assert_eq!(world.stop().code(), Some(0));
 }
 
+/// Too many open files was taken for "there is no process": its pid file was deleted.
+#[test]
+fn a_start_that_runs_out_of_descriptors_forgets_no_process() {
+    let (mut world, _) = attached();
+    let before = world.volume("v1");
+    world.kill();
+    let address = world.data().join("run/api.addr");
+    let (program, data) = (env!("CARGO_BIN_EXE_ankole"), world.data().display().to_string());
+    for limit in 8..24 {
+        let mut command = Command::new("sh");
+        let line = format!(
+            "ulimit -n {limit}; exec {program} --data {data} standalone --listen 127.0.0.1:0"
+        );
+        command.args(["-c", &line]).env("XDG_RUNTIME_DIR", world.path());
+        command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+        let mut child = command.spawn().unwrap();
+        until("it runs or has ended", || {
+            (address.exists() || child.try_wait().unwrap().is_some()).then_some(())
+        });
+        let _ = child.kill();
+        child.wait().unwrap();
+        let _ = std::fs::remove_file(&address);
+        assert_eq!(world.processes().len(), 4, "with {limit} descriptors");
+    }
+    world.start();
+    let after = until_healthy(&world);
+    assert_eq!(after["enginePid"], before["enginePid"]);
+    assert_eq!(after["record"]["generation"], before["record"]["generation"], "none was granted");
+}
+
 /// Cleaners of old files do this. I/O went on, and the manager said "starts" for ever.
 #[test]
 fn sockets_that_somebody_removed_are_made_anew_by_whoever_listens_there() {
