@@ -1,6 +1,6 @@
 //! Times as the store writes them.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
@@ -23,12 +23,10 @@ impl Timestamp {
 }
 
 impl From<SystemTime> for Timestamp {
-    /// A time before 1970 is written as 1970.
+    /// A time before 1970, or after 9999, is written as 1970.
     fn from(time: SystemTime) -> Self {
-        let seconds = time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        let (year, month, day) = civil_from_days(seconds / 86_400);
-        let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
-        Self(format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z"))
+        let time = jiff::Timestamp::try_from(time).unwrap_or_default();
+        Self(time.max(jiff::Timestamp::UNIX_EPOCH).strftime("%Y-%m-%dT%H:%M:%SZ").to_string())
     }
 }
 
@@ -38,37 +36,9 @@ impl std::fmt::Display for Timestamp {
     }
 }
 
-/// Year, month and day of the Gregorian calendar, `days` after 1970-01-01.
-fn civil_from_days(mut days: u64) -> (u64, u64, u64) {
-    const DAYS_PER_400_YEARS: u64 = 146_097;
-    let is_leap = |year: u64| {
-        year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400))
-    };
-    let mut year = 1970 + days / DAYS_PER_400_YEARS * 400;
-    days %= DAYS_PER_400_YEARS;
-    loop {
-        let length = 365 + u64::from(is_leap(year));
-        if days < length {
-            break;
-        }
-        days -= length;
-        year += 1;
-    }
-    let february = 28 + u64::from(is_leap(year));
-    let mut month = 1;
-    for length in [31, february, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31] {
-        if days < length {
-            break;
-        }
-        days -= length;
-        month += 1;
-    }
-    (year, month, days + 1)
-}
-
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::time::{Duration, UNIX_EPOCH};
 
     use super::*;
 
@@ -84,5 +54,8 @@ mod tests {
         assert_eq!(at(1_795_208_564), "2026-11-20T21:02:44Z");
         assert_eq!(at(4_107_542_400), "2100-03-01T00:00:00Z");
         assert_eq!(at(13_574_563_200), "2400-02-29T00:00:00Z");
+        assert_eq!(at(1 << 50), "1970-01-01T00:00:00Z", "no time of a clock");
+        let before = Timestamp::from(UNIX_EPOCH - Duration::from_secs(1));
+        assert_eq!(before.0, "1970-01-01T00:00:00Z");
     }
 }

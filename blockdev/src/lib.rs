@@ -9,6 +9,7 @@ mod blocking;
 pub mod descriptors;
 pub mod device;
 pub mod disk;
+pub mod hash;
 pub mod kernel_nbd;
 pub mod namespace;
 pub mod nbd;

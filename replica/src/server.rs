@@ -493,9 +493,8 @@ pub async fn format(
     let made = private.recursive(true).mode(0o700).create(dir);
     made.map_err(failed("create the directory"))?;
     let mut random = [0; 16];
-    let read = std::fs::File::open("/dev/urandom")
-        .and_then(|mut file| std::io::Read::read_exact(&mut file, &mut random));
-    read.map_err(failed("read /dev/urandom"))?;
+    let filled = getrandom::fill(&mut random).map_err(std::io::Error::from);
+    filled.map_err(failed("get random bytes"))?;
     let incarnation = Incarnation(u128::from_le_bytes(random));
     let identity = Identity { volume: volume.into(), replica: replica.clone(), incarnation };
     let directory = Directory::open(dir, &DirectoryOptions::default()).map_err(failed("open"))?;

@@ -18,6 +18,7 @@ pub(crate) use users::users;
 
 use crate::blocking::blocking;
 use crate::disk::Disk;
+use crate::hash::fnv1a;
 use crate::kernel_nbd::{self, NbdDeviceError};
 use crate::tgt::{self, TgtError};
 use crate::ublk::{self, UblkError};
@@ -117,11 +118,9 @@ pub fn stop(driver: Driver, id: u32, volume: Volume<'_>) -> Result<(), DeviceErr
 }
 
 /// A volume's name where a driver wants a number, so that no other volume's engine takes its device
-/// over: FNV-1a (64 bits, after Fowler, Noll and Vo).
+/// over.
 pub(crate) fn hash(volume: &str) -> u64 {
-    volume.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
-    })
+    fnv1a(volume.as_bytes())
 }
 
 impl Device {

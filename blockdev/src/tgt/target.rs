@@ -12,7 +12,7 @@
 //! identifiers.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -136,9 +136,8 @@ impl Target {
             _ => {}
         }
         let mut bytes = [0; SECRET_BYTES];
-        let random = Path::new("/dev/urandom");
-        let read = File::open(random).and_then(|mut random| random.read_exact(&mut bytes));
-        read.map_err(file_error("read", random))?;
+        let filled = getrandom::fill(&mut bytes).map_err(io::Error::from);
+        filled.map_err(file_error("get random bytes for", &path))?;
         let secret: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
         let mut options = OpenOptions::new();
         options.write(true).create(true).truncate(true).mode(0o600);

@@ -245,7 +245,7 @@ pub fn is_ours(folder: &Path) -> Result<bool, LayoutError> {
 /// `N` random bytes from the kernel, as hex.
 pub fn random_hex<const N: usize>() -> io::Result<String> {
     let mut bytes = [0; N];
-    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    getrandom::fill(&mut bytes)?;
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 

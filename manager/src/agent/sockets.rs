@@ -15,6 +15,8 @@ use std::io;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
+use ankole_blockdev::hash::fnv1a;
+
 use super::layout::{LayoutError, is_ours, make_private_folder};
 use super::whole_file;
 use crate::api::name::NAME_LENGTH_MAX;
@@ -145,12 +147,8 @@ fn lead(from: &Path, to: &Path) -> Result<(), LayoutError> {
     link().map_err(|source| LayoutError::Io { what: "make the link", path: from.into(), source })
 }
 
-/// FNV-1a: any hash that stays the same between versions does.
 fn hash_of(path: &Path) -> String {
-    let bytes = path.as_os_str().as_encoded_bytes();
-    let hash = bytes.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    });
+    let hash = fnv1a(path.as_os_str().as_encoded_bytes());
     format!("{:08x}", (hash >> 32) ^ (hash & 0xffff_ffff))
 }
 
