@@ -6,6 +6,7 @@
 //! nobody can be asked.
 
 mod aliases;
+mod arguments;
 mod backup;
 mod check;
 mod complete;
@@ -161,7 +162,8 @@ impl Session<'_> {
 
 /// All that can be typed. `args` are what the process was started with.
 fn grammar(environment: &Environment, args: &[OsString]) -> clap::Command {
-    complete::add(examples::add(aliases::add(Cli::command())), environment, args)
+    let grammar = examples::add(arguments::explain(aliases::add(Cli::command())));
+    complete::add(grammar, environment, args)
 }
 
 pub fn run(args: impl Iterator<Item = OsString>, environment: &Environment) -> ExitCode {
