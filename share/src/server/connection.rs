@@ -90,6 +90,11 @@ impl Connection {
     }
 
     fn work(self: &Arc<Self>) {
+        // A client on this machine waits for us when its dirty pages are written back. If the kernel counted
+        // them against *our* writes, and made us wait, both would wait for each other.
+        if let Err(error) = rustix::process::configure_io_flusher_behavior(true) {
+            tracing::debug!(%error, "a client on this machine may be slow when memory is short");
+        }
         let buffers = self.export.buffers();
         let mut messages = Messages::new(buffers);
         loop {
