@@ -2,6 +2,7 @@
 
 pub mod buffers;
 pub mod ops;
+pub mod serve;
 pub mod server;
 pub mod state;
 pub mod tree;

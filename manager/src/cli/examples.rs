@@ -58,6 +58,7 @@ const EXAMPLES: &[(&str, &[&str])] = &[
     ("volume salvage", &["volume salvage v1 --dry-run", "volume salvage v1 --replica r2"]),
     ("volume recover", &["volume recover --dry-run", "volume recover v1 --replica r2"]),
     ("volume rm", &["volume rm v1 --yes"]),
+    ("share serve", &["share serve --root files --listen 127.0.0.1:2049"]),
     (
         "replica serve",
         &["replica serve --dir r1 --volume v1 --replica r1 --listen unix:/run/v1.r1"],

@@ -19,6 +19,7 @@ mod output;
 mod recover;
 mod replica;
 mod salvage;
+mod share;
 mod snapshot;
 mod standalone;
 mod target;
@@ -126,6 +127,9 @@ enum Command {
     /// The process of an attached volume
     #[command(subcommand)]
     Engine(engine::EngineCommand),
+    /// Files that many machines write to
+    #[command(subcommand)]
+    Share(share::ShareCommand),
     /// Completion for a shell, of commands and of names that the server knows
     Completion { shell: clap_complete::Shell },
     /// The manual's first page, or all its pages into a folder
@@ -215,6 +219,7 @@ fn dispatch(session: &Session<'_>, command: Command) -> Result<ExitCode, ApiErro
         Command::Replica(replica::ReplicaCommand::Serve(args)) => {
             return role(roles::replica::run(args));
         }
+        Command::Share(share::ShareCommand::Serve(args)) => return role(roles::share::run(args)),
         Command::Standalone(args) => return standalone::run(session, args),
         Command::Check => check::run(session),
         Command::Volume(command) => volume::run(session, command),
@@ -280,7 +285,8 @@ fn start_log(environment: &Environment, command: &Command) {
     let default = match command {
         Command::Standalone(_)
         | Command::Engine(engine::EngineCommand::Run(_))
-        | Command::Replica(replica::ReplicaCommand::Serve(_)) => "info",
+        | Command::Replica(replica::ReplicaCommand::Serve(_))
+        | Command::Share(_) => "info",
         _ => "warn",
     };
     let filter = EnvFilter::builder().parse_lossy(environment.log.as_deref().unwrap_or(default));

@@ -3,6 +3,7 @@
 pub mod demo;
 pub mod engine;
 pub mod replica;
+pub mod share;
 pub mod standalone;
 
 use ankole_blockdev::reclaim;

@@ -1,0 +1,11 @@
+//! `ankole share …`
+
+use clap::Subcommand;
+
+use crate::roles::share::ShareArgs;
+
+#[derive(Debug, Subcommand)]
+pub(super) enum ShareCommand {
+    /// Serve a directory over NFSv4.1; needs no server and no volume
+    Serve(ShareArgs),
+}
