@@ -22,7 +22,7 @@ fn main() -> anyhow::Result<()> {
     tracing_subscriber::fmt().with_env_filter("info").with_writer(std::io::stderr).init();
     let Arguments { root, listen, async_metadata } = Arguments::parse();
     let listener = TcpListener::bind(listen).with_context(|| format!("listen on {listen}"))?;
-    let lease = Duration::from_secs(20);
+    let lease = Duration::from_secs(10);
     let _server = serve(listener, &Settings { root, lease, stable_metadata: !async_metadata })?;
     loop {
         std::thread::park();

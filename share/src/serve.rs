@@ -27,6 +27,9 @@ pub enum StartError {
     Server(#[from] io::Error),
 }
 
+/// For the end of the grace.
+const PATIENCE: Duration = Duration::from_secs(2);
+
 /// Serves until the server is dropped. Modes are what clients say from then on: this process has no umask of
 /// its own any more.
 pub fn serve(listener: TcpListener, settings: &Settings) -> Result<Server, StartError> {
@@ -34,6 +37,7 @@ pub fn serve(listener: TcpListener, settings: &Settings) -> Result<Server, Start
     let options = Options { stable_metadata: settings.stable_metadata, ..Options::default() };
     let tree = LocalTree::open(&settings.root, options)?;
     let epoch = RandomState::new().hash_one(Instant::now()) as u32;
-    let export = Export::new(Box::new(tree), Instant::now(), epoch, settings.lease);
+    let export =
+        Export::new(Box::new(tree), Instant::now(), epoch, settings.lease).with_patience(PATIENCE);
     Ok(Server::start(listener, Arc::new(export))?)
 }

@@ -297,6 +297,31 @@ fn after_a_restart_locks_are_claimed_before_new_ones_are_granted() {
     assert_eq!(new.call(lock).status, status(Status::Denied), "the claim holds");
 }
 
+/// Linux asks again after 0.1 s, 0.2 s, … 12.8 s: one answer "not yet" too many costs seconds.
+#[test]
+fn what_is_new_waits_for_the_last_claim_instead_of_asking_again() {
+    let before = World::new();
+    before.client("a").open("file", BOTH, 0);
+    let now = before.now.get();
+    let patient = Export::new(Box::new(before.tree.clone()), now, 2, LEASE);
+    let world = World { export: Arc::new(patient.with_patience(Duration::MAX)), ..before };
+    let mut one = Client::before_claims(world.carrier(), "a");
+    let export = world.export.clone();
+    let waits = std::thread::spawn(move || {
+        let carrier = move |message: &[u8]| {
+            let mut reply = Vec::new();
+            export.answer(now, message, &mut reply).expect("it is a call");
+            reply
+        };
+        Client::new(carrier, "new").open("other", BOTH, 0)
+    });
+    while world.export.waiting() == 0 && !waits.is_finished() {
+        std::thread::yield_now();
+    }
+    one.call(ops().reclaim_complete()).ok(58);
+    waits.join().expect("it was granted");
+}
+
 /// Who comes after the grace has lost what it had: somebody else may have got it. One more restart must not
 /// bring it back.
 #[test]

@@ -17,7 +17,7 @@ pub struct ShareArgs {
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub listen: SocketAddr,
     /// How long a client may be silent before others may take its locks, in seconds
-    #[arg(long, default_value = "20", value_name = "SECONDS")]
+    #[arg(long, default_value = "10", value_name = "SECONDS")]
     #[arg(value_parser = clap::value_parser!(u64).range(5..=300))]
     pub lease: u64,
     /// Answer before names and attributes are on the disk: faster, and the last seconds of them can

@@ -25,10 +25,10 @@ impl Cursor<'_> {
             Locker::Known(stateid) => Locker::Known(self.stateid(stateid)?),
         };
         let (now, exclusive) = (self.now, asked.exclusive);
-        let outcome = self.export.with_state(|state| {
-            state.may_acquire(now, client, asked.reclaim)?;
-            state.lock(now, client, locker, file, range, exclusive)
-        })?;
+        self.may_acquire(asked.reclaim)?;
+        let outcome = self
+            .export
+            .with_state(|state| state.lock(now, client, locker, file, range, exclusive))?;
         match outcome {
             LockOutcome::Locked(stateid) => {
                 self.set_stateid(stateid);

@@ -18,7 +18,8 @@ use crate::wire::rpc::{self, Caller, PROCEDURE_NULL, Refusal};
 use crate::wire::status::{OK, Status};
 use crate::wire::types::{FileHandle, StateId, TAG_BYTES_MAX};
 use crate::wire::xdr::{Decoder, Encoder, Malformed, Mark};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// What the result of an operation that changes something takes, at most: it isn't begun with less room.
@@ -27,19 +28,40 @@ const CHANGE_REPLY_BYTES: usize = 160;
 /// All messages that move data, at one time: some 64 MiB.
 const LARGE_BUFFERS: usize = 64;
 
+/// Fewer than a connection has threads.
+const WAITING_MAX: usize = 8;
+
 /// A tree that is served, with the state of its clients.
 pub struct Export {
     tree: Box<dyn Tree>,
     state: Mutex<State<Arc<dyn OpenFile>>>,
     lease: Duration,
     buffers: Buffers,
+    /// How long something new waits for the grace to end, before it is told to ask again.
+    patience: Duration,
+    grace_ended: Condvar,
+    waiting: AtomicUsize,
 }
 
 impl Export {
     /// `epoch` tells this life of the server from all others.
     pub fn new(tree: Box<dyn Tree>, now: Instant, epoch: u32, lease: Duration) -> Self {
         let state = State::new(now, epoch, lease, Limits::default(), tree.remembered());
-        Self { tree, state: Mutex::new(state), lease, buffers: Buffers::new(LARGE_BUFFERS) }
+        Self {
+            tree,
+            state: Mutex::new(state),
+            lease,
+            buffers: Buffers::new(LARGE_BUFFERS),
+            patience: Duration::ZERO,
+            grace_ended: Condvar::new(),
+            waiting: AtomicUsize::new(0),
+        }
+    }
+
+    /// Something new waits so long for the end of the grace: a client that is told to ask again does so
+    /// later and later, and would stay away long after it.
+    pub fn with_patience(self, patience: Duration) -> Self {
+        Self { patience, ..self }
     }
 
     pub fn buffers(&self) -> &Buffers {
@@ -94,7 +116,11 @@ impl Export {
     /// and go.
     fn with_state<T>(&self, work: impl FnOnce(&mut State<Arc<dyn OpenFile>>) -> T) -> T {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let was_in_grace = state.in_grace();
         let done = work(&mut state);
+        if was_in_grace && !state.in_grace() {
+            self.grace_ended.notify_all();
+        }
         for record in state.take_records() {
             let written = match &record {
                 Record::Remember(owner) => self.tree.remember(owner),
@@ -108,6 +134,23 @@ impl Export {
             }
         }
         done
+    }
+
+    /// Whether the grace has ended, which may be worth a wait. Few wait at a time, so that those are served
+    /// who have to claim first.
+    fn grace_ends_soon(&self) -> bool {
+        let waits = self.waiting.fetch_add(1, Ordering::SeqCst) < WAITING_MAX;
+        let patience = if waits { self.patience } else { Duration::ZERO };
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = self.grace_ended.wait_timeout_while(state, patience, |state| state.in_grace());
+        let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        self.waiting.fetch_sub(1, Ordering::SeqCst);
+        !state.in_grace()
+    }
+
+    /// How many requests wait for the end of the grace.
+    pub fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::SeqCst)
     }
 }
 
@@ -313,6 +356,16 @@ impl Cursor<'_> {
 
     fn running(&self) -> Result<&Running, Status> {
         self.running.as_ref().ok_or(Status::OpNotInSession)
+    }
+
+    /// Whether the client may open or lock.
+    fn may_acquire(&mut self, claims: bool) -> Result<(), Status> {
+        let client = self.running()?.client;
+        let ask = |now| self.export.with_state(|state| state.may_acquire(now, client, claims));
+        match ask(self.now) {
+            Err(Status::Grace) if self.export.grace_ends_soon() => ask(self.now),
+            answer => answer,
+        }
     }
 
     /// What a stateid stands for: perhaps for the one that an earlier operation gave.

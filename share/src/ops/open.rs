@@ -38,7 +38,7 @@ impl Cursor<'_> {
         }
         let (client, here) = (self.running()?.client, self.current()?.file);
         let claims = matches!(asked.claim, Claim::Previous { .. });
-        self.export.with_state(|state| state.may_acquire(self.now, client, claims))?;
+        self.may_acquire(claims)?;
 
         let found = match asked.claim {
             Claim::Name(name) => self.find(here, Name::new(name)?, asked.create.as_ref())?,

@@ -1,6 +1,6 @@
 //! After a restart: clients that were remembered may claim what they had, before anybody gets anything new.
 //!
-//! The time ends when each has said that it is done, or else after a lease and a half. Who came too late is
+//! The time ends when each has said that it is done, or else after two leases. Who came too late is
 //! forgotten durably *before* anything new is granted: otherwise it could claim, after one more restart,
 //! what others have got since.
 
@@ -26,7 +26,7 @@ pub struct Grace {
 
 impl Grace {
     pub fn new(now: Instant, lease: Duration, remembered: Vec<Box<[u8]>>) -> Self {
-        let until = (!remembered.is_empty()).then(|| now + lease + lease / 2);
+        let until = (!remembered.is_empty()).then(|| now + 2 * lease);
         Self { awaited: remembered.into_iter().collect(), until }
     }
 }
