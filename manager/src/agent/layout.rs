@@ -21,8 +21,8 @@ use ankole_replica::types::ReplicaId;
 
 use super::sockets::{self, Sockets};
 use super::supervisor::{Part, ProcessName};
-use super::whole_file;
 use crate::api::Name;
+use crate::whole_file;
 
 #[derive(Clone, Debug)]
 pub struct Layout {

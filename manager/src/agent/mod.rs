@@ -14,7 +14,6 @@ pub mod replica_folders;
 mod sockets;
 mod spawn;
 pub mod supervisor;
-pub mod whole_file;
 
 pub use layout::Layout;
 pub use supervisor::{LocalSupervisor, Part, Process, ProcessName, ProcessSpec, Supervisor};

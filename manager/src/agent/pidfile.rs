@@ -17,7 +17,7 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::supervisor::ProcessSpec;
-use super::whole_file;
+use crate::whole_file;
 
 /// Raised when a header can't be understood any more by the program before.
 const VERSION: u32 = 1;

@@ -18,8 +18,8 @@ use std::path::{Path, PathBuf};
 use ankole_blockdev::hash::fnv1a;
 
 use super::layout::{LayoutError, is_ours, make_private_folder};
-use super::whole_file;
 use crate::api::name::NAME_LENGTH_MAX;
+use crate::whole_file;
 
 /// `sun_path` has 108 bytes, the last is 0.
 const SOCKET_PATH_BYTES_MAX: usize = 107;

@@ -14,9 +14,9 @@ use super::Environment;
 use crate::agent::layout::{
     api_socket_path, is_ours, registration_path, runtime_folder, token_path,
 };
-use crate::agent::whole_file;
 use crate::api::{ApiError, ErrorKind};
 use crate::client::Client;
+use crate::whole_file;
 
 /// What a standalone takes to listen, with room.
 const STARTING: Duration = Duration::from_secs(2);

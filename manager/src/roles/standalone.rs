@@ -22,9 +22,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::agent::format::Format;
 use crate::agent::layout::{Layout, LayoutError, is_ours, make_private_folder, registration_path};
-use crate::agent::{
-    LocalSupervisor, Supervisor, logs, pidfile, probe, replica_folders, whole_file,
-};
+use crate::agent::{LocalSupervisor, Supervisor, logs, pidfile, probe, replica_folders};
 use crate::api::error::chain;
 use crate::arbiter;
 use crate::controllers::{self, Context};
@@ -33,6 +31,7 @@ use crate::service::Service;
 use crate::store::Store;
 use crate::store::copy::{self, Copies, CopyError};
 use crate::store::opening::{self, Recover};
+use crate::whole_file;
 
 pub struct Options {
     pub data: PathBuf,

@@ -18,8 +18,9 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast::error::RecvError;
 use twox_hash::XxHash3_64;
 
-use super::{EmbeddedStore, Kind, Store, StoreError, Version, whole};
+use super::{EmbeddedStore, Kind, Store, StoreError, Version};
 use crate::api::error::chain;
+use crate::whole_file;
 
 const TITLE: &str = "ankole store copy 1 ";
 /// Changes come in bursts: many are in one copy.
@@ -52,7 +53,7 @@ pub enum CopyError {
 }
 
 pub fn path_of(store: &Path) -> PathBuf {
-    whole::beside(store, ".copy")
+    whole_file::beside(store, ".copy")
 }
 
 impl StoreCopy {
@@ -76,7 +77,7 @@ impl StoreCopy {
     fn write(&self, path: &Path) -> Result<(), CopyError> {
         let body = serde_json::to_string(self).expect("strings and numbers do");
         let text = format!("{TITLE}{}\n{body}", sum_of(body.as_bytes()));
-        whole::write(path, text.as_bytes())
+        whole_file::write(path, text.as_bytes())
             .map_err(|source| CopyError::Io { path: path.into(), source })
     }
 

@@ -29,7 +29,8 @@ use twox_hash::XxHash3_64;
 
 use super::copy::CopiedObject;
 use super::guard::caught;
-use super::{Changed, Kind, Store, StoreError, Stored, Version, whole};
+use super::{Changed, Kind, Store, StoreError, Stored, Version};
+use crate::whole_file;
 
 const META: TableDefinition<'static, &str, u64> = TableDefinition::new("meta");
 const FORMAT: u64 = 2;
@@ -112,19 +113,16 @@ impl EmbeddedStore {
         version: Version,
         objects: &[CopiedObject],
     ) -> Result<(), StoreError> {
-        let draft = whole::beside(path, ".new");
+        let draft = whole_file::beside(path, ".new");
         let failed = |error: io::Error| open_error(path)(error.into());
-        match fs::remove_file(&draft) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
-            _ => {}
-        }
+        whole_file::remove_if_there(&draft).map_err(failed)?;
         File::options().write(true).create_new(true).mode(0o600).open(&draft).map_err(failed)?;
         {
             let database =
                 Database::create(&draft).map_err(|error| open_error(path)(error.into()))?;
             lay_out(&database, version, objects).map_err(open_error(path))?;
         }
-        whole::put(&draft, path).map_err(failed)
+        whole_file::put(&draft, path).map_err(failed)
     }
 
     /// After [`verify`] has found it sound.

@@ -9,7 +9,6 @@ pub mod copy;
 mod embedded;
 mod guard;
 pub mod opening;
-mod whole;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};

@@ -15,15 +15,17 @@
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
+use ankole_backup::timestamp::Timestamp;
 use ankole_replica::inspect;
 use ankole_replica::record::Record;
 
 use super::copy::{self, CopiedObject, StoreCopy};
 use super::embedded::{Verified, verify};
-use super::{EmbeddedStore, Kind, StoreError, Version, whole};
+use super::{EmbeddedStore, Kind, StoreError, Version};
 use crate::agent::replica_folders::Named;
 use crate::api::error::chain;
 use crate::api::volume::{Volume, VolumeStatus};
+use crate::whole_file;
 
 /// What to do about a store that is gone or damaged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -181,10 +183,26 @@ fn next_step(copy: &Copy, is_older: bool, path: &Path) -> String {
 
 fn set_aside(path: &Path) -> Result<(), OpenError> {
     let failed = |source| OpenError::SetAside { path: path.into(), source };
-    if let Some(to) = whole::set_aside(path).map_err(failed)? {
+    if let Some(to) = rename_damaged(path).map_err(failed)? {
         tracing::warn!(from = %path.display(), to = %to.display(), "set aside");
     }
     Ok(())
+}
+
+/// Kept under another name, for whoever wants to look at it: `NAME.damaged-20261120-210244`.
+fn rename_damaged(path: &Path) -> io::Result<Option<PathBuf>> {
+    let digits = Timestamp::now().0.replace(['-', ':', 'Z'], "").replace('T', "-");
+    let mut to = whole_file::beside(path, &format!(".damaged-{digits}"));
+    let mut number = 2;
+    while fs::exists(&to)? {
+        to = whole_file::beside(path, &format!(".damaged-{digits}-{number}"));
+        number += 1;
+    }
+    match whole_file::put(path, &to) {
+        Ok(()) => Ok(Some(to)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// The copy may be older than the last change of the set, and a member that isn't there now may be

@@ -118,13 +118,13 @@ fn abilities(folder: &Path) -> String {
     format!(", {direct}, {reflink}")
 }
 
-/// For users without privileges.
 /// Of the file system.
 pub fn capacity_bytes(path: &Path) -> io::Result<u64> {
     let stat = rustix::fs::statvfs(path)?;
     Ok(stat.f_blocks.saturating_mul(stat.f_frsize))
 }
 
+/// For users without privileges.
 pub fn free_bytes(path: &Path) -> io::Result<u64> {
     let stat = rustix::fs::statvfs(path)?;
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))

@@ -7,16 +7,37 @@ use std::path::{Path, PathBuf};
 
 /// Takes the place of what is there; only its owner can read it. One writer at a time.
 pub fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let draft = draft_of(path);
+    let draft = beside(path, ".new");
     remove_if_there(&draft)?;
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&draft)?;
     let written = file.write_all(bytes).and_then(|()| file.sync_all());
-    let placed = written.and_then(|()| fs::rename(&draft, path));
+    let placed = written.and_then(|()| put(&draft, path));
     if placed.is_err() {
+        // On a full disk what was written of it would only stand in the way.
         let _ = fs::remove_file(&draft);
     }
-    placed?;
-    File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
+    placed
+}
+
+/// Gives what was made beside it its name, durably.
+pub fn put(draft: &Path, path: &Path) -> io::Result<()> {
+    fs::rename(draft, path)?;
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
+}
+
+/// The same path with more at its end.
+pub fn beside(path: &Path, ending: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(ending);
+    name.into()
+}
+
+pub fn remove_if_there(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
 }
 
 /// The one line of a file that isn't one of several; None if there is no file.
@@ -31,19 +52,6 @@ pub fn read_line(path: &Path) -> io::Result<Option<String>> {
     }
 }
 
-fn draft_of(path: &Path) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".new");
-    name.into()
-}
-
-fn remove_if_there(path: &Path) -> io::Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt;
@@ -55,7 +63,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("api.addr");
         // What a writer that was killed has left, with the mode of before.
-        fs::write(draft_of(&path), "half").unwrap();
+        fs::write(beside(&path, ".new"), "half").unwrap();
         fs::write(&path, "old and longer\n").unwrap();
         write(&path, b"new\n").unwrap();
         assert_eq!(read_line(&path).unwrap().as_deref(), Some("new"));
