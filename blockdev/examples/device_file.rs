@@ -142,7 +142,7 @@ async fn serve(driver: Driver, arguments: Arguments) -> Result<(), Failure> {
         let serving = nbd::serve(listener, export, Limits::default(), std::future::pending());
         tokio::task::spawn_local(serving);
     }
-    let volume = Volume { name: &arguments.volume, socket: &socket };
+    let volume = Volume { identity: &arguments.volume, socket: &socket };
     let mut device = device::serve(driver, disk.clone(), arguments.origin, volume).await?;
     println!("{}", device.path().display());
     loop {
@@ -193,7 +193,7 @@ fn run(words: &[String]) -> Result<(), Failure> {
             Ok(())
         }
         ([flag, id, file], _) if flag == "--stop" => {
-            let volume = Volume { name: VOLUME, socket: &socket(file) };
+            let volume = Volume { identity: VOLUME, socket: &socket(file) };
             Ok(device::stop(driver, id.parse()?, volume)?)
         }
         _ => {

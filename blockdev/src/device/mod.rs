@@ -36,7 +36,8 @@ pub enum Driver {
 /// Whose device, to all drivers.
 #[derive(Clone, Copy, Debug)]
 pub struct Volume<'a> {
-    pub name: &'a str,
+    /// What its device is marked with in the kernel, and known by: no other volume ever has it.
+    pub identity: &'a str,
     /// Where its engine serves it as NBD, which is what tgtd reads from.
     pub socket: &'a Path,
 }
@@ -91,16 +92,16 @@ pub async fn serve<D: Disk + 'static>(
 ) -> Result<Device, DeviceError> {
     Ok(match driver {
         Driver::Ublk => {
-            let options = ublk::Options::new(origin, hash(volume.name));
+            let options = ublk::Options::new(origin, hash(volume.identity));
             Device::Ublk(ublk::serve(disk, options).await?)
         }
         Driver::Nbd => {
-            let options = kernel_nbd::Options::new(origin, volume.name);
+            let options = kernel_nbd::Options::new(origin, volume.identity);
             Device::Nbd(kernel_nbd::serve(disk, options).await?)
         }
         Driver::Tgt => {
-            let (volume, socket) = (volume.name.to_owned(), volume.socket.to_owned());
-            Device::Tgt(tgt::serve(disk, tgt::Options { origin, volume, socket }).await?)
+            let (identity, socket) = (volume.identity.to_owned(), volume.socket.to_owned());
+            Device::Tgt(tgt::serve(disk, tgt::Options { origin, identity, socket }).await?)
         }
     })
 }
@@ -110,17 +111,44 @@ pub async fn serve<D: Disk + 'static>(
 /// hangs first.
 pub fn stop(driver: Driver, id: u32, volume: Volume<'_>) -> Result<(), DeviceError> {
     match driver {
-        Driver::Ublk => ublk::stop_device(id, hash(volume.name))?,
-        Driver::Nbd => kernel_nbd::stop_device(id, volume.name)?,
-        Driver::Tgt => tgt::stop_device(id, volume.name, volume.socket)?,
+        Driver::Ublk => ublk::stop_device(id, hash(volume.identity))?,
+        Driver::Nbd => kernel_nbd::stop_device(id, volume.identity)?,
+        Driver::Tgt => tgt::stop_device(id, volume.identity, volume.socket)?,
     }
     Ok(())
 }
 
-/// A volume's name where a driver wants a number, so that no other volume's engine takes its device
-/// over.
-pub(crate) fn hash(volume: &str) -> u64 {
-    fnv1a(volume.as_bytes())
+/// The number of the device that has the volume's identity, if the kernel has one: what was written
+/// down may be another's by now. Blocks briefly.
+pub fn find(driver: Driver, volume: Volume<'_>) -> Result<Option<u32>, DeviceError> {
+    Ok(match driver {
+        Driver::Ublk => ublk::find(hash(volume.identity))?,
+        Driver::Nbd => kernel_nbd::find(volume.identity)?,
+        Driver::Tgt => tgt::find(volume.identity, volume.socket)?,
+    })
+}
+
+/// Whether the device of this number has the volume's identity.
+pub fn is_there(driver: Driver, id: u32, volume: Volume<'_>) -> Result<bool, DeviceError> {
+    Ok(match driver {
+        Driver::Ublk => ublk::is_there(id, hash(volume.identity))?,
+        Driver::Nbd => kernel_nbd::identity_of(id)?.is_some_and(|found| found == volume.identity),
+        Driver::Tgt => tgt::is_there(id, volume.identity, volume.socket)?,
+    })
+}
+
+/// Where a device of `volume` with this number appears, or has appeared.
+pub fn path_of(driver: Driver, id: u32, volume: Volume<'_>) -> Option<PathBuf> {
+    match driver {
+        Driver::Ublk => Some(ublk::block_device_path(id)),
+        Driver::Nbd => Some(kernel_nbd::block_device_path(id)),
+        Driver::Tgt => tgt::path_of(id, volume.identity, volume.socket),
+    }
+}
+
+/// An identity where a driver wants a number.
+pub(crate) fn hash(identity: &str) -> u64 {
+    fnv1a(identity.as_bytes())
 }
 
 impl Device {

@@ -211,6 +211,22 @@ pub(super) fn identity(id: u32) -> io::Result<Option<String>> {
     }
 }
 
+/// The device that was connected with this; None if there is none.
+pub(super) fn find(wanted: &str) -> io::Result<Option<u32>> {
+    for entry in fs::read_dir("/sys/block")? {
+        let name = entry?.file_name();
+        let number = name.to_str().and_then(|name| name.strip_prefix("nbd")?.parse().ok());
+        let Some(number) = number else { continue };
+        match identity(number) {
+            Ok(Some(found)) if found == wanted => return Ok(Some(number)),
+            Ok(_) => {}
+            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => {} // it has just gone
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(None)
+}
+
 pub(super) fn size_bytes(id: u32) -> io::Result<u64> {
     let sectors = fs::read_to_string(in_sys(id, "size"))?;
     let sectors: Option<u64> = sectors.trim().parse().ok();

@@ -51,7 +51,7 @@ pub const RESEND_INTERVAL: Duration = Duration::from_secs(3);
 #[derive(Clone, Debug)]
 pub struct Options {
     pub origin: Origin,
-    /// Says whose device this is, e.g. the volume's id. The kernel keeps it with the device, and a
+    /// Says whose device this is. The kernel keeps it with the device, and a
     /// device with another identity isn't taken over.
     pub identity: String,
     /// With more than one the driver takes a request that needs longer than [`RESEND_INTERVAL`]
@@ -199,8 +199,13 @@ pub fn is_available() -> Result<(), Unavailable> {
 }
 
 /// What a device was connected with; None if it isn't connected.
-pub fn identity_of(id: u32) -> Option<String> {
-    driver::identity(id).ok().flatten()
+pub fn identity_of(id: u32) -> Result<Option<String>, NbdDeviceError> {
+    driver::identity(id).map_err(failed(Step::Inspect, Some(id)))
+}
+
+/// The number of the device that was connected with this identity, if there is one.
+pub fn find(identity: &str) -> Result<Option<u32>, NbdDeviceError> {
+    driver::find(identity).map_err(failed(Step::Inspect, None))
 }
 
 /// For a supervisor whose engine doesn't come back: disconnects the device. Requests that wait get
@@ -269,6 +274,6 @@ fn failed(step: Step, id: Option<u32>) -> impl FnOnce(io::Error) -> NbdDeviceErr
     move |source| NbdDeviceError::Command { step, device: DeviceName(id), source }
 }
 
-fn block_device_path(id: u32) -> PathBuf {
+pub(crate) fn block_device_path(id: u32) -> PathBuf {
     PathBuf::from(format!("/dev/nbd{id}"))
 }

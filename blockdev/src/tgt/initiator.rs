@@ -84,9 +84,11 @@ pub(super) fn log_out(target: &Target) -> Result<(), TgtError> {
     Ok(())
 }
 
-/// A record that is left says only what would be said again.
+/// Behind whatever port. A record that is left says only what would be said again.
 fn forget(target: &Target) {
-    if let Err(error) = run(node(target).args(["-o", "delete"]), RECORD_PATIENCE) {
+    let mut delete = command("iscsiadm");
+    delete.args(["-m", "node", "-T", target.name(), "-o", "delete"]);
+    if let Err(error) = run(&mut delete, RECORD_PATIENCE) {
         tracing::debug!(target = target.name(), %error, "no record of the target");
     }
 }
@@ -99,12 +101,26 @@ fn node(target: &Target) -> Command {
 
 /// The one with this target, if the kernel has it.
 pub(super) fn session(target: &Target) -> Result<Option<Session>, TgtError> {
+    let is_it = |found: &Found| found.target == target.name() && found.port == target.port();
+    Ok(sessions()?.into_iter().find(is_it).map(|found| found.session))
+}
+
+/// A session of the kernel, of whoever it is.
+pub(super) struct Found {
+    pub(super) target: String,
+    pub(super) port: u16,
+    session: Session,
+}
+
+/// All that the kernel has.
+pub(super) fn sessions() -> Result<Vec<Found>, TgtError> {
     let failed = file_error("look into", Path::new(CONNECTIONS));
     let connections = match fs::read_dir(CONNECTIONS) {
         Ok(connections) => connections,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(failed(error)),
     };
+    let mut sessions = Vec::new();
     for connection in connections {
         let connection = match connection {
             Ok(connection) => connection,
@@ -114,15 +130,13 @@ pub(super) fn session(target: &Target) -> Result<Option<Session>, TgtError> {
         let name = connection.file_name();
         let number =
             name.to_str().and_then(|name| name.strip_prefix("connection")?.split(':').next());
-        let Some(number) = number else { continue };
+        let port = line(&connection.path().join("persistent_port")).parse();
+        let (Some(number), Ok(port)) = (number, port) else { continue };
         let session = Path::new(SESSIONS).join(format!("session{number}"));
-        if line(&connection.path().join("persistent_port")) == target.port().to_string()
-            && line(&session.join("targetname")) == target.name()
-        {
-            return Ok(Some(Session(session)));
-        }
+        let target = line(&session.join("targetname"));
+        sessions.push(Found { target, port, session: Session(session) });
     }
-    Ok(None)
+    Ok(sessions)
 }
 
 /// Its folder in sysfs.
@@ -162,7 +176,7 @@ impl Session {
         line(&self.0.join("state")) == "FAILED" || !self.is_there()
     }
 
-    fn find_disk(&self) -> Option<PathBuf> {
+    pub(super) fn find_disk(&self) -> Option<PathBuf> {
         let targets = folders(&self.0.join("device"), |name| name.starts_with("target"));
         let luns = targets.iter().flat_map(|target| folders(target, |name| name.ends_with(":1")));
         let disks = luns.flat_map(|lun| folders(&lun.join("block"), |_| true));

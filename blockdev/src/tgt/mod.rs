@@ -22,6 +22,7 @@ mod record;
 mod sys;
 mod target;
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -49,12 +50,15 @@ const RESTART_MAX: Duration = Duration::from_secs(5);
 /// Between the end of tgtd and errors of all requests, when they are wanted.
 const GIVE_UP_PATIENCE: Duration = Duration::from_secs(10);
 
+/// Of a target whose port doesn't matter.
+const NO_PORT: u16 = 0;
+
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Its id is the port of 127.0.0.1 at which tgtd listens.
     pub origin: Origin,
-    /// Part of the target's name.
-    pub volume: String,
+    /// Part of the target's name, by which the device is known to be the volume's.
+    pub identity: String,
     /// Where the disk is served as NBD, by this process. tgtd's folder is beside it.
     pub socket: PathBuf,
 }
@@ -153,11 +157,23 @@ pub fn is_available() -> Result<(), Unavailable> {
     if initiator::is_running() { Ok(()) } else { Err(Unavailable::NoInitiator) }
 }
 
+/// The port of the volume's target, if the kernel has a session with it.
+pub fn find(identity: &str, socket: &Path) -> Result<Option<u32>, TgtError> {
+    let name = Target::new(identity, NO_PORT, socket).name().to_owned();
+    let found = initiator::sessions()?.into_iter().find(|session| session.target == name);
+    Ok(found.map(|session| session.port.into()))
+}
+
 /// Whether the kernel has a session with the volume's target behind this port.
-pub fn exists(port: u32, volume: &str, socket: &Path) -> bool {
-    let Ok(port) = u16::try_from(port) else { return false };
-    let session = initiator::session(&Target::new(volume, port, socket));
-    session.is_ok_and(|session| session.is_some())
+pub fn is_there(port: u32, identity: &str, socket: &Path) -> Result<bool, TgtError> {
+    let target = Target::new(identity, number(port)?, socket);
+    Ok(initiator::session(&target)?.is_some())
+}
+
+/// /dev/sdX, if the kernel has the volume's target behind this port.
+pub fn path_of(port: u32, identity: &str, socket: &Path) -> Option<PathBuf> {
+    let target = Target::new(identity, number(port).ok()?, socket);
+    initiator::session(&target).ok()??.find_disk()
 }
 
 /// Whether a disk, by its folder in sysfs, says that it is a volume.
@@ -167,15 +183,10 @@ pub(crate) fn is_ours(disk: &Path) -> bool {
         && says("model").is_ok_and(|it| it.trim() == target::PRODUCT)
 }
 
-/// A port for a target, of those that `is_taken` doesn't know.
-pub fn free_port(is_taken: impl Fn(u32) -> bool) -> Option<u32> {
-    target::free_port(|port| is_taken(port.into())).map(u32::from)
-}
-
 /// For a supervisor whose engine doesn't come back: requests that wait get `EIO`, and the device
 /// goes. Blocks.
-pub fn stop_device(port: u32, volume: &str, socket: &Path) -> Result<(), TgtError> {
-    let target = Target::new(volume, number(port)?, socket);
+pub fn stop_device(port: u32, identity: &str, socket: &Path) -> Result<(), TgtError> {
+    let target = Target::new(identity, number(port)?, socket);
     if let Some(session) = initiator::session(&target)? {
         // With tgtd, requests that it has would be waited for; without it they fail.
         session.give_up()?;
@@ -189,8 +200,8 @@ pub fn stop_device(port: u32, volume: &str, socket: &Path) -> Result<(), TgtErro
 }
 
 /// Ends what an engine may have left that died before it had made a device. Blocks.
-pub fn clean_up(port: u32, volume: &str, socket: &Path) -> Result<(), TgtError> {
-    let target = Target::new(volume, number(port)?, socket);
+pub fn clean_up(identity: &str, socket: &Path) -> Result<(), TgtError> {
+    let target = Target::new(identity, NO_PORT, socket);
     if target.is_known() { remove(&target) } else { Ok(()) }
 }
 
@@ -218,18 +229,17 @@ fn open_disk(
 
 /// The target and a session with it.
 fn open(options: &Options, is_read_only: bool) -> Result<(Target, Session), TgtError> {
-    let at = |port| Target::new(&options.volume, port, &options.socket);
+    let at = |port| Target::new(&options.identity, port, &options.socket);
     match options.origin {
         Origin::New { id } => {
-            let port = match id {
-                Some(id) => number(id)?,
-                None => target::free_port(|_| false).ok_or(TgtError::NoPort)?,
-            };
-            let target = at(port);
             // What an engine left that died half way; its port may be another one.
-            target.end()?;
-            target.remove()?;
-            target.start(&initiator::name()?, is_read_only)?;
+            let left = at(NO_PORT);
+            left.end()?;
+            left.remove()?;
+            let target = match id {
+                Some(id) => start(at(number(id)?), is_read_only)?,
+                None => start_anywhere(at, is_read_only)?,
+            };
             let session = target.secret().and_then(|secret| initiator::log_in(&target, &secret));
             if session.is_err() {
                 target.end()?;
@@ -248,6 +258,25 @@ fn open(options: &Options, is_read_only: bool) -> Result<(Target, Session), TgtE
             }
             Ok((target, session))
         }
+    }
+}
+
+fn start(target: Target, is_read_only: bool) -> Result<Target, TgtError> {
+    target.start(&initiator::name()?, is_read_only)?;
+    Ok(target)
+}
+
+/// Behind a port that nobody has, and for which no session waits whose tgtd has ended. Another
+/// volume's tgtd may be there first: then behind the next one.
+fn start_anywhere(at: impl Fn(u16) -> Target, is_read_only: bool) -> Result<Target, TgtError> {
+    let sessions = initiator::sessions()?;
+    let mut taken: BTreeSet<u16> = sessions.into_iter().map(|session| session.port).collect();
+    loop {
+        let port = target::free_port(|port| taken.contains(&port)).ok_or(TgtError::NoPort)?;
+        match start(at(port), is_read_only) {
+            Err(TgtError::Ended { .. }) if !target::is_free(port) => taken.insert(port),
+            started => return started,
+        };
     }
 }
 

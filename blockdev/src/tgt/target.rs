@@ -54,10 +54,10 @@ pub(super) struct Target {
 
 impl Target {
     /// `socket` is where the engine serves NBD; the folder is beside it.
-    pub(super) fn new(volume: &str, port: u16, socket: &Path) -> Self {
+    pub(super) fn new(identity: &str, port: u16, socket: &Path) -> Self {
         Self {
-            name: format!("iqn.2026-01.io.ankole:{volume}"),
-            serial: format!("{:016x}-{port}", crate::device::hash(volume)),
+            name: format!("iqn.2026-01.io.ankole:{identity}"),
+            serial: format!("{:016x}-{port}", crate::device::hash(identity)),
             port,
             folder: socket.with_extension("tgt"),
             socket: socket.into(),
@@ -265,9 +265,12 @@ impl Target {
 
 /// The first port from iSCSI's own upwards that nobody listens at and `is_taken` doesn't know.
 pub(super) fn free_port(is_taken: impl Fn(u16) -> bool) -> Option<u16> {
-    let is_free =
-        |port: &u16| !is_taken(*port) && TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok();
-    PORTS.into_iter().find(is_free)
+    PORTS.into_iter().find(|port| !is_taken(*port) && is_free(*port))
+}
+
+/// Nobody listens there.
+pub(super) fn is_free(port: u16) -> bool {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok()
 }
 
 /// Beside this program, or where it would be installed.

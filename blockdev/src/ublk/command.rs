@@ -6,7 +6,7 @@
 
 #![expect(unsafe_code, reason = "a ring is given an address")]
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
 
@@ -23,48 +23,66 @@ const INFO_BYTES: u16 = size_of::<ublksrv_ctrl_dev_info>() as u16;
 /// Of no queue in particular.
 const NO_QUEUE: u16 = u16::MAX;
 
-/// Returns the device as the kernel has made it. `EEXIST` if there is one of that number.
-pub(super) fn add(wanted: ublksrv_ctrl_dev_info) -> io::Result<ublksrv_ctrl_dev_info> {
-    command(UBLK_U_CMD_ADD_DEV, wanted.dev_id, wanted)
+/// /dev/ublk-control, which takes its commands by a ring only.
+pub(super) struct Control {
+    file: File,
+    ring: IoUring<squeue::Entry128>,
 }
 
-/// What the kernel has of a device; `ENODEV` if there is none.
-pub(super) fn info(id: u32) -> io::Result<ublksrv_ctrl_dev_info> {
-    command(UBLK_U_CMD_GET_DEV_INFO, id, Default::default())
-}
+impl Control {
+    pub(super) fn open() -> io::Result<Self> {
+        let file = OpenOptions::new().read(true).write(true).open(CONTROL_PATH)?;
+        Ok(Self { file, ring: IoUring::builder().build(1)? })
+    }
 
-/// Blocks until nobody has it open.
-pub(super) fn delete(id: u32) -> io::Result<()> {
-    command(UBLK_U_CMD_DEL_DEV, id, Default::default()).map(drop)
-}
+    /// Returns the device as the kernel has made it. `EEXIST` if there is one of that number.
+    pub(super) fn add(
+        &mut self,
+        wanted: ublksrv_ctrl_dev_info,
+    ) -> io::Result<ublksrv_ctrl_dev_info> {
+        self.command(UBLK_U_CMD_ADD_DEV, wanted.dev_id, wanted)
+    }
 
-fn command(
-    operation: u32,
-    id: u32,
-    info: ublksrv_ctrl_dev_info,
-) -> io::Result<ublksrv_ctrl_dev_info> {
-    let control = OpenOptions::new().read(true).write(true).open(CONTROL_PATH)?;
-    let mut ring = IoUring::<squeue::Entry128>::builder().build(1)?;
-    let info = Box::into_raw(Box::new(info));
-    let entry = opcode::UringCmd80::new(types::Fd(control.as_raw_fd()), operation)
-        .cmd(header(id, info as u64))
-        .build();
-    // SAFETY: `info` is the kernel's until the command has completed; nothing else uses it before,
-    // and it is never freed if that can't be waited for.
-    unsafe { ring.submission().push(&entry) }.expect("an empty ring has room for one");
-    loop {
-        let waited = ring.submit_and_wait(1);
-        if let Some(done) = ring.completion().next() {
-            // SAFETY: it was made above, and the kernel is done with it.
-            let info = unsafe { Box::from_raw(info) };
-            return match done.result() {
-                0.. => Ok(*info),
-                errno => Err(io::Error::from_raw_os_error(-errno)),
-            };
-        }
-        match waited.as_ref().map_err(io::Error::raw_os_error) {
-            Ok(_) | Err(Some(libc::EINTR | libc::EAGAIN | libc::EBUSY)) => {}
-            Err(_) => return Err(waited.expect_err("that was looked at")),
+    /// What the kernel has of a device; `ENODEV` if there is none.
+    pub(super) fn info(&mut self, id: u32) -> io::Result<ublksrv_ctrl_dev_info> {
+        self.command(UBLK_U_CMD_GET_DEV_INFO, id, Default::default())
+    }
+
+    /// Blocks until nobody has it open.
+    pub(super) fn delete(&mut self, id: u32) -> io::Result<()> {
+        self.command(UBLK_U_CMD_DEL_DEV, id, Default::default()).map(drop)
+    }
+
+    fn command(
+        &mut self,
+        operation: u32,
+        id: u32,
+        info: ublksrv_ctrl_dev_info,
+    ) -> io::Result<ublksrv_ctrl_dev_info> {
+        let info = Box::into_raw(Box::new(info));
+        let entry = opcode::UringCmd80::new(types::Fd(self.file.as_raw_fd()), operation)
+            .cmd(header(id, info as u64))
+            .build();
+        // SAFETY: `info` is the kernel's until the command has completed; nothing else uses it
+        // before.
+        unsafe { self.ring.submission().push(&entry) }.expect("one command is under way at a time");
+        loop {
+            let waited = self.ring.submit_and_wait(1);
+            if let Some(done) = self.ring.completion().next() {
+                // SAFETY: it was made above, and the kernel is done with it.
+                let info = unsafe { Box::from_raw(info) };
+                return match done.result() {
+                    0.. => Ok(*info),
+                    errno => Err(io::Error::from_raw_os_error(-errno)),
+                };
+            }
+            match waited.as_ref().map_err(io::Error::raw_os_error) {
+                Ok(_) | Err(Some(libc::EINTR | libc::EAGAIN | libc::EBUSY)) => {}
+                Err(_) => {
+                    tracing::error!(error = ?waited, "a ring that worked is refused");
+                    std::process::abort();
+                }
+            }
         }
     }
 }

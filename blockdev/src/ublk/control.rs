@@ -5,6 +5,8 @@
 //! device except when asked to stop it, or when a device that it has just added doesn't start.
 
 use std::convert::Infallible;
+use std::ffi::OsString;
+use std::fs;
 use std::io;
 use std::sync::{Arc, mpsc};
 
@@ -14,11 +16,12 @@ use libublk::io::UblkDev;
 use libublk::sys::{UBLK_S_DEV_DEAD, ublk_params, ublksrv_ctrl_dev_info};
 use tokio::sync::oneshot;
 
+use super::Options;
+use super::command::{self, Control};
 use super::error::{DeviceName, Step, UblkError, cause, check};
 use super::geometry::{self, Geometry};
-use super::probe::Features;
+use super::probe::{DEVICES_PATH, Features};
 use super::request::REQUEST_BYTES_MAX;
-use super::{Options, command};
 use crate::device::{self, Origin};
 
 /// A device whose queue can be opened; to be dropped when that is closed.
@@ -98,7 +101,7 @@ impl ControlledDevice {
                     device: DeviceName(Some(id)),
                     source,
                 };
-                command::delete(id).map_err(failed)?;
+                Control::open().and_then(|mut it| it.delete(id)).map_err(failed)?;
                 (add(None, options, features)?, true)
             }
             Origin::Recovery { id } => (take_over(id, geometry)?, false),
@@ -190,7 +193,8 @@ impl ControlledDevice {
 
 fn add(id: Option<u32>, options: &Options, features: Features) -> Result<UblkCtrl, UblkError> {
     let failed = |source| UblkError::Command { step: Step::Add, device: DeviceName(id), source };
-    let added = command::add(ublksrv_ctrl_dev_info {
+    let mut control = Control::open().map_err(failed)?;
+    let added = control.add(ublksrv_ctrl_dev_info {
         dev_id: id.unwrap_or(command::ANY_NUMBER),
         nr_hw_queues: 1,
         queue_depth: options.depth,
@@ -202,7 +206,7 @@ fn add(id: Option<u32>, options: &Options, features: Features) -> Result<UblkCtr
     });
     let id = added.map_err(failed)?.dev_id;
     control_of(id).inspect_err(|_| {
-        let _worse = command::delete(id);
+        let _worse = control.delete(id);
     })
 }
 
@@ -254,7 +258,8 @@ fn is_half_made(id: u32, identity: u64) -> Result<bool, UblkError> {
 }
 
 fn info_of_ours(device: u32, identity: u64) -> Result<ublksrv_ctrl_dev_info, UblkError> {
-    let info = command::info(device).map_err(|source| UblkError::Command {
+    let info = Control::open().and_then(|mut control| control.info(device));
+    let info = info.map_err(|source| UblkError::Command {
         step: Step::Inspect,
         device: DeviceName(Some(device)),
         source,
@@ -263,4 +268,51 @@ fn info_of_ours(device: u32, identity: u64) -> Result<ublksrv_ctrl_dev_info, Ubl
         found if found == identity => Ok(info),
         found => Err(UblkError::OtherVolume { device, found, expected: identity }),
     }
+}
+
+/// See [`super::is_there`].
+pub(super) fn is_there(id: u32, identity: u64) -> Result<bool, UblkError> {
+    let mut numbers = numbers().map_err(UblkError::List)?;
+    numbers.retain(|number| *number == id);
+    Ok(ours(identity, &numbers)?.is_some())
+}
+
+/// See [`super::find`].
+pub(super) fn find(identity: u64) -> Result<Option<u32>, UblkError> {
+    ours(identity, &numbers().map_err(UblkError::List)?)
+}
+
+/// The one of them that has the identity; one that has started before one that is half made.
+fn ours(identity: u64, numbers: &[u32]) -> Result<Option<u32>, UblkError> {
+    if numbers.is_empty() {
+        return Ok(None);
+    }
+    let mut control = Control::open().map_err(UblkError::List)?;
+    let mut half_made = None;
+    for &number in numbers {
+        match control.info(number) {
+            Ok(info) if info.ublksrv_flags != identity => {}
+            Ok(info) if u32::from(info.state) == UBLK_S_DEV_DEAD => half_made = Some(number),
+            Ok(_) => return Ok(Some(number)),
+            // It isn't there (any more), or it is an unprivileged user's.
+            Err(error)
+                if matches!(
+                    error.raw_os_error(),
+                    Some(libc::ENODEV | libc::EINVAL | libc::EACCES | libc::EPERM)
+                ) => {}
+            Err(error) => return Err(UblkError::List(error)),
+        }
+    }
+    Ok(half_made)
+}
+
+/// Of all devices, whoever has made them.
+fn numbers() -> io::Result<Vec<u32>> {
+    let entries = match fs::read_dir(DEVICES_PATH) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    let names: io::Result<Vec<_>> = entries.map(|entry| Ok(entry?.file_name())).collect();
+    let number = |name: OsString| name.to_str()?.strip_prefix("ublkc")?.parse().ok();
+    Ok(names?.into_iter().filter_map(number).collect())
 }

@@ -35,6 +35,8 @@ pub enum UblkError {
     Unavailable(#[from] Unavailable),
     #[error("{step} ublk device {device}{}", hint(.source, .step))]
     Command { step: Step, device: DeviceName, source: io::Error },
+    #[error("look through the ublk devices of this node")]
+    List(#[source] io::Error),
     #[error("set up the queue of ublk device {device}")]
     Queue { device: u32, source: io::Error },
     #[error("start a thread for a ublk device")]

@@ -51,8 +51,8 @@ use queue::Queue;
 #[derive(Clone, Debug)]
 pub struct Options {
     pub origin: Origin,
-    /// Says whose device this is, e.g. a hash of the volume's id. The kernel keeps it with the
-    /// device, and a device with another identity isn't taken over.
+    /// Says whose device this is. The kernel keeps it with the device, and a device with another
+    /// identity isn't taken over.
     pub identity: u64,
     /// Requests in flight.
     pub depth: u16,
@@ -184,6 +184,16 @@ pub fn stop_device(id: u32, identity: u64) -> Result<(), UblkError> {
     control::stop_and_delete(id, identity)
 }
 
-fn block_device_path(id: u32) -> PathBuf {
+/// The number of the device that has this identity, if the kernel has one. Blocks briefly.
+pub fn find(identity: u64) -> Result<Option<u32>, UblkError> {
+    control::find(identity)
+}
+
+/// Whether there is a device of this number with this identity. Blocks briefly.
+pub fn is_there(id: u32, identity: u64) -> Result<bool, UblkError> {
+    control::is_there(id, identity)
+}
+
+pub(crate) fn block_device_path(id: u32) -> PathBuf {
     PathBuf::from(format!("/dev/ublkb{id}"))
 }

@@ -14,7 +14,7 @@ use super::error::Unavailable;
 pub(super) const CONTROL_PATH: &str = "/dev/ublk-control";
 const LIMIT_PATH: &str = "/sys/module/ublk_drv/parameters/ublks_max";
 /// One entry for each device.
-const DEVICES_PATH: &str = "/sys/class/ublk-char";
+pub(super) const DEVICES_PATH: &str = "/sys/class/ublk-char";
 
 /// What the driver offers, bit by bit as `GET_FEATURES` tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -96,8 +96,39 @@ impl Volume {
 pub struct Attachment {
     /// Another boot means that no client survived.
     pub boot_id: String,
-    /// The block device; without one it is the socket.
+    /// What it was shown by when it was granted. `auto`: a version before wrote `device` instead.
+    #[serde(default)]
+    pub frontend: Frontend,
+    /// Of a version before: the device has this number, and is marked with the volume's name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub device: Option<Device>,
+}
+
+impl Attachment {
+    /// Without a driver it is the socket.
+    pub fn new(boot_id: &str, driver: Option<Driver>) -> Self {
+        let frontend = match driver {
+            Some(Driver::Ublk) => Frontend::Ublk,
+            Some(Driver::Nbd) => Frontend::Nbd,
+            Some(Driver::Tgt) => Frontend::Tgt,
+            None => Frontend::Socket,
+        };
+        Self { boot_id: boot_id.into(), frontend, device: None }
+    }
+
+    /// Whose block device shows the volume.
+    pub fn driver(&self) -> Option<Driver> {
+        self.frontend.forced_driver().or(self.device.map(Device::driver))
+    }
+
+    /// What the device is marked with in the kernel. A name can be another volume's, on this
+    /// machine too; the uid can't.
+    pub fn identity(&self, volume: &Volume) -> String {
+        match self.device {
+            Some(_) => volume.name.to_string(),
+            None => format!("{}.{}", volume.name, volume.uid),
+        }
+    }
 }
 
 /// A block device of this node, by its driver and number.
@@ -444,6 +475,14 @@ impl Frontend {
 }
 
 impl Device {
+    pub fn new(driver: Driver, number: u32) -> Self {
+        match driver {
+            Driver::Ublk => Self::Ublk(number),
+            Driver::Nbd => Self::Nbd(number),
+            Driver::Tgt => Self::Tgt(number),
+        }
+    }
+
     pub fn driver(self) -> Driver {
         match self {
             Self::Ublk(_) => Driver::Ublk,

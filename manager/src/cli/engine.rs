@@ -14,7 +14,7 @@ use crate::roles::engine::EngineArgs;
 #[derive(Debug, Subcommand)]
 pub(super) enum EngineCommand {
     /// Serve a volume; started by the agent, usable by hand
-    Run(EngineArgs),
+    Run(Box<EngineArgs>),
     /// Hand a volume over to an engine of another binary, while it is used
     Upgrade(UpgradeArgs),
 }

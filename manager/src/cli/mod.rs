@@ -213,7 +213,7 @@ fn dispatch(session: &Session<'_>, command: Command) -> Result<ExitCode, ApiErro
     let done = match command {
         Command::Demo(args) => return demo(session, args),
         Command::Engine(engine::EngineCommand::Run(args)) => {
-            return role(roles::engine::run(args));
+            return role(roles::engine::run(*args));
         }
         Command::Engine(engine::EngineCommand::Upgrade(args)) => engine::upgrade(session, args),
         Command::Replica(replica::ReplicaCommand::Serve(args)) => {

@@ -181,7 +181,7 @@ impl Service {
             volume.status.record = Some(salvaged.clone());
             // A socket's clients connect anew. A device waits in the kernel, and only a
             // successor of its engine can take it over.
-            if volume.status.attachment.as_ref().is_some_and(|kept| kept.device.is_none()) {
+            if volume.status.attachment.as_ref().is_some_and(|kept| kept.driver().is_none()) {
                 volume.status.attachment = None;
             }
             Ok::<_, ArbiterError>(salvaged)

@@ -4,6 +4,7 @@ use std::net::TcpListener;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ankole_blockdev::device::Driver;
 use ankole_replica::admin::{Damage, EngineStatus, ReplicaAddress};
 use ankole_replica::types::ReplicaId;
 
@@ -17,7 +18,7 @@ use crate::api::node::Finding;
 use crate::api::replica::{Mode, Place, ReplicaView, seconds_left};
 use crate::api::size::{VolumeSize, human};
 use crate::api::volume::{
-    Condition, Device, Frontend, Reason, Robustness, State, Transport, UpgradeRequest, Volume,
+    Attachment, Condition, Frontend, Reason, Robustness, State, Transport, UpgradeRequest, Volume,
     VolumeRequest, VolumeSpec, VolumeStatus, VolumeView, salvage_hint,
 };
 use crate::api::why::{explain, obstacle};
@@ -418,8 +419,8 @@ impl Service {
         }
         let usable = engine.as_ref().filter(|engine| engine.endpoint.is_some());
         let size_bytes = usable.map_or(volume.size_bytes(), |engine| engine.size_bytes);
-        let device = volume.status.attachment.as_ref().and_then(|it| it.device);
-        conditions.extend(device.and_then(|device| self.lost_driver(device)));
+        let driver = volume.status.attachment.as_ref().and_then(Attachment::driver);
+        conditions.extend(driver.and_then(|driver| self.lost_driver(driver)));
         let endpoint = engine.as_ref().and_then(|engine| engine.endpoint.clone());
         if state == State::Attached && endpoint.is_none() {
             state = State::Attaching;
@@ -459,14 +460,14 @@ impl Service {
         let Some(attachment) = attachment.filter(|_| volume.spec.frontend == Frontend::Auto) else {
             return Vec::new();
         };
-        let has = attachment.device.map_or("socket".into(), |device| device.driver().to_string());
+        let has = attachment.driver().map_or("socket".into(), |driver| driver.to_string());
         let findings = self.context.frontends.capabilities().into_iter().map(|it| it.finding);
         findings.take_while(|finding| finding.name != has).collect()
     }
 
     /// A volume's device goes on as long as its engine lives.
-    fn lost_driver(&self, device: Device) -> Option<Condition> {
-        let lost = self.context.frontends.lost(&device.driver().to_string())?;
+    fn lost_driver(&self, driver: Driver) -> Option<Condition> {
+        let lost = self.context.frontends.lost(&driver.to_string())?;
         let message = format!(
             "this node has lost {}: {}; if the engine ends, no other can take the device over",
             lost.finding.name, lost.finding.detail

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use ankole_blockdev::device::Driver;
 use ankole_replica::record::InstanceId;
 use ankole_replica::types::ReplicaId;
 
@@ -45,6 +46,11 @@ pub enum Action {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EngineStart {
     pub instance: InstanceId,
+    /// Without one it is the socket.
+    pub driver: Option<Driver>,
+    /// What the device is marked with.
+    pub identity: String,
+    /// To be taken over; the kernel chooses the number of a new one.
     pub device: Option<Device>,
     pub recover: bool,
     pub read_only: bool,
@@ -61,14 +67,25 @@ impl fmt::Display for Action {
             Self::KillReplica(replica) => write!(f, "kill replica {replica}"),
             Self::Grant { instance, attach_epoch, attachment } => {
                 write!(f, "grant to {} in attach epoch {attach_epoch}", instance.0)?;
-                match attachment.device {
-                    Some(device) => write!(f, ", device {device}"),
+                match attachment.driver() {
+                    Some(driver) => write!(f, ", device of {driver}"),
                     None => write!(f, ", socket"),
                 }
             }
-            Self::StartEngine(EngineStart { instance, device, recover, read_only }) => {
+            Self::StartEngine(EngineStart {
+                instance,
+                driver,
+                identity,
+                device,
+                recover,
+                read_only,
+            }) => {
                 write!(f, "start engine {}", instance.0)?;
-                device.iter().try_for_each(|device| write!(f, " on {device}"))?;
+                match (device, driver) {
+                    (Some(device), _) => write!(f, " on {device} of {identity}")?,
+                    (None, Some(driver)) => write!(f, " on a new device of {driver}")?,
+                    (None, None) => {}
+                }
                 f.write_str(if *recover { ", recovering" } else { "" })?;
                 f.write_str(if *read_only { ", read-only" } else { "" })
             }

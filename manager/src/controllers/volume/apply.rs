@@ -8,18 +8,18 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use ankole_blockdev::device::{self, DeviceError};
-use ankole_blockdev::tgt;
+use ankole_blockdev::device::{DeviceError, Driver};
+use ankole_blockdev::tgt::{self, TgtError};
 use ankole_replica::admin::Request;
 use ankole_replica::inspect::inspect;
 use ankole_replica::record::{Change, EngineGrant, InstanceId, Member, Record};
 use ankole_replica::types::ReplicaId;
 
-use super::Memory;
 use super::action::{Action, EngineStart};
 use super::growth::Growth;
 use super::plan::{DETACH_PATIENCE, Plan};
 use super::set_aside;
+use super::{Memory, devices};
 use crate::agent::admin::AdminError;
 use crate::agent::format::FormatError;
 use crate::agent::supervisor::{Signal, SupervisorError};
@@ -54,6 +54,8 @@ pub(super) enum ApplyError {
     SetAside { path: PathBuf, source: io::Error },
     #[error("stop device {device}, which has no engine")]
     StopDevice { device: Device, source: DeviceError },
+    #[error("end what tgt has of the volume")]
+    CleanUp(#[source] TgtError),
     #[error("the killed engine hasn't ended after {} s", KILL_PATIENCE.as_secs())]
     StillThere,
     #[error("replica {replica} has no place")]
@@ -129,7 +131,7 @@ impl Hands<'_> {
                 Ok(())
             }
             Action::StopDevice(it) => {
-                let stopped = stop_device(self.context, name, *it);
+                let stopped = devices::stop(self.context, self.volume, *it);
                 stopped.map_err(|source| ApplyError::StopDevice { device: *it, source })
             }
             Action::HandOverEngine => {
@@ -225,8 +227,7 @@ impl Hands<'_> {
         let name = &self.volume.name;
         let layout = &self.context.layout;
         let path = |path: PathBuf| path.display().to_string();
-        let frontend =
-            start.device.map_or("socket".to_owned(), |device| device.driver().to_string());
+        let frontend = start.driver.map_or("socket".to_owned(), |driver| driver.to_string());
         let mut args = vec![
             ("--volume", name.to_string()),
             ("--node", self.context.node.clone()),
@@ -235,6 +236,7 @@ impl Hands<'_> {
             ("--admin", path(layout.admin(name))),
             ("--frontend", frontend),
             ("--socket", path(layout.nbd(name))),
+            ("--identity", start.identity.clone()),
         ];
         for place in &self.volume.status.places {
             let replica = &place.replica;
@@ -307,12 +309,12 @@ impl Hands<'_> {
     /// After an engine that died before it had made its device.
     fn clean_up(&self) -> Result<(), ApplyError> {
         let attachment = self.volume.status.attachment.as_ref();
-        let Some(device @ Device::Tgt(port)) = attachment.and_then(|it| it.device) else {
+        if attachment.and_then(Attachment::driver) != Some(Driver::Tgt) {
             return Ok(());
-        };
-        let name = &self.volume.name;
-        let cleaned = tgt::clean_up(port, name, &self.context.layout.nbd(name));
-        cleaned.map_err(|source| ApplyError::StopDevice { device, source: source.into() })
+        }
+        let identity = devices::identity(self.volume);
+        let socket = self.context.layout.nbd(&self.volume.name);
+        tgt::clean_up(&identity, &socket).map_err(ApplyError::CleanUp)
     }
 
     /// On a thread of its own: the answer comes when everything is flushed.
@@ -351,12 +353,6 @@ impl Hands<'_> {
             Ok::<_, ApplyError>(())
         })
     }
-}
-
-/// Of a volume without an engine: its requests get errors, and it goes.
-pub fn stop_device(context: &Context, volume: &Name, it: Device) -> Result<(), DeviceError> {
-    let socket = context.layout.nbd(volume);
-    device::stop(it.driver(), it.number(), device::Volume { name: volume, socket: &socket })
 }
 
 /// Until it is understood, refused, or the engine is gone.

@@ -5,22 +5,19 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
-use ankole_blockdev::device::Driver;
-use ankole_blockdev::tgt;
+use ankole_blockdev::device::DeviceError;
 use ankole_replica::admin::{Answer, EngineStatus, Request};
 use ankole_replica::inspect;
 use ankole_replica::record::InstanceId;
 
-use super::Memory;
-use super::seen::{
-    DevicesSeen, DirectorySeen, EngineSeen, History, ReplicaProcess, ReplicaSeen, Seen,
-};
+use super::seen::{DirectorySeen, EngineSeen, History, ReplicaProcess, ReplicaSeen, Seen};
 use super::set_aside;
+use super::{Memory, devices};
 use crate::agent::admin::AdminError;
 use crate::agent::layout::random_hex;
-use crate::agent::{Part, Process, ProcessName, admin, probe};
+use crate::agent::{Part, Process, ProcessName, admin};
 use crate::api::Name;
-use crate::api::volume::{Device, Volume};
+use crate::api::volume::Volume;
 use crate::controllers::{ADDRESS_LABEL, Context, INSTANCE_LABEL, TURN_LABEL};
 use crate::store::StoreError;
 
@@ -30,6 +27,8 @@ const STATUS_TIMEOUT: Duration = Duration::from_secs(1);
 pub enum GatherError {
     #[error(transparent)]
     Store(#[from] StoreError),
+    #[error("look for the volume's device")]
+    Device(#[from] DeviceError),
     #[error("make an instance's name")]
     Random(#[source] std::io::Error),
 }
@@ -98,7 +97,7 @@ pub fn gather(
             Some((inspect::newest_generation(directory, name, replica)?, replica.clone()))
         })
         .max();
-    let devices = devices(context, &volume, engine.is_none())?;
+    let devices = devices::look(context, &volume, engine.as_ref(), memory)?;
     Ok(Some(Seen {
         newest_seen,
         boot_id: context.boot_id.clone(),
@@ -146,46 +145,4 @@ fn told(process: &Process, option: &str, name: &str) -> String {
 
 pub fn address_of(process: &Process) -> String {
     told(process, "--listen", ADDRESS_LABEL)
-}
-
-/// The drivers are asked only when an engine may have to be started.
-fn devices(
-    context: &Context,
-    volume: &Volume,
-    is_choosing: bool,
-) -> Result<DevicesSeen, StoreError> {
-    let own = volume.status.attachment.as_ref().and_then(|attachment| attachment.device);
-    // A volume that can't be read may have any device: then none is chosen. Sockets need none.
-    let chooses = |driver| is_choosing && probe::can_serve(driver);
-    let others = match [Driver::Ublk, Driver::Nbd, Driver::Tgt].into_iter().any(chooses) {
-        true => context.store.all::<Volume>()?,
-        false => Vec::new(),
-    };
-    let device_of = |other: &Volume| other.status.attachment.as_ref()?.device;
-    let taken: Vec<Device> = others.iter().filter_map(device_of).collect();
-    let socket = context.layout.nbd(&volume.name);
-    let exists = |device| exists(device, &volume.name, &socket);
-    let is_free = |device| !taken.contains(&device) && !exists(device);
-    let choose = |driver, find: &dyn Fn() -> Option<u32>| {
-        if chooses(driver) { find() } else { None }
-    };
-    Ok(DevicesSeen {
-        free_ublk: choose(Driver::Ublk, &|| (0..).find(|number| is_free(Device::Ublk(*number)))),
-        free_nbd: choose(Driver::Nbd, &|| (0..).find(|number| is_free(Device::Nbd(*number)))),
-        free_tgt: choose(Driver::Tgt, &|| tgt::free_port(|port| !is_free(Device::Tgt(port)))),
-        own_left: own.is_some_and(exists),
-        unserved: None,
-        patience: context.device_patience,
-    })
-}
-
-/// Whoever serves it, but for tgt, whose ports are no devices. The driver nbd has nodes for devices
-/// that don't exist yet.
-fn exists(device: Device, volume: &Name, socket: &Path) -> bool {
-    let path = match device {
-        Device::Ublk(number) => format!("/dev/ublkc{number}"),
-        Device::Nbd(number) => format!("/sys/block/nbd{number}/pid"),
-        Device::Tgt(port) => return tgt::exists(port, volume, socket),
-    };
-    fs::exists(path).unwrap_or(true)
 }

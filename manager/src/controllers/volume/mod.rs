@@ -2,6 +2,7 @@
 
 pub mod action;
 mod apply;
+pub mod devices;
 pub mod gather;
 pub mod growth;
 pub mod plan;
@@ -20,7 +21,6 @@ use std::time::{Duration, Instant};
 use ankole_replica::types::ReplicaId;
 use tokio::sync::mpsc;
 
-pub use self::apply::stop_device;
 use self::seen::{EngineSeen, History, Seen};
 use self::validate::Wanted;
 use super::Context;
@@ -30,7 +30,7 @@ use crate::agent::supervisor::Ended;
 use crate::agent::{Part, disk_usage};
 use crate::api::Name;
 use crate::api::replica::Place;
-use crate::api::volume::{Condition, Reason};
+use crate::api::volume::{Condition, Device, Reason};
 use crate::clock::now_unix_s;
 
 /// What replicas take of their disks is shown as old as this.
@@ -58,7 +58,9 @@ pub struct Memory {
     engine_waits: Option<(Instant, u64)>,
     /// Since when nobody has been listening on the engine's socket, and the engine's pid.
     unreachable: Option<(Instant, u32)>,
-    /// Since when the device has no engine.
+    /// The volume's device as it was when no engine could be reached.
+    device: Option<Device>,
+    /// Since when it has no engine.
     unserved: Option<Instant>,
     /// What each replica takes of its disk, and when that was counted.
     used_bytes: Option<(Instant, BTreeMap<ReplicaId, u64>)>,
@@ -102,7 +104,7 @@ impl Memory {
             None => false,
         };
         let since = self.unserved.unwrap_or_else(Instant::now);
-        self.unserved = (seen.devices.own_left && !is_served).then_some(since);
+        self.unserved = (seen.devices.own.is_some() && !is_served).then_some(since);
         self.unserved.map(|since| since.elapsed())
     }
 
@@ -246,6 +248,7 @@ fn pass(context: &Arc<Context>, name: &Name, memory: &mut Memory) -> Option<Dura
         memory.note_unreachable(engine);
     }
     memory.note_waiting(seen.engine.as_ref());
+    memory.device = seen.devices.own;
     seen.devices.unserved = memory.note_unserved(&seen);
     let wanted = if context.is_held(name) {
         memory.forgive();

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use ankole_blockdev::device::Driver;
 use ankole_replica::admin::{
     Damage, EngineStatus, LayerRange, ReplicaDamage, ReplicaMode, ReplicaStatus,
 };
@@ -66,10 +67,8 @@ fn detached() -> Seen {
         replicas,
         newest_seen: None,
         devices: DevicesSeen {
-            free_ublk: None,
-            free_nbd: None,
-            free_tgt: None,
-            own_left: false,
+            drivers: vec![],
+            own: None,
             unserved: None,
             patience: DEVICE_PATIENCE,
         },
@@ -77,7 +76,7 @@ fn detached() -> Seen {
     }
 }
 
-fn wanted() -> Seen {
+pub(super) fn wanted() -> Seen {
     let mut seen = detached();
     let ticket = Ticket { id: "user".into(), kind: TicketKind::User, read_only: false };
     seen.volume.spec.tickets.push(ticket);
@@ -86,7 +85,7 @@ fn wanted() -> Seen {
 
 fn attached() -> Seen {
     let mut seen = wanted();
-    seen.volume.status.attachment = Some(Attachment { boot_id: "boot".into(), device: None });
+    seen.volume.status.attachment = Some(Attachment::new("boot", None));
     for (replica, pid) in seen.replicas.iter_mut().zip(11..) {
         replica.process = Some(ReplicaProcess { pid, asked_to_end: None });
     }
@@ -169,8 +168,14 @@ fn lose_record(seen: &mut Seen) {
 
 fn on_ublk(seen: &mut Seen) {
     seen.volume.spec.frontend = Frontend::Ublk;
-    seen.volume.status.attachment.as_mut().expect("it is attached").device = Some(Device::Ublk(2));
-    seen.devices.own_left = true;
+    seen.volume.status.attachment = Some(Attachment::new("boot", Some(Driver::Ublk)));
+    seen.devices.own = Some(Device::Ublk(2));
+}
+
+/// As it stands in the store.
+fn of_a_version_before(number: u32) -> Attachment {
+    serde_json::from_str(&format!(r#"{{"bootId": "boot", "device": {{"ublk": {number}}}}}"#))
+        .unwrap()
 }
 
 fn scenarios() -> Vec<(&'static str, Seen)> {
@@ -225,14 +230,14 @@ fn scenarios() -> Vec<(&'static str, Seen)> {
             "auto takes kernel NBD where the node has no ublk",
             with(wanted(), |s| {
                 s.volume.spec.frontend = Frontend::Auto;
-                s.devices.free_nbd = Some(3);
+                s.devices.drivers = vec![Driver::Nbd];
             }),
         ),
         (
             "auto takes tgt where the node has neither ublk nor kernel NBD",
             with(wanted(), |s| {
                 s.volume.spec.frontend = Frontend::Auto;
-                s.devices.free_tgt = Some(3260);
+                s.devices.drivers = vec![Driver::Tgt];
             }),
         ),
         (
@@ -243,17 +248,14 @@ fn scenarios() -> Vec<(&'static str, Seen)> {
             "auto takes ublk where the node has it",
             with(wanted(), |s| {
                 s.volume.spec.frontend = Frontend::Auto;
-                s.devices.free_ublk = Some(4);
-                s.devices.free_nbd = Some(0);
+                s.devices.drivers = vec![Driver::Ublk, Driver::Nbd];
             }),
         ),
         (
             "another driver is asked for than the best",
             with(wanted(), |s| {
                 s.volume.spec.frontend = Frontend::Tgt;
-                s.devices.free_ublk = Some(4);
-                s.devices.free_nbd = Some(0);
-                s.devices.free_tgt = Some(3261);
+                s.devices.drivers = vec![Driver::Ublk, Driver::Nbd, Driver::Tgt];
             }),
         ),
         (
@@ -405,6 +407,31 @@ fn scenarios() -> Vec<(&'static str, Seen)> {
                 on_ublk(s);
                 s.engine = None;
                 s.engine_left = true;
+            }),
+        ),
+        (
+            "the engine died before it had a device, or somebody has taken it away",
+            with(attached(), |s| {
+                on_ublk(s);
+                s.engine = None;
+                s.devices.own = None;
+            }),
+        ),
+        (
+            "an engine of a version before died, whose device is marked with the volume's name",
+            with(attached(), |s| {
+                on_ublk(s);
+                s.engine = None;
+                s.volume.status.attachment = Some(of_a_version_before(2));
+            }),
+        ),
+        (
+            "a version before wrote down a number that is another's by now",
+            with(attached(), |s| {
+                on_ublk(s);
+                s.engine = None;
+                s.devices.own = None;
+                s.volume.status.attachment = Some(of_a_version_before(2));
             }),
         ),
         ("the engine died", with(attached(), |s| s.engine = None)),

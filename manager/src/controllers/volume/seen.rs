@@ -90,15 +90,12 @@ pub struct History {
     pub doubt: Option<Doubt>,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct DevicesSeen {
-    /// Numbers that are free, of the drivers that can be used.
-    pub free_ublk: Option<u32>,
-    pub free_nbd: Option<u32>,
-    /// A port.
-    pub free_tgt: Option<u32>,
-    /// The device of the present attachment is still in the kernel.
-    pub own_left: bool,
+    /// Those that could make one more device.
+    pub drivers: Vec<Driver>,
+    /// The device of the present attachment, if the kernel has it: known by its mark.
+    pub own: Option<Device>,
     /// How long its requests have been waiting for an engine.
     pub unserved: Option<Duration>,
     /// How long they may.
@@ -125,16 +122,14 @@ impl Seen {
 
     /// Or the driver that is asked for and missing.
     pub(super) fn new_attachment(&self) -> Result<Attachment, Driver> {
-        let ublk = self.devices.free_ublk.map(Device::Ublk);
-        let nbd = self.devices.free_nbd.map(Device::Nbd);
-        let tgt = self.devices.free_tgt.map(Device::Tgt);
-        let device = match self.volume.spec.frontend {
-            Frontend::Auto => ublk.or(nbd).or(tgt),
-            Frontend::Ublk => Some(ublk.ok_or(Driver::Ublk)?),
-            Frontend::Nbd => Some(nbd.ok_or(Driver::Nbd)?),
-            Frontend::Tgt => Some(tgt.ok_or(Driver::Tgt)?),
-            Frontend::Socket => None,
+        let is_there = |driver: &Driver| self.devices.drivers.contains(driver);
+        let frontend = self.volume.spec.frontend;
+        let driver = match frontend.forced_driver() {
+            Some(driver) if !is_there(&driver) => return Err(driver),
+            Some(driver) => Some(driver),
+            None if frontend == Frontend::Socket => None,
+            None => [Driver::Ublk, Driver::Nbd, Driver::Tgt].into_iter().find(is_there),
         };
-        Ok(Attachment { boot_id: self.boot_id.clone(), device })
+        Ok(Attachment::new(&self.boot_id, driver))
     }
 }

@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
 use super::EngineArgs;
-use super::link::{self, Link};
+use crate::agent::device_link::{self, Link};
 
 /// Serves clients until the engine ends, or someone asks to detach and nothing is in the way.
 pub(super) async fn serve(engine: &Engine, args: &EngineArgs) -> anyhow::Result<()> {
@@ -132,7 +132,8 @@ async fn start_device(
         (_, id) => Origin::New { id },
     };
     let disk = Rc::new(engine.clone());
-    let volume = Volume { name: &args.volume, socket: &args.socket };
+    let identity = args.identity.as_deref().unwrap_or(&args.volume);
+    let volume = Volume { identity, socket: &args.socket };
     let device = device::serve(driver, disk, origin, volume).await;
     device.with_context(|| format!("show volume {} by the driver {driver}", args.volume))
 }
@@ -147,13 +148,13 @@ async fn stop_device(device: Option<Device>) -> Result<(), (Device, String)> {
 
 /// A volume can do without.
 fn make_link(volume: &str, device: PathBuf) -> Option<Link> {
-    match Link::make(Path::new(link::FOLDER), volume, &device) {
+    match Link::make(Path::new(device_link::FOLDER), volume, &device) {
         Ok(link) => {
             info!(volume, link = %link.path().display(), "the device has a stable name");
             Some(link)
         }
         Err(error) => {
-            warn!(volume, %error, "the device has no stable name in {}", link::FOLDER);
+            warn!(volume, %error, "the device has no stable name in {}", device_link::FOLDER);
             None
         }
     }
@@ -161,7 +162,7 @@ fn make_link(volume: &str, device: PathBuf) -> Option<Link> {
 
 fn remove_link(link: Option<Link>) {
     if let Some(Err(error)) = link.map(Link::remove) {
-        warn!(%error, "a link in {} is left", link::FOLDER);
+        warn!(%error, "a link in {} is left", device_link::FOLDER);
     }
 }
 

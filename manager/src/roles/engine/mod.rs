@@ -1,7 +1,6 @@
 //! `ankole engine run`: the process of one attached volume.
 
 mod frontend;
-mod link;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -52,7 +51,10 @@ pub struct EngineArgs {
     /// The unix socket that serves NBD, whatever the frontend is
     #[arg(long, value_name = "PATH")]
     pub socket: PathBuf,
-    /// Number of the block device; for tgt the port of its target
+    /// What the block device is marked with in the kernel; the volume's name without it
+    #[arg(long, value_name = "TEXT")]
+    pub identity: Option<String>,
+    /// Number of the block device; for tgt the port of its target. Without it the kernel chooses
     #[arg(long, value_name = "N")]
     pub device: Option<u32>,
     /// Take over from an engine that died: clients of its frontend may be waiting

@@ -17,8 +17,9 @@ use super::Ended;
 use crate::agent::supervisor::Signal;
 use crate::agent::{Part, Supervisor};
 use crate::api::Name;
+use crate::api::error::chain;
 use crate::api::volume::{Reason, Volume};
-use crate::controllers::{Context, volume::stop_device};
+use crate::controllers::{Context, volume::devices};
 
 /// Stated when it begins. A flush of a slow disk fits; a disk that hangs doesn't.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -123,10 +124,13 @@ fn kill_all(context: &Arc<Context>) {
     let _holds: Vec<_> = volumes.iter().filter_map(|volume| context.hold(&volume.name)).collect();
     kill(&*context.supervisor, true);
     for volume in volumes {
-        let attachment = volume.status.attachment.filter(|it| it.boot_id == context.boot_id);
-        let Some(device) = attachment.and_then(|it| it.device) else { continue };
-        if let Err(error) = stop_device(context, &volume.name, device) {
-            tracing::warn!(volume = %volume.name, %device, %error, "it can't be stopped");
+        let stopped = devices::own(context, &volume).and_then(|device| match device {
+            Some(device) => devices::stop(context, &volume, device),
+            None => Ok(()),
+        });
+        if let Err(error) = stopped {
+            let error = chain(&error);
+            tracing::warn!(volume = %volume.name, %error, "its device can't be stopped");
         }
     }
     // Also what a pass that was on its way has started meanwhile.

@@ -4,7 +4,7 @@ use ankole_replica::record::Record;
 use ankole_replica::types::{Generation, ReplicaId};
 
 use super::{OPEN_PATIENCE, Plan, is_granted};
-use crate::api::volume::{Condition, Reason, State, salvage_hint};
+use crate::api::volume::{Attachment, Condition, Reason, State, salvage_hint};
 use crate::controllers::volume::action::{Action, EngineStart};
 use crate::controllers::volume::seen::Seen;
 
@@ -49,8 +49,7 @@ impl Plan {
 
     /// Those that wait for an engine which doesn't come.
     fn free_clients(&mut self, seen: &Seen) {
-        let device = seen.volume.status.attachment.as_ref().and_then(|it| it.device);
-        let Some((device, unserved)) = device.zip(seen.devices.unserved) else { return };
+        let Some((device, unserved)) = seen.devices.own.zip(seen.devices.unserved) else { return };
         let left = seen.devices.patience.saturating_sub(unserved);
         if left.is_zero() {
             return self.act(Action::StopDevice(device));
@@ -85,13 +84,15 @@ impl Plan {
     }
 
     fn start_engine(&mut self, seen: &Seen, record: &Record, read_only: bool) {
+        let own = seen.devices.own;
         let present = seen.volume.status.attachment.as_ref();
         let kept = present.filter(|attachment| {
-            attachment.boot_id == seen.boot_id && (!seen.engine_left || seen.devices.own_left)
+            attachment.boot_id == seen.boot_id && (!seen.engine_left || own.is_some())
         });
         let (attachment, attach_epoch) = match (kept, seen.new_attachment()) {
             // A client of the dead engine may be waiting for its successor.
-            (Some(kept), _) => (kept.clone(), record.attach_epoch),
+            (Some(kept), _) if own.is_some() => (kept.clone(), record.attach_epoch),
+            (Some(kept), _) => (Attachment::new(&seen.boot_id, kept.driver()), record.attach_epoch),
             (None, Ok(new)) => (new, record.attach_epoch + 1),
             (None, Err(missing)) => {
                 let message = format!("this node can't serve {missing} any more");
@@ -99,10 +100,18 @@ impl Plan {
                 return self.note(none.next("ankole check says what is missing"));
             }
         };
-        let device = attachment.device;
-        let recover = kept.is_some() && (device.is_none() || seen.devices.own_left);
-        let instance = seen.fresh_instance.clone();
-        self.act(Action::Grant { instance: instance.clone(), attach_epoch, attachment });
-        self.act(Action::StartEngine(EngineStart { instance, device, recover, read_only }));
+        let driver = attachment.driver();
+        let device = own.filter(|_| kept.is_some());
+        let start = EngineStart {
+            instance: seen.fresh_instance.clone(),
+            driver,
+            identity: attachment.identity(&seen.volume),
+            device,
+            recover: kept.is_some() && (driver.is_none() || device.is_some()),
+            read_only,
+        };
+        let instance = start.instance.clone();
+        self.act(Action::Grant { instance, attach_epoch, attachment });
+        self.act(Action::StartEngine(start));
     }
 }

@@ -14,7 +14,7 @@ impl Plan {
             format!("the engine, pid {pid}, serves, but can't be reached: its socket is gone");
         let unreachable = Condition::new(Reason::EngineUnreachable, message);
         self.look_again = WHILE_ATTACHED;
-        if seen.devices.own_left {
+        if seen.devices.own.is_some() {
             self.note(unreachable);
             return self.act(Action::KillEngine);
         }

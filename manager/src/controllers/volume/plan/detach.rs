@@ -30,7 +30,7 @@ impl Plan {
         }
         let same_boot = attachment.is_some_and(|attachment| attachment.boot_id == seen.boot_id);
         if let (true, true, Some(record)) =
-            (same_boot, seen.devices.own_left, &seen.volume.status.record)
+            (same_boot, seen.devices.own.is_some(), &seen.volume.status.record)
         {
             // Only an engine can take its device out of the kernel cleanly.
             self.attach(seen, record, false);
