@@ -52,18 +52,27 @@ pub(super) async fn serve(engine: &Engine, args: &EngineArgs) -> anyhow::Result<
                     let _gone = done.send(Ok(()));
                     return Ok(());
                 }
-                FrontendRequest::Close(done) => match stop_device(device.take()).await {
-                    Ok(()) => {
+                FrontendRequest::Close(done) => {
+                    // Before the device goes, since another volume may get its number at once.
+                    if let Some(device) = &device
+                        && device.users().await.is_empty()
+                    {
                         remove_link(link.take());
-                        socket.stop().await;
-                        let _gone = done.send(Ok(()));
-                        return Ok(());
                     }
-                    Err((still_there, reason)) => {
-                        device = Some(still_there);
-                        let _gone = done.send(Err(reason));
+                    match stop_device(device.take()).await {
+                        Ok(()) => {
+                            remove_link(link);
+                            socket.stop().await;
+                            let _gone = done.send(Ok(()));
+                            return Ok(());
+                        }
+                        Err((still_there, reason)) => {
+                            link = link.or_else(|| make_link(&args.volume, still_there.path()));
+                            device = Some(still_there);
+                            let _gone = done.send(Err(reason));
+                        }
                     }
-                },
+                }
             },
             ended = device_ended(&device) => match ended {
                 Ended::Stopped => {
