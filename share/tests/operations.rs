@@ -364,6 +364,41 @@ fn a_compound_that_does_not_begin_with_its_session_is_refused() {
     assert_eq!(client.bare(ops()).status, status(Status::MinorVersMismatch));
 }
 
+#[test]
+fn a_file_that_is_renamed_to_itself_stays_as_it_is() {
+    let mut client = World::new().client("a");
+    client.open("file", BOTH, 0);
+    let mut reply = client.call(ops().put_root().save().rename("file", "file"));
+    reply.ok(24).ok(32).ok(29);
+    let (_, before, after) = (reply.u32(), reply.u64(), reply.u64());
+    assert_eq!(before, after);
+    client.call(ops().put_root().lookup("file")).ok(24).ok(15);
+}
+
+/// A client that asks for no delegation, or for one, is told why it has none.
+#[test]
+fn a_wish_for_a_delegation_is_answered_with_a_reason() {
+    let mut client = World::new().client("a");
+    client.open("file", BOTH, 0);
+    for (want, reason) in [(0x400, 0), (0x100, 3)] {
+        let open = ops().put_root().open("o", READ | want, 0, Create::No, "file");
+        let mut reply = client.call(open);
+        reply.ok(24).ok(18).stateid();
+        reply.decode(|d| d.array::<28>().unwrap()); // change numbers, flags, nothing was set
+        assert_eq!((reply.u32(), reply.u32()), (3, reason));
+    }
+}
+
+#[test]
+fn a_session_in_which_nothing_would_fit_is_refused() {
+    let world = World::new();
+    let mut client = world.client("a");
+    let (id, sequence) = client.exchange_id("b", *b"verifier");
+    let small = client.create_session(id, sequence, 100);
+    assert_eq!(small.status, status(Status::TooSmall));
+    client.create_session(id, sequence, 300).ok(43);
+}
+
 /// Nobody but root and the owner may change a file, and what a client says of itself is what counts.
 #[test]
 fn a_caller_has_the_rights_of_its_user() {

@@ -162,6 +162,19 @@ fn the_shares_own_directory_can_not_be_seen_or_touched() {
     assert_eq!((list.u32(), list.u64() > 2, list.opaque()), (1, true, b"d".to_vec()));
 }
 
+#[test]
+fn a_file_that_is_renamed_to_its_other_name_stays_as_it_is() {
+    let directory = TempDir::new().unwrap();
+    std::fs::write(directory.path().join("one"), "x").unwrap();
+    std::fs::hard_link(directory.path().join("one"), directory.path().join("two")).unwrap();
+    let tree = LocalTree::open(directory.path(), Options::default()).unwrap();
+    let name = |bytes| (tree.root(), Name::new(bytes).unwrap());
+    let (from, to) = tree.rename(&Caller::ROOT, name(b"one"), name(b"two")).unwrap();
+    assert_eq!((from.before, to.before), (from.after, to.after));
+    tree.rename(&Caller::ROOT, name(b"one"), name(b"three")).unwrap();
+    assert!(directory.path().join("three").exists());
+}
+
 /// Symlinks are for clients to follow: here one that leads out of the tree is but a file.
 #[test]
 fn a_symlink_out_of_the_tree_leads_nowhere() {

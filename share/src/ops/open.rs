@@ -16,6 +16,11 @@ const WANT_BITS: u32 = 0x3_ff00;
 /// Locks replace and split each other, as POSIX has it.
 const RESULT_LOCKTYPE_POSIX: u32 = 4;
 const NO_DELEGATION: u32 = 0;
+/// With the reason, for who has asked in particular: it isn't given for files at all, or wasn't wanted.
+const NO_DELEGATION_BECAUSE: u32 = 3;
+const WANTED_NONE: u32 = 0x400;
+const NOT_WANTED: u32 = 0;
+const NOT_FOR_THIS_FILE: u32 = 3;
 /// Until the client sets one.
 const MODE_UNSAID: u32 = 0o600;
 
@@ -74,7 +79,13 @@ impl Cursor<'_> {
         encode_changed(&found.changed, reply);
         reply.u32(RESULT_LOCKTYPE_POSIX);
         found.set.encode(reply);
-        reply.u32(NO_DELEGATION);
+        match asked.access & WANT_BITS {
+            0 => reply.u32(NO_DELEGATION),
+            want => {
+                reply.u32(NO_DELEGATION_BECAUSE);
+                reply.u32(if want == WANTED_NONE { NOT_WANTED } else { NOT_FOR_THIS_FILE });
+            }
+        }
         Ok(())
     }
 

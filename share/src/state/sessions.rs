@@ -16,7 +16,9 @@ const CACHED_REPLY_BYTES_MAX: u32 = 4096;
 /// A reply that nobody asked to keep is kept all the same when that costs next to nothing.
 const SMALL_REPLY_BYTES: usize = 512;
 /// Below, nothing useful fits.
-const MESSAGE_BYTES_MIN: u32 = 512;
+const MESSAGE_BYTES_MIN: u32 = 256;
+/// Of an RPC, a compound with an empty tag, and the result of SEQUENCE.
+const SHORTEST_REPLY_BYTES: u32 = 80;
 
 pub struct Session {
     pub client: ClientId,
@@ -79,6 +81,9 @@ impl<F: Clone> State<F> {
         if client.sessions.len() >= self.limits.sessions_per_client {
             return Err(Status::Resource);
         }
+        if is_too_small(&asked.fore) || is_too_small(&asked.back) || asked.back.operations_max < 2 {
+            return Err(Status::TooSmall);
+        }
         let fore = self.grant(&asked.fore)?;
         self.confirm(asked.client);
 
@@ -106,10 +111,6 @@ impl<F: Clone> State<F> {
 
     /// What is asked for, as far as we go; fewer slots when all sessions together keep too much.
     fn grant(&self, asked: &ChannelAttributes) -> Result<ChannelAttributes, Status> {
-        if asked.request_bytes_max < MESSAGE_BYTES_MIN || asked.reply_bytes_max < MESSAGE_BYTES_MIN
-        {
-            return Err(Status::TooSmall);
-        }
         let left = self.limits.cached_replies_bytes.saturating_sub(self.cached_replies_bytes);
         let mut granted = ChannelAttributes {
             request_bytes_max: asked.request_bytes_max.min(IO_BYTES_MAX + HEADROOM_BYTES),
@@ -156,10 +157,10 @@ impl<F: Clone> State<F> {
     ) -> Result<Begun, Status> {
         let session = self.sessions.get_mut(&asked.session).ok_or(Status::BadSession)?;
         let fore = session.fore;
+        let slot = session.slots.get_mut(asked.slot as usize).ok_or(Status::BadSlot)?;
         if asked.highest_slot >= fore.slots {
             return Err(Status::BadHighSlot);
         }
-        let slot = session.slots.get_mut(asked.slot as usize).ok_or(Status::BadSlot)?;
         if request_bytes > fore.request_bytes_max as usize {
             return Err(Status::ReqTooBig);
         }
@@ -176,6 +177,9 @@ impl<F: Clone> State<F> {
         }
         if slot.busy || asked.sequence != slot.sequence.wrapping_add(1) {
             return Err(Status::SeqMisordered);
+        }
+        if asked.cache_this && fore.cached_reply_bytes_max < SHORTEST_REPLY_BYTES {
+            return Err(Status::RepTooBigToCache);
         }
         slot.sequence = asked.sequence;
         slot.busy = true;
@@ -208,6 +212,10 @@ impl<F: Clone> State<F> {
             slot.reply = None;
         }
     }
+}
+
+fn is_too_small(channel: &ChannelAttributes) -> bool {
+    channel.request_bytes_max.min(channel.reply_bytes_max) < MESSAGE_BYTES_MIN
 }
 
 /// What a session may come to keep.

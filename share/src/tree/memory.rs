@@ -134,6 +134,10 @@ impl Nodes {
     }
 }
 
+fn unchanged(change: u64) -> Changed {
+    Changed { before: change, after: change }
+}
+
 fn changed(node: &mut Node) -> Changed {
     let before = node.attributes.change;
     node.attributes.change += 1;
@@ -295,6 +299,10 @@ impl Tree for MemoryTree {
         let moved = nodes.find(from.0, from.1.as_bytes())?;
         nodes.names(to.0)?;
         let replaced = nodes.find(to.0, to.1.as_bytes()).ok();
+        if replaced == Some(moved) {
+            let now = |file| nodes.node(file).map(|node| unchanged(node.attributes.change));
+            return Ok((now(from.0)?, now(to.0)?));
+        }
         if let Some(replaced) = replaced {
             let kind = |id: u64| nodes.all[&id].attributes.kind;
             if (kind(moved) == FileType::Directory) != (kind(replaced) == FileType::Directory) {
@@ -306,7 +314,7 @@ impl Tree for MemoryTree {
         }
         let (_, source) = nodes.take(from.0, from.1.as_bytes())?;
         let target = nodes.insert(to.0, to.1.as_bytes(), moved)?;
-        if let Some(replaced) = replaced.filter(|&replaced| replaced != moved) {
+        if let Some(replaced) = replaced {
             nodes.unlink(replaced);
         }
         if let Content::Names { parent, .. } = &mut nodes.node_mut(handle(moved))?.content {

@@ -450,27 +450,23 @@ impl Tree for LocalTree {
         let (source, target) = (self.directory(from.0)?, self.directory(to.0)?);
         let (old, new) = (self.name(from.0, from.1)?, self.new_name(to.0, to.1)?);
         self.shared.identity.act_as(caller)?;
-        let rename = || -> Result<()> {
-            let moved = self.at(&source, &old)?;
-            let replaced = self.at(&target, &new).ok();
-            rustix::fs::renameat(source.place(), &*old, target.place(), &*new).map_err(
-                |errno| {
-                    match errno {
-                        // Of kinds that don't go together.
-                        Errno::ISDIR | Errno::NOTDIR => Status::Exist,
-                        _ => errno.into(),
-                    }
-                },
-            )?;
-            moved.has_changed();
-            let gone = replaced.filter(|replaced| replaced.handle != moved.handle);
-            if let Some(handle) = gone.map(|gone| {
-                gone.has_changed();
-                gone.handle
-            }) {
-                self.inodes.forget(handle);
-            }
-            Ok(())
+        let moved = self.at(&source, &old)?;
+        let replaced = self.at(&target, &new).ok();
+        if replaced.as_ref().is_some_and(|replaced| replaced.handle == moved.handle) {
+            // Two names of one file: there is nothing to do.
+            let now = |inode: &Inode| {
+                self.change_number(inode).map(|now| Changed { before: now, after: now })
+            };
+            return Ok((now(&source)?, now(&target)?));
+        }
+        let rename = || {
+            rustix::fs::renameat(source.place(), &*old, target.place(), &*new).map_err(|errno| {
+                match errno {
+                    // Of kinds that don't go together.
+                    Errno::ISDIR | Errno::NOTDIR => Status::Exist,
+                    _ => errno.into(),
+                }
+            })
         };
         let (source_changed, target_changed) = if source.handle == target.handle {
             let ((), changed) = self.change_names(&source, rename)?;
@@ -484,6 +480,13 @@ impl Tree for LocalTree {
                 self.change_names(&target, || self.change_names(&source, rename))?;
             (inner, outer)
         };
+        moved.has_changed();
+        if let Some(gone) = replaced {
+            gone.has_changed();
+            let handle = gone.handle;
+            drop(gone);
+            self.inodes.forget(handle);
+        }
         self.settle(&source)?;
         if source.handle != target.handle {
             self.settle(&target)?;
