@@ -229,7 +229,7 @@ fn rolled_back() -> (World, String) {
 fn a_record_that_was_brought_back_from_a_copy_starts_no_engine() {
     let (world, _) = rolled_back();
     let said = world.say(&["volume", "attach", "v1", "--timeout", "3"]);
-    assert_eq!(said.code, 5, "{said:?}");
+    assert_eq!(said.code, 4, "{said:?}");
     assert!(said.err.contains("brought back from an older copy"), "{}", said.err);
     let volume = world.volume("v1");
     assert_eq!(volume["enginePid"], Value::Null);
