@@ -175,6 +175,28 @@ fn a_file_that_is_renamed_to_its_other_name_stays_as_it_is() {
     assert!(directory.path().join("three").exists());
 }
 
+/// Without root a file is known by what was looked up: its last name but one must not take that away.
+#[test]
+fn a_file_that_loses_one_of_its_names_is_still_known() {
+    let directory = TempDir::new().unwrap();
+    std::fs::write(directory.path().join("one"), "x").unwrap();
+    let names = ["two", "three"].map(|name| directory.path().join(name));
+    names.iter().for_each(|name| std::fs::hard_link(directory.path().join("one"), name).unwrap());
+    std::fs::write(directory.path().join("other"), "y").unwrap();
+    let tree = LocalTree::open(directory.path(), Options::default()).unwrap();
+    let (root, caller) = (tree.root(), Caller::ROOT);
+    let name = |bytes| Name::new(bytes).unwrap();
+    let file = tree.lookup(&caller, root, name(b"three")).unwrap();
+    let before = tree.attributes(file).unwrap();
+    tree.remove(&caller, root, name(b"one")).unwrap();
+    tree.rename(&caller, (root, name(b"other")), (root, name(b"two"))).unwrap();
+    let after = tree.attributes(file).unwrap();
+    assert_eq!((before.links, after.links), (3, 1));
+    assert!(after.change > before.change);
+    tree.remove(&caller, root, name(b"three")).unwrap();
+    assert_eq!(tree.attributes(file).unwrap_err(), Status::Stale);
+}
+
 /// Symlinks are for clients to follow: here one that leads out of the tree is but a file.
 #[test]
 fn a_symlink_out_of_the_tree_leads_nowhere() {

@@ -213,6 +213,19 @@ impl LocalTree {
         Ok(rustix::fs::fsync(directory.reader(&self.shared)?)?)
     }
 
+    /// What has no name any more must not hold its space here. What has another one stays known, and with it
+    /// how often it was changed.
+    fn lost_a_name(&self, inode: Arc<Inode>) -> Result<()> {
+        inode.has_changed();
+        let links = statx(inode.place(), c"")?.stx_nlink;
+        let handle = inode.handle;
+        drop(inode);
+        if links == 0 {
+            self.inodes.forget(handle);
+        }
+        Ok(())
+    }
+
     fn settle_file(&self, inode: &Inode) -> Result<()> {
         let readable = matches!(inode.kind, FileType::Regular | FileType::Directory)
             .then(|| inode.reader(&self.shared).ok());
@@ -433,10 +446,9 @@ impl Tree for LocalTree {
                 _ => AtFlags::empty(),
             };
             rustix::fs::unlinkat(directory.place(), &*name, flags)?;
-            gone.has_changed();
-            Ok(gone.handle)
+            Ok(gone)
         })?;
-        self.inodes.forget(gone);
+        self.lost_a_name(gone)?;
         self.settle(&directory)?;
         Ok(changed)
     }
@@ -481,12 +493,7 @@ impl Tree for LocalTree {
             (inner, outer)
         };
         moved.has_changed();
-        if let Some(gone) = replaced {
-            gone.has_changed();
-            let handle = gone.handle;
-            drop(gone);
-            self.inodes.forget(handle);
-        }
+        replaced.map_or(Ok(()), |gone| self.lost_a_name(gone))?;
         self.settle(&source)?;
         if source.handle != target.handle {
             self.settle(&target)?;
