@@ -156,12 +156,18 @@ fn a_replica_that_went_back_in_time_is_told_as_such() {
     fs::remove_dir_all(&r1).unwrap();
     copy(&saved, &r1);
     world.well(&["volume", "attach", "v1"]);
-    let (told, listed) = until("it is told", || {
-        let listed = world.well(&["volume", "ls"]);
-        Some((condition(&world.volume("v1"), "ReplicaOlder")?, listed))
+    // A small volume may be equal again before anybody looks; the log keeps it.
+    let seen = until("it is told, or over", || {
+        let (listed, volume) = (world.well(&["volume", "ls"]), world.volume("v1"));
+        let older = condition(&volume, "ReplicaOlder");
+        (older.is_some() || volume["robustness"] == "healthy").then_some((older, listed))
     });
-    assert_eq!(told["replica"], "r1");
-    assert!(listed.contains("degraded"), "{listed}");
+    if let (Some(told), listed) = seen {
+        assert_eq!(told["replica"], "r1");
+        assert!(listed.contains("degraded"), "{listed}");
+    }
+    let log = engine_log(&world);
+    assert!(log.contains("it is an older copy of itself"), "{log}");
     until("it is made equal, and nothing more is told", || {
         let volume = world.volume("v1");
         let over = condition(&volume, "ReplicaOlder").is_none();
