@@ -8,7 +8,9 @@ use std::path::Path;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::pidfile::{self, Child, Identity, PidFile};
-use super::supervisor::{Doubt, Process, ProcessName};
+use ankole_plan::seen::Doubt;
+
+use super::supervisor::{Process, ProcessName};
 
 /// What a pid file tells.
 pub(super) enum Fate {

@@ -4,16 +4,12 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::Path;
 
+use ankole_plan::seen::LastWords;
+
 /// Of a log's end; an error with its next step is two lines, a panic with its backtrace some 4 KiB.
 const TAIL_BYTES: u64 = 16 << 10;
 /// Of what is shown of a line.
 const LINE_CHARACTERS_MAX: usize = 500;
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LastWords {
-    pub error: String,
-    pub next: Option<String>,
-}
 
 /// Of the process whose part of the log begins at `from_bytes`. None if it said nothing of an error,
 /// as when it was killed.

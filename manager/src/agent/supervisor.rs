@@ -24,6 +24,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use ankole_plan::seen::Doubt;
 use ankole_replica::types::ReplicaId;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open, pidfd_send_signal};
@@ -101,13 +102,6 @@ pub struct Ended {
     pub pid: u32,
     /// As the kernel put it; unknown for a process that was adopted.
     pub how: Option<String>,
-}
-
-/// A process may live that nobody can look after.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Doubt {
-    pub message: String,
-    pub next: String,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -9,9 +9,9 @@ use super::Session;
 use crate::agent::format::format;
 use crate::agent::layout::{runtime_folder, short_names_folder};
 use crate::api::ApiError;
-use crate::controllers::volume::plan::DEVICE_PATIENCE;
 use crate::roles::standalone::{self, Ended, Options};
 use crate::store::opening::{OpenError, Recover};
+use ankole_plan::plan::DEVICE_PATIENCE;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct StandaloneArgs {

@@ -15,13 +15,13 @@ use tokio::sync::{Notify, broadcast, mpsc};
 
 use self::board::Board;
 use self::volume::Event;
-use self::volume::plan::DEVICE_PATIENCE;
 use crate::agent::format::Format;
 use crate::agent::supervisor::{Ended, Signal};
 use crate::agent::{Layout, Supervisor, probe};
 use crate::api::Name;
 use crate::api::replica::Place;
 use crate::store::{Changed, Kind, Store, StoreError};
+use ankole_plan::plan::DEVICE_PATIENCE;
 
 /// Labels of processes.
 pub const INSTANCE_LABEL: &str = "instance";

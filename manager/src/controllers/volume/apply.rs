@@ -15,9 +15,7 @@ use ankole_replica::inspect::inspect;
 use ankole_replica::record::{Change, EngineGrant, InstanceId, Member, Record};
 use ankole_replica::types::ReplicaId;
 
-use super::action::{Action, EngineStart};
 use super::growth::Growth;
-use super::plan::{DETACH_PATIENCE, Plan};
 use super::set_aside;
 use super::{Memory, devices};
 use crate::agent::admin::AdminError;
@@ -30,6 +28,8 @@ use crate::api::{ApiError, Name};
 use crate::arbiter::ArbiterError;
 use crate::controllers::{ADDRESS_LABEL, Context, INSTANCE_LABEL, TURN_LABEL};
 use crate::store::StoreError;
+use ankole_plan::action::{Action, EngineStart};
+use ankole_plan::plan::{DETACH_PATIENCE, Plan};
 
 const KILL_PATIENCE: Duration = Duration::from_secs(10);
 const EXPAND_TIMEOUT: Duration = Duration::from_secs(30);

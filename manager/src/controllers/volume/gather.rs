@@ -10,7 +10,6 @@ use ankole_replica::admin::{Answer, EngineStatus, Request};
 use ankole_replica::inspect;
 use ankole_replica::record::InstanceId;
 
-use super::seen::{DirectorySeen, EngineSeen, History, ReplicaProcess, ReplicaSeen, Seen};
 use super::set_aside;
 use super::{Memory, devices};
 use crate::agent::admin::AdminError;
@@ -20,6 +19,7 @@ use crate::api::Name;
 use crate::api::volume::Volume;
 use crate::controllers::{ADDRESS_LABEL, Context, INSTANCE_LABEL, TURN_LABEL};
 use crate::store::StoreError;
+use ankole_plan::seen::{DirectorySeen, EngineSeen, History, ReplicaProcess, ReplicaSeen, Seen};
 
 const STATUS_TIMEOUT: Duration = Duration::from_secs(1);
 

@@ -1,28 +1,23 @@
 //! One volume: gather → validate → plan → apply → report, whenever something happened to it.
 
-pub mod action;
 mod apply;
 pub mod devices;
 pub mod gather;
 pub mod growth;
-pub mod plan;
 mod report;
-#[cfg(test)]
-mod scenarios;
-pub mod seen;
 mod set_aside;
-pub mod validate;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ankole_plan::plan::plan;
+use ankole_plan::seen::{EngineSeen, History, Seen};
+use ankole_plan::validate::{Wanted, validate};
 use ankole_replica::types::ReplicaId;
 use tokio::sync::mpsc;
 
-use self::seen::{EngineSeen, History, Seen};
-use self::validate::Wanted;
 use super::Context;
 use super::backoff::Backoff;
 use crate::agent::last_words::last_words;
@@ -254,12 +249,12 @@ fn pass(context: &Arc<Context>, name: &Name, memory: &mut Memory) -> Option<Dura
         memory.forgive();
         Wanted::Still
     } else {
-        validate::validate(&seen.volume, context.is_stopping())
+        validate(&seen.volume, context.is_stopping())
     };
     if let Wanted::Attached { .. } = wanted {
         memory.refused = None; // nobody asks for that any more
     }
-    let plan = plan::plan(wanted, &seen);
+    let plan = plan(wanted, &seen);
     let look_again = plan.look_again;
     let applied = apply::apply(context, &seen.volume, plan, memory);
     let next = if applied.failed.is_some() {

@@ -1,14 +1,14 @@
 //! Telling what is true now, after the work.
 
 use super::Memory;
-use super::action::Action;
 use super::apply::{Applied, ApplyError};
-use super::seen::Seen;
 use crate::api::error::chain;
 use crate::api::size::{exact, human};
 use crate::api::volume::{Condition, Reason, Volume};
 use crate::controllers::Context;
 use crate::controllers::board::Observed;
+use ankole_plan::action::Action;
+use ankole_plan::seen::Seen;
 
 /// Nothing is written to the store here: an idle volume costs no writes.
 pub(super) fn report(context: &Context, seen: &Seen, applied: &Applied, memory: &mut Memory) {

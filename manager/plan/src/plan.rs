@@ -27,10 +27,9 @@ use ankole_replica::record::Record;
 use ankole_replica::types::ReplicaId;
 
 use super::action::Action;
-use super::seen::{EngineSeen, History, Seen};
+use super::seen::{Doubt, EngineSeen, History, Seen};
 use super::validate::Wanted;
-use crate::agent::supervisor::Doubt;
-use crate::api::volume::{Condition, Reason, State};
+use ankole_api::volume::{Condition, Reason, State};
 
 /// An engine drains and flushes within this, or the disks are in trouble.
 pub const DETACH_PATIENCE: Duration = Duration::from_secs(60);

@@ -6,7 +6,7 @@ use ankole_blockdev::device::Driver;
 use ankole_replica::record::InstanceId;
 use ankole_replica::types::ReplicaId;
 
-use crate::api::volume::{Attachment, Device};
+use ankole_api::volume::{Attachment, Device};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {

@@ -1,9 +1,9 @@
 //! What an engine that lives and is the right one says of itself.
 
 use super::{OPEN_PATIENCE, Plan, WHILE_ATTACHED, WHILE_STARTING, WHILE_WAITING};
-use crate::api::volume::{Condition, Reason, State, salvage_hint};
-use crate::controllers::volume::action::Action;
-use crate::controllers::volume::seen::{EngineSeen, Seen};
+use crate::action::Action;
+use crate::seen::{EngineSeen, Seen};
+use ankole_api::volume::{Condition, Reason, State, salvage_hint};
 
 impl Plan {
     /// It may serve its clients well, but hears nobody: its socket was removed, and it hasn't made it

@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use super::{DETACH_PATIENCE, Plan, is_granted};
-use crate::api::attachment::TicketKind;
-use crate::api::volume::{Condition, Reason, State};
-use crate::controllers::volume::action::Action;
-use crate::controllers::volume::seen::{EngineSeen, Seen};
+use crate::action::Action;
+use crate::seen::{EngineSeen, Seen};
+use ankole_api::attachment::TicketKind;
+use ankole_api::volume::{Condition, Reason, State};
 
 /// Before an engine is asked again that has refused to detach.
 const ASK_AGAIN: Duration = Duration::from_secs(1);

@@ -1,6 +1,6 @@
 //! What the user wants of a volume, in one word. Pure.
 
-use crate::api::volume::Volume;
+use ankole_api::volume::Volume;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wanted {

@@ -3,9 +3,9 @@
 use ankole_replica::record::Record;
 
 use super::{Plan, REPLICA_PATIENCE, WHILE_STARTING, WHILE_UNREADABLE};
-use crate::api::volume::{Condition, Reason, salvage_hint};
-use crate::controllers::volume::action::Action;
-use crate::controllers::volume::seen::{DirectorySeen, ReplicaSeen, Seen};
+use crate::action::Action;
+use crate::seen::{DirectorySeen, ReplicaSeen, Seen};
+use ankole_api::volume::{Condition, Reason, salvage_hint};
 
 impl Plan {
     /// Whether a member of the in-sync set is served, or about to be.

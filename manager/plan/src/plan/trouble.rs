@@ -8,9 +8,9 @@ use ankole_replica::replication::waits_for_room;
 use ankole_replica::types::ReplicaId;
 
 use super::Plan;
-use crate::api::size::human;
-use crate::api::volume::{Condition, Reason};
-use crate::controllers::volume::seen::Seen;
+use crate::seen::Seen;
+use ankole_api::size::human;
+use ankole_api::volume::{Condition, Reason};
 
 /// A disk that has lost a block may lose more: what was repaired is told for so long.
 const REPAIRS_ARE_TOLD: Duration = Duration::from_secs(24 * 3600);

@@ -9,10 +9,8 @@ use ankole_replica::inspect::Evidence;
 use ankole_replica::record::InstanceId;
 use ankole_replica::types::{Generation, ReplicaId};
 
-use crate::agent::last_words::LastWords;
-use crate::agent::supervisor::Doubt;
-use crate::api::replica::Place;
-use crate::api::volume::{Attachment, Device, Frontend, Volume};
+use ankole_api::replica::Place;
+use ankole_api::volume::{Attachment, Device, Frontend, Volume};
 
 /// Times are how long ago something was.
 #[derive(Clone, Debug)]
@@ -88,6 +86,20 @@ pub struct History {
     pub last_words: Option<LastWords>,
     /// Why it can't be told whether one of them lives still.
     pub doubt: Option<Doubt>,
+}
+
+/// What the log of a process says of why it ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LastWords {
+    pub error: String,
+    pub next: Option<String>,
+}
+
+/// A process may live that nobody can look after.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Doubt {
+    pub message: String,
+    pub next: String,
 }
 
 #[derive(Clone, Debug)]

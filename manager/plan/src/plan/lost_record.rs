@@ -3,8 +3,8 @@
 use ankole_replica::inspect::{Evidence, Found};
 
 use super::Plan;
-use crate::api::volume::{Condition, Reason, State, salvage_hint};
-use crate::controllers::volume::seen::{ReplicaSeen, Seen};
+use crate::seen::{ReplicaSeen, Seen};
+use ankole_api::volume::{Condition, Reason, State, salvage_hint};
 
 impl Plan {
     /// An engine that still runs goes on as it is: what it can't do without its record it says itself.

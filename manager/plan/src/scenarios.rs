@@ -13,14 +13,13 @@ use ankole_replica::types::{Generation, Incarnation, LayerId};
 use super::action::Action;
 use super::plan::{DETACH_PATIENCE, DEVICE_PATIENCE, REPLICA_PATIENCE, plan};
 use super::seen::{
-    DevicesSeen, DirectorySeen, EngineSeen, History, ReplicaProcess, ReplicaSeen, Seen,
+    DevicesSeen, DirectorySeen, Doubt, EngineSeen, History, LastWords, ReplicaProcess, ReplicaSeen,
+    Seen,
 };
 use super::validate::{Wanted, validate};
-use crate::agent::last_words::LastWords;
-use crate::agent::supervisor::Doubt;
-use crate::api::attachment::{Ticket, TicketKind};
-use crate::api::replica::Place;
-use crate::api::volume::{Attachment, Device, Frontend, Volume, VolumeRequest, VolumeStatus};
+use ankole_api::attachment::{Ticket, TicketKind};
+use ankole_api::replica::Place;
+use ankole_api::volume::{Attachment, Device, Frontend, Volume, VolumeRequest, VolumeStatus};
 use expect_test::expect_file;
 
 fn detached() -> Seen {
@@ -688,7 +687,7 @@ fn each_situation_has_the_plan_that_was_agreed_on() {
         let plan = plan(validate(&seen.volume, true), &seen);
         text.push_str(&format!("# {title}, and the standalone ends\n{plan}\n"));
     }
-    expect_file!["../../../tests/golden/plans.txt"].assert_eq(&text);
+    expect_file!["../tests/golden/plans.txt"].assert_eq(&text);
 }
 
 /// What a person looks at must not change meanwhile, and nothing else of the volume either.

@@ -4,9 +4,9 @@ use ankole_replica::record::Record;
 use ankole_replica::types::{Generation, ReplicaId};
 
 use super::{OPEN_PATIENCE, Plan, is_granted};
-use crate::api::volume::{Attachment, Condition, Reason, State, salvage_hint};
-use crate::controllers::volume::action::{Action, EngineStart};
-use crate::controllers::volume::seen::Seen;
+use crate::action::{Action, EngineStart};
+use crate::seen::Seen;
+use ankole_api::volume::{Attachment, Condition, Reason, State, salvage_hint};
 
 impl Plan {
     pub(super) fn attach(&mut self, seen: &Seen, record: &Record, read_only: bool) {
