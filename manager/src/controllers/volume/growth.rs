@@ -51,7 +51,8 @@ impl Growth<'_> {
     }
 
     fn refuse_without_room(&self, folder: &Path, replicas: u64) -> Result<(), ApiError> {
-        let more = intent_map_bytes(self.to_bytes) - intent_map_bytes(self.from_bytes);
+        let more =
+            intent_map_bytes(self.to_bytes).saturating_sub(intent_map_bytes(self.from_bytes));
         let needed = replicas * more;
         match probe::free_bytes(folder) {
             Ok(free) if needed > free => {
