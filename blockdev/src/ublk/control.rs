@@ -247,8 +247,8 @@ pub(super) fn stop_and_delete(id: u32, identity: u64) -> Result<(), UblkError> {
     info_of_ours(id, identity)?;
     let control = control_of(id)?;
     check(control.kill_dev()).map_err(|error| failed(Step::Stop, error))?;
-    // What is mounted on it keeps its number until it is unmounted. The drivers of Linux 6.5 and 6.6
-    // have no command that doesn't wait for that.
+    // What is mounted on it keeps its number until it is unmounted. Drivers before Linux 6.9 (commit
+    // 13fe8e6825e4) have no command that doesn't wait for that.
     check(control.del_dev_async())
         .or_else(|_| check(control.del_dev()))
         .map_err(|error| failed(Step::Delete, error))?;

@@ -178,8 +178,8 @@ def measure(options):
     """The table."""
     options.rounds = options.rounds or (1 if options.quick else 5)
     options.seconds = options.seconds or (0.3 if options.quick else 2)
-    # Tracing patches the kernel's code while it runs, and QEMU's other processor may run what was there
-    # before: an oops "int3" in the guest, once in some twenty runs on two.
+    # On two a guest died once of an oops "int3": tracing patches the kernel's code while it runs, and
+    # QEMU's other processor seems to have run what was there before.
     options.cpus = options.cpus or (1 if options.quick else 2)
     options.attaches = options.attaches or (1 if options.quick else 10)
     began = time.monotonic()
