@@ -10,6 +10,7 @@ pub mod backup;
 pub mod error;
 pub mod name;
 pub mod node;
+pub mod object;
 pub mod replica;
 pub mod salvage;
 #[cfg(test)]
