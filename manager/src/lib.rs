@@ -21,6 +21,5 @@ pub mod roles;
 pub mod schedule;
 pub mod service;
 pub mod store;
-mod whole_file;
 
 pub use ankole_api as api;

@@ -18,11 +18,11 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsE
 use std::path::{Path, PathBuf};
 
 use ankole_replica::types::ReplicaId;
+use ankole_whole_file as whole_file;
 
 use super::sockets::{self, Sockets};
 use super::supervisor::{Part, ProcessName};
 use crate::api::Name;
-use crate::whole_file;
 
 #[derive(Clone, Debug)]
 pub struct Layout {

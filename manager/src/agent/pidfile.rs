@@ -13,11 +13,11 @@ use std::fs::{self, File};
 use std::io;
 use std::path::Path;
 
+use ankole_whole_file as whole_file;
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::supervisor::ProcessSpec;
-use crate::whole_file;
 
 /// Raised when a header can't be understood any more by the program before.
 const VERSION: u32 = 1;

@@ -9,6 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ankole_blockdev::unix_socket::short;
+use ankole_whole_file as whole_file;
 
 use super::Environment;
 use crate::agent::layout::{
@@ -16,7 +17,6 @@ use crate::agent::layout::{
 };
 use crate::api::{ApiError, ErrorKind};
 use crate::client::Client;
-use crate::whole_file;
 
 /// What a standalone takes to listen, with room.
 const STARTING: Duration = Duration::from_secs(2);

@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use ankole_blockdev::unix_socket::Listener;
+use ankole_whole_file as whole_file;
 use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -31,7 +32,6 @@ use crate::service::Service;
 use crate::store::Store;
 use crate::store::copy::{self, Copies, CopyError};
 use crate::store::opening::{self, Recover};
-use crate::whole_file;
 
 pub struct Options {
     pub data: PathBuf,

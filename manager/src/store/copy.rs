@@ -14,13 +14,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use std::{fs, io};
 
+use ankole_whole_file as whole_file;
 use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast::error::RecvError;
 use twox_hash::XxHash3_64;
 
 use super::{EmbeddedStore, Kind, Store, StoreError, Version};
 use crate::api::error::chain;
-use crate::whole_file;
 
 const TITLE: &str = "ankole store copy 1 ";
 /// Changes come in bursts: many are in one copy.

@@ -19,6 +19,7 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
+use ankole_whole_file as whole_file;
 use redb::backends::InMemoryBackend;
 use redb::{
     Database, ReadTransaction, ReadableDatabase, ReadableTable, StorageBackend, TableDefinition,
@@ -30,7 +31,6 @@ use twox_hash::XxHash3_64;
 use super::copy::CopiedObject;
 use super::guard::caught;
 use super::{Changed, Kind, Store, StoreError, Stored, Version};
-use crate::whole_file;
 
 const META: TableDefinition<'static, &str, u64> = TableDefinition::new("meta");
 const FORMAT: u64 = 2;

@@ -18,6 +18,7 @@ use std::{fs, io};
 use ankole_backup::timestamp::Timestamp;
 use ankole_replica::inspect;
 use ankole_replica::record::Record;
+use ankole_whole_file as whole_file;
 
 use super::copy::{self, CopiedObject, StoreCopy};
 use super::embedded::{Verified, verify};
@@ -25,7 +26,6 @@ use super::{EmbeddedStore, Kind, StoreError, Version};
 use crate::agent::replica_folders::Named;
 use crate::api::error::chain;
 use crate::api::volume::{Volume, VolumeStatus};
-use crate::whole_file;
 
 /// What to do about a store that is gone or damaged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
