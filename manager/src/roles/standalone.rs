@@ -142,7 +142,8 @@ async fn serve(options: &Options) -> anyhow::Result<Ended> {
 fn open(options: &Options, layout: Layout) -> anyhow::Result<(Arc<Context>, Service, Arc<Copies>)> {
     let path = layout.store();
     let directories = replica_folders::all(layout.disks());
-    let embedded = Arc::new(opening::open(&path, &directories, options.recover_store)?);
+    let told = (!directories.is_empty()).then(|| replica_folders::Named(&directories).to_string());
+    let embedded = Arc::new(opening::open(&path, told.as_deref(), options.recover_store)?);
     let copies = Arc::new(Copies::new(Arc::clone(&embedded), copy::path_of(&path)));
     note_failure(copies.take());
     let store: Arc<dyn Store> = embedded;

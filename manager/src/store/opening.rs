@@ -23,7 +23,6 @@ use ankole_whole_file as whole_file;
 use super::copy::{self, CopiedObject, StoreCopy};
 use super::embedded::{Verified, verify};
 use super::{EmbeddedStore, Kind, StoreError, Version};
-use crate::agent::replica_folders::Named;
 use crate::api::error::chain;
 use crate::api::volume::{Volume, VolumeStatus};
 
@@ -76,10 +75,11 @@ enum Copy {
     Good(StoreCopy),
 }
 
-/// `directories` are those of replicas that lie on the disks, whoever they belong to.
+/// `directories` tells of those of replicas that lie on the disks, whoever they belong to; None if
+/// there are none.
 pub fn open(
     path: &Path,
-    directories: &[PathBuf],
+    directories: Option<&str>,
     recover: Option<Recover>,
 ) -> Result<EmbeddedStore, OpenError> {
     let copy = match StoreCopy::read(&copy::path_of(path)) {
@@ -131,7 +131,7 @@ pub fn open(
 fn what_is_lost(
     found: &Result<Verified, String>,
     copy: &Copy,
-    directories: &[PathBuf],
+    directories: Option<&str>,
 ) -> Option<String> {
     let is_known = match copy {
         Copy::None => false,
@@ -139,9 +139,9 @@ fn what_is_lost(
         Copy::Good(copy) => !copy.objects.is_empty(),
     };
     let gone = |how: &str| match directories {
-        [] if !is_known => None,
-        [] => Some(format!("{how}, but there is a copy of it")),
-        some => Some(format!("{how}, but the disks have {}", Named(some))),
+        None if !is_known => None,
+        None => Some(format!("{how}, but there is a copy of it")),
+        Some(told) => Some(format!("{how}, but the disks have {told}")),
     };
     match found {
         Err(what) => Some(format!("is damaged: {what}")),
@@ -252,7 +252,7 @@ mod tests {
         fn new(clean: bool) -> Self {
             let folder = tempfile::tempdir().unwrap();
             let path = folder.path().join("ankole.redb");
-            let store = Arc::new(open(&path, &[], None).unwrap());
+            let store = Arc::new(open(&path, None, None).unwrap());
             let objects: Arc<dyn Store> = Arc::clone(&store) as _;
             for number in 0..VOLUMES {
                 objects.add(&volume(number)).unwrap();
@@ -270,8 +270,8 @@ mod tests {
         }
 
         fn open(&self, recover: Option<Recover>) -> Result<Vec<String>, OpenError> {
-            let directories = [self.folder.path().join("v1-r1")];
-            let store: Arc<dyn Store> = Arc::new(open(&self.path(), &directories, recover)?);
+            let directories = Some("a directory, v1-r1");
+            let store: Arc<dyn Store> = Arc::new(open(&self.path(), directories, recover)?);
             let volumes = store.all::<Volume>()?;
             Ok(volumes.iter().map(|volume| volume.name.to_string()).collect())
         }
@@ -293,9 +293,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("ankole.redb");
         for _ in 0..2 {
-            open(&path, &[], None).unwrap();
+            open(&path, None, None).unwrap();
         }
-        let refused = open(&path, &[], Some(Recover::Empty)).err().expect("it is sound");
+        let refused = open(&path, None, Some(Recover::Empty)).err().expect("it is sound");
         assert!(refused.next().contains("without --recover-store"), "{refused}");
     }
 
@@ -370,10 +370,10 @@ mod tests {
     fn a_store_that_is_older_than_its_copy_is_refused() {
         let place = Place::new(true);
         place.replace(&place.sound);
-        let store: Arc<dyn Store> = Arc::new(open(&place.path(), &[], None).unwrap());
+        let store: Arc<dyn Store> = Arc::new(open(&place.path(), None, None).unwrap());
         store.add(&BackupTarget { name: "t".parse().unwrap(), url: "file:///b".into() }).unwrap();
         drop(store);
-        let store = Arc::new(open(&place.path(), &[], None).unwrap());
+        let store = Arc::new(open(&place.path(), None, None).unwrap());
         Copies::new(Arc::clone(&store), copy::path_of(&place.path())).take().unwrap();
         drop(store);
         place.replace(&place.sound);
@@ -406,7 +406,7 @@ mod tests {
     fn figures_of_a_thousand_objects() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("ankole.redb");
-        let store = Arc::new(open(&path, &[], None).unwrap());
+        let store = Arc::new(open(&path, None, None).unwrap());
         let objects: Arc<dyn Store> = Arc::clone(&store) as _;
         for number in 0..1000 {
             objects.add(&volume(number)).unwrap();
