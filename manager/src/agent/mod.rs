@@ -5,6 +5,7 @@ pub mod device_link;
 pub mod disk_usage;
 mod fate;
 pub mod format;
+pub mod kill;
 pub mod last_words;
 pub mod layout;
 mod living;

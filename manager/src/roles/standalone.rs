@@ -7,7 +7,7 @@
 //! kill -9   engines and replicas go on; the next start adopts them
 //! ```
 
-pub(super) mod shutdown;
+mod shutdown;
 
 use std::fs;
 use std::io::{self, Write};

@@ -16,10 +16,9 @@ use std::time::{Duration, Instant};
 use super::place::Place;
 use super::trouble::{Result, Stop, Trouble, failed};
 use crate::agent::layout::{Layout, api_address_path, api_socket_path};
-use crate::agent::{LocalSupervisor, Supervisor};
+use crate::agent::{LocalSupervisor, Supervisor, kill};
 use crate::api::ApiError;
 use crate::client::Client;
-use crate::roles::standalone;
 
 const START_PATIENCE: Duration = Duration::from_secs(60);
 /// Longer than a standalone takes to detach everything.
@@ -165,7 +164,7 @@ pub(super) fn end_leftover(data: &Path, program: &Path) -> io::Result<()> {
         let _lock = layout.lock().map_err(io::Error::other)?;
         let supervisor = LocalSupervisor::open(&layout.run(), &layout.socket_folders())
             .map_err(io::Error::other)?;
-        standalone::shutdown::kill_processes(&supervisor);
+        kill::all(&supervisor);
         if !supervisor.list().is_empty() {
             return Err(io::Error::other("a killed process doesn't end"));
         }

@@ -14,8 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Ended;
-use crate::agent::supervisor::Signal;
-use crate::agent::{Part, Supervisor};
+use crate::agent::kill;
 use crate::api::Name;
 use crate::api::error::chain;
 use crate::api::volume::{Reason, Volume};
@@ -25,7 +24,6 @@ use crate::controllers::{Context, volume::devices};
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Somebody may be about to unmount, as we end.
 const USED_PATIENCE: Duration = Duration::from_secs(5);
-const KILL_PATIENCE: Duration = Duration::from_secs(5);
 const LOOK: Duration = Duration::from_millis(50);
 
 pub(super) async fn run(context: &Arc<Context>, again: impl Future<Output = ()>) -> Ended {
@@ -122,7 +120,7 @@ fn kill_all(context: &Arc<Context>) {
     let volumes = context.store.readable::<Volume>().unwrap_or_default();
     // Else each engine gets a successor at once, which takes its device over.
     let _holds: Vec<_> = volumes.iter().filter_map(|volume| context.hold(&volume.name)).collect();
-    kill(&*context.supervisor, true);
+    kill::engines(&*context.supervisor);
     for volume in volumes {
         let stopped = devices::own(context, &volume).and_then(|device| match device {
             Some(device) => devices::stop(context, &volume, device),
@@ -134,24 +132,5 @@ fn kill_all(context: &Arc<Context>) {
         }
     }
     // Also what a pass that was on its way has started meanwhile.
-    kill_processes(&*context.supervisor);
-}
-
-/// Engines first: a replica that goes before its engine would be taken out of the set.
-pub(in crate::roles) fn kill_processes(supervisor: &dyn Supervisor) {
-    kill(supervisor, true);
-    kill(supervisor, false);
-}
-
-fn kill(supervisor: &dyn Supervisor, engines: bool) {
-    let processes = supervisor.list();
-    let names = processes.iter().map(|process| &process.spec.name);
-    let names: Vec<_> = names.filter(|name| (name.part == Part::Engine) == engines).collect();
-    for name in &names {
-        tracing::warn!(process = %name, "killed");
-        supervisor.signal(name, Signal::Kill);
-    }
-    for name in names {
-        supervisor.wait(name, KILL_PATIENCE);
-    }
+    kill::all(&*context.supervisor);
 }
