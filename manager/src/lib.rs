@@ -8,7 +8,6 @@
 //! What users want goes into the store and nowhere else; the controllers make it true. So a crash
 //! of any part, this one included, leaves nothing that the next pass of a controller doesn't see.
 
-pub mod agent;
 pub mod arbiter;
 pub mod backup_job;
 pub mod cli;
@@ -22,4 +21,5 @@ pub mod schedule;
 pub mod service;
 pub mod store;
 
+pub use ankole_agent as agent;
 pub use ankole_api as api;

@@ -13,16 +13,13 @@ mod volumes;
 
 use std::sync::Arc;
 
-use ankole_replica::admin;
-
 pub use jobs::JobControl;
 pub(crate) use snapshots::generated_name;
 pub use volumes::Engaged;
 
 use self::jobs::Jobs;
-use crate::agent::admin::AdminError;
+use crate::api::ApiError;
 use crate::api::error::chain;
-use crate::api::{ApiError, ErrorKind};
 use crate::controllers::Context;
 use crate::store::{Kind, StoreError};
 
@@ -53,20 +50,5 @@ impl From<StoreError> for ApiError {
             StoreError::Conflict { .. } => Self::conflict(message).next("try again"),
             _ => Self::failed(message).next("look at the disk of the data folder, and at the log"),
         }
-    }
-}
-
-impl From<AdminError> for ApiError {
-    fn from(error: AdminError) -> Self {
-        let kind = match &error {
-            AdminError::Refused { kind, .. } => match kind {
-                admin::ErrorKind::NotFound => ErrorKind::NotFound,
-                admin::ErrorKind::Conflict => ErrorKind::Conflict,
-                admin::ErrorKind::Invalid => ErrorKind::Invalid,
-                admin::ErrorKind::Failed => ErrorKind::Failed,
-            },
-            AdminError::NoAnswer(_) | AdminError::Garbage(_) => ErrorKind::Failed,
-        };
-        Self::new(kind, chain(&error))
     }
 }

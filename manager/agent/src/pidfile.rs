@@ -146,7 +146,7 @@ pub fn boot_id() -> io::Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::agent::ProcessName;
+    use crate::ProcessName;
     use expect_test::expect_file;
 
     #[test]
@@ -176,7 +176,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("v1.engine.process");
         write(&path, &header(), STAT).unwrap();
-        let golden = expect_file!["../../tests/golden/pidfile-1.txt"];
+        let golden = expect_file!["../tests/golden/pidfile-1.txt"];
         golden.assert_eq(&fs::read_to_string(&path).unwrap());
         let told = Child::Told(Identity { pid: 4711, start_ticks: 5555 });
         assert_eq!(read(&path).unwrap(), PidFile { header: Ok(header()), child: told });
@@ -185,7 +185,7 @@ mod tests {
     /// Its processes live on while their standalone is replaced by this version.
     #[test]
     fn the_file_of_the_version_before_is_read() {
-        let text = include_str!("../../tests/golden/pidfile-0.txt");
+        let text = include_str!("../tests/golden/pidfile-0.txt");
         let file = parse(text.as_bytes());
         assert_eq!(file.header.unwrap(), Header { version: 0, ..header() });
         assert_eq!(file.child, Child::Told(Identity { pid: 4711, start_ticks: 5555 }));

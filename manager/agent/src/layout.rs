@@ -17,12 +17,12 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use ankole_api::Name;
 use ankole_replica::types::ReplicaId;
 use ankole_whole_file as whole_file;
 
 use super::sockets::{self, Sockets};
 use super::supervisor::{Part, ProcessName};
-use crate::api::Name;
 
 #[derive(Clone, Debug)]
 pub struct Layout {

@@ -5,11 +5,10 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
+use ankole_plan::seen::Doubt;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::pidfile::{self, Child, Identity, PidFile};
-use ankole_plan::seen::Doubt;
-
 use super::supervisor::{Process, ProcessName};
 
 /// What a pid file tells.

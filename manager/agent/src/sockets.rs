@@ -15,11 +15,11 @@ use std::io;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
+use ankole_api::name::NAME_LENGTH_MAX;
 use ankole_blockdev::hash::fnv1a;
 use ankole_whole_file as whole_file;
 
 use super::layout::{LayoutError, is_ours, make_private_folder};
-use crate::api::name::NAME_LENGTH_MAX;
 
 /// `sun_path` has 108 bytes, the last is 0.
 const SOCKET_PATH_BYTES_MAX: usize = 107;

@@ -5,6 +5,8 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
+use ankole_api::ApiError;
+use ankole_api::error::chain;
 use ankole_blockdev::unix_socket::short;
 use ankole_replica::admin::{Answer, ErrorKind, Request};
 
@@ -26,6 +28,20 @@ impl AdminError {
     pub fn is_nobody(&self) -> bool {
         use io::ErrorKind::{ConnectionRefused, NotFound};
         matches!(self, Self::NoAnswer(error) if [ConnectionRefused, NotFound].contains(&error.kind()))
+    }
+}
+
+impl From<AdminError> for ApiError {
+    fn from(error: AdminError) -> Self {
+        let message = chain(&error);
+        match error {
+            AdminError::Refused { kind: ErrorKind::NotFound, .. } => Self::not_found(message),
+            AdminError::Refused { kind: ErrorKind::Conflict, .. } => Self::conflict(message),
+            AdminError::Refused { kind: ErrorKind::Invalid, .. } => Self::invalid(message),
+            AdminError::Refused { kind: ErrorKind::Failed, .. }
+            | AdminError::NoAnswer(_)
+            | AdminError::Garbage(_) => Self::failed(message),
+        }
     }
 }
 

@@ -2,9 +2,8 @@
 
 use std::ffi::OsStr;
 
+use ankole_api::node::{Area, Finding, Found};
 use ankole_blockdev::program;
-
-use crate::api::node::{Area, Finding, Found};
 
 pub(super) fn look(search_path: &OsStr) -> impl Iterator<Item = Finding> {
     TOOLS.iter().map(move |tool| tool.look(search_path))

@@ -3,12 +3,12 @@
 use std::io;
 use std::path::Path;
 
+use ankole_api::node::{Area, Finding, Found};
+use ankole_api::size::human;
 use ankole_replica::types::VOLUME_BYTES_MAX;
 use rustix::fs::{Mode, OFlags, StatFs};
 
 use super::file_size::file_bytes_max;
-use crate::api::node::{Area, Finding, Found};
-use crate::api::size::human;
 
 pub(super) fn look(data: &Path) -> Finding {
     let existing = data.ancestors().find(|path| path.exists() && !path.as_os_str().is_empty());

@@ -24,6 +24,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use ankole_api::Name;
 use ankole_plan::seen::Doubt;
 use ankole_replica::types::ReplicaId;
 use rustix::event::{PollFd, PollFlags, poll};
@@ -36,7 +37,6 @@ use super::living::{self, Found};
 use super::logs;
 use super::pidfile::{self, Header};
 use super::spawn::spawn;
-use crate::api::Name;
 
 const EXTENSION: &str = "process";
 /// A fork that was seen without its child's line: it got no processor yet, or never happened.

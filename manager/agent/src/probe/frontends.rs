@@ -3,13 +3,12 @@
 use std::fs;
 use std::path::Path;
 
+use ankole_api::error::chain;
+use ankole_api::node::{Area, Finding, Found};
 use ankole_blockdev::device::Driver;
 use ankole_blockdev::kernel_nbd;
 use ankole_blockdev::tgt;
 use ankole_blockdev::ublk::{self, Unavailable};
-
-use crate::api::error::chain;
-use crate::api::node::{Area, Finding, Found};
 
 /// Whether one more device can be made.
 pub fn can_serve(driver: Driver) -> bool {

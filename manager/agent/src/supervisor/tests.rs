@@ -1,7 +1,7 @@
 use std::fs::File;
 
 use super::*;
-use crate::agent::pidfile::Identity;
+use crate::pidfile::Identity;
 
 struct Folder(tempfile::TempDir);
 

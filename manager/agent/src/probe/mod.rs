@@ -18,7 +18,7 @@ mod watch;
 use std::ffi::OsStr;
 use std::path::Path;
 
-use crate::api::node::Finding;
+use ankole_api::node::Finding;
 
 pub use disk::{capacity_bytes, file_system_of, free_bytes};
 pub use file_size::file_bytes_max;

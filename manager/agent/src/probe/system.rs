@@ -3,10 +3,10 @@
 use std::ffi::OsStr;
 use std::fs;
 
+use ankole_api::node::{Area, Finding, Found};
 use ankole_blockdev::program;
 
 use super::frontends::kernel_has;
-use crate::api::node::{Area, Finding, Found};
 
 /// An engine and its replicas need some; each client and each replica's layer some more.
 const OPEN_FILES_MIN: u64 = 4096;

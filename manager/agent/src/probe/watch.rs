@@ -3,7 +3,7 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::api::node::{Capability, Finding, Found};
+use ankole_api::node::{Capability, Finding, Found};
 
 /// Between two looks.
 pub const INTERVAL: Duration = Duration::from_secs(10);
@@ -57,7 +57,7 @@ fn after(known: &[Capability], finding: Finding, now: u64) -> Capability {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::node::Area;
+    use ankole_api::node::Area;
 
     fn found(found: Found) -> Vec<Finding> {
         vec![Finding::new(Area::Frontend, "ublk", found, "a detail")]
