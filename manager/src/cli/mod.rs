@@ -219,7 +219,9 @@ fn dispatch(session: &Session<'_>, command: Command) -> Result<ExitCode, ApiErro
         Command::Replica(replica::ReplicaCommand::Serve(args)) => {
             return role(roles::replica::run(args));
         }
-        Command::Share(share::ShareCommand::Serve(args)) => return role(roles::share::run(args)),
+        Command::Share(share::ShareCommand::Serve(args)) => {
+            return roles::share::run(args).map(|()| ExitCode::SUCCESS);
+        }
         Command::Standalone(args) => return standalone::run(session, args),
         Command::Check => check::run(session),
         Command::Volume(command) => volume::run(session, command),

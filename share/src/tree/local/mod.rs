@@ -11,6 +11,7 @@ mod handles;
 mod identity;
 mod inodes;
 mod records;
+mod sole;
 
 use super::*;
 use handles::{KernelHandle, Seal};
@@ -20,9 +21,11 @@ use records::{HIDDEN, Records};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{AtFlags, Mode, OFlags, RawDir, ResolveFlags, Statx, StatxFlags};
 use rustix::io::Errno;
+pub use sole::Holder;
+use sole::{Refused, Sole};
 use std::ffi::{CStr, CString};
 use std::mem::MaybeUninit;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// What an entry's cookie is above the kernel's: 0, 1 and 2 mean something else in the protocol.
@@ -45,11 +48,20 @@ impl Default for Options {
 }
 
 #[derive(Debug, thiserror::Error)]
-#[error("export {}: {step}", path.display())]
-pub struct OpenError {
-    path: std::path::PathBuf,
-    step: &'static str,
-    source: std::io::Error,
+pub enum OpenError {
+    #[error("export {}: {}", path.display(), taken(holder.as_ref()))]
+    Taken { path: PathBuf, holder: Option<Holder> },
+    #[error("export {}: {step}", path.display())]
+    Failed { path: PathBuf, step: &'static str, source: std::io::Error },
+}
+
+fn taken(holder: Option<&Holder>) -> String {
+    match holder {
+        Some(Holder { pid, command }) => {
+            format!("process {pid} ({command}) serves it, or has locked it")
+        }
+        None => "a process that can't be seen from here serves it, or has locked it".into(),
+    }
 }
 
 pub struct LocalTree {
@@ -62,6 +74,8 @@ pub struct LocalTree {
     by_handle: bool,
     device: (u32, u32),
     stable_metadata: bool,
+    /// Given up last.
+    _sole: Sole,
 }
 
 /// What open files need of the tree.
@@ -84,12 +98,17 @@ impl Shared {
 
 impl LocalTree {
     pub fn open(path: &Path, options: Options) -> std::result::Result<Self, OpenError> {
-        let failed =
-            |step| move |errno: Errno| OpenError { path: path.into(), step, source: errno.into() };
+        let failed = |step| {
+            move |errno: Errno| OpenError::Failed { path: path.into(), step, source: errno.into() }
+        };
         let identity = Identity::of_this_process();
         identity.act_as_server().map_err(failed("act as root"))?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = rustix::fs::open(path, flags, Mode::empty()).map_err(failed("open it"))?;
+        let sole = Sole::of(root.as_fd()).map_err(|refused| match refused {
+            Refused::Taken(holder) => OpenError::Taken { path: path.into(), holder },
+            Refused::Failed(errno) => failed("lock it for this server alone")(errno),
+        })?;
         let proc = rustix::fs::open("/proc/self/fd", flags, Mode::empty())
             .map_err(failed("open /proc/self/fd; is /proc mounted?"))?;
         let records =
@@ -116,6 +135,7 @@ impl LocalTree {
             by_handle,
             device: device(&stat),
             stable_metadata: options.stable_metadata,
+            _sole: sole,
         })
     }
 
