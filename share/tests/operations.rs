@@ -5,6 +5,8 @@
 mod client;
 
 use ankole_share::ops::Export;
+use ankole_share::state::Claims;
+use ankole_share::tree::Tree;
 use ankole_share::tree::memory::MemoryTree;
 use ankole_share::wire::status::Status;
 use ankole_share::wire::types::StateId;
@@ -278,8 +280,9 @@ fn after_a_restart_locks_are_claimed_before_new_ones_are_granted() {
     lost.session = one.session;
     assert_eq!(lost.call(ops().put_root()).status, status(Status::BadSession));
     let mut new = world.client("new");
-    let open_new = || ops().put_root().open("o", BOTH, 0, Create::No, "file");
-    assert_eq!(new.call(open_new()).status, status(Status::Grace));
+    let (_, open_new) = new.open("file", BOTH, 0);
+    let lock = || ops().put(&file).lock(open_new, "n", true, 0, 9);
+    assert_eq!(new.call(lock()).status, status(Status::Grace));
     let never = new.call(ops().put(&file).reclaim("o", BOTH));
     assert_eq!(never.status, status(Status::NoGrace), "it had nothing before");
 
@@ -288,20 +291,80 @@ fn after_a_restart_locks_are_claimed_before_new_ones_are_granted() {
     one.call(ops().put(&file).lock_or_claim(open, "l", true, 0, 9, true)).ok(22).ok(12);
     one.call(ops().reclaim_complete()).ok(58);
     assert_eq!(one.call(ops().reclaim_complete()).status, status(Status::CompleteAlready));
-    assert_eq!(new.call(open_new()).status, status(Status::Grace), "the other may still come");
+    assert_eq!(new.call(lock()).status, status(Status::Denied), "the claim holds");
+    let denies = || ops().put_root().open("o", BOTH, READ, Create::No, "file");
+    assert_eq!(new.call(denies()).status, status(Status::Grace), "another's open may still come");
     let mut two = Client::before_claims(world.carrier(), "b");
+    let locks_now = two.call(ops().put(&file).reclaim("o", BOTH)).ok(22).ok(18).stateid();
+    let claim = ops().put(&file).lock_or_claim(locks_now, "l", true, 50, 9, true);
+    assert_eq!(two.call(claim).status, status(Status::NoGrace), "it had no lock");
     two.call(ops().reclaim_complete()).ok(58);
+    assert_eq!(new.call(denies()).status, status(Status::ShareDenied));
+}
 
-    let (_, open) = new.open("file", BOTH, 0);
-    let lock = ops().put(&file).lock(open, "n", true, 0, 9);
-    assert_eq!(new.call(lock).status, status(Status::Denied), "the claim holds");
+/// An open that denies something stands against all others, so while it may be claimed none is granted, and
+/// nothing is read without one.
+#[test]
+fn who_had_denied_others_something_is_waited_for_by_all() {
+    let before = World::new();
+    let (file, _) = before.client("a").open("file", BOTH, WRITE);
+    let world = before.restarted();
+    let mut new = world.client("new");
+    let open = || ops().put_root().open("o", READ, 0, Create::No, "file");
+    assert_eq!(new.call(open()).status, status(Status::Grace));
+    let write = || ops().put(&file).write(StateId::ANONYMOUS, 0, 0, b"x");
+    assert_eq!(new.call(write()).status, status(Status::Grace));
+    world.client("a");
+    assert_eq!(new.call(open()).status, OK);
+    assert_eq!(new.call(write()).status, OK);
+}
+
+/// They would be waited for after a restart, for nothing.
+#[test]
+fn who_has_nothing_open_any_more_is_not_remembered() {
+    let world = World::new();
+    world.client("looks around");
+    let mut closes = world.client("closes");
+    let (file, open) = closes.open("file", BOTH, BOTH);
+    closes.call(ops().put(&file).close(open)).ok(22).ok(4);
+    let mut keeps = world.client("keeps");
+    let (other, open) = keeps.open("other", BOTH, 0);
+    let locks = keeps.call(ops().put(&other).lock(open, "l", true, 0, 9)).ok(22).ok(12).stateid();
+    let unlock = ops().put(&other).unlock(locks, 0, 9);
+    let locks = keeps.call(unlock).ok(22).ok(14).stateid();
+    keeps.call(ops().free(locks)).ok(45);
+    let remembered = |world: &World| {
+        let mut all = world.tree.remembered();
+        all.sort();
+        all
+    };
+    let keeps_as = |claims| (Box::from(&b"keeps"[..]), claims);
+    let closed = (Box::from(&b"closes"[..]), Claims::DENIALS);
+    assert_eq!(remembered(&world), [closed, keeps_as(Claims::LOCKS)], "it may open it again");
+    for _ in 0..5 {
+        world.wait(LEASE * 9 / 10);
+        closes.call(ops().put_root()).ok(24);
+        keeps.call(ops().put_root()).ok(24);
+    }
+    assert_eq!(remembered(&world), [keeps_as(Claims::OPENS)]);
+}
+
+/// A planned restart is a pause for those only who have something.
+#[test]
+fn at_a_clean_stop_only_who_has_something_stays_remembered() {
+    let before = World::new();
+    let mut closes = before.client("a");
+    let (file, open) = closes.open("file", BOTH, BOTH);
+    closes.call(ops().put(&file).close(open)).ok(22).ok(4);
+    before.export.stop();
+    before.restarted().client("new").open("file", BOTH, BOTH);
 }
 
 /// Linux asks again after 0.1 s, 0.2 s, … 12.8 s: one answer "not yet" too many costs seconds.
 #[test]
 fn what_is_new_waits_for_the_last_claim_instead_of_asking_again() {
     let before = World::new();
-    before.client("a").open("file", BOTH, 0);
+    before.client("a").open("file", BOTH, WRITE);
     let now = before.now.get();
     let patient = Export::new(Box::new(before.tree.clone()), now, 2, LEASE);
     let world = World { export: Arc::new(patient.with_patience(Duration::MAX)), ..before };

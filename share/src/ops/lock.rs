@@ -2,7 +2,7 @@
 
 use super::open::encode_stateid;
 use super::{Cursor, Failed};
-use crate::state::{Conflict, LockOutcome, Range};
+use crate::state::{Claims, Conflict, LockOutcome, Range};
 use crate::tree::Result;
 use crate::wire::arguments::{Lock, LockRange, Locker};
 use crate::wire::status::Status;
@@ -25,7 +25,7 @@ impl Cursor<'_> {
             Locker::Known(stateid) => Locker::Known(self.stateid(stateid)?),
         };
         let (now, exclusive) = (self.now, asked.exclusive);
-        self.may_acquire(asked.reclaim)?;
+        self.may_acquire(Claims::LOCKS, asked.reclaim)?;
         let outcome = self
             .export
             .with_state(|state| state.lock(now, client, locker, file, range, exclusive))?;
@@ -49,7 +49,7 @@ impl Cursor<'_> {
         let (client, file) = (self.running()?.client, self.lockable()?);
         let range = Range::new(range)?;
         let conflict = self.export.with_state(|state| {
-            if state.in_grace() {
+            if state.is_contested(Claims::LOCKS) {
                 return Err(Status::Grace);
             }
             Ok(state.test_lock(self.now, client, owner, file, range, exclusive))

@@ -11,7 +11,7 @@ mod open;
 mod session;
 
 use crate::buffers::Buffers;
-use crate::state::{Limits, Record, Running, State};
+use crate::state::{Claims, Limits, Record, Running, State};
 use crate::tree::{OpenFile, Tree};
 use crate::wire::arguments::{ILLEGAL, Number, Operation};
 use crate::wire::rpc::{self, Caller, PROCEDURE_NULL, Refusal};
@@ -73,6 +73,12 @@ impl Export {
         self.with_state(|state| state.tick(now));
     }
 
+    /// The export ends: no request is being done any more. After the next start only those are waited for
+    /// who have something.
+    pub fn stop(&self) {
+        self.with_state(State::stop);
+    }
+
     /// Appends the reply to the message `record`. An error: it isn't even a call, and nobody can be
     /// answered.
     pub fn answer(
@@ -123,7 +129,7 @@ impl Export {
         }
         for record in state.take_records() {
             let written = match &record {
-                Record::Remember(owner) => self.tree.remember(owner),
+                Record::Remember(owner, claims) => self.tree.remember(owner, *claims),
                 Record::Forget(owner) => self.tree.forget(owner),
             };
             if let Err(error) = written {
@@ -359,9 +365,10 @@ impl Cursor<'_> {
     }
 
     /// Whether the client may open or lock.
-    fn may_acquire(&mut self, claims: bool) -> Result<(), Status> {
+    fn may_acquire(&mut self, wanted: Claims, claims: bool) -> Result<(), Status> {
         let client = self.running()?.client;
-        let ask = |now| self.export.with_state(|state| state.may_acquire(now, client, claims));
+        let ask =
+            |now| self.export.with_state(|state| state.may_acquire(now, client, wanted, claims));
         match ask(self.now) {
             Err(Status::Grace) if self.export.grace_ends_soon() => ask(self.now),
             answer => answer,

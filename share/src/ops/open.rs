@@ -3,7 +3,7 @@
 use super::attributes::Wanted;
 use super::names::encode_changed;
 use super::{Cursor, Place};
-use crate::state::OpenRequest;
+use crate::state::{Claims, OpenRequest};
 use crate::tree::{Access, Change, Changed, Name, NewFile, Result};
 use crate::wire::arguments::{Claim, HowToCreate, Open};
 use crate::wire::attributes::{AttributeSet, SetTime, Time, number};
@@ -43,7 +43,7 @@ impl Cursor<'_> {
         }
         let (client, here) = (self.running()?.client, self.current()?.file);
         let claims = matches!(asked.claim, Claim::Previous { .. });
-        self.may_acquire(claims)?;
+        self.may_acquire(Claims::of_open(!deny.is_none()), claims)?;
 
         let found = match asked.claim {
             Claim::Name(name) => self.find(here, Name::new(name)?, asked.create.as_ref())?,

@@ -70,6 +70,7 @@ impl Drop for Server {
         for connection in connections {
             connection.wait_until_unused();
         }
+        self.shared.export.stop();
     }
 }
 

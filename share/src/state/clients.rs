@@ -11,6 +11,7 @@
 //! for a minute then costs nothing.
 
 use super::State;
+use super::grace::Claims;
 use super::sessions::Created;
 use super::table::Place;
 use crate::wire::arguments::ExchangeId;
@@ -34,6 +35,8 @@ pub struct Client {
     pub reclaim_complete: bool,
     /// Opens and lock owners.
     pub states: usize,
+    /// What it has had since its record was last looked at.
+    pub used: Option<Claims>,
 }
 
 impl Client {
@@ -117,6 +120,7 @@ impl<F: Clone> State<F> {
             sessions: Vec::new(),
             reclaim_complete: false,
             states: 0,
+            used: None,
         };
         self.owners.entry(asked.owner.into()).or_default().unconfirmed = Some(id);
         self.clients.insert(id, client);

@@ -1,33 +1,88 @@
-//! After a restart: clients that were remembered may claim what they had, before anybody gets anything new.
+//! After a restart: clients that were remembered may claim what they had, before anybody gets what could
+//! contradict such a claim (RFC 8881, 8.4.2.1).
 //!
+//! ```text
+//!   may still be claimed by somebody     what is new and waits for it
+//!   opens                                an open that denies others something
+//!   … some of which deny something       any open, and access without one
+//!   … and locks                          locks
+//! ```
 //! The time ends when each has said that it is done, or else after two leases. Who came too late is
-//! forgotten durably *before* anything new is granted: otherwise it could claim, after one more restart,
-//! what others have got since.
+//! forgotten durably *before* anything new is granted that it could claim: otherwise it could, after one
+//! more restart, claim what others have got since.
+//!
+//! A client is remembered from its first open on, and forgotten when it has had nothing open for a lease or
+//! two: so nobody waits for a client that only looks around, and one that opens and closes all the time
+//! costs a record in a lease.
 
 use super::State;
+use super::table::Entry;
 use crate::wire::status::Status;
 use crate::wire::types::ClientId;
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
+
+/// What a client may have had besides opens that deny nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Claims {
+    pub denials: bool,
+    pub locks: bool,
+}
+
+impl Claims {
+    pub const OPENS: Self = Self { denials: false, locks: false };
+    pub const DENIALS: Self = Self { denials: true, locks: false };
+    pub const LOCKS: Self = Self { denials: false, locks: true };
+    pub const ALL: Self = Self { denials: true, locks: true };
+
+    pub fn of_open(denies: bool) -> Self {
+        if denies { Self::DENIALS } else { Self::OPENS }
+    }
+
+    fn with(self, other: Self) -> Self {
+        Self { denials: self.denials || other.denials, locks: self.locks || other.locks }
+    }
+
+    fn contains(self, other: Self) -> bool {
+        self.with(other) == self
+    }
+}
 
 /// What has to be durable, in this order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Record {
-    /// This client may claim after a restart.
-    Remember(Box<[u8]>),
+    /// This client may claim so much after a restart.
+    Remember(Box<[u8]>, Claims),
     Forget(Box<[u8]>),
 }
 
+type Owners = HashMap<Box<[u8]>, Claims>;
+
 pub struct Grace {
     /// The owners of clients that haven't said yet that they are done.
-    awaited: HashSet<Box<[u8]>>,
+    awaited: Owners,
     until: Option<Instant>,
+    /// What is remembered durably.
+    recorded: Owners,
+    /// When records are next lowered to what clients still have.
+    look: Instant,
 }
 
 impl Grace {
-    pub fn new(now: Instant, lease: Duration, remembered: Vec<Box<[u8]>>) -> Self {
+    pub fn new(now: Instant, lease: Duration, remembered: Vec<(Box<[u8]>, Claims)>) -> Self {
         let until = (!remembered.is_empty()).then(|| now + 2 * lease);
-        Self { awaited: remembered.into_iter().collect(), until }
+        let awaited: Owners = remembered.into_iter().collect();
+        Self { recorded: awaited.clone(), awaited, until, look: now + lease }
+    }
+
+    /// Whether somebody may still claim what stands against this.
+    fn is_contested(&self, new: Claims) -> bool {
+        let contests = |had: &Claims| match new {
+            Claims { locks: true, .. } => had.locks,
+            Claims { denials: true, .. } => true,
+            _ => had.denials,
+        };
+        self.awaited.values().any(contests)
     }
 }
 
@@ -36,25 +91,40 @@ impl<F: Clone> State<F> {
         self.grace.until.is_some()
     }
 
+    /// Whether something new has to wait for the end of the grace.
+    pub fn is_contested(&self, new: Claims) -> bool {
+        self.in_grace() && self.grace.is_contested(new)
+    }
+
     pub(super) fn end_grace_if_over(&mut self, now: Instant) {
         let Some(until) = self.grace.until else { return };
         if self.grace.awaited.is_empty() || now >= until {
             self.grace.until = None;
-            self.records.extend(self.grace.awaited.drain().map(Record::Forget));
+            let late: Vec<_> = self.grace.awaited.drain().collect();
+            for (owner, _) in late {
+                self.forget(owner);
+            }
         }
     }
 
-    /// Whether the client may open or lock, anew or by a claim to what it had.
-    pub fn may_acquire(&mut self, now: Instant, id: ClientId, claims: bool) -> Result<(), Status> {
+    /// Whether the client may get this, anew or by a claim to what it had.
+    pub fn may_acquire(
+        &mut self,
+        now: Instant,
+        id: ClientId,
+        wanted: Claims,
+        claims: bool,
+    ) -> Result<(), Status> {
         self.end_grace_if_over(now);
         let client = self.clients.get(&id).ok_or(Status::StaleClientId)?;
         if !claims {
-            let must_wait = self.in_grace() || !client.reclaim_complete;
+            let must_wait = !client.reclaim_complete || self.is_contested(wanted);
             return if must_wait { Err(Status::Grace) } else { Ok(()) };
         }
+        let had = self.grace.awaited.get(&client.owner);
         let may_claim = self.in_grace()
             && !client.reclaim_complete
-            && self.grace.awaited.contains(&client.owner);
+            && had.is_some_and(|had| had.contains(wanted));
         if may_claim { Ok(()) } else { Err(Status::NoGrace) }
     }
 
@@ -66,7 +136,6 @@ impl<F: Clone> State<F> {
         }
         client.reclaim_complete = true;
         self.grace.awaited.remove(&client.owner);
-        self.records.push(Record::Remember(client.owner.clone()));
         self.end_grace_if_over(now);
         Ok(())
     }
@@ -74,6 +143,72 @@ impl<F: Clone> State<F> {
     /// The client is gone for good: nobody needs to wait for it.
     pub(super) fn nothing_to_claim(&mut self, owner: Box<[u8]>) {
         self.grace.awaited.remove(&owner);
-        self.records.push(Record::Forget(owner));
+        self.forget(owner);
+    }
+
+    /// The client gets this: it may claim it after a restart.
+    pub(super) fn record(&mut self, id: ClientId, has: Claims) {
+        let Some(client) = self.clients.get_mut(&id) else { return };
+        client.used = Some(client.used.unwrap_or_default().with(has));
+        let recorded = self.grace.recorded.get(&client.owner).copied();
+        if !recorded.is_some_and(|recorded| recorded.contains(has)) {
+            let owner = client.owner.clone();
+            self.remember(owner, recorded.unwrap_or_default().with(has));
+        }
+    }
+
+    fn remember(&mut self, owner: Box<[u8]>, claims: Claims) {
+        if self.grace.recorded.insert(owner.clone(), claims) != Some(claims) {
+            self.records.push(Record::Remember(owner, claims));
+        }
+    }
+
+    fn forget(&mut self, owner: Box<[u8]>) {
+        if self.grace.recorded.remove(&owner).is_some() {
+            self.records.push(Record::Forget(owner));
+        }
+    }
+
+    /// Once in a lease: what clients haven't had since the last time they can't claim.
+    pub(super) fn lower_records_now_and_then(&mut self, now: Instant) {
+        if !self.in_grace() && now >= self.grace.look {
+            self.grace.look = now + self.lease;
+            self.lower_records();
+        }
+    }
+
+    /// The server ends, and nothing is granted any more: only who has something needs to be waited for.
+    pub fn stop(&mut self) {
+        if !self.in_grace() {
+            self.clients.values_mut().for_each(|client| client.used = None);
+            self.lower_records();
+        }
+    }
+
+    fn lower_records(&mut self) {
+        let mut has: HashMap<ClientId, Claims> = HashMap::new();
+        for (_, entry) in self.states.iter() {
+            let one = match entry {
+                Entry::Open(open) => Claims::of_open(!open.deny.is_none()),
+                Entry::Locks(_) => Claims::LOCKS,
+            };
+            let all = has.entry(entry.client()).or_default();
+            *all = all.with(one);
+        }
+        let confirmed = self.clients.iter_mut().filter(|(_, client)| client.confirmed);
+        let kept: Vec<_> = confirmed
+            .map(|(id, client)| {
+                let has = has.get(id).copied();
+                let had = std::mem::replace(&mut client.used, has);
+                let keep = has.or(had).map(|any| any.with(had.unwrap_or_default()));
+                (client.owner.clone(), keep)
+            })
+            .collect();
+        for (owner, keep) in kept {
+            match keep {
+                Some(keep) => self.remember(owner, keep),
+                None => self.forget(owner),
+            }
+        }
     }
 }

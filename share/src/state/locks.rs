@@ -1,6 +1,7 @@
 //! Byte-range locks (RFC 8881, 9.1 to 9.6; 18.10 to 18.12).
 
 use super::State;
+use super::grace::Claims;
 use super::ranges::Range;
 use super::table::{Entry, LockState, Place};
 use crate::wire::arguments::Locker;
@@ -61,6 +62,7 @@ impl<F: Clone> State<F> {
             (None, Locker::New { owner, .. }) => self.new_lock_owner(client, owner, file, open)?,
             (None, Locker::Known(_)) => unreachable!("it was found above"),
         };
+        self.record(client, Claims::LOCKS);
         let file = self.files.get_mut(&file).expect("it is open");
         file.ranges.lock(range, exclusive, place);
         Ok(LockOutcome::Locked(self.states.advance(place)))

@@ -24,7 +24,7 @@ mod sessions;
 mod table;
 
 pub use clients::{Identified, Principal};
-pub use grace::Record;
+pub use grace::{Claims, Record};
 pub use locks::{Conflict, LockOutcome};
 pub use opens::OpenRequest;
 pub use ranges::Range;
@@ -80,13 +80,14 @@ pub struct State<F> {
 }
 
 impl<F: Clone> State<F> {
-    /// `remembered` are the owners of the clients that may claim what they had before the restart.
+    /// `remembered` are the owners of the clients that may claim what they had before the restart, and what
+    /// that may be.
     pub fn new(
         now: Instant,
         epoch: u32,
         lease: Duration,
         limits: Limits,
-        remembered: Vec<Box<[u8]>>,
+        remembered: Vec<(Box<[u8]>, Claims)>,
     ) -> Self {
         Self {
             epoch,
@@ -116,6 +117,7 @@ impl<F: Clone> State<F> {
     /// Called now and then: ends the grace when it is over, and forgets who has nothing to lose.
     pub fn tick(&mut self, now: Instant) {
         self.end_grace_if_over(now);
+        self.lower_records_now_and_then(now);
         let gone: Vec<ClientId> = self
             .clients
             .iter()

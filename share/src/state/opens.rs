@@ -1,6 +1,7 @@
 //! Opens and share reservations (RFC 8881, 9.7 to 9.11).
 
 use super::State;
+use super::grace::Claims;
 use super::ranges::Ranges;
 use super::table::{Entry, Place};
 use crate::wire::status::Status;
@@ -46,6 +47,7 @@ impl<F: Clone> State<F> {
                 open.client == asked.client && *open.owner == *asked.owner
             })
         });
+        self.record(asked.client, Claims::of_open(!asked.deny.is_none()));
         if let Some(place) = mine {
             let Entry::Open(open) = self.states.get_mut(place) else { unreachable!("found above") };
             open.access = open.access.with(asked.access);
@@ -112,6 +114,9 @@ impl<F: Clone> State<F> {
         if stateid.is_special() {
             if stateid == StateId::BYPASS && !access.writes() {
                 return Ok(None);
+            }
+            if self.is_contested(Claims::OPENS) {
+                return Err(Status::Grace);
             }
             return match self.denier(file, access, Share::NONE, |_| false) {
                 Some(other) if !self.is_expired(now, other) => Err(Status::Locked),

@@ -24,7 +24,7 @@ struct Shared {
 struct Nodes {
     all: BTreeMap<u64, Node>,
     last: u64,
-    remembered: Vec<Box<[u8]>>,
+    remembered: Vec<(Box<[u8]>, Claims)>,
 }
 
 struct Node {
@@ -373,18 +373,18 @@ impl Tree for MemoryTree {
         self.shared.lost_writes.load(Ordering::SeqCst)
     }
 
-    fn remembered(&self) -> Vec<Box<[u8]>> {
+    fn remembered(&self) -> Vec<(Box<[u8]>, Claims)> {
         self.lock().remembered.clone()
     }
 
-    fn remember(&self, owner: &[u8]) -> Result<()> {
+    fn remember(&self, owner: &[u8], claims: Claims) -> Result<()> {
         self.forget(owner)?;
-        self.lock().remembered.push(owner.into());
+        self.lock().remembered.push((owner.into(), claims));
         Ok(())
     }
 
     fn forget(&self, owner: &[u8]) -> Result<()> {
-        self.lock().remembered.retain(|other| **other != *owner);
+        self.lock().remembered.retain(|(other, _)| **other != *owner);
         Ok(())
     }
 }

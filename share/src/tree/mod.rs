@@ -7,6 +7,7 @@
 pub mod local;
 pub mod memory;
 
+use crate::state::Claims;
 use crate::wire::attributes::{SetTime, Time};
 use crate::wire::rpc::Caller;
 use crate::wire::status::Status;
@@ -75,10 +76,10 @@ pub trait Tree: Send + Sync {
     /// again. It is taken *before* the write that it is answered with.
     fn write_verifier(&self) -> u64;
 
-    /// The owners of clients that were remembered when the tree was opened.
-    fn remembered(&self) -> Vec<Box<[u8]>>;
+    /// The owners of clients that were remembered when the tree was opened, and what they may claim.
+    fn remembered(&self) -> Vec<(Box<[u8]>, Claims)>;
     /// Durable when it returns.
-    fn remember(&self, owner: &[u8]) -> Result<()>;
+    fn remember(&self, owner: &[u8], claims: Claims) -> Result<()>;
     fn forget(&self, owner: &[u8]) -> Result<()>;
 }
 

@@ -571,13 +571,13 @@ impl Tree for LocalTree {
         self.shared.write_verifier()
     }
 
-    fn remembered(&self) -> Vec<Box<[u8]>> {
+    fn remembered(&self) -> Vec<(Box<[u8]>, Claims)> {
         self.records.remembered()
     }
 
-    fn remember(&self, owner: &[u8]) -> Result<()> {
+    fn remember(&self, owner: &[u8], claims: Claims) -> Result<()> {
         self.shared.identity.act_as_server()?;
-        self.records.remember(owner)
+        self.records.remember(owner, claims)
     }
 
     fn forget(&self, owner: &[u8]) -> Result<()> {

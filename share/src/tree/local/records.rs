@@ -2,11 +2,15 @@
 //!
 //! ```text
 //! .ankole-share/ ─┬─ identity         who this file system is (16 bytes), key of its handles (32)
-//!                 └─ clients/NAME     the owner of a client that may claim after a restart; NAME is its SHA-256
+//!                 └─ clients/NAME     who may claim after a restart; NAME is the SHA-256 of its owner
+//!
+//! clients/NAME:  | version: 1 | bit 0: had denials, bit 1: had locks | owner …|
 //! ```
-//! A file appears whole, by a rename, and is durable when the call returns.
+//! A file appears whole, by a rename, and is durable when the call returns. The first version had nothing
+//! before the owner; its clients may have had anything.
 
 use super::super::Result;
+use crate::state::Claims;
 use crate::wire::types::OWNER_BYTES_MAX;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{AtFlags, Mode, OFlags};
@@ -58,7 +62,7 @@ impl Records {
         Ok(Self { clients: Some(clients), id, key })
     }
 
-    pub fn remembered(&self) -> Vec<Box<[u8]>> {
+    pub fn remembered(&self) -> Vec<(Box<[u8]>, Claims)> {
         let Some(clients) = &self.clients else { return Vec::new() };
         let Ok(entries) = rustix::fs::Dir::read_from(clients) else { return Vec::new() };
         entries
@@ -66,15 +70,18 @@ impl Records {
             .take(CLIENTS_MAX)
             .filter(|entry| entry.file_name().count_bytes() == NAME_CHARACTERS)
             .filter_map(|entry| {
-                read(clients.as_fd(), entry.file_name().to_bytes(), OWNER_BYTES_MAX).ok()
+                let name = entry.file_name().to_bytes();
+                let record = read(clients.as_fd(), name, 2 + OWNER_BYTES_MAX).ok()?;
+                decode(name, &record)
             })
-            .map(Vec::into_boxed_slice)
             .collect()
     }
 
-    pub fn remember(&self, owner: &[u8]) -> Result<()> {
+    pub fn remember(&self, owner: &[u8], claims: Claims) -> Result<()> {
         let Some(clients) = &self.clients else { return Ok(()) };
-        Ok(write(clients.as_fd(), &name_of(owner), owner)?)
+        let bits = u8::from(claims.denials) | u8::from(claims.locks) << 1;
+        let record = [&[VERSION, bits], owner].concat();
+        Ok(write(clients.as_fd(), &name_of(owner), &record)?)
     }
 
     pub fn forget(&self, owner: &[u8]) -> Result<()> {
@@ -87,6 +94,18 @@ impl Records {
     }
 }
 
+/// `None`: it isn't a record of ours.
+fn decode(name: &[u8], record: &[u8]) -> Option<(Box<[u8]>, Claims)> {
+    if name_of(record).as_bytes() == name {
+        return Some((record.into(), Claims::ALL));
+    }
+    let (&[version, bits], owner) = record.split_first_chunk()?;
+    let claims = Claims { denials: bits & 1 != 0, locks: bits & 2 != 0 };
+    let ours = version == VERSION && name_of(owner).as_bytes() == name;
+    ours.then(|| (owner.into(), claims))
+}
+
+const VERSION: u8 = 1;
 const NAME_CHARACTERS: usize = 64;
 
 fn name_of(owner: &[u8]) -> String {
@@ -138,4 +157,21 @@ fn write(directory: BorrowedFd, name: &str, bytes: &[u8]) -> rustix::io::Result<
     rustix::fs::fsync(&file)?;
     rustix::fs::renameat(directory, &*new, directory, name)?;
     rustix::fs::fsync(directory)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_is_read_as_it_was_written_and_one_of_the_first_version_may_claim_anything() {
+        let owner = b"\x01\x00Linux NFSv4.1 node";
+        let name = name_of(owner);
+        let claims = Claims { denials: false, locks: true };
+        let record = [&[1, 2], &owner[..]].concat();
+        assert_eq!(decode(name.as_bytes(), &record), Some(((*owner).into(), claims)));
+        assert_eq!(decode(name.as_bytes(), owner), Some(((*owner).into(), Claims::ALL)));
+        assert_eq!(decode(name.as_bytes(), &[&[2, 2], &owner[..]].concat()), None);
+        assert_eq!(decode(name.as_bytes(), b"\x01"), None);
+    }
 }
