@@ -80,6 +80,9 @@ pub struct Metadata {
     pub finalizers: BTreeSet<String>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
+    /// Notes of programs to themselves.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub annotations: BTreeMap<String, String>,
     /// Those without which it has no use.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub owner_references: Vec<OwnerReference>,
@@ -140,6 +143,7 @@ impl Metadata {
             deletion_timestamp: None,
             finalizers: BTreeSet::new(),
             labels: BTreeMap::new(),
+            annotations: BTreeMap::new(),
             owner_references: Vec::new(),
         }
     }
