@@ -1,6 +1,6 @@
 //! Attributes that are asked for, compared, and set (RFC 8881, 18.7, 18.15, 18.30, 18.31).
 
-use super::{Cursor, Failed};
+use super::{Cursor, Export, Failed};
 use crate::tree::{Attributes, Change, Space, Tree};
 use crate::wire::attributes::{AttributeSet, AttributeValues, Changes, SETTABLE, number::*};
 use crate::wire::status::{OK, Status};
@@ -8,7 +8,7 @@ use crate::wire::types::*;
 use crate::wire::xdr::Encoder;
 use std::time::Duration;
 
-/// What is told when it is asked for.
+/// What is told when it is asked for, in minor version 1.
 const READABLE: AttributeSet = AttributeSet::of(&[
     SUPPORTED_ATTRS,
     TYPE,
@@ -57,6 +57,10 @@ const READABLE: AttributeSet = AttributeSet::of(&[
     SUPPATTR_EXCLCREAT,
 ]);
 
+/// What is older than minor version 1 doesn't know, and what 2 added.
+const SINCE_1: AttributeSet = AttributeSet::of(&[SUPPATTR_EXCLCREAT]);
+const SINCE_2: AttributeSet = AttributeSet::of(&[XATTR_SUPPORT]);
+
 const WRITE_ONLY: AttributeSet = AttributeSet::of(&[TIME_ACCESS_SET, TIME_MODIFY_SET]);
 
 const OF_SPACE: AttributeSet =
@@ -69,8 +73,16 @@ const SETTABLE_EXCLUSIVELY: AttributeSet = AttributeSet::of(&[SIZE, MODE, OWNER,
 const TIME_STEP_NS: u32 = 1;
 
 impl AttributeSet {
-    fn supported() -> Self {
-        READABLE.or(&SETTABLE)
+    fn readable(minor_version: u32) -> Self {
+        match minor_version {
+            0 => READABLE.without(&SINCE_1),
+            1 => READABLE,
+            _ => READABLE.or(&SINCE_2),
+        }
+    }
+
+    fn supported(minor_version: u32) -> Self {
+        Self::readable(minor_version).or(&SETTABLE)
     }
 }
 
@@ -78,6 +90,7 @@ impl AttributeSet {
 pub struct Source<'a> {
     pub tree: &'a dyn Tree,
     pub lease: Duration,
+    pub minor_version: u32,
     pub file: FileHandle,
     pub attributes: Attributes,
 }
@@ -85,7 +98,7 @@ pub struct Source<'a> {
 impl Source<'_> {
     /// The set of what is told, and the values.
     pub fn encode(&self, wanted: &AttributeSet, reply: &mut Encoder) -> Result<(), Status> {
-        let told = wanted.and(&READABLE);
+        let told = wanted.and(&AttributeSet::readable(self.minor_version));
         let space = match told.and(&OF_SPACE).is_empty() {
             true => None,
             false => Some(self.tree.space()?),
@@ -107,7 +120,7 @@ impl Source<'_> {
     fn encode_one(&self, number: u32, reply: &mut Encoder) {
         let of = &self.attributes;
         match number {
-            SUPPORTED_ATTRS => AttributeSet::supported().encode(reply),
+            SUPPORTED_ATTRS => AttributeSet::supported(self.minor_version).encode(reply),
             TYPE => reply.u32(of.kind as u32),
             FH_EXPIRE_TYPE => reply.u32(0), // handles don't expire
             CHANGE => reply.u64(of.change),
@@ -147,7 +160,8 @@ impl Source<'_> {
             TIME_METADATA => of.changed.encode(reply),
             TIME_MODIFY => of.modified.encode(reply),
             SUPPATTR_EXCLCREAT => SETTABLE_EXCLUSIVELY.encode(reply),
-            _ => unreachable!("each number of READABLE stands above"),
+            XATTR_SUPPORT => reply.bool(self.tree.has_xattrs()),
+            _ => unreachable!("each number that is readable stands above"),
         }
     }
 }
@@ -170,8 +184,9 @@ pub struct Wanted {
 }
 
 impl Wanted {
-    pub fn parse(values: &AttributeValues) -> Result<Self, Status> {
-        if values.names_unknown || !values.set.without(&AttributeSet::supported()).is_empty() {
+    pub fn parse(values: &AttributeValues, minor_version: u32) -> Result<Self, Status> {
+        let supported = AttributeSet::supported(minor_version);
+        if values.names_unknown || !values.set.without(&supported).is_empty() {
             return Err(Status::AttrNotSupp);
         }
         if !values.set.without(&SETTABLE).is_empty() {
@@ -192,8 +207,8 @@ impl Wanted {
     }
 
     /// For a file that is created exclusively.
-    pub fn parse_exclusive(values: &AttributeValues) -> Result<Self, Status> {
-        let wanted = Self::parse(values)?;
+    pub fn parse_exclusive(values: &AttributeValues, minor_version: u32) -> Result<Self, Status> {
+        let wanted = Self::parse(values, minor_version)?;
         match wanted.set.without(&SETTABLE_EXCLUSIVELY).is_empty() {
             true => Ok(wanted),
             false => Err(Status::Inval),
@@ -217,9 +232,12 @@ fn parse_owner(name: &[u8]) -> Result<u32, Status> {
 
 impl Cursor<'_> {
     pub(super) fn source(&self, file: FileHandle) -> Result<Source<'_>, Status> {
-        let tree = &*self.export.tree;
-        let attributes = tree.attributes(file)?;
-        Ok(Source { tree, lease: self.export.lease, file, attributes })
+        Ok(self.source_of(file, self.export.tree.attributes(file)?))
+    }
+
+    pub(super) fn source_of(&self, file: FileHandle, attributes: Attributes) -> Source<'_> {
+        let Export { tree, lease, .. } = self.export;
+        Source { tree: &**tree, lease: *lease, minor_version: self.minor_version, file, attributes }
     }
 
     pub(super) fn get_attributes(
@@ -235,7 +253,8 @@ impl Cursor<'_> {
 
     pub(super) fn verify(&mut self, values: &AttributeValues, same: bool) -> Result<(), Status> {
         let file = self.current()?.file;
-        if values.names_unknown || !values.set.without(&AttributeSet::supported()).is_empty() {
+        let supported = AttributeSet::supported(self.minor_version);
+        if values.names_unknown || !values.set.without(&supported).is_empty() {
             return Err(Status::AttrNotSupp);
         }
         let never = WRITE_ONLY.or(&AttributeSet::of(&[RDATTR_ERROR]));
@@ -263,7 +282,7 @@ impl Cursor<'_> {
         reply: &mut Encoder,
     ) -> Result<(), Failed> {
         let file = self.current()?.file;
-        let wanted = Wanted::parse(values)?;
+        let wanted = Wanted::parse(values, self.minor_version)?;
         let mut set = AttributeSet::default();
         let done = self.apply(file, stateid, &wanted, &mut set);
         set.encode(reply);

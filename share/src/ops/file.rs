@@ -32,6 +32,28 @@ impl Cursor<'_> {
         Ok(open)
     }
 
+    /// How much of `count` the reply may have, with `around_bytes` around it, in a buffer for that.
+    pub(super) fn room_for_data(
+        &self,
+        count: u32,
+        around_bytes: usize,
+        reply: &mut Encoder,
+    ) -> usize {
+        let room = self.room(reply).saturating_sub(around_bytes);
+        let most = room.min(count.min(IO_BYTES_MAX) as usize);
+        if most + around_bytes <= reply.spare_bytes() {
+            return most;
+        }
+        match self.export.buffers.try_take() {
+            Some(large) => {
+                reply.move_to(large);
+                most
+            }
+            // All are in use: a short answer now instead of a whole one later.
+            None => most.min(SMALL_BYTES / 2),
+        }
+    }
+
     pub(super) fn read(
         &mut self,
         stateid: StateId,
@@ -41,15 +63,7 @@ impl Cursor<'_> {
     ) -> Result<()> {
         let file = self.current()?.file;
         let open = self.file_for(stateid, file, Share::READ)?;
-        let room = self.room(reply).saturating_sub(READ_AROUND_BYTES);
-        let mut most = room.min(count.min(IO_BYTES_MAX) as usize);
-        if most + READ_AROUND_BYTES > reply.spare_bytes() {
-            match self.export.buffers.try_take() {
-                Some(large) => reply.move_to(large),
-                // All are in use: a short answer now instead of a whole one later.
-                None => most = most.min(SMALL_BYTES / 2),
-            }
-        }
+        let most = self.room_for_data(count, READ_AROUND_BYTES, reply);
         let eof_at = reply.mark();
         reply.bool(false);
         let mut eof = false;

@@ -4,16 +4,20 @@
 //! fails. One file here for each family of operations.
 
 mod attributes;
+mod copy;
 mod file;
 mod lock;
 mod names;
 mod open;
 mod session;
+mod sparse;
+mod xattr;
 
 use crate::buffers::Buffers;
 use crate::state::{Claims, Limits, Record, Running, State};
 use crate::tree::{OpenFile, Tree};
 use crate::wire::arguments::{ILLEGAL, Number, Operation};
+use crate::wire::arguments42::Operation42;
 use crate::wire::rpc::{self, Caller, PROCEDURE_NULL, Refusal};
 use crate::wire::status::{OK, Status};
 use crate::wire::types::{FileHandle, StateId, TAG_BYTES_MAX};
@@ -351,9 +355,29 @@ impl Cursor<'_> {
             }
             O::ReclaimComplete { one_fs } => self.reclaim_complete(one_fs)?,
             O::Sequence(_) => unreachable!("it is told apart before"),
+            O::V42(operation) => self.run42(operation, reply)?,
             O::NotSupported => return Err(Status::NotSupp.into()),
         }
         Ok(())
+    }
+
+    fn run42(&mut self, operation: Operation42, reply: &mut Encoder) -> Result<(), Status> {
+        use Operation42 as O;
+        match operation {
+            O::Allocate(region) => self.allocate(&region),
+            O::Clone(copy) => self.clone_range(&copy),
+            O::Copy { copy, from_other_server } => self.copy(&copy, from_other_server, reply),
+            O::Deallocate(region) => self.deallocate(&region),
+            O::IoAdvise(region) => self.advise(&region, reply),
+            O::ReadPlus { stateid, offset, count } => self.read_plus(stateid, offset, count, reply),
+            O::Seek { stateid, offset, what } => self.seek(stateid, offset, what, reply),
+            O::GetXattr(name) => self.get_xattr(name, reply),
+            O::SetXattr { when, name, value } => self.set_xattr(when, name, value, reply),
+            O::ListXattrs { cookie, reply_bytes_max } => {
+                self.list_xattrs(cookie, reply_bytes_max, reply)
+            }
+            O::RemoveXattr(name) => self.remove_xattr(name, reply),
+        }
     }
 
     fn current(&self) -> Result<Place, Status> {
@@ -410,16 +434,22 @@ fn changes_something(number: Number) -> bool {
     use Number as N;
     matches!(
         number,
-        N::Close
+        N::Allocate
+            | N::Clone
+            | N::Close
+            | N::Copy
             | N::Create
+            | N::Deallocate
             | N::Link
             | N::Lock
             | N::LockU
             | N::Open
             | N::OpenDowngrade
             | N::Remove
+            | N::RemoveXattr
             | N::Rename
             | N::SetAttr
+            | N::SetXattr
             | N::Write
     )
 }

@@ -1,6 +1,6 @@
 //! Names: found, listed, made, moved and removed (RFC 8881, 18.1, 18.4, 18.9, 18.13, 18.14, 18.23 to 18.26).
 
-use super::attributes::{Source, Wanted};
+use super::attributes::Wanted;
 use super::{Cursor, Place};
 use crate::tree::{Access, Change, Changed, Entry, Name, NewFile, Result};
 use crate::wire::arguments::{Create, CreateKind, ReadDir};
@@ -17,6 +17,10 @@ const MODIFY: u32 = 0x04;
 const EXTEND: u32 = 0x08;
 const DELETE: u32 = 0x10;
 const EXECUTE: u32 = 0x20;
+/// Of minor version 2: extended attributes are read, written and listed with the right to the data.
+const XATTR_READ: u32 = 0x40;
+const XATTR_WRITE: u32 = 0x80;
+const XATTR_LIST: u32 = 0x100;
 
 /// What ends a listing: "no more entries", and whether that is all.
 const LIST_END_BYTES: usize = 8;
@@ -27,10 +31,16 @@ const LIST_BYTES_MAX: usize = 64 * 1024;
 impl Cursor<'_> {
     pub(super) fn access(&mut self, wanted: u32, reply: &mut Encoder) -> Result<()> {
         let file = self.current()?.file;
-        let (read, write, execute) = match self.export.tree.attributes(file)?.kind {
+        let kind = self.export.tree.attributes(file)?.kind;
+        let (mut read, mut write, execute) = match kind {
             FileType::Directory => (READ, MODIFY | EXTEND | DELETE, LOOKUP),
             _ => (READ, MODIFY | EXTEND, EXECUTE),
         };
+        let may_have_xattrs = matches!(kind, FileType::Directory | FileType::Regular);
+        if self.minor_version >= 2 && may_have_xattrs && self.export.tree.has_xattrs() {
+            read |= XATTR_READ | XATTR_LIST;
+            write |= XATTR_WRITE;
+        }
         let asked = Access {
             read: wanted & read != 0,
             write: wanted & write != 0,
@@ -132,10 +142,7 @@ impl Cursor<'_> {
             return Ok(());
         }
         match (entry.file)() {
-            Ok((file, attributes)) => {
-                let tree = &*self.export.tree;
-                Source { tree, lease: self.export.lease, file, attributes }.encode(wanted, reply)
-            }
+            Ok((file, attributes)) => self.source_of(file, attributes).encode(wanted, reply),
             Err(gone @ (Status::NoEnt | Status::Stale)) => Err(gone),
             // One file that can't be looked at doesn't hide the others from who can bear it.
             Err(status) if wanted.has(number::RDATTR_ERROR) => {
@@ -164,7 +171,7 @@ impl Cursor<'_> {
             CreateKind::Bad => return Err(Status::BadType),
         };
         let name = Name::new(asked.name)?;
-        let wanted = Wanted::parse(&asked.values)?;
+        let wanted = Wanted::parse(&asked.values, self.minor_version)?;
         if wanted.size_bytes.is_some() {
             return Err(Status::Inval);
         }

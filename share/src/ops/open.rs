@@ -101,8 +101,12 @@ impl Cursor<'_> {
             return self.existing(directory, file);
         };
         let wanted = match how {
-            HowToCreate::Unchecked(values) | HowToCreate::Guarded(values) => Wanted::parse(values)?,
-            HowToCreate::Exclusive(_, Some(values)) => Wanted::parse_exclusive(values)?,
+            HowToCreate::Unchecked(values) | HowToCreate::Guarded(values) => {
+                Wanted::parse(values, self.minor_version)?
+            }
+            HowToCreate::Exclusive(_, Some(values)) => {
+                Wanted::parse_exclusive(values, self.minor_version)?
+            }
             HowToCreate::Exclusive(_, None) => Wanted::nothing(),
         };
         let mode = wanted.change.mode.unwrap_or(MODE_UNSAID);

@@ -9,6 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 const ROOT: u64 = 1;
 const FIRST_COOKIE: u64 = 3;
+const BLOCK_BYTES: usize = 4096;
 
 #[derive(Clone, Default)]
 pub struct MemoryTree {
@@ -29,10 +30,11 @@ struct Nodes {
 
 struct Node {
     attributes: Attributes,
-    content: Content,
+    content: NodeContent,
+    xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
 }
 
-enum Content {
+enum NodeContent {
     Bytes(Vec<u8>),
     Names { parent: u64, names: BTreeMap<Vec<u8>, (u64, u64)>, last_cookie: u64 },
     Link(Vec<u8>),
@@ -45,14 +47,14 @@ type Names = BTreeMap<Vec<u8>, (u64, u64)>;
 impl Default for Nodes {
     fn default() -> Self {
         let names =
-            Content::Names { parent: ROOT, names: BTreeMap::new(), last_cookie: FIRST_COOKIE };
+            NodeContent::Names { parent: ROOT, names: BTreeMap::new(), last_cookie: FIRST_COOKIE };
         let mut nodes = Self { all: BTreeMap::new(), last: ROOT, remembered: Vec::new() };
         nodes.all.insert(ROOT, new_node(ROOT, FileType::Directory, 0o755, &Caller::ROOT, names));
         nodes
     }
 }
 
-fn new_node(id: u64, kind: FileType, mode: u32, caller: &Caller, content: Content) -> Node {
+fn new_node(id: u64, kind: FileType, mode: u32, caller: &Caller, content: NodeContent) -> Node {
     let time = Time { seconds: 1, nanoseconds: 0 };
     let attributes = Attributes {
         kind,
@@ -70,7 +72,7 @@ fn new_node(id: u64, kind: FileType, mode: u32, caller: &Caller, content: Conten
         changed: time,
         created: None,
     };
-    Node { attributes, content }
+    Node { attributes, content, xattrs: BTreeMap::new() }
 }
 
 fn handle(id: u64) -> FileHandle {
@@ -92,8 +94,8 @@ impl Nodes {
 
     fn names(&self, directory: FileHandle) -> Result<(u64, &Names)> {
         match &self.node(directory)?.content {
-            Content::Names { parent, names, .. } => Ok((*parent, names)),
-            Content::Link(_) => Err(Status::Symlink),
+            NodeContent::Names { parent, names, .. } => Ok((*parent, names)),
+            NodeContent::Link(_) => Err(Status::Symlink),
             _ => Err(Status::NotDir),
         }
     }
@@ -104,7 +106,7 @@ impl Nodes {
 
     fn insert(&mut self, directory: FileHandle, name: &[u8], file: u64) -> Result<Changed> {
         let node = self.node_mut(directory)?;
-        let Content::Names { names, last_cookie, .. } = &mut node.content else {
+        let NodeContent::Names { names, last_cookie, .. } = &mut node.content else {
             return Err(Status::NotDir);
         };
         *last_cookie += 1;
@@ -114,7 +116,9 @@ impl Nodes {
 
     fn take(&mut self, directory: FileHandle, name: &[u8]) -> Result<(u64, Changed)> {
         let node = self.node_mut(directory)?;
-        let Content::Names { names, .. } = &mut node.content else { return Err(Status::NotDir) };
+        let NodeContent::Names { names, .. } = &mut node.content else {
+            return Err(Status::NotDir);
+        };
         let (file, _) = names.remove(name).ok_or(Status::NoEnt)?;
         Ok((file, changed(node)))
     }
@@ -122,7 +126,7 @@ impl Nodes {
     fn unlink(&mut self, file: u64) {
         if let Some(node) = self.all.get_mut(&file) {
             node.attributes.links -= 1;
-            let is_directory = matches!(node.content, Content::Names { .. });
+            let is_directory = matches!(node.content, NodeContent::Names { .. });
             if is_directory {
                 node.attributes.links = 0;
             }
@@ -130,7 +134,7 @@ impl Nodes {
     }
 
     fn is_empty(&self, file: u64) -> bool {
-        !matches!(&self.all[&file].content, Content::Names { names, .. } if !names.is_empty())
+        !matches!(&self.all[&file].content, NodeContent::Names { names, .. } if !names.is_empty())
     }
 }
 
@@ -150,11 +154,17 @@ impl MemoryTree {
     }
 
     fn permit(&self, caller: &Caller, directory: FileHandle) -> Result<()> {
-        let wanted = Access { read: false, write: true, execute: true };
-        match self.access(caller, directory, wanted)? {
-            Access { write: true, execute: true, .. } => Ok(()),
-            _ => Err(Status::Access),
-        }
+        self.permit_access(caller, directory, |access| access.write && access.execute)
+    }
+
+    fn permit_access(
+        &self,
+        caller: &Caller,
+        file: FileHandle,
+        enough: impl Fn(Access) -> bool,
+    ) -> Result<()> {
+        let all = Access { read: true, write: true, execute: true };
+        if enough(self.access(caller, file, all)?) { Ok(()) } else { Err(Status::Access) }
     }
 }
 
@@ -239,7 +249,7 @@ impl Tree for MemoryTree {
 
     fn read_link(&self, _: &Caller, link: FileHandle) -> Result<Vec<u8>> {
         match &self.lock().node(link)?.content {
-            Content::Link(to) => Ok(to.clone()),
+            NodeContent::Link(to) => Ok(to.clone()),
             _ => Err(Status::Inval),
         }
     }
@@ -262,13 +272,16 @@ impl Tree for MemoryTree {
         nodes.last += 1;
         let new = nodes.last;
         let (kind, content) = match kind {
-            NewFile::Regular => (FileType::Regular, Content::Bytes(Vec::new())),
+            NewFile::Regular => (FileType::Regular, NodeContent::Bytes(Vec::new())),
             NewFile::Directory => {
                 let (parent, names) = (id(directory)?, BTreeMap::new());
-                (FileType::Directory, Content::Names { parent, names, last_cookie: FIRST_COOKIE })
+                (
+                    FileType::Directory,
+                    NodeContent::Names { parent, names, last_cookie: FIRST_COOKIE },
+                )
             }
-            NewFile::Symlink(to) => (FileType::Symlink, Content::Link(to.into())),
-            NewFile::Special(kind, ..) => (kind, Content::Nothing),
+            NewFile::Symlink(to) => (FileType::Symlink, NodeContent::Link(to.into())),
+            NewFile::Special(kind, ..) => (kind, NodeContent::Nothing),
         };
         nodes.all.insert(new, new_node(new, kind, mode, caller, content));
         let changed = nodes.insert(directory, name.as_bytes(), new)?;
@@ -317,7 +330,7 @@ impl Tree for MemoryTree {
         if let Some(replaced) = replaced {
             nodes.unlink(replaced);
         }
-        if let Content::Names { parent, .. } = &mut nodes.node_mut(handle(moved))?.content {
+        if let NodeContent::Names { parent, .. } = &mut nodes.node_mut(handle(moved))?.content {
             *parent = id(to.0)?;
         }
         Ok((source, target))
@@ -360,12 +373,80 @@ impl Tree for MemoryTree {
         Ok(())
     }
 
+    fn has_xattrs(&self) -> bool {
+        true
+    }
+
+    fn xattr(&self, caller: &Caller, file: FileHandle, name: XattrName) -> Result<Vec<u8>> {
+        self.permit_access(caller, file, |access| access.read)?;
+        self.lock().node(file)?.xattrs.get(name.as_bytes()).cloned().ok_or(Status::NoXattr)
+    }
+
+    fn xattr_names(&self, _: &Caller, file: FileHandle) -> Result<Vec<Vec<u8>>> {
+        Ok(self.lock().node(file)?.xattrs.keys().cloned().collect())
+    }
+
+    fn set_xattr(
+        &self,
+        caller: &Caller,
+        file: FileHandle,
+        name: XattrName,
+        value: &[u8],
+        when: SetXattr,
+    ) -> Result<Changed> {
+        self.permit_access(caller, file, |access| access.write)?;
+        let mut nodes = self.lock();
+        let node = nodes.node_mut(file)?;
+        match (when, node.xattrs.contains_key(name.as_bytes())) {
+            (SetXattr::Create, true) => return Err(Status::Exist),
+            (SetXattr::Replace, false) => return Err(Status::NoXattr),
+            _ => node.xattrs.insert(name.as_bytes().into(), value.into()),
+        };
+        Ok(changed(node))
+    }
+
+    fn remove_xattr(&self, caller: &Caller, file: FileHandle, name: XattrName) -> Result<Changed> {
+        self.permit_access(caller, file, |access| access.write)?;
+        let mut nodes = self.lock();
+        let node = nodes.node_mut(file)?;
+        node.xattrs.remove(name.as_bytes()).ok_or(Status::NoXattr)?;
+        Ok(changed(node))
+    }
+
+    fn copy(
+        &self,
+        caller: &Caller,
+        from: (FileHandle, u64),
+        to: (FileHandle, u64),
+        length: u64,
+    ) -> Result<u64> {
+        let mut bytes = vec![0; length.min(1 << 24) as usize];
+        let (read, _) = self.open(from.0)?.read(caller, from.1, &mut bytes)?;
+        let into = self.open(to.0)?;
+        Ok(into.write(caller, to.1, &bytes[..read], Stability::Unstable)? as u64)
+    }
+
+    fn clone_range(
+        &self,
+        caller: &Caller,
+        from: (FileHandle, u64),
+        to: (FileHandle, u64),
+        length: u64,
+    ) -> Result<()> {
+        let left = self.attributes(from.0)?.size_bytes.checked_sub(from.1).ok_or(Status::Inval)?;
+        let length = if length == 0 { left } else { length };
+        if length > left {
+            return Err(Status::Inval);
+        }
+        self.copy(caller, from, to, length).map(|_| ())
+    }
+
     fn open(&self, file: FileHandle) -> Result<Arc<dyn OpenFile>> {
         match &self.lock().node(file)?.content {
-            Content::Bytes(_) => Ok(Arc::new(Opened { tree: self.shared.clone(), file })),
-            Content::Names { .. } => Err(Status::IsDir),
-            Content::Link(_) => Err(Status::Symlink),
-            Content::Nothing => Err(Status::WrongType),
+            NodeContent::Bytes(_) => Ok(Arc::new(Opened { tree: self.shared.clone(), file })),
+            NodeContent::Names { .. } => Err(Status::IsDir),
+            NodeContent::Link(_) => Err(Status::Symlink),
+            NodeContent::Nothing => Err(Status::WrongType),
         }
     }
 
@@ -398,7 +479,7 @@ impl Opened {
     fn with<T>(&self, work: impl FnOnce(&mut Vec<u8>) -> T) -> Result<T> {
         let mut nodes = self.tree.lock();
         let node = nodes.node_mut(self.file)?;
-        let Content::Bytes(bytes) = &mut node.content else { return Err(Status::Inval) };
+        let NodeContent::Bytes(bytes) = &mut node.content else { return Err(Status::Inval) };
         let done = work(bytes);
         node.attributes.size_bytes = bytes.len() as u64;
         Ok(done)
@@ -442,5 +523,40 @@ impl OpenFile for Opened {
         let size = size.ok_or(Status::FBig)?;
         self.with(|bytes| bytes.resize(size, 0))?;
         self.changed()
+    }
+    fn allocate(&self, _: &Caller, range: Range) -> Result<()> {
+        let end = range.offset + range.length;
+        let end = usize::try_from(end).ok().filter(|&end| end <= 1 << 24).ok_or(Status::NoSpc)?;
+        self.with(|bytes| bytes.resize(bytes.len().max(end), 0))?;
+        self.changed()
+    }
+
+    fn deallocate(&self, _: &Caller, range: Range) -> Result<()> {
+        self.with(|bytes| {
+            let end = bytes.len().min((range.offset + range.length) as usize);
+            let start = end.min(range.offset as usize);
+            bytes[start..end].fill(0);
+        })?;
+        self.changed()
+    }
+
+    /// A whole block of zeroes is a hole.
+    fn next(&self, what: Content, offset: u64) -> Result<Option<u64>> {
+        self.with(|bytes| {
+            if offset >= bytes.len() as u64 {
+                return Err(Status::NxIo);
+            }
+            let block_at = |at: usize| at / BLOCK_BYTES * BLOCK_BYTES;
+            let mut at = offset as usize;
+            while at < bytes.len() {
+                let block = &bytes[block_at(at)..bytes.len().min(block_at(at) + BLOCK_BYTES)];
+                let is_hole = block.iter().all(|&byte| byte == 0);
+                if is_hole == (what == Content::Hole) {
+                    return Ok(Some(at as u64));
+                }
+                at = block_at(at) + BLOCK_BYTES;
+            }
+            Ok((what == Content::Hole).then_some(bytes.len() as u64))
+        })?
     }
 }

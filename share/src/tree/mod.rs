@@ -8,6 +8,7 @@ pub mod local;
 pub mod memory;
 
 use crate::state::Claims;
+use crate::wire::arguments42::SetXattr;
 use crate::wire::attributes::{SetTime, Time};
 use crate::wire::rpc::Caller;
 use crate::wire::status::Status;
@@ -68,6 +69,39 @@ pub trait Tree: Send + Sync {
     /// The size is changed by [`OpenFile::set_size`].
     fn set(&self, caller: &Caller, file: FileHandle, changes: &Change) -> Result<()>;
 
+    /// Whether files here may have extended attributes.
+    fn has_xattrs(&self) -> bool;
+    fn xattr(&self, caller: &Caller, file: FileHandle, name: XattrName) -> Result<Vec<u8>>;
+    fn xattr_names(&self, caller: &Caller, file: FileHandle) -> Result<Vec<Vec<u8>>>;
+    /// The file's change numbers; something else may have been between.
+    fn set_xattr(
+        &self,
+        caller: &Caller,
+        file: FileHandle,
+        name: XattrName,
+        value: &[u8],
+        when: SetXattr,
+    ) -> Result<Changed>;
+    fn remove_xattr(&self, caller: &Caller, file: FileHandle, name: XattrName) -> Result<Changed>;
+
+    /// From an offset in one regular file to one in another. How many bytes were copied, which is less at the
+    /// source's end; they are as a write that isn't stable.
+    fn copy(
+        &self,
+        caller: &Caller,
+        from: (FileHandle, u64),
+        to: (FileHandle, u64),
+        length: u64,
+    ) -> Result<u64>;
+    /// All of it or nothing, by sharing what is on the disk; a length of zero is "to the source's end".
+    fn clone_range(
+        &self,
+        caller: &Caller,
+        from: (FileHandle, u64),
+        to: (FileHandle, u64),
+        length: u64,
+    ) -> Result<()>;
+
     /// A regular file, to be read and written; whether the caller may is asked before. The file stays as
     /// long as this does, also without a name.
     fn open(&self, file: FileHandle) -> Result<Arc<dyn OpenFile>>;
@@ -98,6 +132,58 @@ pub trait OpenFile: Send + Sync {
     /// error, what wasn't stable may be lost, and the verifier is another one.
     fn commit(&self) -> Result<u64>;
     fn set_size(&self, caller: &Caller, size_bytes: u64) -> Result<()>;
+    /// There is room for these bytes when it returns, and the file ends behind them or later.
+    fn allocate(&self, caller: &Caller, range: Range) -> Result<()>;
+    /// They read as zeroes from then on; the size stays.
+    fn deallocate(&self, caller: &Caller, range: Range) -> Result<()>;
+    /// The first byte of such content at `offset` or behind it; a hole follows each file. `NxIo`: the file
+    /// ends before.
+    fn next(&self, what: Content, offset: u64) -> Result<Option<u64>>;
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Content {
+    Data,
+    Hole,
+}
+
+/// Bytes that a file can have, not none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Range {
+    pub offset: u64,
+    pub length: u64,
+}
+
+impl Range {
+    pub fn new(offset: u64, length: u64) -> Result<Self> {
+        let end = offset.checked_add(length).ok_or(Status::Inval)?;
+        match length {
+            0 => Err(Status::Inval),
+            _ if end > i64::MAX as u64 => Err(Status::FBig),
+            _ => Ok(Self { offset, length }),
+        }
+    }
+}
+
+/// The name of an extended attribute of users, without the kernel's `user.` before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct XattrName<'a>(&'a [u8]);
+
+impl<'a> XattrName<'a> {
+    pub const PREFIX: &'static [u8] = b"user.";
+
+    pub fn new(bytes: &'a [u8]) -> Result<Self> {
+        match bytes {
+            b"" => Err(Status::Inval),
+            _ if bytes.len() > NAME_BYTES_MAX - Self::PREFIX.len() => Err(Status::NameTooLong),
+            _ if bytes.contains(&0) => Err(Status::BadChar),
+            _ => Ok(Self(bytes)),
+        }
+    }
+
+    pub fn as_bytes(&self) -> &'a [u8] {
+        self.0
+    }
 }
 
 /// One component of a path: not empty, not a dot or two, no slash or NUL, not too long.

@@ -1,5 +1,6 @@
 //! The arguments of each operation, decoded. Bytes and names are borrowed from the message.
 
+use super::arguments42::Operation42;
 use super::attributes::{AttributeSet, AttributeValues};
 use super::types::*;
 use super::xdr::{Decoded, Decoder, Malformed};
@@ -119,6 +120,7 @@ pub enum Operation<'a> {
     ReclaimComplete {
         one_fs: bool,
     },
+    V42(Operation42<'a>),
     /// Known, and not served.
     NotSupported,
 }
@@ -356,7 +358,7 @@ impl<'a> Operation<'a> {
             }
             N::DestroyClientId => Self::DestroyClientId(ClientId(body.u64()?)),
             N::ReclaimComplete => Self::ReclaimComplete { one_fs: body.bool()? },
-            _ => Self::NotSupported,
+            _ => Operation42::decode(number, body)?.map_or(Self::NotSupported, Self::V42),
         })
     }
 }
@@ -366,7 +368,7 @@ pub fn stateid(body: &mut Decoder) -> Decoded<StateId> {
 }
 
 /// A name of any length that fits a message: too long a one has an error of its own.
-fn name<'a>(body: &mut Decoder<'a>) -> Decoded<&'a [u8]> {
+pub fn name<'a>(body: &mut Decoder<'a>) -> Decoded<&'a [u8]> {
     body.opaque(16 * 1024)
 }
 

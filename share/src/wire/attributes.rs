@@ -59,6 +59,7 @@ pub mod number {
     pub const TIME_MODIFY_SET: u32 = 54;
     pub const MOUNTED_ON_FILEID: u32 = 55;
     pub const SUPPATTR_EXCLCREAT: u32 = 75;
+    pub const XATTR_SUPPORT: u32 = 82;
 }
 
 impl AttributeSet {

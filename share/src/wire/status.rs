@@ -132,6 +132,8 @@ impl From<Errno> for Status {
             Errno::STALE => Status::Stale,
             Errno::LOOP => Status::Symlink,
             Errno::NOTSUP => Status::NotSupp,
+            Errno::NODATA => Status::NoXattr,
+            Errno::TOOBIG => Status::Xattr2Big,
             // They pass: the client asks again.
             Errno::NOMEM | Errno::MFILE | Errno::NFILE | Errno::AGAIN => Status::Delay,
             _ => Status::Io,

@@ -4,6 +4,8 @@
 pub const IO_BYTES_MAX: u32 = 1 << 20;
 pub const NAME_BYTES_MAX: usize = 255;
 pub const LINK_BYTES_MAX: usize = 4096;
+/// Of the value of an extended attribute: the kernel's limit.
+pub const XATTR_BYTES_MAX: usize = 64 * 1024;
 pub const TAG_BYTES_MAX: usize = 1024;
 /// Of client owners, open owners and lock owners; the protocol's limit.
 pub const OWNER_BYTES_MAX: usize = 1024;

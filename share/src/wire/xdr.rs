@@ -185,6 +185,10 @@ impl<'a> Encoder<'a> {
         self.bytes[at.0..at.0 + 4].copy_from_slice(&value.to_be_bytes());
     }
 
+    pub fn patch_u64(&mut self, at: Mark, value: u64) {
+        self.bytes[at.0..at.0 + 8].copy_from_slice(&value.to_be_bytes());
+    }
+
     fn pad(&mut self) {
         self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
     }

@@ -227,6 +227,57 @@ impl Ops {
     pub fn reclaim_complete(self) -> Self {
         self.op(58, |e| e.bool(false))
     }
+    pub fn allocate(self, stateid: StateId, offset: u64, length: u64) -> Self {
+        self.op(59, |e| region(e, &stateid, offset, length))
+    }
+    pub fn deallocate(self, stateid: StateId, offset: u64, length: u64) -> Self {
+        self.op(62, |e| region(e, &stateid, offset, length))
+    }
+    /// `hole`: the next one, else the next data.
+    pub fn seek(self, stateid: StateId, offset: u64, hole: bool) -> Self {
+        self.op(69, |e| {
+            encode(&stateid, e);
+            e.u64(offset);
+            e.u32(hole.into());
+        })
+    }
+    pub fn read_plus(self, stateid: StateId, offset: u64, count: u32) -> Self {
+        self.op(68, |e| {
+            encode(&stateid, e);
+            e.u64(offset);
+            e.u32(count);
+        })
+    }
+    /// Of the saved file into the current one, each with its stateid and offset.
+    pub fn copy(self, from: (StateId, u64), to: (StateId, u64), length: u64) -> Self {
+        self.op(60, |e| {
+            copied(e, from, to, length);
+            numbers(e, &[1, 0, 0]);
+        })
+    }
+    pub fn clone_range(self, from: (StateId, u64), to: (StateId, u64), length: u64) -> Self {
+        self.op(71, |e| copied(e, from, to, length))
+    }
+    pub fn get_xattr(self, name: &str) -> Self {
+        self.op(72, |e| e.opaque(name.as_bytes()))
+    }
+    /// `when`: 0 always, 1 if it isn't there, 2 if it is.
+    pub fn set_xattr(self, when: u32, name: &str, value: &[u8]) -> Self {
+        self.op(73, |e| {
+            e.u32(when);
+            e.opaque(name.as_bytes());
+            e.opaque(value);
+        })
+    }
+    pub fn list_xattrs(self, cookie: u64, bytes_max: u32) -> Self {
+        self.op(74, |e| {
+            e.u64(cookie);
+            e.u32(bytes_max);
+        })
+    }
+    pub fn remove_xattr(self, name: &str) -> Self {
+        self.op(75, |e| e.opaque(name.as_bytes()))
+    }
     pub fn free(self, stateid: StateId) -> Self {
         self.op(45, |e| encode(&stateid, e))
     }
@@ -234,6 +285,18 @@ impl Ops {
 
 fn numbers(e: &mut Encoder, numbers: &[u32]) {
     numbers.iter().for_each(|&number| e.u32(number));
+}
+
+fn region(e: &mut Encoder, stateid: &StateId, offset: u64, length: u64) {
+    encode(stateid, e);
+    e.u64(offset);
+    e.u64(length);
+}
+
+fn copied(e: &mut Encoder, from: (StateId, u64), to: (StateId, u64), length: u64) {
+    encode(&from.0, e);
+    encode(&to.0, e);
+    [from.1, to.1, length].iter().for_each(|&number| e.u64(number));
 }
 
 fn mode(mode: u32, e: &mut Encoder) {

@@ -1,13 +1,15 @@
 //! One regular file that is open, and attributes that are set.
 
-use super::super::{Change, OpenFile, Result};
+use super::super::{Change, Content, OpenFile, Range, Result};
 use super::Shared;
 use super::inodes::Inode;
 use crate::wire::attributes::{SetTime, Time};
 use crate::wire::rpc::Caller;
 use crate::wire::status::Status;
 use crate::wire::types::Stability;
-use rustix::fs::{AtFlags, Gid, Mode, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, Uid};
+use rustix::fs::{
+    AtFlags, FallocateFlags, Gid, Mode, SeekFrom, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, Uid,
+};
 use rustix::io::Errno;
 use std::sync::Arc;
 
@@ -19,6 +21,22 @@ pub struct Opened {
 impl Opened {
     pub fn new(tree: Arc<Shared>, inode: Arc<Inode>) -> Self {
         Self { tree, inode }
+    }
+
+    fn fallocate(&self, caller: &Caller, how: FallocateFlags, range: Range) -> Result<()> {
+        let file = self.inode.writer(&self.tree)?;
+        self.tree.identity.act_as(caller)?;
+        rustix::fs::fallocate(file, how, range.offset, range.length)?;
+        self.changed()
+    }
+
+    /// Another size, or other bytes that were no write: stable before the reply, as other metadata.
+    fn changed(&self) -> Result<()> {
+        self.inode.has_changed();
+        if self.tree.stable_metadata {
+            self.inode.sync(&self.tree)?;
+        }
+        Ok(())
     }
 }
 
@@ -81,8 +99,33 @@ impl OpenFile for Opened {
             Errno::INVAL => Status::FBig,
             _ => errno.into(),
         })?;
-        self.inode.has_changed();
-        Ok(())
+        self.changed()
+    }
+
+    fn allocate(&self, caller: &Caller, range: Range) -> Result<()> {
+        self.fallocate(caller, FallocateFlags::empty(), range)
+    }
+
+    fn deallocate(&self, caller: &Caller, range: Range) -> Result<()> {
+        let how = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        self.fallocate(caller, how, range)
+    }
+
+    fn next(&self, what: Content, offset: u64) -> Result<Option<u64>> {
+        let file = self.inode.reader(&self.tree)?;
+        // Others may seek in it too: nobody reads from where it stands.
+        let from = match what {
+            Content::Data => SeekFrom::Data(offset),
+            Content::Hole => SeekFrom::Hole(offset),
+        };
+        match rustix::fs::seek(file, from) {
+            Ok(at) => Ok(Some(at)),
+            Err(Errno::NXIO | Errno::INVAL | Errno::OVERFLOW) => {
+                let ends = offset >= rustix::fs::fstat(file)?.st_size as u64;
+                if ends { Err(Status::NxIo) } else { Ok(None) }
+            }
+            Err(errno) => Err(errno.into()),
+        }
     }
 }
 

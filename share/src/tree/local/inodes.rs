@@ -35,6 +35,11 @@ impl Inode {
         CString::new(self.place.as_raw_fd().to_string()).expect("digits have no NUL")
     }
 
+    /// As above, for calls that know no directory to start from.
+    pub fn path(&self) -> String {
+        format!("/proc/self/fd/{}", self.place.as_raw_fd())
+    }
+
     /// To read from. A regular file or a directory only, opened by the server for all callers: what each
     /// may do is asked at its OPEN.
     pub fn reader(&self, tree: &Shared) -> rustix::io::Result<BorrowedFd<'_>> {

@@ -6,12 +6,15 @@
 //! Never: a name that leaves the tree (each is one component, no symlink is followed, no mount crossed); a
 //! FIFO or device opened; anything done with more rights than the caller has.
 
+mod copy;
 mod file;
 mod handles;
 mod identity;
 mod inodes;
 mod records;
 mod sole;
+mod stat;
+mod xattr;
 
 use super::*;
 use handles::{KernelHandle, Seal};
@@ -19,10 +22,11 @@ use identity::Identity;
 use inodes::{Inode, Inodes};
 use records::{HIDDEN, Records};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
-use rustix::fs::{AtFlags, Mode, OFlags, RawDir, ResolveFlags, Statx, StatxFlags};
+use rustix::fs::{AtFlags, Mode, OFlags, RawDir, ResolveFlags};
 use rustix::io::Errno;
 pub use sole::Holder;
 use sole::{Refused, Sole};
+use stat::{changed_ns, device, kind, statx};
 use std::ffi::{CStr, CString};
 use std::mem::MaybeUninit;
 use std::path::{Path, PathBuf};
@@ -73,7 +77,7 @@ pub struct LocalTree {
     /// Whether a file can be found by its handle alone.
     by_handle: bool,
     device: (u32, u32),
-    stable_metadata: bool,
+    has_xattrs: bool,
     /// Given up last.
     _sole: Sole,
 }
@@ -84,6 +88,7 @@ struct Shared {
     proc: OwnedFd,
     identity: Identity,
     write_verifier: AtomicU64,
+    stable_metadata: bool,
 }
 
 impl Shared {
@@ -127,14 +132,19 @@ impl LocalTree {
         let inodes = Inodes::new(if by_handle { options.files_at_hand } else { usize::MAX / 4 });
         let root = inodes.get_or_insert(seal.seal(&kernel), FileType::Directory, root);
         Ok(Self {
-            shared: Arc::new(Shared { proc, identity, write_verifier: AtomicU64::new(random()) }),
+            shared: Arc::new(Shared {
+                proc,
+                identity,
+                write_verifier: AtomicU64::new(random()),
+                stable_metadata: options.stable_metadata,
+            }),
+            has_xattrs: xattr::are_there(&root),
             root,
             records,
             inodes,
             seal,
             by_handle,
             device: device(&stat),
-            stable_metadata: options.stable_metadata,
             _sole: sole,
         })
     }
@@ -162,6 +172,16 @@ impl LocalTree {
             FileType::Directory => Ok(inode),
             FileType::Symlink => Err(Status::Symlink),
             _ => Err(Status::NotDir),
+        }
+    }
+
+    fn regular(&self, handle: FileHandle) -> Result<Arc<Inode>> {
+        let inode = self.inode(handle)?;
+        match inode.kind {
+            FileType::Regular => Ok(inode),
+            FileType::Directory => Err(Status::IsDir),
+            FileType::Symlink => Err(Status::Symlink),
+            _ => Err(Status::Inval),
         }
     }
 
@@ -219,6 +239,23 @@ impl LocalTree {
         Ok((done, Changed { before, after: self.change_number(directory)? }))
     }
 
+    /// Changes what a file says of itself.
+    fn change_file(
+        &self,
+        caller: &Caller,
+        file: FileHandle,
+        change: impl FnOnce(&Inode) -> Result<()>,
+    ) -> Result<Changed> {
+        let inode = self.inode(file)?;
+        self.shared.identity.act_as(caller)?;
+        let before = self.change_number(&inode)?;
+        change(&inode)?;
+        inode.has_changed();
+        let after = self.change_number(&inode)?;
+        self.settle_file(&inode)?;
+        Ok(Changed { before, after })
+    }
+
     fn change_number(&self, inode: &Inode) -> Result<u64> {
         let changes = inode.changes();
         Ok(Inode::change(changes, changed_ns(&statx(inode.place(), c"")?)))
@@ -227,7 +264,7 @@ impl LocalTree {
     /// The names in this directory are on the disk when it returns, if that was asked for. The file system
     /// commits for all who wait at once.
     fn settle(&self, directory: &Inode) -> Result<()> {
-        if !self.stable_metadata {
+        if !self.shared.stable_metadata {
             return Ok(());
         }
         Ok(rustix::fs::fsync(directory.reader(&self.shared)?)?)
@@ -246,7 +283,11 @@ impl LocalTree {
         Ok(())
     }
 
+    /// As [`Self::settle`], for what a file says of itself.
     fn settle_file(&self, inode: &Inode) -> Result<()> {
+        if !self.shared.stable_metadata {
+            return Ok(());
+        }
         let readable = matches!(inode.kind, FileType::Regular | FileType::Directory)
             .then(|| inode.reader(&self.shared).ok());
         match readable.flatten() {
@@ -258,28 +299,6 @@ impl LocalTree {
         Ok(())
     }
 
-    fn attributes_from(&self, stat: &Statx, changes: u64) -> Result<Attributes> {
-        let time =
-            |t: rustix::fs::StatxTimestamp| Time { seconds: t.tv_sec, nanoseconds: t.tv_nsec };
-        let has_birth = stat.stx_mask & StatxFlags::BTIME.bits() != 0;
-        Ok(Attributes {
-            kind: kind(stat)?,
-            file_id: stat.stx_ino,
-            mode: u32::from(stat.stx_mode) & 0o7777,
-            links: stat.stx_nlink,
-            uid: stat.stx_uid,
-            gid: stat.stx_gid,
-            size_bytes: stat.stx_size,
-            used_bytes: stat.stx_blocks * 512,
-            device: (stat.stx_rdev_major, stat.stx_rdev_minor),
-            change: Inode::change(changes, changed_ns(stat)),
-            accessed: time(stat.stx_atime),
-            modified: time(stat.stx_mtime),
-            changed: time(stat.stx_ctime),
-            created: has_birth.then(|| time(stat.stx_btime)),
-        })
-    }
-
     /// What an entry of a directory is, without opening it.
     fn entry(&self, directory: BorrowedFd, name: &CStr) -> Result<(FileHandle, Attributes)> {
         let handle = self.seal.seal(&KernelHandle::of(directory, name)?);
@@ -288,7 +307,7 @@ impl LocalTree {
         if device(&stat) != self.device {
             return Err(Status::NoEnt);
         }
-        Ok((handle, self.attributes_from(&stat, changes)?))
+        Ok((handle, stat::attributes(&stat, changes)?))
     }
 
     fn make(&self, place: BorrowedFd, name: &CStr, kind: NewFile, mode: u32) -> Result<()> {
@@ -336,7 +355,7 @@ impl Tree for LocalTree {
     fn attributes(&self, file: FileHandle) -> Result<Attributes> {
         let inode = self.inode(file)?;
         let changes = inode.changes();
-        self.attributes_from(&statx(inode.place(), c"")?, changes)
+        stat::attributes(&statx(inode.place(), c"")?, changes)
     }
 
     fn space(&self) -> Result<Space> {
@@ -551,20 +570,72 @@ impl Tree for LocalTree {
         self.shared.identity.act_as(caller)?;
         file::set(&self.shared, &inode, changes)?;
         inode.has_changed();
-        if self.stable_metadata {
-            self.settle_file(&inode)?;
-        }
-        Ok(())
+        self.settle_file(&inode)
+    }
+
+    fn has_xattrs(&self) -> bool {
+        self.has_xattrs
+    }
+
+    fn xattr(&self, caller: &Caller, file: FileHandle, name: XattrName) -> Result<Vec<u8>> {
+        let inode = self.inode(file)?;
+        self.shared.identity.act_as(caller)?;
+        xattr::get(&inode, name)
+    }
+
+    fn xattr_names(&self, caller: &Caller, file: FileHandle) -> Result<Vec<Vec<u8>>> {
+        let inode = self.inode(file)?;
+        self.shared.identity.act_as(caller)?;
+        xattr::names(&inode)
+    }
+
+    fn set_xattr(
+        &self,
+        caller: &Caller,
+        file: FileHandle,
+        name: XattrName,
+        value: &[u8],
+        when: SetXattr,
+    ) -> Result<Changed> {
+        self.change_file(caller, file, |inode| xattr::set(inode, name, value, when))
+    }
+
+    fn remove_xattr(&self, caller: &Caller, file: FileHandle, name: XattrName) -> Result<Changed> {
+        self.change_file(caller, file, |inode| xattr::remove(inode, name))
+    }
+
+    fn copy(
+        &self,
+        caller: &Caller,
+        from: (FileHandle, u64),
+        to: (FileHandle, u64),
+        length: u64,
+    ) -> Result<u64> {
+        let (source, target) = (self.regular(from.0)?, self.regular(to.0)?);
+        let files = (source.reader(&self.shared)?, target.writer(&self.shared)?);
+        self.shared.identity.act_as(caller)?;
+        let copied = copy::copy(files, from.1, to.1, length)?;
+        target.has_changed();
+        Ok(copied)
+    }
+
+    fn clone_range(
+        &self,
+        caller: &Caller,
+        from: (FileHandle, u64),
+        to: (FileHandle, u64),
+        length: u64,
+    ) -> Result<()> {
+        let (source, target) = (self.regular(from.0)?, self.regular(to.0)?);
+        let files = (source.reader(&self.shared)?, target.writer(&self.shared)?);
+        self.shared.identity.act_as(caller)?;
+        copy::clone_range(files, from.1, to.1, length)?;
+        target.has_changed();
+        self.settle_file(&target)
     }
 
     fn open(&self, file: FileHandle) -> Result<Arc<dyn OpenFile>> {
-        let inode = self.inode(file)?;
-        match inode.kind {
-            FileType::Regular => Ok(Arc::new(file::Opened::new(self.shared.clone(), inode))),
-            FileType::Directory => Err(Status::IsDir),
-            FileType::Symlink => Err(Status::Symlink),
-            _ => Err(Status::Inval),
-        }
+        Ok(Arc::new(file::Opened::new(self.shared.clone(), self.regular(file)?)))
     }
 
     fn write_verifier(&self) -> u64 {
@@ -589,32 +660,4 @@ impl Tree for LocalTree {
 /// Another one in each life of the server.
 fn random() -> u64 {
     std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), std::process::id())
-}
-
-fn statx(directory: BorrowedFd, name: &CStr) -> rustix::io::Result<Statx> {
-    let how = AtFlags::EMPTY_PATH | AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
-    rustix::fs::statx(directory, name, how, StatxFlags::BASIC_STATS | StatxFlags::BTIME)
-}
-
-fn device(stat: &Statx) -> (u32, u32) {
-    (stat.stx_dev_major, stat.stx_dev_minor)
-}
-
-fn changed_ns(stat: &Statx) -> u64 {
-    let time = stat.stx_ctime;
-    (time.tv_sec as u64).wrapping_mul(1_000_000_000).wrapping_add(time.tv_nsec.into())
-}
-
-fn kind(stat: &Statx) -> Result<FileType> {
-    use rustix::fs::FileType as Kernel;
-    match Kernel::from_raw_mode(stat.stx_mode.into()) {
-        Kernel::RegularFile => Ok(FileType::Regular),
-        Kernel::Directory => Ok(FileType::Directory),
-        Kernel::Symlink => Ok(FileType::Symlink),
-        Kernel::BlockDevice => Ok(FileType::BlockDevice),
-        Kernel::CharacterDevice => Ok(FileType::CharacterDevice),
-        Kernel::Fifo => Ok(FileType::Fifo),
-        Kernel::Socket => Ok(FileType::Socket),
-        _ => Err(Status::ServerFault),
-    }
 }
