@@ -11,11 +11,9 @@
 pub mod arbiter;
 pub mod backup_job;
 pub mod cli;
-pub mod client;
 mod clock;
 pub mod controllers;
 pub mod http;
-mod proof;
 pub mod roles;
 pub mod schedule;
 pub mod service;
@@ -23,3 +21,4 @@ pub mod store;
 
 pub use ankole_agent as agent;
 pub use ankole_api as api;
+pub use ankole_client as client;

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! GET    /v1/version
-//! GET    /v1/proof?nonce=N        without a token: see crate::proof
+//! GET    /v1/proof?nonce=N        without a token: see ankole_client::proof
 //! GET    /v1/node
 //! GET    /v1/volumes              POST {name, sizeBytes, …}
 //! GET    /v1/volumes/V            DELETE
@@ -45,7 +45,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::api::node::NodeView;
 use crate::api::{ApiError, ErrorKind, Name};
-use crate::proof::{self, Proof};
+use crate::client::proof::{self, Proof};
 use crate::service::Service;
 
 pub use self::local::OwnersOnly;

@@ -130,7 +130,7 @@ mod tests {
     use std::os::unix::net::UnixListener;
 
     use super::super::Client;
-    use crate::api::{ErrorKind, Name};
+    use ankole_api::{ErrorKind, Name};
 
     use super::*;
 

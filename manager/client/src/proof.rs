@@ -5,30 +5,42 @@
 //! and of its own port under the token. A stranger can neither make that, nor have it made by the
 //! real server: that one speaks for its own port only.
 
+use std::io;
+
 use hmac::{Hmac, KeyInit, Mac};
 use serde::{Deserialize, Serialize};
 use sha2::Sha256;
 
 /// Random bytes in the client's number, as twice as many hex digits.
-pub(crate) const NONCE_BYTES: usize = 24;
+const NONCE_BYTES: usize = 24;
+
+/// A number for one question.
+pub(crate) fn nonce() -> io::Result<String> {
+    let mut bytes = [0; NONCE_BYTES];
+    getrandom::fill(&mut bytes)?;
+    Ok(hex(&bytes))
+}
 
 /// `GET /v1/proof`.
 #[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Proof {
-    pub(crate) proof: String,
+pub struct Proof {
+    pub proof: String,
 }
 
 /// What the server on `port` answers to `nonce`, as hex.
-pub(crate) fn of(token: &str, port: u16, nonce: &str) -> String {
-    let proof = keyed(token, port, nonce).finalize().into_bytes();
-    proof.iter().map(|byte| format!("{byte:02x}")).collect()
+pub fn of(token: &str, port: u16, nonce: &str) -> String {
+    hex(&keyed(token, port, nonce).finalize().into_bytes())
 }
 
 /// Takes the same time wherever the first difference is.
-pub(crate) fn is_right(token: &str, port: u16, nonce: &str, proof: &str) -> bool {
+pub fn is_right(token: &str, port: u16, nonce: &str, proof: &str) -> bool {
     let digits = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
     let bytes: Option<Vec<u8>> = proof.as_bytes().chunks(2).map(digits).collect();
     bytes.is_some_and(|bytes| keyed(token, port, nonce).verify_slice(&bytes).is_ok())
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn keyed(token: &str, port: u16, nonce: &str) -> Hmac<Sha256> {

@@ -1,27 +1,25 @@
 //! The REST API as typed calls; they block. Used by the command line and the demo.
 
 mod local;
+pub mod proof;
 
 use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::time::Duration;
 
+use ankole_api::attachment::{AttachRequest, USER_TICKET};
+use ankole_api::backup::{BackupRequest, Job, RestoreRequest};
+use ankole_api::node::NodeView;
+use ankole_api::replica::ReplicaView;
+use ankole_api::salvage::{RecoveryRequest, SalvageRequest, SalvageView};
+use ankole_api::snapshot::{Chain, SnapshotRequest};
+use ankole_api::target::{BackupTarget, TargetRequest};
+use ankole_api::volume::{ResizeRequest, UpgradeRequest, VolumeRequest, VolumeView};
+use ankole_api::{ApiError, ErrorKind, Name};
 use ankole_replica::types::ReplicaId;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use ureq::config::Config;
-
-use crate::agent::layout::random_hex;
-use crate::api::attachment::{AttachRequest, USER_TICKET};
-use crate::api::backup::{BackupRequest, Job, RestoreRequest};
-use crate::api::node::NodeView;
-use crate::api::replica::ReplicaView;
-use crate::api::salvage::{RecoveryRequest, SalvageRequest, SalvageView};
-use crate::api::snapshot::{Chain, SnapshotRequest};
-use crate::api::target::{BackupTarget, TargetRequest};
-use crate::api::volume::{ResizeRequest, UpgradeRequest, VolumeRequest, VolumeView};
-use crate::api::{ApiError, ErrorKind, Name};
-use crate::proof::{self, Proof};
 
 /// A snapshot waits for the engine to settle and flush.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(180);
@@ -218,10 +216,10 @@ impl Client {
 
     /// See [`proof`]. Nothing secret is sent.
     fn prove(&self, token: &str) -> Result<(), ApiError> {
-        let nonce = random_hex::<{ proof::NONCE_BYTES }>()
+        let nonce = proof::nonce()
             .map_err(|error| ApiError::failed(format!("read random bytes: {error}")))?;
         let asked = self.agent.get(format!("{}/v1/proof", self.server)).query("nonce", &nonce);
-        let shown: Proof = self.answer(asked.call())?;
+        let shown: proof::Proof = self.answer(asked.call())?;
         let port = self.server.rsplit_once(':').and_then(|(_, port)| port.parse().ok());
         if proof::is_right(token, port.unwrap_or(80), &nonce, &shown.proof) {
             return Ok(());
