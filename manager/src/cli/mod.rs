@@ -101,7 +101,7 @@ struct Global {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// The main job, start to end, on this machine
-    Demo(roles::demo::DemoArgs),
+    Demo(ankole_demo::DemoArgs),
     /// What this node can do, what is missing, and what to do about it
     Check,
     /// Manager, agent and API on this machine
@@ -258,17 +258,17 @@ fn dispatch(session: &Session<'_>, command: Command) -> Result<ExitCode, ApiErro
     })
 }
 
-fn demo(session: &Session<'_>, args: roles::demo::DemoArgs) -> Result<ExitCode, ApiError> {
+fn demo(session: &Session<'_>, args: ankole_demo::DemoArgs) -> Result<ExitCode, ApiError> {
     let program = std::env::current_exe()
         .map_err(|error| ApiError::failed(format!("find this program: {error}")))?;
     let environment = session.environment;
-    let surroundings = roles::demo::Surroundings {
+    let surroundings = ankole_demo::Surroundings {
         search_path: environment.search_path.clone(),
         temporary: environment.temporary.clone(),
         home: environment.home.clone(),
         program,
     };
-    roles::demo::run(args, surroundings)
+    ankole_demo::run(args, surroundings)
 }
 
 fn role(outcome: anyhow::Result<()>) -> Result<ExitCode, ApiError> {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::time::Duration;
 
-use crate::api::ApiError;
+use ankole_api::ApiError;
 
 pub(super) type Result<T> = std::result::Result<T, Trouble>;
 

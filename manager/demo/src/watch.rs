@@ -5,9 +5,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::api::Name;
-use crate::api::volume::{Robustness, VolumeView};
-use crate::client::Client;
+use ankole_api::Name;
+use ankole_api::volume::{Robustness, VolumeView};
+use ankole_client::Client;
 
 /// A rebuild of a small volume takes less than a second.
 const LOOK: Duration = Duration::from_millis(20);

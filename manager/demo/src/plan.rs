@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use crate::api::ApiError;
-use crate::api::size::human;
+use ankole_api::ApiError;
+use ankole_api::size::human;
 
 const MIB: u64 = 1 << 20;
 /// Below, ext4's own tables leave no room for thousands of files.

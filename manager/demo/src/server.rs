@@ -13,12 +13,13 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use ankole_agent::layout::{Layout, api_address_path, api_socket_path};
+use ankole_agent::{LocalSupervisor, Supervisor, kill};
+use ankole_api::ApiError;
+use ankole_client::Client;
+
 use super::place::Place;
 use super::trouble::{Result, Stop, Trouble, failed};
-use crate::agent::layout::{Layout, api_address_path, api_socket_path};
-use crate::agent::{LocalSupervisor, Supervisor, kill};
-use crate::api::ApiError;
-use crate::client::Client;
 
 const START_PATIENCE: Duration = Duration::from_secs(60);
 /// Longer than a standalone takes to detach everything.

@@ -12,6 +12,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use ankole_api::ApiError;
 use futures_util::{StreamExt, TryStreamExt, future, stream};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
@@ -19,7 +20,6 @@ use super::channel::{Channel, on_volume};
 use super::random::Random;
 use super::report::Progress;
 use super::trouble::{Result, Trouble, failed};
-use crate::api::ApiError;
 
 const BLOCK_BYTES: usize = 16 << 10;
 const QUEUE_DEPTH: usize = 8;

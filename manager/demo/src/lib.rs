@@ -33,6 +33,10 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
+use ankole_agent::probe;
+use ankole_api::ApiError;
+use ankole_api::size::{VolumeSize, human};
+use ankole_api::volume::Frontend;
 use ankole_blockdev::device::Driver;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
@@ -43,10 +47,6 @@ use self::report::{Done, Reporter};
 use self::steps::{Demo, STEPS};
 use self::tool::Tools;
 use self::trouble::{Result, Stop, Trouble};
-use crate::agent::probe;
-use crate::api::ApiError;
-use crate::api::size::{VolumeSize, human};
-use crate::api::volume::Frontend;
 
 #[derive(Clone, Debug, clap::Args)]
 pub struct DemoArgs {

@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
 
+use ankole_api::ApiError;
 use ankole_blockdev::program;
 
 use super::report::Progress;
 use super::trouble::{Result, failed};
-use crate::api::ApiError;
 
 /// Of what a program says on stderr.
 const COMPLAINT_BYTES_MAX: u64 = 64 << 10;

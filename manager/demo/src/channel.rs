@@ -12,6 +12,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ankole_api::ApiError;
 use ankole_blockdev::disk::{Buffer, Disk, Durability, Extent};
 use ankole_blockdev::nbd;
 use futures_util::{StreamExt, TryStreamExt, stream};
@@ -21,7 +22,6 @@ use sha2::{Digest, Sha256};
 
 use super::report::Progress;
 use super::trouble::{Result, Trouble, failed};
-use crate::api::ApiError;
 
 /// An engine that opens a large volume after a crash compares its copies first.
 const PATIENCE: Duration = Duration::from_secs(300);

@@ -6,10 +6,10 @@ use std::cell::{Cell, RefCell};
 use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, Instant};
 
+use ankole_api::size::human;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::trouble::{Result, Stop};
-use crate::api::size::human;
 
 /// A step that is shorter gets no bar.
 const BAR_AFTER: Duration = Duration::from_secs(1);

@@ -13,13 +13,14 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
+use ankole_agent::layout::is_ours;
+use ankole_agent::probe::free_bytes;
+use ankole_api::ApiError;
+use ankole_api::size::human;
+
 use super::Surroundings;
 use super::server;
 use super::trouble::{Result, failed};
-use crate::agent::layout::is_ours;
-use crate::agent::probe::free_bytes;
-use crate::api::ApiError;
-use crate::api::size::human;
 
 const PREFIX: &str = "ankole-demo-";
 const TMPFS_MAGIC: u64 = 0x0102_1994;

@@ -5,6 +5,12 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use ankole_api::attachment::AttachRequest;
+use ankole_api::backup::{BackupRequest, BackupView, Job, JobState, RestoreRequest};
+use ankole_api::replica::Mode;
+use ankole_api::size::human;
+use ankole_api::volume::{Frontend, Robustness, Transport, VolumeRequest, VolumeView};
+use ankole_api::{ApiError, Name};
 use tokio::runtime::Runtime;
 use tokio::task::LocalSet;
 
@@ -20,12 +26,6 @@ use super::tool::{Tools, image_bytes, run};
 use super::tree::{LOAD_FILE, Tree};
 use super::trouble::{Result, Trouble, failed};
 use super::watch::Watch;
-use crate::api::attachment::AttachRequest;
-use crate::api::backup::{BackupRequest, BackupView, Job, JobState, RestoreRequest};
-use crate::api::replica::Mode;
-use crate::api::size::human;
-use crate::api::volume::{Frontend, Robustness, Transport, VolumeRequest, VolumeView};
-use crate::api::{ApiError, Name};
 
 const SEED: u64 = 0x616e_6b6f_6c65;
 const VOLUME: &str = "demo";
@@ -203,7 +203,7 @@ impl Demo {
             return Ok(Done::remark("skipped: the volume has only one"));
         }
         let view = self.show(&self.volume)?;
-        let served = |replica: &&crate::api::replica::ReplicaView| {
+        let served = |replica: &&ankole_api::replica::ReplicaView| {
             replica.mode == Mode::ReadWrite && replica.pid.is_some()
         };
         let replica = view.replicas.iter().rfind(served);
