@@ -13,6 +13,7 @@ pub mod backup_job;
 pub mod cli;
 mod clock;
 pub mod controllers;
+pub mod handed_in;
 pub mod http;
 pub mod roles;
 pub mod schedule;

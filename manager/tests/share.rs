@@ -1,15 +1,17 @@
 //! `ankole share serve` as a process: what it serves, and when it must not.
 #![allow(clippy::unwrap_used, reason = "a test may fail")]
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-fn share(root: &Path, listen: &str) -> Command {
+fn share() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ankole"));
-    command.args(["share", "serve", "--listen", listen, "--root"]).arg(root);
+    command.args(["share", "serve"]);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }
@@ -21,7 +23,9 @@ struct Share {
 
 impl Share {
     fn start(root: &Path) -> Self {
-        Self::spawn(share(root, "127.0.0.1:0"), root)
+        let mut command = share();
+        command.args(["--listen", "127.0.0.1:0", "--root"]).arg(root);
+        Self::spawn(command, root)
     }
 
     fn spawn(mut command: Command, root: &Path) -> Self {
@@ -52,9 +56,13 @@ impl Drop for Share {
 }
 
 fn is_refused(root: &Path, listen: &str, words: &[&str]) {
-    let output = share(root, listen).output().unwrap();
+    is_refused_with(&["--listen", listen, "--root", root.to_str().unwrap()], words);
+}
+
+fn is_refused_with(args: &[&str], words: &[&str]) {
+    let output = share().args(args).output().unwrap();
     let said = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(!output.status.success(), "{said}");
     for word in words {
         assert!(said.contains(word), "it doesn't say {word:?}: {said}");
     }
@@ -74,12 +82,49 @@ fn a_directory_that_is_served_is_served_by_no_second_one() {
     assert!(Share::start(root.path()).end(Signal::TERM));
 }
 
+/// Linux waits three seconds after a connection that was refused: one that comes while the share restarts,
+/// killed or ended by a signal, must be queued.
+#[test]
+fn a_socket_that_is_handed_in_outlives_the_share() {
+    let root = tempfile::tempdir().unwrap();
+    let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = socket.local_addr().unwrap();
+    let command = || {
+        let mut command = Command::new("sh");
+        let program = env!("CARGO_BIN_EXE_ankole");
+        command.env("LISTEN_FDS", "1").args(["-c", HAND_IN, program]).arg(root.path());
+        command.stdin(OwnedFd::from(socket.try_clone().unwrap()));
+        command.stdout(Stdio::piped()).stderr(Stdio::null());
+        command
+    };
+    for signal in [Signal::KILL, Signal::TERM, Signal::TERM] {
+        let early = TcpStream::connect(address).unwrap();
+        let mut share = Share::spawn(command(), root.path());
+        assert!(share.line().contains(&format!("port={}", address.port())));
+        is_answered(early);
+        assert_eq!(share.end(signal), signal == Signal::TERM);
+    }
+}
+
+const HAND_IN: &str =
+    r#"LISTEN_PID=$$; export LISTEN_PID; exec "$0" share serve --root "$1" 3<&0 0</dev/null"#;
+
+/// A call of the procedure that does nothing, as any RPC client can send it.
+fn is_answered(mut connection: TcpStream) {
+    let call: [u32; 11] = [0x8000_0028, 7, 0, 2, 100_003, 4, 0, 0, 0, 0, 0];
+    connection.write_all(&call.map(u32::to_be_bytes).concat()).unwrap();
+    let mut reply = [0; 28];
+    connection.read_exact(&mut reply).unwrap();
+    assert_eq!(reply[4..8], 7u32.to_be_bytes());
+}
+
 #[test]
 fn a_share_that_can_not_start_says_why_and_what_to_do() {
     let root = tempfile::tempdir().unwrap();
-    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
     is_refused(root.path(), &address, &["error: listen on", &address, "next: ", "ss -ltnp"]);
+    is_refused_with(&["--root", "/"], &["error: no address", "next: --listen"]);
     let absent = root.path().join("absent");
     is_refused(&absent, "127.0.0.1:0", &["error: ", "absent", "next: make it: mkdir"]);
     let file = root.path().join("file");

@@ -65,6 +65,8 @@ pub struct Environment {
     pub home: Option<PathBuf>,
     /// NO_COLOR, or a terminal that has none
     pub no_colour: bool,
+    /// LISTEN_FDS and LISTEN_PID: whether a socket is handed in
+    pub handed_in: bool,
 }
 
 /// Replicated block storage
@@ -220,7 +222,8 @@ fn dispatch(session: &Session<'_>, command: Command) -> Result<ExitCode, ApiErro
             return role(roles::replica::run(args));
         }
         Command::Share(share::ShareCommand::Serve(args)) => {
-            return roles::share::run(args).map(|()| ExitCode::SUCCESS);
+            return roles::share::run(args, session.environment.handed_in)
+                .map(|()| ExitCode::SUCCESS);
         }
         Command::Standalone(args) => return standalone::run(session, args),
         Command::Check => check::run(session),

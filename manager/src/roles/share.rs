@@ -8,18 +8,21 @@ use std::time::Duration;
 use ankole_api::error::chain;
 use ankole_share::serve::{Settings, StartError, serve};
 use ankole_share::tree::local::OpenError;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::runtime::Runtime;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::api::ApiError;
+use crate::handed_in;
 
 #[derive(Debug, clap::Args)]
 pub struct ShareArgs {
     /// The directory; as root, with every file its owner's, else all files are this user's
     #[arg(long, value_name = "DIR")]
     pub root: PathBuf,
-    /// Whoever reaches this address is believed to be who they say
+    /// Whoever reaches this address is believed to be who they say. Left out when a supervisor hands in
+    /// the socket (as systemd's socket units do), so that no client is refused while the share restarts
     #[arg(long, value_name = "ADDRESS:PORT")]
-    pub listen: SocketAddr,
+    pub listen: Option<SocketAddr>,
     /// How long a client may be silent before others may take its locks, in seconds
     #[arg(long, default_value = "10", value_name = "SECONDS")]
     #[arg(value_parser = clap::value_parser!(u64).range(5..=300))]
@@ -30,11 +33,16 @@ pub struct ShareArgs {
     pub async_metadata: bool,
 }
 
-/// Runs until a signal ends it; requests that it has begun are answered.
-pub fn run(args: ShareArgs) -> Result<(), ApiError> {
+/// Runs until a signal ends it; requests that it has begun are answered. `handed_in`: a supervisor has said
+/// that it hands in the socket.
+pub fn run(args: ShareArgs, handed_in: bool) -> Result<(), ApiError> {
+    let listener = listener(args.listen, handed_in)?;
     super::prepare_to_serve();
-    let listener = TcpListener::bind(args.listen).map_err(|e| not_listening(args.listen, &e))?;
-    let address = listener.local_addr().map_err(|e| not_listening(args.listen, &e))?;
+    let address = listener
+        .local_addr()
+        .map_err(|error| ApiError::failed(format!("look at the socket: {error}")))?;
+    let mut signals = Signals::new()
+        .map_err(|error| ApiError::failed(format!("prepare for signals: {error}")))?;
     let settings = Settings {
         root: args.root,
         lease: Duration::from_secs(args.lease),
@@ -43,21 +51,56 @@ pub fn run(args: ShareArgs) -> Result<(), ApiError> {
     let server = serve(listener, &settings).map_err(|error| not_served(&settings.root, &error))?;
     println!("{} is served", settings.root.display());
     println!("mount -t nfs4 -o vers=4.1,port={} {}:/ /mnt", address.port(), address.ip());
-    let ended = until_a_signal().map_err(|error| ApiError::failed(format!("wait: {error}")));
+    signals.wait_for_the_end();
     drop(server);
-    ended
+    Ok(())
 }
 
-fn until_a_signal() -> io::Result<()> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
+/// The socket that a supervisor hands in (sd_listen_fds(3)) stays open while this process is away.
+fn listener(address: Option<SocketAddr>, handed_in: bool) -> Result<TcpListener, ApiError> {
+    match (address, handed_in) {
+        (Some(address), true) => {
+            let text = format!("listen on {address}: a socket is handed in (LISTEN_FDS)");
+            Err(ApiError::invalid(text).next("leave out --listen, or the socket"))
         }
-        Ok(())
-    })
+        (None, true) => handed_in::listener().map_err(|error| {
+            ApiError::failed(format!("use the socket that is handed in (LISTEN_FDS): {error}"))
+                .next("hand in a TCP socket that listens, as descriptor 3")
+        }),
+        (Some(address), false) => {
+            TcpListener::bind(address).map_err(|error| not_listening(address, &error))
+        }
+        (None, false) => Err(ApiError::invalid("no address to listen on is given")
+            .next("--listen 127.0.0.1:2049, or hand in a socket that listens (LISTEN_FDS)")),
+    }
+}
+
+/// From when they are made on, a signal ends nothing in the middle.
+struct Signals {
+    runtime: Runtime,
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let (terminate, interrupt) = {
+            let _runtime = runtime.enter();
+            (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?)
+        };
+        Ok(Self { runtime, terminate, interrupt })
+    }
+
+    fn wait_for_the_end(&mut self) {
+        let (terminate, interrupt) = (&mut self.terminate, &mut self.interrupt);
+        self.runtime.block_on(async {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+        });
+    }
 }
 
 fn not_listening(address: SocketAddr, error: &io::Error) -> ApiError {

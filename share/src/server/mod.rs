@@ -4,6 +4,9 @@ mod connection;
 
 use crate::ops::Export;
 use connection::Connection;
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::fd::OwnedFd;
+use rustix::io::Errno;
 use std::collections::HashMap;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -24,6 +27,9 @@ pub struct Server {
 
 struct Shared {
     listener: TcpListener,
+    /// Written to when it stops: it ends the wait for the next connection. The listening socket itself is
+    /// left as it is, since it may be another process's too.
+    stopped: OwnedFd,
     export: Arc<Export>,
     connections: Mutex<HashMap<u64, Arc<Connection>>>,
     stops: AtomicBool,
@@ -33,8 +39,10 @@ impl Server {
     /// Serves on a socket that listens already: whoever made it may keep it over a restart of this process,
     /// so that no client is refused meanwhile.
     pub fn start(listener: TcpListener, export: Arc<Export>) -> io::Result<Self> {
+        listener.set_nonblocking(true)?;
         let shared = Arc::new(Shared {
             listener,
+            stopped: eventfd(0, EventfdFlags::CLOEXEC)?,
             export,
             connections: Mutex::default(),
             stops: AtomicBool::new(false),
@@ -59,8 +67,7 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.shared.stops.store(true, Ordering::SeqCst);
-        // It ends a wait for the next connection.
-        let _ = rustix::net::shutdown(&self.shared.listener, rustix::net::Shutdown::Both);
+        let _ = rustix::io::write(&self.shared.stopped, &1u64.to_ne_bytes());
         for thread in self.threads.drain(..) {
             thread.thread().unpark();
             let _ = thread.join();
@@ -77,12 +84,13 @@ impl Drop for Server {
 impl Shared {
     fn accept(self: &Arc<Self>) {
         for number in 0.. {
-            let accepted = self.listener.accept();
+            let ready = self.wait_for_a_connection();
             if self.stops.load(Ordering::SeqCst) {
                 return;
             }
-            let (stream, peer) = match accepted {
+            let (stream, peer) = match ready.and_then(|()| self.listener.accept()) {
                 Ok(accepted) => accepted,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue, // it went away
                 Err(error) => {
                     tracing::warn!(%error, "a connection can't be accepted");
                     std::thread::park_timeout(Duration::from_millis(100)); // it may be for want of files
@@ -109,6 +117,15 @@ impl Shared {
                 Ok(()) => tracing::debug!(%peer, "connected"),
                 Err(error) => tracing::warn!(%peer, %error, "a connection can't be served"),
             }
+        }
+    }
+
+    fn wait_for_a_connection(&self) -> io::Result<()> {
+        let mut both =
+            [PollFd::new(&self.listener, PollFlags::IN), PollFd::new(&self.stopped, PollFlags::IN)];
+        match poll(&mut both, None) {
+            Ok(_) | Err(Errno::INTR) => Ok(()),
+            Err(errno) => Err(errno.into()),
         }
     }
 
