@@ -8,13 +8,13 @@
 //! What users want goes into the store and nowhere else; the controllers make it true. So a crash
 //! of any part, this one included, leaves nothing that the next pass of a controller doesn't see.
 
-pub mod arbiter;
 pub mod backup_job;
 pub mod cli;
 mod clock;
 pub mod controllers;
 pub mod handed_in;
 pub mod http;
+pub mod records;
 pub mod roles;
 pub mod schedule;
 pub mod service;

@@ -242,6 +242,12 @@ pub fn is_ours(folder: &Path) -> Result<bool, LayoutError> {
     Ok(metadata.is_dir() && ours && metadata.mode() & 0o077 == 0)
 }
 
+/// Whether a user may ask what only the owner and root may.
+pub fn may_use(user: u32) -> bool {
+    use rustix::process::{geteuid, getuid};
+    [0, getuid().as_raw(), geteuid().as_raw()].contains(&user)
+}
+
 /// `N` random bytes from the kernel, as hex.
 pub fn random_hex<const N: usize>() -> io::Result<String> {
     let mut bytes = [0; N];

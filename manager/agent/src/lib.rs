@@ -1,6 +1,7 @@
 //! What runs on this machine: folders, processes, and what the node can do.
 
 pub mod admin;
+pub mod arbiter;
 pub mod device_link;
 pub mod disk_usage;
 mod fate;

@@ -125,6 +125,8 @@ pub enum SupervisorError {
 pub trait Supervisor: Send + Sync {
     fn start(&self, spec: ProcessSpec) -> Result<u32, SupervisorError>;
     fn list(&self) -> Vec<Process>;
+    /// Of the process of that name, if it runs.
+    fn pid(&self, name: &ProcessName) -> Option<u32>;
     /// Why it can't be told whether a process of that name lives, and what to do.
     fn doubt(&self, name: &ProcessName) -> Option<Doubt>;
     /// To the process of that name, if there is one.
@@ -331,6 +333,10 @@ impl Supervisor for LocalSupervisor {
 
     fn list(&self) -> Vec<Process> {
         self.table.lock().values().map(|entity| entity.process.clone()).collect()
+    }
+
+    fn pid(&self, name: &ProcessName) -> Option<u32> {
+        self.table.lock().get(name).map(|entity| entity.process.pid)
     }
 
     /// Looks again: the process may have ended since, or somebody have removed the file.

@@ -1,11 +1,12 @@
 //! The unix socket of the API: who may connect is told by the kernel.
 
 use axum::serve::Listener;
-use rustix::process::{geteuid, getuid};
 use tokio::net::UnixStream;
 
 use ankole_blockdev::accept::next_client;
 use ankole_blockdev::unix_socket;
+
+use crate::agent::layout::may_use;
 
 /// Takes root and the server's own user, whatever the modes of the socket's folder have become.
 pub struct OwnersOnly(pub unix_socket::Listener);
@@ -28,8 +29,4 @@ impl Listener for OwnersOnly {
     fn local_addr(&self) -> std::io::Result<()> {
         Ok(())
     }
-}
-
-fn may_use(uid: u32) -> bool {
-    [0, getuid().as_raw(), geteuid().as_raw()].contains(&uid)
 }

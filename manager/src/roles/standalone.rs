@@ -9,6 +9,7 @@
 
 mod shutdown;
 
+use std::convert::Infallible;
 use std::fs;
 use std::io::{self, Write};
 use std::net::SocketAddr;
@@ -20,14 +21,15 @@ use ankole_blockdev::unix_socket::Listener;
 use ankole_whole_file as whole_file;
 use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
 
 use crate::agent::format::Format;
 use crate::agent::layout::{Layout, LayoutError, is_ours, make_private_folder, registration_path};
-use crate::agent::{LocalSupervisor, Supervisor, logs, pidfile, probe, replica_folders};
+use crate::agent::{LocalSupervisor, Supervisor, arbiter, logs, pidfile, probe, replica_folders};
 use crate::api::error::chain;
-use crate::arbiter;
 use crate::controllers::{self, Context};
 use crate::http;
+use crate::records::StoredRecords;
 use crate::service::Service;
 use crate::store::Store;
 use crate::store::copy::{self, Copies, CopyError};
@@ -97,9 +99,8 @@ async fn serve(options: &Options) -> anyhow::Result<Ended> {
     })?;
     let (context, service, copies) = open(options, layout.clone())?;
 
-    let arbiter = Listener::bind(&layout.arbiter())
+    let mut arbiter = start_arbiter(&context)
         .with_context(|| format!("listen on {}", layout.arbiter().display()))?;
-    tokio::spawn(arbiter::serve(arbiter, Arc::clone(&context.store)));
     tokio::spawn(controllers::run(Arc::clone(&context)));
     tokio::spawn(watch_node(Arc::clone(&context)));
     tokio::spawn(Arc::clone(&copies).follow());
@@ -121,6 +122,7 @@ async fn serve(options: &Options) -> anyhow::Result<Ended> {
         _ = interrupt.recv() => {}
         _ = terminate.recv() => {}
         () = left_alone => {}
+        _ = &mut arbiter => anyhow::bail!("the arbiter ended: its log says why"),
         ended = &mut local => anyhow::bail!("the API's socket ended: {ended:?}"),
         ended = &mut remote => anyhow::bail!("the API ended: {ended:?}"),
     }
@@ -174,6 +176,13 @@ fn open(options: &Options, layout: Layout) -> anyhow::Result<(Arc<Context>, Serv
     Ok((context, service, copies))
 }
 
+fn start_arbiter(context: &Context) -> io::Result<oneshot::Receiver<Infallible>> {
+    let records = Arc::new(StoredRecords(Arc::clone(&context.store)));
+    let supervisor = Arc::clone(&context.supervisor);
+    let limits = arbiter::Limits::default();
+    arbiter::start(&context.layout.arbiter(), records, supervisor, limits)
+}
+
 /// The store is whole without its copy.
 fn note_failure(copied: Result<(), CopyError>) {
     if let Err(error) = copied {
@@ -207,7 +216,7 @@ async fn stdin_closes(is_wanted: bool) {
     if !is_wanted {
         return std::future::pending().await;
     }
-    let (closed, hear) = tokio::sync::oneshot::channel::<()>();
+    let (closed, hear) = oneshot::channel::<()>();
     // Reading blocks, for as long as the process lives if need be.
     std::thread::spawn(move || {
         let _ = io::copy(&mut io::stdin().lock(), &mut io::sink());

@@ -21,8 +21,8 @@ use crate::api::error::chain;
 use crate::api::salvage::{SalvageRequest, SalvageView};
 use crate::api::volume::{Condition, Reason, Volume};
 use crate::api::{ApiError, Name};
-use crate::arbiter::ArbiterError;
 use crate::controllers::volume::gather::engine_status;
+use crate::records::RecordError;
 
 /// A replica that ends writes its index back; one that doesn't is killed after 10 s.
 const END_PATIENCE: Duration = Duration::from_secs(40);
@@ -173,7 +173,7 @@ impl Service {
             let salvaged = match (&volume.status.record, &view.record) {
                 (Some(record), Some(seen)) => record.after(seen.generation, change.clone())?,
                 (None, None) => Record::anew(member.clone(), above),
-                (None, Some(_)) => return Err(ArbiterError::NoRecord { volume: name() }),
+                (None, Some(_)) => return Err(RecordError::NoRecord { volume: name() }),
                 (Some(record), None) => {
                     return Err(Refused::Conflict { record: record.clone() }.into());
                 }
@@ -184,10 +184,10 @@ impl Service {
             if volume.status.attachment.as_ref().is_some_and(|kept| kept.driver().is_none()) {
                 volume.status.attachment = None;
             }
-            Ok::<_, ArbiterError>(salvaged)
+            Ok::<_, RecordError>(salvaged)
         });
         changed.map_err(|error| match error {
-            ArbiterError::Store(error) => error.into(),
+            RecordError::Store(error) => error.into(),
             error => ApiError::conflict(format!("volume {}: {}", view.volume, chain(&error)))
                 .next("nothing was changed: try again"),
         })

@@ -25,8 +25,8 @@ use crate::agent::{Part, ProcessName, ProcessSpec, admin};
 use crate::api::replica::Place;
 use crate::api::volume::{Attachment, Device, Volume};
 use crate::api::{ApiError, Name};
-use crate::arbiter::ArbiterError;
 use crate::controllers::{ADDRESS_LABEL, Context, INSTANCE_LABEL, TURN_LABEL};
+use crate::records::RecordError;
 use crate::store::StoreError;
 use ankole_plan::action::{Action, EngineStart};
 use ankole_plan::plan::{DETACH_PATIENCE, Plan};
@@ -67,7 +67,7 @@ pub(super) enum ApplyError {
     #[error(transparent)]
     Start(#[from] SupervisorError),
     #[error(transparent)]
-    Arbiter(#[from] ArbiterError),
+    Record(#[from] RecordError),
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -297,9 +297,9 @@ impl Hands<'_> {
         self.context.store.modify(&self.volume.name, |volume: &mut Volume| {
             let name = || volume.name.to_string();
             let record = volume.status.record.as_ref();
-            let record = record.ok_or_else(|| ArbiterError::NoRecord { volume: name() })?;
+            let record = record.ok_or_else(|| RecordError::NoRecord { volume: name() })?;
             let change = Change::Grant { engine: engine.clone(), attach_epoch };
-            let granted = record.after(record.generation, change).map_err(ArbiterError::from)?;
+            let granted = record.after(record.generation, change).map_err(RecordError::from)?;
             volume.status.record = Some(granted);
             volume.status.attachment = Some(attachment.clone());
             Ok::<_, ApplyError>(())
