@@ -141,6 +141,31 @@ fn who_reads_no_replies_keeps_nobody_else_waiting() {
     assert_eq!(good.call(ops().put_root()).status, OK);
 }
 
+/// A call to a client goes over its connection, between replies; its reply comes back among requests.
+#[test]
+fn a_client_is_called_on_its_connection() {
+    let directory = TempDir::new().unwrap();
+    let server = serve(&directory, 1);
+    let mut holder = Client::new(Socket::connect(&server), "holder");
+    let (file, open) = holder.open("file", 3, 0);
+    let mut locks = holder.call(ops().put(&file).lock(open, "l", true, 0, 9));
+    let locks = locks.ok(22).ok(12).stateid();
+    let mut waiter = Client::new(Socket::connect(&server), "waiter");
+    waiter.call(ops().callback_control(7)).ok(40);
+    waiter.bare(ops().bind(waiter.session, 3)).ok(41);
+    let (_, open) = waiter.open("file", 3, 0);
+    let wait = || ops().put(&file).wait_to_lock(open, "l", 0, 9);
+    assert_eq!(waiter.call(wait()).status, Status::Denied.number());
+    holder.call(ops().put(&file).unlock(locks, 0, 9)).ok(22).ok(14);
+    let call = waiter.carrier.receive();
+    assert_eq!(call[4..16], [0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 7], "a call of its program");
+    let answer = [1, 0, 0, 0, 0, 0, 0, 1, 11, 0].map(u32::to_be_bytes).concat();
+    waiter.carrier.send(&[&call[..4], &answer[..]].concat());
+    waiter.call(wait()).ok(22).ok(12);
+    waiter.carrier.send(&[&call[..4], &[0, 0, 0, 1]].concat());
+    assert!(waiter.carrier.is_ended(), "that was no reply");
+}
+
 #[test]
 fn the_shares_own_directory_can_not_be_seen_or_touched() {
     let directory = TempDir::new().unwrap();

@@ -2,7 +2,7 @@
 
 use super::open::encode_stateid;
 use super::{Cursor, Failed};
-use crate::state::{Claims, Conflict, LockOutcome, Range};
+use crate::state::{Claims, Conflict, LockOutcome, LockRequest, Range};
 use crate::tree::Result;
 use crate::wire::arguments::{Lock, LockRange, Locker};
 use crate::wire::status::Status;
@@ -26,9 +26,9 @@ impl Cursor<'_> {
         };
         let (now, exclusive) = (self.now, asked.exclusive);
         self.may_acquire(Claims::LOCKS, asked.reclaim)?;
-        let outcome = self
-            .export
-            .with_state(|state| state.lock(now, client, locker, file, range, exclusive))?;
+        let waits = asked.waits && !asked.reclaim;
+        let request = LockRequest { client, locker, file, range, exclusive, waits };
+        let outcome = self.export.with_state(|state| state.lock(now, request))?;
         match outcome {
             LockOutcome::Locked(stateid) => {
                 self.set_stateid(stateid);

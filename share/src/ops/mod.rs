@@ -4,6 +4,7 @@
 //! fails. One file here for each family of operations.
 
 mod attributes;
+mod callback;
 mod copy;
 mod file;
 mod lock;
@@ -14,7 +15,7 @@ mod sparse;
 mod xattr;
 
 use crate::buffers::Buffers;
-use crate::state::{Claims, Limits, Record, Running, State};
+use crate::state::{Claims, ConnectionId, Limits, Record, Running, State};
 use crate::tree::{OpenFile, Tree};
 use crate::wire::arguments::{ILLEGAL, Number, Operation};
 use crate::wire::arguments42::Operation42;
@@ -22,6 +23,7 @@ use crate::wire::rpc::{self, Caller, PROCEDURE_NULL, Refusal};
 use crate::wire::status::{OK, Status};
 use crate::wire::types::{FileHandle, StateId, TAG_BYTES_MAX};
 use crate::wire::xdr::{Decoder, Encoder, Malformed, Mark};
+use callback::WaysBack;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -45,6 +47,7 @@ pub struct Export {
     patience: Duration,
     grace_ended: Condvar,
     waiting: AtomicUsize,
+    ways_back: WaysBack,
 }
 
 impl Export {
@@ -59,6 +62,7 @@ impl Export {
             patience: Duration::ZERO,
             grace_ended: Condvar::new(),
             waiting: AtomicUsize::new(0),
+            ways_back: WaysBack::default(),
         }
     }
 
@@ -91,6 +95,17 @@ impl Export {
         record: &[u8],
         reply: &mut Vec<u8>,
     ) -> Result<(), Malformed> {
+        self.answer_on(None, now, record, reply)
+    }
+
+    /// The same, for a message of a connection that clients may be called back on.
+    pub fn answer_on(
+        &self,
+        connection: Option<ConnectionId>,
+        now: Instant,
+        record: &[u8],
+        reply: &mut Vec<u8>,
+    ) -> Result<(), Malformed> {
         let mut body = Decoder::new(record);
         let call = rpc::decode_call(&mut body)?;
         let mut reply = Encoder::new(reply);
@@ -105,6 +120,7 @@ impl Export {
                 let cursor = Cursor {
                     export: self,
                     caller: &call.caller,
+                    connection,
                     now,
                     start,
                     request_bytes: record.len(),
@@ -128,6 +144,7 @@ impl Export {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let was_in_grace = state.in_grace();
         let done = work(&mut state);
+        state.offer_freed();
         if was_in_grace && !state.in_grace() {
             self.grace_ended.notify_all();
         }
@@ -143,6 +160,9 @@ impl Export {
                 );
             }
         }
+        let callbacks = state.take_callbacks();
+        drop(state);
+        callbacks.iter().for_each(|callback| self.ways_back.send(callback));
         done
     }
 
@@ -193,6 +213,7 @@ impl From<Status> for Failed {
 struct Cursor<'a> {
     export: &'a Export,
     caller: &'a Caller,
+    connection: Option<ConnectionId>,
     now: Instant,
     /// Where the reply begins.
     start: Mark,
@@ -341,7 +362,10 @@ impl Cursor<'_> {
             O::Write { stateid, offset, stability, data } => {
                 self.write(stateid, offset, stability, data, reply)?
             }
-            O::BackChannelCtl => {}
+            O::BackChannelCtl { program, auth } => {
+                let session = self.running()?.session;
+                self.export.with_state(|state| state.set_callback(session, program, auth));
+            }
             O::BindConnToSession { session, direction } => {
                 self.bind_connection(session, direction, reply)?
             }

@@ -15,6 +15,8 @@ use crate::wire::xdr::Encoder;
 const WANT_BITS: u32 = 0x3_ff00;
 /// Locks replace and split each other, as POSIX has it.
 const RESULT_LOCKTYPE_POSIX: u32 = 4;
+/// Who waits for a lock may be told that it is free.
+const RESULT_MAY_NOTIFY_LOCK: u32 = 0x20;
 const NO_DELEGATION: u32 = 0;
 /// With the reason, for who has asked in particular: it isn't given for files at all, or wasn't wanted.
 const NO_DELEGATION_BECAUSE: u32 = 3;
@@ -77,7 +79,8 @@ impl Cursor<'_> {
         }
         encode_stateid(&stateid, reply);
         encode_changed(&found.changed, reply);
-        reply.u32(RESULT_LOCKTYPE_POSIX);
+        let may_notify = self.export.with_state(|state| state.has_way_back(client));
+        reply.u32(RESULT_LOCKTYPE_POSIX | if may_notify { RESULT_MAY_NOTIFY_LOCK } else { 0 });
         found.set.encode(reply);
         match asked.access & WANT_BITS {
             0 => reply.u32(NO_DELEGATION),

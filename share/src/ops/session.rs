@@ -1,7 +1,7 @@
 //! Clients and sessions (RFC 8881, 18.34 to 18.37, 18.46, 18.50, 18.51), and names of security flavors.
 
 use super::{Cursor, Place};
-use crate::state::Begun;
+use crate::state::{Begun, Via};
 use crate::tree::Name;
 use crate::wire::arguments::{
     ChannelAttributes, CreateSession, ExchangeId, Number, Operation, Protect, stateid,
@@ -14,9 +14,14 @@ use crate::wire::xdr::{Decoded, Decoder, Encoder, Malformed};
 const EXCHANGE_FLAGS: u32 = 0x4007_0107;
 const FLAG_USE_NON_PNFS: u32 = 0x1_0000;
 const FLAG_CONFIRMED: u32 = 0x8000_0000;
-/// Persistent session, callbacks on this connection, RDMA: none is granted.
+/// Persistent session, calls back on this connection, RDMA: the second may be granted.
 const SESSION_FLAGS: u32 = 7;
-const FORE_CHANNEL: u32 = 1;
+const FLAG_BACK_CHANNEL: u32 = 2;
+/// What a client may want of a connection, and what it gets: sums of these. The last wish means that it
+/// could do with one of them.
+const FORE: u32 = 1;
+const BACK: u32 = 2;
+const DIRECTIONS: [u32; 4] = [FORE, BACK, 3, 7];
 
 const AUTH_SYS: u32 = 1;
 
@@ -53,7 +58,7 @@ impl Cursor<'_> {
                 reply.u32(asked.slot);
                 reply.u32(running.slots - 1);
                 reply.u32(running.slots - 1);
-                reply.u32(0); // nothing is wrong
+                reply.u32(running.flags);
                 self.running = Some(running);
                 Sequenced::Done(OK)
             }
@@ -96,12 +101,13 @@ impl Cursor<'_> {
         if asked.flags & !SESSION_FLAGS != 0 {
             return Err(Status::Inval);
         }
+        let via = Via { connection: self.connection, minor_version: self.minor_version };
         let created = self
             .export
-            .with_state(|state| state.create_session(self.now, self.caller.uid, asked))?;
+            .with_state(|state| state.create_session(self.now, self.caller.uid, asked, via))?;
         reply.fixed(&created.session.0);
         reply.u32(created.sequence);
-        reply.u32(0);
+        reply.u32(if created.calls_back { FLAG_BACK_CHANNEL } else { 0 });
         for channel in [created.fore, created.back] {
             encode_channel(&channel, reply);
         }
@@ -112,7 +118,7 @@ impl Cursor<'_> {
         self.export.with_state(|state| state.destroy_session(session))
     }
 
-    /// A session is bound to no connection: each may carry any.
+    /// Requests of a session may come over any connection; calls back need one that is bound for them.
     pub(super) fn bind_connection(
         &mut self,
         session: SessionId,
@@ -122,11 +128,18 @@ impl Cursor<'_> {
         if !self.export.with_state(|state| state.has_session(session)) {
             return Err(Status::BadSession);
         }
-        if direction & FORE_CHANNEL == 0 {
-            return Err(Status::Inval); // nothing is called back
+        if !DIRECTIONS.contains(&direction) {
+            return Err(Status::Inval);
+        }
+        let connection = self.connection.filter(|_| direction & BACK != 0);
+        let calls_back = connection
+            .is_some_and(|to| self.export.with_state(|state| state.bind_back(session, to)));
+        let got = direction & FORE | if calls_back { BACK } else { 0 };
+        if got == 0 {
+            return Err(Status::Inval);
         }
         reply.fixed(&session.0);
-        reply.u32(FORE_CHANNEL);
+        reply.u32(got);
         reply.bool(false);
         Ok(())
     }

@@ -8,17 +8,26 @@
 //! Whoever has read a message does it itself: no hand-over on the way to the reply. If then nobody waits to
 //! read, one more thread is started, up to a limit: so messages are done at the same time when there are
 //! several, and a client that floods or doesn't read its replies holds only its own threads.
+//!
+//! Calls to the client are queued, a few at most, and written by a thread that is there for as long as there
+//! are any: nobody else waits for a client that doesn't take them.
 
 use crate::buffers::{Buffers, Messages, SMALL_BYTES};
 use crate::ops::Export;
+use crate::state::ConnectionId;
 use crate::wire::record::{FRAGMENTS_MAX, Fragment, MARK_BYTES, whole};
+use crate::wire::rpc::is_reply;
+use crate::wire::xdr::Malformed;
+use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 const THREADS_MAX: usize = 16;
+/// Each session of the client has one under way at most.
+const CALLS_MAX: usize = 64;
 const STACK_BYTES: usize = 256 * 1024;
 /// How long a message may take to come in once it has begun, or a reply to be taken.
 const MESSAGE_TIME: Duration = Duration::from_secs(60);
@@ -33,6 +42,15 @@ pub struct Connection {
     threads: Mutex<Threads>,
     unused: Condvar,
     closed: AtomicBool,
+    id: ConnectionId,
+    calls: Mutex<Calls>,
+}
+
+/// That wait to be written.
+#[derive(Default)]
+struct Calls {
+    queue: VecDeque<Vec<u8>>,
+    are_written: bool,
 }
 
 #[derive(Default)]
@@ -43,30 +61,75 @@ struct Threads {
 }
 
 impl Connection {
-    pub fn new(stream: TcpStream, export: Arc<Export>) -> io::Result<Self> {
+    pub fn new(stream: TcpStream, export: Arc<Export>) -> io::Result<Arc<Self>> {
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(LOOK))?;
         stream.set_write_timeout(Some(LOOK))?;
-        Ok(Self {
-            stream,
-            export,
-            reading: Mutex::default(),
-            writing: Mutex::default(),
-            threads: Mutex::default(),
-            unused: Condvar::new(),
-            closed: AtomicBool::new(false),
-        })
+        Ok(Arc::new_cyclic(|this: &Weak<Self>| {
+            let this = this.clone();
+            let call = move |message| {
+                if let Some(this) = this.upgrade() {
+                    this.call(message);
+                }
+            };
+            Self {
+                id: export.connected(Arc::new(call)),
+                stream,
+                export,
+                reading: Mutex::default(),
+                writing: Mutex::default(),
+                threads: Mutex::default(),
+                unused: Condvar::new(),
+                closed: AtomicBool::new(false),
+                calls: Mutex::default(),
+            }
+        }))
     }
 
     /// Starts the first thread. `when_unused` is called when the last one ends.
     pub fn serve(self: Arc<Self>, when_unused: Box<dyn FnOnce() + Send>) {
         self.threads().when_unused = Some(when_unused);
-        self.start_thread();
+        self.start_thread(Self::work);
     }
 
     pub fn close(&self) {
         self.closed.store(true, Ordering::SeqCst);
         let _ = self.stream.shutdown(Shutdown::Both);
+        self.export.disconnected(self.id);
+    }
+
+    /// Sends a call to the client, by and by.
+    fn call(self: &Arc<Self>, message: Vec<u8>) {
+        let mut calls = self.calls();
+        if calls.queue.len() >= CALLS_MAX || self.closed.load(Ordering::SeqCst) {
+            return;
+        }
+        calls.queue.push_back(message);
+        if !std::mem::replace(&mut calls.are_written, true) {
+            self.start_thread(Self::write_calls);
+        }
+    }
+
+    fn write_calls(self: &Arc<Self>) {
+        loop {
+            let message = {
+                let mut calls = self.calls();
+                let Some(message) = calls.queue.pop_front() else {
+                    calls.are_written = false;
+                    return;
+                };
+                message
+            };
+            let marked = [&whole(message.len())[..], &message].concat();
+            if let Err(error) = self.write_message(&marked) {
+                tracing::debug!(%error, "a connection ends");
+                return self.close();
+            }
+        }
+    }
+
+    fn calls(&self) -> MutexGuard<'_, Calls> {
+        self.calls.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub fn wait_until_unused(&self) {
@@ -76,13 +139,13 @@ impl Connection {
         }
     }
 
-    fn start_thread(self: &Arc<Self>) {
+    fn start_thread(self: &Arc<Self>, run: fn(&Arc<Self>)) {
         self.threads().all += 1;
         let member = Member(self.clone());
         let started = std::thread::Builder::new()
             .name("nfs".into())
             .stack_size(STACK_BYTES)
-            .spawn(move || member.0.work());
+            .spawn(move || run(&member.0));
         if let Err(error) = started {
             // The others go on; the last of them finds nobody to read and closes.
             tracing::warn!(%error, "no thread for a connection");
@@ -116,11 +179,19 @@ impl Connection {
             };
             drop(reads);
             if is_last {
-                self.start_thread();
+                self.start_thread(Self::work);
+            }
+            if is_reply(&messages.request) {
+                let taken = self.export.called_back(self.id, &messages.request);
+                messages.clear_request();
+                match taken {
+                    Ok(()) => continue,
+                    Err(Malformed) => return self.close(),
+                }
             }
             let Messages { request, reply, .. } = &mut messages;
             reply.extend([0; MARK_BYTES]);
-            let answered = self.export.answer(Instant::now(), request, reply);
+            let answered = self.export.answer_on(Some(self.id), Instant::now(), request, reply);
             let mark = whole(reply.len() - MARK_BYTES);
             reply[..MARK_BYTES].copy_from_slice(&mark);
             messages.clear_request();
@@ -226,6 +297,7 @@ impl Drop for Member {
         if threads.all == 0 {
             let when_unused = threads.when_unused.take();
             drop(threads);
+            self.0.export.disconnected(self.0.id);
             self.0.unused.notify_all();
             if let Some(when_unused) = when_unused {
                 when_unused();

@@ -109,7 +109,6 @@ impl Shared {
             };
             let connection = Connection::new(stream, self.export.clone());
             let served = connection.map(|connection| {
-                let connection = Arc::new(connection);
                 self.connections().insert(number, connection.clone());
                 connection.serve(Box::new(ended));
             });

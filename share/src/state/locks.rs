@@ -4,6 +4,7 @@ use super::State;
 use super::grace::Claims;
 use super::ranges::Range;
 use super::table::{Entry, LockState, Place};
+use super::waiters::Asked;
 use crate::wire::arguments::Locker;
 use crate::wire::status::Status;
 use crate::wire::types::{ClientId, FileHandle, Share, StateId};
@@ -24,16 +25,20 @@ pub enum LockOutcome {
     Denied(Conflict),
 }
 
+#[derive(Clone, Copy, Debug)]
+pub struct LockRequest<'a> {
+    pub client: ClientId,
+    pub locker: Locker<'a>,
+    pub file: FileHandle,
+    pub range: Range,
+    pub exclusive: bool,
+    /// If it is denied, it is asked for again.
+    pub waits: bool,
+}
+
 impl<F: Clone> State<F> {
-    pub fn lock(
-        &mut self,
-        now: Instant,
-        client: ClientId,
-        locker: Locker,
-        file: FileHandle,
-        range: Range,
-        exclusive: bool,
-    ) -> Result<LockOutcome, Status> {
+    pub fn lock(&mut self, now: Instant, request: LockRequest) -> Result<LockOutcome, Status> {
+        let LockRequest { client, locker, file, range, exclusive, waits } = request;
         let (open, known) = match locker {
             Locker::New { open, owner } => {
                 let open = self.find_open(client, open, file)?;
@@ -48,12 +53,23 @@ impl<F: Clone> State<F> {
         if !self.states.open(open).access.contains(needed) {
             return Err(Status::OpenMode);
         }
-        while let Some(conflict) = self.conflict(file, range, exclusive, known) {
+        let owner: Box<[u8]> = match locker {
+            Locker::New { owner, .. } => owner.into(),
+            Locker::Known(_) => self.states.locks(known.expect("found above")).owner.clone(),
+        };
+        let asked = Asked { client, owner: &owner, file, range, exclusive };
+        while let Some(conflict) = self.in_the_way(now, asked, known) {
             if !self.is_expired(now, conflict.client) {
+                if waits {
+                    self.wait_for_lock(now, asked);
+                } else {
+                    self.stop_waiting(asked);
+                }
                 return Ok(LockOutcome::Denied(conflict));
             }
             self.remove_client(conflict.client);
         }
+        self.stop_waiting(asked);
         if self.files[&file].ranges.len() >= self.limits.locked_ranges_per_file {
             return Err(Status::Resource);
         }
@@ -65,6 +81,7 @@ impl<F: Clone> State<F> {
         self.record(client, Claims::LOCKS);
         let file = self.files.get_mut(&file).expect("it is open");
         file.ranges.lock(range, exclusive, place);
+        self.freed(request.file); // it may have been exclusive before
         Ok(LockOutcome::Locked(self.states.advance(place)))
     }
 
@@ -91,12 +108,20 @@ impl<F: Clone> State<F> {
         range: Range,
     ) -> Result<StateId, Status> {
         let place = self.find_locks(client, stateid, file)?;
-        let file = self.files.get_mut(&file).expect("a file with lock owners is known");
-        file.ranges.unlock(range, place);
+        let known = self.files.get_mut(&file).expect("a file with lock owners is known");
+        known.ranges.unlock(range, place);
+        self.freed(file);
         Ok(self.states.advance(place))
     }
 
-    fn conflict(
+    /// A lock that is held, or kept for who has waited longer. In the grace nothing is kept: what is claimed
+    /// was held.
+    fn in_the_way(&self, now: Instant, asked: Asked, known: Option<Place>) -> Option<Conflict> {
+        let held = self.conflict(asked.file, asked.range, asked.exclusive, known);
+        held.or_else(|| if self.in_grace() { None } else { self.kept_for(now, asked) })
+    }
+
+    pub(super) fn conflict(
         &self,
         file: FileHandle,
         range: Range,
@@ -126,7 +151,12 @@ impl<F: Clone> State<F> {
         }
     }
 
-    fn lock_owner(&self, client: ClientId, owner: &[u8], file: FileHandle) -> Option<Place> {
+    pub(super) fn lock_owner(
+        &self,
+        client: ClientId,
+        owner: &[u8],
+        file: FileHandle,
+    ) -> Option<Place> {
         self.files.get(&file)?.lock_owners.iter().copied().find(|&place| {
             let locks = self.states.locks(place);
             locks.client == client && *locks.owner == *owner
@@ -156,5 +186,6 @@ impl<F: Clone> State<F> {
         let file = self.files.get_mut(&locks.file).expect("a file with lock owners is known");
         file.ranges.unlock(Range::ALL, place);
         file.lock_owners.retain(|&other| other != place);
+        self.freed(locks.file);
     }
 }

@@ -10,11 +10,12 @@
 //!                                  │
 //!                                  ├── open   (one per open owner and file) ── access, deny, F
 //!                                  └── locks  (one per lock owner and file) ── goes with an open
-//!  file ── opens, lock owners, locked ranges
+//!  file ── opens, lock owners, locked ranges, who waits for a lock
 //! ```
 //! Never: a request done twice, a lock that two clients have, state of one client shown to another, a
 //! claim from before a restart that could contradict what was granted since.
 
+mod callbacks;
 mod clients;
 mod grace;
 mod locks;
@@ -22,20 +23,22 @@ mod opens;
 mod ranges;
 mod sessions;
 mod table;
+mod waiters;
 
+pub use callbacks::{Callback, ConnectionId, Notice};
 pub use clients::{Identified, Principal};
 pub use grace::{Claims, Record};
-pub use locks::{Conflict, LockOutcome};
+pub use locks::{Conflict, LockOutcome, LockRequest};
 pub use opens::OpenRequest;
 pub use ranges::Range;
-pub use sessions::{Begun, Created, Running};
+pub use sessions::{Begun, Created, Running, Via};
 
 use crate::wire::types::{ClientId, FileHandle, SessionId};
 use clients::{Client, Owner};
 use grace::Grace;
 use opens::File;
 use sessions::Session;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 use table::Table;
 
@@ -77,6 +80,17 @@ pub struct State<F> {
     /// For ids of clients and sessions: never given twice in one life.
     last_number: u32,
     cached_replies_bytes: usize,
+    /// The time that was told last.
+    now: Instant,
+    /// Sessions that are called back over a connection, or were.
+    bound: HashMap<ConnectionId, Vec<SessionId>>,
+    /// Calls to clients that wait for their answer, and those that have to be sent.
+    called: HashMap<u32, SessionId>,
+    callbacks: Vec<Callback>,
+    last_xid: u32,
+    /// Files with somebody who waits for a lock, and those where one may have become free.
+    waited_for: HashSet<FileHandle>,
+    freed: Vec<FileHandle>,
 }
 
 impl<F: Clone> State<F> {
@@ -102,6 +116,13 @@ impl<F: Clone> State<F> {
             records: Vec::new(),
             last_number: 0,
             cached_replies_bytes: 0,
+            now,
+            bound: HashMap::new(),
+            called: HashMap::new(),
+            callbacks: Vec::new(),
+            last_xid: epoch,
+            waited_for: HashSet::new(),
+            freed: Vec::new(),
         }
     }
 
@@ -116,7 +137,10 @@ impl<F: Clone> State<F> {
 
     /// Called now and then: ends the grace when it is over, and forgets who has nothing to lose.
     pub fn tick(&mut self, now: Instant) {
+        self.now = now;
         self.end_grace_if_over(now);
+        self.look_at_calls(now);
+        self.offer_all();
         self.lower_records_now_and_then(now);
         let gone: Vec<ClientId> = self
             .clients

@@ -4,6 +4,7 @@ use super::State;
 use super::grace::Claims;
 use super::ranges::Ranges;
 use super::table::{Entry, Place};
+use super::waiters::Waiter;
 use crate::wire::status::Status;
 use crate::wire::types::{ClientId, FileHandle, Share, StateId};
 use std::time::Instant;
@@ -26,6 +27,8 @@ pub struct File {
     pub opens: Vec<Place>,
     pub lock_owners: Vec<Place>,
     pub ranges: Ranges,
+    /// In the order in which they came.
+    pub waiters: Vec<Waiter>,
 }
 
 #[derive(Clone, Copy, Debug)]

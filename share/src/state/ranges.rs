@@ -29,7 +29,7 @@ impl Range {
         if self.last == u64::MAX { u64::MAX } else { self.last - self.first + 1 }
     }
 
-    fn overlaps(&self, other: &Range) -> bool {
+    pub fn overlaps(&self, other: &Range) -> bool {
         self.first <= other.last && other.first <= self.last
     }
 

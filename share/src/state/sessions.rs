@@ -1,6 +1,7 @@
 //! Sessions: each request has a slot and a number, so that none is done twice (RFC 8881, 2.10.6).
 
 use super::State;
+use super::callbacks::{BackChannel, ConnectionId};
 use super::clients::Principal;
 use crate::wire::arguments::{ChannelAttributes, CreateSession, Sequence};
 use crate::wire::status::Status;
@@ -9,6 +10,7 @@ use std::time::Instant;
 
 /// The requests that a client may have under way in one session.
 pub const SLOTS_MAX: u32 = 64;
+const FLAG_BACK_CHANNEL: u32 = 2;
 /// Room around the data of a read or write.
 const HEADROOM_BYTES: u32 = 4096;
 /// Replies longer than this aren't kept for a repetition; those of operations that change something are short.
@@ -24,6 +26,15 @@ pub struct Session {
     pub client: ClientId,
     fore: ChannelAttributes,
     slots: Vec<Slot>,
+    pub back: BackChannel,
+}
+
+/// How a request came.
+#[derive(Clone, Copy, Debug)]
+pub struct Via {
+    /// `None`: no call can be made on it.
+    pub connection: Option<ConnectionId>,
+    pub minor_version: u32,
 }
 
 #[derive(Default)]
@@ -40,12 +51,16 @@ pub struct Created {
     pub sequence: u32,
     pub fore: ChannelAttributes,
     pub back: ChannelAttributes,
+    /// The connection that it came by is one to call back on.
+    pub calls_back: bool,
 }
 
 /// A request is to be done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Running {
     pub client: ClientId,
+    /// What is wrong, as SEQUENCE tells it.
+    pub flags: u32,
     pub session: SessionId,
     pub slot: u32,
     pub slots: u32,
@@ -67,6 +82,7 @@ impl<F: Clone> State<F> {
         now: Instant,
         principal: Principal,
         asked: &CreateSession,
+        via: Via,
     ) -> Result<Created, Status> {
         let client = self.clients.get(&asked.client).ok_or(Status::StaleClientId)?;
         if asked.sequence != client.session_sequence {
@@ -97,10 +113,22 @@ impl<F: Clone> State<F> {
             operations_max: asked.back.operations_max.clamp(2, OPERATIONS_MAX),
             ..asked.back
         };
-        let created = Created { session, sequence: asked.sequence, fore, back };
+        let wants_calls = asked.flags & FLAG_BACK_CHANNEL != 0;
+        let connection = via.connection.filter(|_| wants_calls && asked.callback_auth.is_some());
+        let created = Created {
+            session,
+            sequence: asked.sequence,
+            fore,
+            back,
+            calls_back: connection.is_some(),
+        };
         let slots = (0..fore.slots).map(|_| Slot::default()).collect();
         self.cached_replies_bytes += cost_bytes(&fore);
-        self.sessions.insert(session, Session { client: asked.client, fore, slots });
+        let back = BackChannel::new(asked.callback_program, asked.callback_auth, via.minor_version);
+        self.sessions.insert(session, Session { client: asked.client, fore, slots, back });
+        if let Some(connection) = connection {
+            self.bind_back(session, connection);
+        }
         let client = self.clients.get_mut(&asked.client).expect("it was found above");
         client.session_sequence = client.session_sequence.wrapping_add(1);
         client.last_session = Some(created.clone());
@@ -155,6 +183,7 @@ impl<F: Clone> State<F> {
         request_bytes: usize,
         operations: u32,
     ) -> Result<Begun, Status> {
+        self.now = now;
         let session = self.sessions.get_mut(&asked.session).ok_or(Status::BadSession)?;
         let fore = session.fore;
         let slot = session.slots.get_mut(asked.slot as usize).ok_or(Status::BadSlot)?;
@@ -183,11 +212,13 @@ impl<F: Clone> State<F> {
         }
         slot.sequence = asked.sequence;
         slot.busy = true;
-        if let Some(client) = self.clients.get_mut(&session.client) {
+        let client = session.client;
+        if let Some(client) = self.clients.get_mut(&client) {
             client.renewed = now;
         }
         Ok(Begun::New(Running {
-            client: session.client,
+            client,
+            flags: self.path_flags(asked.session),
             session: asked.session,
             slot: asked.slot,
             slots: fore.slots,

@@ -2,6 +2,7 @@
 
 use super::arguments42::Operation42;
 use super::attributes::{AttributeSet, AttributeValues};
+use super::rpc::{CallbackAuth, decode_auth_sys};
 use super::types::*;
 use super::xdr::{Decoded, Decoder, Malformed};
 
@@ -105,7 +106,10 @@ pub enum Operation<'a> {
         stability: Stability,
         data: &'a [u8],
     },
-    BackChannelCtl,
+    BackChannelCtl {
+        program: u32,
+        auth: Option<CallbackAuth>,
+    },
     BindConnToSession {
         session: SessionId,
         direction: u32,
@@ -156,6 +160,8 @@ pub struct LockRange {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lock<'a> {
     pub exclusive: bool,
+    /// The client asks again until it has it.
+    pub waits: bool,
     pub reclaim: bool,
     pub range: LockRange,
     pub locker: Locker<'a>,
@@ -244,6 +250,7 @@ pub struct CreateSession {
     pub fore: ChannelAttributes,
     pub back: ChannelAttributes,
     pub callback_program: u32,
+    pub callback_auth: Option<CallbackAuth>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -328,9 +335,7 @@ impl<'a> Operation<'a> {
                 data: body.opaque(IO_BYTES_MAX as usize)?,
             },
             N::BackChannelCtl => {
-                let _program = body.u32()?;
-                callback_security(body)?;
-                Self::BackChannelCtl
+                Self::BackChannelCtl { program: body.u32()?, auth: callback_auth(body)? }
             }
             N::BindConnToSession => {
                 let (session, direction) = (SessionId(body.array()?), body.u32()?);
@@ -373,9 +378,13 @@ pub fn name<'a>(body: &mut Decoder<'a>) -> Decoded<&'a [u8]> {
 }
 
 fn lock_is_exclusive(body: &mut Decoder) -> Decoded<bool> {
+    lock_kind(body).map(|(exclusive, _)| exclusive)
+}
+
+/// Whether it keeps out readers too, and whether its owner is ready to wait.
+fn lock_kind(body: &mut Decoder) -> Decoded<(bool, bool)> {
     match body.u32()? {
-        1 | 3 => Ok(false), // the second of each pair is ready to wait
-        2 | 4 => Ok(true),
+        kind @ 1..=4 => Ok((kind % 2 == 0, kind > 2)),
         _ => Err(Malformed),
     }
 }
@@ -403,7 +412,8 @@ impl<'a> Create<'a> {
 
 impl<'a> Lock<'a> {
     fn decode(body: &mut Decoder<'a>) -> Decoded<Self> {
-        let (exclusive, reclaim) = (lock_is_exclusive(body)?, body.bool()?);
+        let (exclusive, waits) = lock_kind(body)?;
+        let reclaim = body.bool()?;
         let range = LockRange::decode(body)?;
         let locker = if body.bool()? {
             let _open_seqid = body.u32()?;
@@ -415,7 +425,7 @@ impl<'a> Lock<'a> {
             let _lock_seqid = body.u32()?;
             Locker::Known(known)
         };
-        Ok(Self { exclusive, reclaim, range, locker })
+        Ok(Self { exclusive, waits, reclaim, range, locker })
     }
 }
 
@@ -515,31 +525,25 @@ impl ChannelAttributes {
 
 impl CreateSession {
     fn decode(body: &mut Decoder) -> Decoded<Self> {
-        let arguments = Self {
+        Ok(Self {
             client: ClientId(body.u64()?),
             sequence: body.u32()?,
             flags: body.u32()?,
             fore: ChannelAttributes::decode(body)?,
             back: ChannelAttributes::decode(body)?,
             callback_program: body.u32()?,
-        };
-        callback_security(body)?;
-        Ok(arguments)
+            callback_auth: callback_auth(body)?,
+        })
     }
 }
 
-/// How we might show who we are when we call back: read for its length.
-fn callback_security(body: &mut Decoder) -> Decoded<()> {
+/// How we may show who we are when we call back: the best that we can do, if any.
+fn callback_auth(body: &mut Decoder) -> Decoded<Option<CallbackAuth>> {
+    let mut best = None;
     for _ in 0..body.count(16)? {
         match body.u32()? {
-            0 => {}
-            1 => {
-                let (_stamp, _machine) = (body.u32()?, body.opaque(255)?);
-                let _ids = (body.u32()?, body.u32()?);
-                for _ in 0..body.count(16)? {
-                    body.u32()?;
-                }
-            }
+            0 => best = best.or(Some(CallbackAuth::None)),
+            1 => best = Some(CallbackAuth::Sys(decode_auth_sys(body)?)),
             6 => {
                 body.u32()?;
                 let _handles = (body.opaque(1024)?, body.opaque(1024)?);
@@ -547,5 +551,5 @@ fn callback_security(body: &mut Decoder) -> Decoded<()> {
             _ => return Err(Malformed),
         }
     }
-    Ok(())
+    Ok(best)
 }

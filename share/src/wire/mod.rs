@@ -3,6 +3,7 @@
 pub mod arguments;
 pub mod arguments42;
 pub mod attributes;
+pub mod callback;
 pub mod record;
 pub mod rpc;
 pub mod status;

@@ -99,12 +99,14 @@ fn decode_caller(body: &mut Decoder) -> Decoded<Result<Caller, u32>> {
     let credential = body.opaque(AUTH_BODY_BYTES_MAX)?;
     Ok(match flavor {
         AUTH_NONE => Ok(Caller::NOBODY),
-        AUTH_SYS => decode_auth_sys(Decoder::new(credential)).map_err(|Malformed| BAD_CREDENTIAL),
+        AUTH_SYS => {
+            decode_auth_sys(&mut Decoder::new(credential)).map_err(|Malformed| BAD_CREDENTIAL)
+        }
         _ => Err(CREDENTIAL_TOO_WEAK),
     })
 }
 
-fn decode_auth_sys(mut body: Decoder) -> Decoded<Caller> {
+pub(super) fn decode_auth_sys(body: &mut Decoder) -> Decoded<Caller> {
     let _stamp = body.u32()?;
     let _machine = body.opaque(255)?;
     let mut caller = Caller::new(body.u32()?, body.u32()?);
@@ -114,6 +116,56 @@ fn decode_auth_sys(mut body: Decoder) -> Decoded<Caller> {
     }
     caller.groups_len = groups as u8;
     Ok(caller)
+}
+
+/// Who we are when we call a client back, as it wants it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CallbackAuth {
+    None,
+    Sys(Caller),
+}
+
+/// The head of a call of ours: of a program, its version, and a procedure.
+pub fn encode_call(call: &mut Encoder, xid: u32, procedure: [u32; 3], auth: &CallbackAuth) {
+    call.u32(xid);
+    call.u32(CALL);
+    call.u32(RPC_VERSION);
+    procedure.iter().for_each(|&number| call.u32(number));
+    match auth {
+        CallbackAuth::None => {
+            call.u32(AUTH_NONE);
+            call.u32(0);
+        }
+        CallbackAuth::Sys(caller) => {
+            call.u32(AUTH_SYS);
+            call.u32(20 + 4 * u32::from(caller.groups_len));
+            call.u32(0);
+            call.opaque(b"");
+            call.u32(caller.uid);
+            call.u32(caller.gid);
+            call.u32(caller.groups_len.into());
+            caller.groups().iter().for_each(|&group| call.u32(group));
+        }
+    }
+    call.u32(AUTH_NONE);
+    call.u32(0);
+}
+
+pub fn is_reply(record: &[u8]) -> bool {
+    record.get(4..8) == Some(&REPLY.to_be_bytes())
+}
+
+/// The head of a reply to a call of ours: of which, and whether results follow.
+pub fn decode_reply(body: &mut Decoder) -> Decoded<(u32, bool)> {
+    let xid = body.u32()?;
+    if body.u32()? != REPLY {
+        return Err(Malformed);
+    }
+    if body.u32()? != 0 {
+        return Ok((xid, false)); // denied
+    }
+    let _verifier = (body.u32()?, body.opaque(AUTH_BODY_BYTES_MAX)?);
+    Ok((xid, body.u32()? == 0))
 }
 
 /// The head of a reply whose results follow.

@@ -193,11 +193,20 @@ impl Ops {
         length: u64,
         claims: bool,
     ) -> Self {
+        self.lock_of_kind(1 + u32::from(exclusive), open, owner, [first, length], claims)
+    }
+    fn lock_of_kind(
+        self,
+        kind: u32,
+        open: StateId,
+        owner: &str,
+        range: [u64; 2],
+        claims: bool,
+    ) -> Self {
         self.op(12, |e| {
-            e.u32(1 + u32::from(exclusive));
+            e.u32(kind);
             e.bool(claims);
-            e.u64(first);
-            e.u64(length);
+            range.iter().for_each(|&bytes| e.u64(bytes));
             e.bool(true);
             e.u32(0);
             encode(&open, e);
@@ -205,6 +214,13 @@ impl Ops {
             e.u64(0);
             e.opaque(owner.as_bytes());
         })
+    }
+    /// The first lock of `owner`, which keeps out all, and will be asked for again if it is denied.
+    pub fn wait_to_lock(self, open: StateId, owner: &str, first: u64, length: u64) -> Self {
+        self.lock_of_kind(4, open, owner, [first, length], false)
+    }
+    pub fn wait_to_share(self, open: StateId, owner: &str, first: u64, length: u64) -> Self {
+        self.lock_of_kind(3, open, owner, [first, length], false)
     }
     pub fn unlock(self, locks: StateId, first: u64, length: u64) -> Self {
         self.op(14, |e| {
@@ -277,6 +293,18 @@ impl Ops {
     }
     pub fn remove_xattr(self, name: &str) -> Self {
         self.op(75, |e| e.opaque(name.as_bytes()))
+    }
+    /// How the client may be called: by a program of its, as user 0.
+    pub fn callback_control(self, program: u32) -> Self {
+        self.op(40, |e| numbers(e, &[program, 2, 0, 1, 0, 0, 0, 0, 0]))
+    }
+    /// What the connection is for: 1 requests, 2 calls back, 3 both.
+    pub fn bind(self, session: [u8; 16], direction: u32) -> Self {
+        self.op(41, |e| {
+            e.fixed(&session);
+            e.u32(direction);
+            e.bool(false);
+        })
     }
     pub fn free(self, stateid: StateId) -> Self {
         self.op(45, |e| encode(&stateid, e))
@@ -379,6 +407,8 @@ pub struct Client<C> {
     pub session: [u8; 16],
     pub sequence: u32,
     pub cache_this: bool,
+    /// What the last reply said is wrong.
+    pub flags: u32,
 }
 
 impl<C: Carrier> Client<C> {
@@ -391,8 +421,15 @@ impl<C: Carrier> Client<C> {
 
     /// It may still claim what it had.
     pub fn before_claims(carrier: C, name: &str) -> Self {
-        let mut client =
-            Self { carrier, uid: 0, minor: 1, session: [0; 16], sequence: 0, cache_this: false };
+        let mut client = Self {
+            carrier,
+            uid: 0,
+            minor: 1,
+            session: [0; 16],
+            sequence: 0,
+            cache_this: false,
+            flags: 0,
+        };
         let (id, sequence) = client.exchange_id(name, *b"verifier");
         let mut created = client.create_session(id, sequence, (1 << 20) + 4096);
         created.ok(43);
@@ -439,7 +476,8 @@ impl<C: Carrier> Client<C> {
         let message = self.sequenced(ops);
         let mut reply = Reply::new(self.carrier.carry(&message), self.minor);
         if reply.next(53) == OK {
-            reply.decode(|d| d.array::<36>().unwrap());
+            reply.decode(|d| d.array::<32>().unwrap());
+            self.flags = reply.u32();
         }
         reply
     }

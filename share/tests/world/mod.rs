@@ -1,16 +1,18 @@
 //! A server without sockets, and with a clock of its own.
-#![allow(dead_code, reason = "each test file uses a part of it")]
+#![allow(dead_code, clippy::unwrap_used, reason = "each test file uses a part of it, and may fail")]
 
 use crate::client::{Carrier, Client};
 use ankole_share::ops::Export;
+use ankole_share::state::ConnectionId;
 use ankole_share::tree::local::{LocalTree, Options};
 use ankole_share::tree::memory::MemoryTree;
 use std::cell::Cell;
 use std::path::Path;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+pub type Calls = Arc<Mutex<Vec<Vec<u8>>>>;
 pub const LEASE: Duration = Duration::from_secs(20);
 
 /// A server with a clock that moves when it is told to.
@@ -51,6 +53,22 @@ impl World {
         move |message: &[u8]| {
             let mut reply = Vec::new();
             export.answer(now.get(), message, &mut reply).expect("it is a call");
+            reply
+        }
+    }
+
+    /// A connection, and the calls that come on it.
+    pub fn connect(&self) -> (ConnectionId, Calls) {
+        let calls = Calls::default();
+        let taken = calls.clone();
+        (self.export.connected(Arc::new(move |call| taken.lock().unwrap().push(call))), calls)
+    }
+
+    pub fn carrier_on(&self, id: ConnectionId) -> impl FnMut(&[u8]) -> Vec<u8> + use<> {
+        let (export, now) = (self.export.clone(), self.now.clone());
+        move |message: &[u8]| {
+            let mut reply = Vec::new();
+            export.answer_on(Some(id), now.get(), message, &mut reply).expect("it is a call");
             reply
         }
     }
