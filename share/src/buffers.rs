@@ -1,7 +1,8 @@
 //! The large buffers: a fixed number, for messages that move data. Memory doesn't grow with the clients.
 //!
-//! Who reads a large request waits for one, and so doesn't read its socket; a reply that finds none is a
-//! short one. So nobody holds one while it waits for another.
+//! Who reads a large request takes one when the request has come in, waits for it if need be, and reads on
+//! then; a reply that finds none is a short one. So nobody holds one while it waits for another. Some are for
+//! requests only: clients that don't take their replies keep nobody from writing.
 
 use crate::wire::record::{MARK_BYTES, RECORD_BYTES_MAX};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -39,8 +40,11 @@ impl Buffers {
         }
     }
 
+    /// For a reply.
     pub fn try_take(&self) -> Option<Vec<u8>> {
-        self.lock().take()
+        let mut kept = self.lock();
+        let for_requests = self.count / 4;
+        if kept.idle.len() + kept.unmade > for_requests { kept.take() } else { None }
     }
 
     fn give_back(&self, buffer: &mut Vec<u8>) {
@@ -117,6 +121,15 @@ mod tests {
         buffers.give_back(&mut again);
         buffers.give_back(&mut Vec::with_capacity(SMALL_BYTES));
         assert!(buffers.try_take().is_some() && buffers.try_take().is_none());
+    }
+
+    /// A client that asks for much and takes none of it must keep nobody from writing.
+    #[test]
+    fn replies_leave_some_for_requests() {
+        let buffers = Buffers::new(4);
+        let _replies = [(); 3].map(|()| buffers.try_take().expect("there are some"));
+        assert!(buffers.try_take().is_none());
+        buffers.take();
     }
 
     /// A reply can grow past a large buffer by itself: that must not make the pool larger.

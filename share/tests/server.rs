@@ -12,7 +12,7 @@ use ankole_share::wire::record::{RECORD_BYTES_MAX, whole};
 use ankole_share::wire::rpc::Caller;
 use ankole_share::wire::status::Status;
 use client::{Carrier, Client, Create, OK, Ops};
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -103,27 +103,35 @@ fn a_message_that_is_too_long_or_no_call_ends_its_connection_and_no_other() {
     assert_eq!(good.call(ops().put_root()).status, OK);
 }
 
-/// More connections that each begin a large message, and stop, than there are large buffers: others must
-/// still be served.
+/// More connections that each begin a large message, and stop, than there are large buffers: others were
+/// kept from large ones until those were given up, after a minute.
 #[test]
-fn who_stops_in_the_middle_of_a_message_keeps_nobody_from_small_ones() {
+fn who_stops_in_the_middle_of_a_message_keeps_nobody_from_anything() {
     let directory = TempDir::new().unwrap();
     let server = serve(&directory, 1);
     let mut client = Client::new(Socket::connect(&server), "a");
-    let stuck: Vec<_> = (0..80)
-        .map(|_| {
+    let stuck: Vec<_> = [64, 40_000]
+        .repeat(40)
+        .into_iter()
+        .map(|sent_bytes| {
             let mut socket = Socket::connect(&server);
             socket.0.write_all(&whole(RECORD_BYTES_MAX)).unwrap();
-            socket.0.write_all(&[0; 64]).unwrap();
+            socket.0.write_all(&vec![0; sent_bytes]).unwrap();
             socket
         })
         .collect();
     let (file, open) = client.open("file", 3, 0);
     client.call(ops().put(&file).write(open, 0, 0, b"small")).ok(22).ok(38);
+    let large = vec![7; 1 << 20];
+    client.call(ops().put(&file).write(open, 0, 0, &large)).ok(22).ok(38);
     let mut read = client.call(ops().put(&file).read(open, 0, 1 << 20));
     read.ok(22).ok(25).u32();
-    assert_eq!(read.opaque(), b"small");
-    drop(stuck);
+    assert!(read.opaque() == large);
+    for socket in &stuck {
+        socket.0.set_nonblocking(true).unwrap();
+        let read = (&socket.0).read(&mut [0; 1]).map_err(|error| error.kind());
+        assert_eq!(read, Err(ErrorKind::WouldBlock), "it was in nobody's way");
+    }
 }
 
 /// A client that asks and asks and takes no reply holds its own threads, and no more.

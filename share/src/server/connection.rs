@@ -12,6 +12,7 @@
 //! Calls to the client are queued, a few at most, and written by a thread that is there for as long as there
 //! are any: nobody else waits for a client that doesn't take them.
 
+use super::arrival::wait_for;
 use crate::buffers::{Buffers, Messages, SMALL_BYTES};
 use crate::ops::Export;
 use crate::state::ConnectionId;
@@ -31,7 +32,7 @@ const CALLS_MAX: usize = 64;
 const STACK_BYTES: usize = 256 * 1024;
 /// How long a message may take to come in once it has begun, or a reply to be taken.
 const MESSAGE_TIME: Duration = Duration::from_secs(60);
-/// How often a wait looks at the clock.
+/// How often a wait looks at the clock; and how long a message may take once it has a large buffer.
 const LOOK: Duration = Duration::from_secs(5);
 
 pub struct Connection {
@@ -226,6 +227,10 @@ impl Connection {
                 .map_err(|error| io::Error::new(ErrorKind::InvalidData, error))?;
             let size_bytes = request.len() + fragment.size_bytes;
             if size_bytes > SMALL_BYTES && request.capacity() <= SMALL_BYTES {
+                while !wait_for(&self.stream, fragment.size_bytes, LOOK)? {
+                    wait_longer(ErrorKind::WouldBlock.into(), &mut deadline)?;
+                }
+                deadline = deadline.min(Some(Instant::now() + LOOK));
                 let mut large = buffers.take();
                 large.extend_from_slice(request);
                 *request = large;

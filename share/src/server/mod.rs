@@ -1,5 +1,6 @@
 //! The shell: a socket that is listened on, and threads for each connection.
 
+mod arrival;
 mod connection;
 
 use crate::ops::Export;
