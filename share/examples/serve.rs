@@ -1,5 +1,6 @@
 //! Serves a directory: `serve --root DIR --listen ADDR:PORT`.
 
+use ankole_share::policy::Policy;
 use ankole_share::serve::{Settings, serve};
 use anyhow::Context;
 use clap::Parser;
@@ -23,7 +24,9 @@ fn main() -> anyhow::Result<()> {
     let Arguments { root, listen, async_metadata } = Arguments::parse();
     let listener = TcpListener::bind(listen).with_context(|| format!("listen on {listen}"))?;
     let lease = Duration::from_secs(10);
-    let _server = serve(listener, &Settings { root, lease, stable_metadata: !async_metadata })?;
+    let policy = Policy::default();
+    let settings = Settings { root, lease, stable_metadata: !async_metadata, policy };
+    let _server = serve(listener, &settings)?;
     loop {
         std::thread::park();
     }

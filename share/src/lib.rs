@@ -2,6 +2,7 @@
 
 pub mod buffers;
 pub mod ops;
+pub mod policy;
 pub mod serve;
 pub mod server;
 pub mod state;

@@ -1,6 +1,7 @@
 //! A directory that is served, put together from its parts.
 
 use crate::ops::Export;
+use crate::policy::Policy;
 use crate::server::Server;
 use crate::tree::local::{LocalTree, OpenError, Options};
 use std::hash::{BuildHasher, RandomState};
@@ -17,6 +18,7 @@ pub struct Settings {
     pub lease: Duration,
     /// See [`Options::stable_metadata`].
     pub stable_metadata: bool,
+    pub policy: Policy,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -37,7 +39,8 @@ pub fn serve(listener: TcpListener, settings: &Settings) -> Result<Server, Start
     let options = Options { stable_metadata: settings.stable_metadata, ..Options::default() };
     let tree = LocalTree::open(&settings.root, options)?;
     let epoch = RandomState::new().hash_one(Instant::now()) as u32;
-    let export =
-        Export::new(Box::new(tree), Instant::now(), epoch, settings.lease).with_patience(PATIENCE);
+    let export = Export::new(Box::new(tree), Instant::now(), epoch, settings.lease)
+        .with_patience(PATIENCE)
+        .with_policy(settings.policy.clone());
     Ok(Server::start(listener, Arc::new(export))?)
 }

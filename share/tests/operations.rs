@@ -6,6 +6,7 @@ mod client;
 mod world;
 
 use ankole_share::ops::Export;
+use ankole_share::policy::{Anonymous, Policy, Squash};
 use ankole_share::state::Claims;
 use ankole_share::tree::Tree;
 use ankole_share::wire::status::Status;
@@ -434,4 +435,47 @@ fn a_caller_has_the_rights_of_its_user() {
     assert_eq!(client.call(ops().put_root().remove("file")).status, status(Status::Access));
     let mut access = client.call(ops().put(&file).access(0x3f));
     assert_eq!((access.ok(22).ok(3).u32(), access.u32()), (0x2d, 0x01));
+}
+
+#[test]
+fn an_export_to_be_read_is_changed_by_nobody() {
+    let before = World::new();
+    let mut client = before.client("a");
+    let (file, open) = client.open("file", BOTH, 0);
+    client.call(ops().put(&file).write(open, 0, 0, b"x")).ok(22).ok(38);
+    client.call(ops().put(&file).close(open)).ok(22).ok(4);
+    before.export.stop();
+    let world = before.again(Policy { read_only: true, ..Policy::default() });
+    let mut client = world.client("a");
+    let read_only = status(Status::RoFs);
+    let mut open = client.call(ops().put_root().open("o", READ, 0, Create::No, "file"));
+    let open = open.ok(24).ok(18).stateid();
+    let mut read = client.call(ops().put(&file).read(open, 0, 9));
+    read.ok(22).ok(25).u32();
+    assert_eq!(read.opaque(), b"x");
+    let creates = Create::Unchecked { truncate: false };
+    for changes in [
+        ops().put(&file).write(open, 0, 0, b"y"),
+        ops().put(&file).write(StateId::ANONYMOUS, 0, 0, b"y"),
+        ops().put(&file).set_size(open, 0),
+        ops().put_root().open("o", WRITE, 0, Create::No, "file"),
+        ops().put_root().open("o", READ, 0, creates, "new"),
+        ops().put_root().make_directory("new"),
+        ops().put_root().remove("file"),
+        ops().put_root().save().rename("file", "new"),
+    ] {
+        assert_eq!(client.call(changes).status, read_only);
+    }
+    let mut access = client.call(ops().put(&file).access(0x3f));
+    access.ok(22).ok(3).u32();
+    assert_eq!(access.u32() & (4 | 8 | 16), 0, "modify, extend, delete");
+}
+
+#[test]
+fn root_is_taken_for_the_anonymous_user() {
+    let anonymous = Anonymous { uid: 7, gid: 8 };
+    let world = World::with_policy(Policy { squash: Squash::Root, anonymous, ..Policy::default() });
+    let mut root = world.client("a");
+    let created = root.call(ops().put_root().make_directory("d")).status;
+    assert_eq!(created, status(Status::Access), "the root directory is another user's");
 }

@@ -5,6 +5,7 @@
 mod client;
 
 use ankole_share::ops::Export;
+use ankole_share::policy::Policy;
 use ankole_share::server::Server;
 use ankole_share::tree::local::{LocalTree, Options};
 use ankole_share::tree::{Name, Tree};
@@ -19,10 +20,14 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 fn serve(directory: &TempDir, epoch: u32) -> Server {
+    serve_with(directory, epoch, |export| export)
+}
+
+fn serve_with(directory: &TempDir, epoch: u32, change: impl FnOnce(Export) -> Export) -> Server {
     let tree = LocalTree::open(directory.path(), Options::default()).unwrap();
     let lease = Duration::from_secs(20);
     let export = Export::new(Box::new(tree), Instant::now(), epoch, lease);
-    Server::start(TcpListener::bind("127.0.0.1:0").unwrap(), Arc::new(export)).unwrap()
+    Server::start(TcpListener::bind("127.0.0.1:0").unwrap(), Arc::new(change(export))).unwrap()
 }
 
 struct Socket(TcpStream);
@@ -132,6 +137,42 @@ fn who_stops_in_the_middle_of_a_message_keeps_nobody_from_anything() {
         let read = (&socket.0).read(&mut [0; 1]).map_err(|error| error.kind());
         assert_eq!(read, Err(ErrorKind::WouldBlock), "it was in nobody's way");
     }
+}
+
+#[test]
+fn a_client_of_a_network_that_is_not_allowed_is_refused() {
+    let directory = TempDir::new().unwrap();
+    let serve_for = |network: &str| {
+        let policy = Policy { networks: vec![network.parse().unwrap()], ..Policy::default() };
+        serve_with(&directory, 1, |export| export.with_policy(policy))
+    };
+    let server = serve_for("127.0.0.2");
+    assert!(Socket::connect(&server).is_ended());
+    drop(server);
+    let server = serve_for("127.0.0.0/8");
+    assert_eq!(Client::new(Socket::connect(&server), "a").call(ops().put_root()).status, OK);
+}
+
+/// A reply that is lost makes the client ask again, and a new process can't know that it was done.
+#[test]
+fn a_request_that_was_begun_is_answered_when_the_server_stops() {
+    let directory = TempDir::new().unwrap();
+    let server = serve(&directory, 1);
+    Client::new(Socket::connect(&server), "before").open("file", 3, 3);
+    drop(server);
+    let server = serve_with(&directory, 2, |export| export.with_patience(Duration::from_secs(1)));
+    let mut client = Client::new(Socket::connect(&server), "a");
+    client.sequence += 1;
+    let open = ops().put_root().open("o", 1, 0, Create::No, "file");
+    let message = client.sequenced(open);
+    client.carrier.send(&message);
+    while server.export().waiting() == 0 {
+        std::thread::yield_now();
+    }
+    drop(server);
+    let status = &client.carrier.receive()[24..28];
+    assert_eq!(status, Status::Grace.number().to_be_bytes());
+    assert!(client.carrier.is_ended());
 }
 
 /// A client that asks and asks and takes no reply holds its own threads, and no more.

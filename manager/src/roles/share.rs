@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ankole_api::error::chain;
+use ankole_share::policy::{Anonymous, Network, Policy, Squash};
 use ankole_share::serve::{Settings, StartError, serve};
 use ankole_share::tree::local::OpenError;
 use tokio::runtime::Runtime;
@@ -31,6 +32,43 @@ pub struct ShareArgs {
     /// be lost with the machine
     #[arg(long)]
     pub async_metadata: bool,
+    /// Clients can change nothing
+    #[arg(long)]
+    pub read_only: bool,
+    /// Whose requests are taken for those of the anonymous user
+    #[arg(long, value_enum, default_value_t, value_name = "USERS")]
+    pub squash: SquashArg,
+    /// That user, as numbers
+    #[arg(long, default_value = "65534:65534", value_name = "UID:GID", value_parser = anonymous)]
+    pub anonymous: Anonymous,
+    /// Take clients of this network only, as 10.0.0.0/8; may be given several times
+    #[arg(long, value_name = "NETWORK", value_delimiter = ',')]
+    pub allow: Vec<Network>,
+}
+
+#[derive(Clone, Copy, Debug, Default, clap::ValueEnum)]
+pub enum SquashArg {
+    #[default]
+    None,
+    Root,
+    All,
+}
+
+impl From<SquashArg> for Squash {
+    fn from(said: SquashArg) -> Self {
+        match said {
+            SquashArg::None => Squash::Nobody,
+            SquashArg::Root => Squash::Root,
+            SquashArg::All => Squash::Everybody,
+        }
+    }
+}
+
+fn anonymous(text: &str) -> Result<Anonymous, String> {
+    let number = |text: &str| text.parse().ok().filter(|&id| id != u32::MAX);
+    text.split_once(':')
+        .and_then(|(uid, gid)| Some(Anonymous { uid: number(uid)?, gid: number(gid)? }))
+        .ok_or_else(|| "two numbers, as 65534:65534".into())
 }
 
 /// Runs until a signal ends it; requests that it has begun are answered. `handed_in`: a supervisor has said
@@ -47,6 +85,12 @@ pub fn run(args: ShareArgs, handed_in: bool) -> Result<(), ApiError> {
         root: args.root,
         lease: Duration::from_secs(args.lease),
         stable_metadata: !args.async_metadata,
+        policy: Policy {
+            read_only: args.read_only,
+            squash: args.squash.into(),
+            anonymous: args.anonymous,
+            networks: args.allow,
+        },
     };
     let server = serve(listener, &settings).map_err(|error| not_served(&settings.root, &error))?;
     println!("{} is served", settings.root.display());

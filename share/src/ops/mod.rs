@@ -15,7 +15,8 @@ mod sparse;
 mod xattr;
 
 use crate::buffers::Buffers;
-use crate::state::{Claims, ConnectionId, Limits, Record, Running, State};
+use crate::policy::Policy;
+use crate::state::{Claims, ConnectionId, Limits, Principal, Record, Running, State};
 use crate::tree::{OpenFile, Tree};
 use crate::wire::arguments::{ILLEGAL, Number, Operation};
 use crate::wire::arguments42::Operation42;
@@ -48,6 +49,7 @@ pub struct Export {
     grace_ended: Condvar,
     waiting: AtomicUsize,
     ways_back: WaysBack,
+    policy: Policy,
 }
 
 impl Export {
@@ -63,6 +65,7 @@ impl Export {
             grace_ended: Condvar::new(),
             waiting: AtomicUsize::new(0),
             ways_back: WaysBack::default(),
+            policy: Policy::default(),
         }
     }
 
@@ -70,6 +73,14 @@ impl Export {
     /// later and later, and would stay away long after it.
     pub fn with_patience(self, patience: Duration) -> Self {
         Self { patience, ..self }
+    }
+
+    pub fn with_policy(self, policy: Policy) -> Self {
+        Self { policy, ..self }
+    }
+
+    pub fn policy(&self) -> &Policy {
+        &self.policy
     }
 
     pub fn buffers(&self) -> &Buffers {
@@ -119,7 +130,8 @@ impl Export {
                 }
                 let cursor = Cursor {
                     export: self,
-                    caller: &call.caller,
+                    caller: &self.policy.caller(call.caller),
+                    principal: call.caller.uid,
                     connection,
                     now,
                     start,
@@ -212,7 +224,9 @@ impl From<Status> for Failed {
 /// One compound that is being done.
 struct Cursor<'a> {
     export: &'a Export,
+    /// Whom the caller is taken for.
     caller: &'a Caller,
+    principal: Principal,
     connection: Option<ConnectionId>,
     now: Instant,
     /// Where the reply begins.
@@ -306,6 +320,9 @@ impl Cursor<'_> {
             Err(Malformed) => Err(Status::BadXdr.into()),
             Ok(_) if self.room(reply) < CHANGE_REPLY_BYTES && changes_something(number) => {
                 Err(self.no_room().into())
+            }
+            Ok(operation) if self.export.policy.read_only && operation.changes_files() => {
+                Err(Status::RoFs.into())
             }
             Ok(operation) => self.run(operation, reply),
         };

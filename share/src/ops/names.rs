@@ -43,7 +43,7 @@ impl Cursor<'_> {
         }
         let asked = Access {
             read: wanted & read != 0,
-            write: wanted & write != 0,
+            write: wanted & write != 0 && !self.export.policy.read_only,
             execute: wanted & execute != 0,
         };
         let may = self.export.tree.access(self.caller, file, asked)?;

@@ -79,7 +79,7 @@ impl Cursor<'_> {
             Protect::SharedSecret => return Err(Status::EncrAlgUnsupp),
         }
         let known =
-            self.export.with_state(|state| state.exchange_id(self.now, self.caller.uid, asked))?;
+            self.export.with_state(|state| state.exchange_id(self.now, self.principal, asked))?;
         reply.u64(known.client.0);
         reply.u32(known.sequence);
         reply.u32(FLAG_USE_NON_PNFS | if known.confirmed { FLAG_CONFIRMED } else { 0 });
@@ -104,7 +104,7 @@ impl Cursor<'_> {
         let via = Via { connection: self.connection, minor_version: self.minor_version };
         let created = self
             .export
-            .with_state(|state| state.create_session(self.now, self.caller.uid, asked, via))?;
+            .with_state(|state| state.create_session(self.now, self.principal, asked, via))?;
         reply.fixed(&created.session.0);
         reply.u32(created.sequence);
         reply.u32(if created.calls_back { FLAG_BACK_CHANNEL } else { 0 });

@@ -133,11 +133,24 @@ impl Connection {
         self.calls.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// What has been read is still answered; the connection ends with the last answer.
+    pub fn stop_reading(&self) {
+        self.closed.store(true, Ordering::SeqCst);
+        let _ = self.stream.shutdown(Shutdown::Read);
+    }
+
     pub fn wait_until_unused(&self) {
         let mut threads = self.threads();
         while threads.all > 0 {
             threads = self.unused.wait(threads).unwrap_or_else(PoisonError::into_inner);
         }
+    }
+
+    pub fn is_unused_by(&self, deadline: Instant) -> bool {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let threads = self.threads();
+        let waited = self.unused.wait_timeout_while(threads, left, |threads| threads.all > 0);
+        waited.unwrap_or_else(PoisonError::into_inner).0.all == 0
     }
 
     fn start_thread(self: &Arc<Self>, run: fn(&Arc<Self>)) {
@@ -168,7 +181,7 @@ impl Connection {
             }
             match self.read_message(&mut messages.request, buffers) {
                 Ok(true) => {}
-                Ok(false) => return self.close(),
+                Ok(false) => return self.stop_reading(), // others may still have to answer
                 Err(error) => {
                     tracing::debug!(%error, "a connection ends");
                     return self.close();

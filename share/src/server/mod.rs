@@ -18,6 +18,8 @@ use std::time::{Duration, Instant};
 
 /// More are closed as they come.
 const CONNECTIONS_MAX: usize = 1024;
+/// What was begun has so long to be answered when the server stops.
+const STOP_TIME: Duration = Duration::from_secs(5);
 const TICK: Duration = Duration::from_secs(1);
 
 /// An export that is served until it is stopped or dropped.
@@ -60,6 +62,10 @@ impl Server {
         Ok(())
     }
 
+    pub fn export(&self) -> &Export {
+        &self.shared.export
+    }
+
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
         self.shared.listener.local_addr()
     }
@@ -74,7 +80,13 @@ impl Drop for Server {
             let _ = thread.join();
         }
         let connections: Vec<_> = self.shared.connections().values().cloned().collect();
-        connections.iter().for_each(|connection| connection.close());
+        connections.iter().for_each(|connection| connection.stop_reading());
+        let deadline = Instant::now() + STOP_TIME;
+        for connection in &connections {
+            if !connection.is_unused_by(deadline) {
+                connection.close();
+            }
+        }
         for connection in connections {
             connection.wait_until_unused();
         }
@@ -98,6 +110,10 @@ impl Shared {
                     continue;
                 }
             };
+            if !self.export.policy().admits(peer.ip()) {
+                tracing::warn!(%peer, "refused: it is of no network that is allowed");
+                continue;
+            }
             if self.connections().len() >= CONNECTIONS_MAX {
                 tracing::warn!(%peer, "refused: {CONNECTIONS_MAX} connections are open");
                 continue;

@@ -368,6 +368,23 @@ impl<'a> Operation<'a> {
     }
 }
 
+impl Operation<'_> {
+    /// Whether it is nothing for an export that can only be read.
+    pub fn changes_files(&self) -> bool {
+        match self {
+            Self::Create(_)
+            | Self::Link(_)
+            | Self::Remove(_)
+            | Self::Rename { .. }
+            | Self::SetAttr { .. }
+            | Self::Write { .. } => true,
+            Self::Open(open) => open.create.is_some() || open.access & Share::WRITE_BIT != 0,
+            Self::V42(operation) => operation.changes_files(),
+            _ => false,
+        }
+    }
+}
+
 pub fn stateid(body: &mut Decoder) -> Decoded<StateId> {
     Ok(StateId { seqid: body.u32()?, other: body.array()? })
 }

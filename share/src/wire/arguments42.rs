@@ -39,6 +39,24 @@ pub enum Operation42<'a> {
     RemoveXattr(&'a [u8]),
 }
 
+impl Operation42<'_> {
+    pub fn changes_files(&self) -> bool {
+        match self {
+            Self::Allocate(_)
+            | Self::Clone(_)
+            | Self::Copy { .. }
+            | Self::Deallocate(_)
+            | Self::SetXattr { .. }
+            | Self::RemoveXattr(_) => true,
+            Self::IoAdvise(_)
+            | Self::ReadPlus { .. }
+            | Self::Seek { .. }
+            | Self::GetXattr(_)
+            | Self::ListXattrs { .. } => false,
+        }
+    }
+}
+
 /// Bytes of a file that is open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Region {

@@ -35,6 +35,25 @@ impl Caller {
         Self { uid, gid, groups: [0; GROUPS_MAX], groups_len: 0 }
     }
 
+    /// More than [`GROUPS_MAX`] are left out.
+    pub fn with_groups(uid: u32, gid: u32, groups: &[u32]) -> Self {
+        let mut caller = Self::new(uid, gid);
+        for (to, &group) in caller.groups.iter_mut().zip(groups) {
+            *to = group;
+            caller.groups_len += 1;
+        }
+        caller
+    }
+
+    /// The same with other numbers.
+    pub fn map(mut self, uid: impl Fn(u32) -> u32, gid: impl Fn(u32) -> u32) -> Self {
+        (self.uid, self.gid) = (uid(self.uid), gid(self.gid));
+        for group in &mut self.groups[..self.groups_len.into()] {
+            *group = gid(*group);
+        }
+        self
+    }
+
     /// The supplementary groups.
     pub fn groups(&self) -> &[u32] {
         &self.groups[..self.groups_len.into()]

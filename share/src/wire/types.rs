@@ -82,6 +82,7 @@ impl Share {
     pub const READ: Share = Share(1);
     pub const WRITE: Share = Share(2);
     pub const BOTH: Share = Share(3);
+    pub const WRITE_BIT: u32 = Share::WRITE.0;
 
     /// `None`: a bit that has no meaning.
     pub fn new(bits: u32) -> Option<Self> {

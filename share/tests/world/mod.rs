@@ -3,6 +3,7 @@
 
 use crate::client::{Carrier, Client};
 use ankole_share::ops::Export;
+use ankole_share::policy::Policy;
 use ankole_share::state::ConnectionId;
 use ankole_share::tree::local::{LocalTree, Options};
 use ankole_share::tree::memory::MemoryTree;
@@ -30,6 +31,17 @@ impl World {
         Self { tree, export, now: Rc::new(Cell::new(now)) }
     }
 
+    pub fn with_policy(policy: Policy) -> Self {
+        let world = Self::new();
+        world.again(policy)
+    }
+
+    /// The same tree, served by the next process with another policy.
+    pub fn again(&self, policy: Policy) -> Self {
+        let export = Export::new(Box::new(self.tree.clone()), self.now.get(), 2, LEASE);
+        Self { export: Arc::new(export.with_policy(policy)), ..self.clone() }
+    }
+
     /// The same, over a directory of this machine.
     pub fn local(directory: &Path) -> Self {
         let local = LocalTree::open(directory, Options::default()).expect("the directory is there");
@@ -39,8 +51,7 @@ impl World {
 
     /// The same tree, served by the next process.
     pub fn restarted(&self) -> Self {
-        let export = Export::new(Box::new(self.tree.clone()), self.now.get(), 2, LEASE);
-        Self { export: Arc::new(export), ..self.clone() }
+        self.again(Policy::default())
     }
 
     pub fn wait(&self, time: Duration) {
