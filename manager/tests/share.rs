@@ -118,6 +118,30 @@ fn is_answered(mut connection: TcpStream) {
     assert_eq!(reply[4..8], 7u32.to_be_bytes());
 }
 
+/// How often each operation was done and how long it took is logged when it is asked for.
+#[test]
+fn a_share_tells_its_figures_at_a_signal() {
+    let root = tempfile::tempdir().unwrap();
+    let mut command = share();
+    command.args(["--listen", "127.0.0.1:0", "--root"]).arg(root.path());
+    let mut share = Share::spawn(command, root.path());
+    let line = share.line();
+    let port = line.split("port=").nth(1).unwrap().split_once(' ').unwrap().0;
+    asks_for_the_root(TcpStream::connect(format!("127.0.0.1:{port}")).unwrap());
+    let mut log = BufReader::new(share.process.stderr.take().unwrap()).lines();
+    kill_process(Pid::from_child(&share.process), Signal::USR1).unwrap();
+    let told = log.find(|line| line.as_ref().unwrap().contains("PutRootFh")).unwrap().unwrap();
+    assert!(told.contains("count=1 failed=1"), "{told}");
+    share.end(Signal::TERM);
+}
+
+/// Outside of a session, which is refused.
+fn asks_for_the_root(mut connection: TcpStream) {
+    let call: [u32; 15] = [0x8000_0038, 7, 0, 2, 100_003, 4, 1, 0, 0, 0, 0, 0, 1, 1, 24];
+    connection.write_all(&call.map(u32::to_be_bytes).concat()).unwrap();
+    connection.read_exact(&mut [0; 28]).unwrap();
+}
+
 #[test]
 fn a_share_that_can_not_start_says_why_and_what_to_do() {
     let root = tempfile::tempdir().unwrap();

@@ -1,6 +1,7 @@
 //! A tree of files as an NFSv4 export. See the README.
 
 pub mod buffers;
+pub mod metrics;
 pub mod ops;
 pub mod policy;
 pub mod serve;

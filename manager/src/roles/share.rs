@@ -71,7 +71,7 @@ fn anonymous(text: &str) -> Result<Anonymous, String> {
         .ok_or_else(|| "two numbers, as 65534:65534".into())
 }
 
-/// Runs until a signal ends it; requests that it has begun are answered. `handed_in`: a supervisor has said
+/// Runs until a signal ends it, and logs its figures then and at SIGUSR1; requests that it has begun are answered. `handed_in`: a supervisor has said
 /// that it hands in the socket.
 pub fn run(args: ShareArgs, handed_in: bool) -> Result<(), ApiError> {
     let listener = listener(args.listen, handed_in)?;
@@ -95,7 +95,10 @@ pub fn run(args: ShareArgs, handed_in: bool) -> Result<(), ApiError> {
     let server = serve(listener, &settings).map_err(|error| not_served(&settings.root, &error))?;
     println!("{} is served", settings.root.display());
     println!("mount -t nfs4 -o vers=4.1,port={} {}:/ /mnt", address.port(), address.ip());
-    signals.wait_for_the_end();
+    while signals.next() == Asked::Figures {
+        server.export().metrics().log();
+    }
+    server.export().metrics().log();
     drop(server);
     Ok(())
 }
@@ -124,26 +127,41 @@ struct Signals {
     runtime: Runtime,
     terminate: Signal,
     interrupt: Signal,
+    figures: Signal,
+}
+
+/// What a signal asks for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Asked {
+    /// SIGUSR1
+    Figures,
+    /// SIGTERM, SIGINT
+    End,
 }
 
 impl Signals {
     fn new() -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let (terminate, interrupt) = {
+        let (terminate, interrupt, figures) = {
             let _runtime = runtime.enter();
-            (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?)
+            (
+                signal(SignalKind::terminate())?,
+                signal(SignalKind::interrupt())?,
+                signal(SignalKind::user_defined1())?,
+            )
         };
-        Ok(Self { runtime, terminate, interrupt })
+        Ok(Self { runtime, terminate, interrupt, figures })
     }
 
-    fn wait_for_the_end(&mut self) {
-        let (terminate, interrupt) = (&mut self.terminate, &mut self.interrupt);
-        self.runtime.block_on(async {
+    fn next(&mut self) -> Asked {
+        let Self { runtime, terminate, interrupt, figures } = self;
+        runtime.block_on(async {
             tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
+                _ = terminate.recv() => Asked::End,
+                _ = interrupt.recv() => Asked::End,
+                _ = figures.recv() => Asked::Figures,
             }
-        });
+        })
     }
 }
 

@@ -15,6 +15,7 @@ mod sparse;
 mod xattr;
 
 use crate::buffers::Buffers;
+use crate::metrics::Metrics;
 use crate::policy::Policy;
 use crate::state::{Claims, ConnectionId, Limits, Principal, Record, Running, State};
 use crate::tree::{OpenFile, Tree};
@@ -50,6 +51,7 @@ pub struct Export {
     waiting: AtomicUsize,
     ways_back: WaysBack,
     policy: Policy,
+    metrics: Metrics,
 }
 
 impl Export {
@@ -66,6 +68,7 @@ impl Export {
             waiting: AtomicUsize::new(0),
             ways_back: WaysBack::default(),
             policy: Policy::default(),
+            metrics: Metrics::default(),
         }
     }
 
@@ -81,6 +84,10 @@ impl Export {
 
     pub fn policy(&self) -> &Policy {
         &self.policy
+    }
+
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
     }
 
     pub fn buffers(&self) -> &Buffers {
@@ -252,6 +259,7 @@ impl Cursor<'_> {
             reply.patch_u32(status_at, Status::MinorVersMismatch.number());
             return Ok(());
         }
+        let mut begun = Instant::now();
         for done in 0..operations {
             let number = body.u32()?;
             let at = reply.mark();
@@ -275,6 +283,11 @@ impl Cursor<'_> {
             debug_assert!(reply.since(at) >= 8, "each operation has a result");
             reply.patch_u32(count_at, done + 1);
             reply.patch_u32(status_at, status);
+            let ended = Instant::now();
+            if let Some(operation) = Number::new(number) {
+                self.export.metrics.count(operation, status, ended - begun);
+            }
+            begun = ended;
             if status != OK {
                 break;
             }

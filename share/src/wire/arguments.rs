@@ -14,6 +14,8 @@ macro_rules! operations {
         pub enum Number { $($name = $number,)* }
 
         impl Number {
+            pub const LAST: Number = Number::RemoveXattr;
+
             pub fn new(number: u32) -> Option<Self> {
                 match number { $($number => Some(Self::$name),)* _ => None }
             }
