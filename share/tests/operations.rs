@@ -144,7 +144,7 @@ fn opening_to_empty_a_file_empties_it() {
 fn a_share_reservation_keeps_others_out_until_it_is_lowered() {
     let world = World::new();
     let (mut one, mut two) = (world.client("a"), world.client("b"));
-    let (file, open) = one.open("file", BOTH, 0);
+    let (file, open) = one.open("file", READ, 0);
     one.open("file", READ, WRITE);
     let write = || ops().put_root().open("o", WRITE, 0, Create::No, "file");
     assert_eq!(two.call(write()).status, status(Status::ShareDenied));
@@ -154,7 +154,8 @@ fn a_share_reservation_keeps_others_out_until_it_is_lowered() {
     let newest = StateId { seqid: 0, ..open };
     let nonsense = one.call(ops().put(&file).downgrade(newest, WRITE, WRITE));
     assert_eq!(nonsense.status, status(Status::Inval), "no open asked for that");
-    one.call(ops().put(&file).downgrade(newest, BOTH, 0)).ok(22).ok(21);
+    assert_eq!(one.call(write()).status, status(Status::ShareDenied), "it denies it to itself");
+    one.call(ops().put(&file).downgrade(newest, READ, 0)).ok(22).ok(21);
     two.call(write()).ok(24).ok(18);
 }
 
@@ -478,4 +479,15 @@ fn root_is_taken_for_the_anonymous_user() {
     let mut root = world.client("a");
     let created = root.call(ops().put_root().make_directory("d")).status;
     assert_eq!(created, status(Status::Access), "the root directory is another user's");
+}
+
+/// A stateid is no secret: it must not open a file to who may not open it.
+#[test]
+fn a_stateid_is_no_right_to_a_file_for_another_user() {
+    let mut client = World::new().client("a");
+    let (file, open) = client.open("file", BOTH, 0);
+    client.uid = 1000;
+    let write = client.call(ops().put(&file).write(open, 0, 0, b"x"));
+    assert_eq!(write.status, status(Status::Access));
+    client.call(ops().put(&file).read(open, 0, 1)).ok(22).ok(25);
 }

@@ -61,7 +61,7 @@ const READABLE: AttributeSet = AttributeSet::of(&[
 const SINCE_1: AttributeSet = AttributeSet::of(&[SUPPATTR_EXCLCREAT]);
 const SINCE_2: AttributeSet = AttributeSet::of(&[XATTR_SUPPORT]);
 
-const WRITE_ONLY: AttributeSet = AttributeSet::of(&[TIME_ACCESS_SET, TIME_MODIFY_SET]);
+pub(super) const WRITE_ONLY: AttributeSet = AttributeSet::of(&[TIME_ACCESS_SET, TIME_MODIFY_SET]);
 
 const OF_SPACE: AttributeSet =
     AttributeSet::of(&[FILES_AVAIL, FILES_FREE, FILES_TOTAL, SPACE_AVAIL, SPACE_FREE, SPACE_TOTAL]);
@@ -223,7 +223,10 @@ impl Wanted {
 /// Owners are numbers: names would need the same users on all machines.
 fn parse_owner(name: &[u8]) -> Result<u32, Status> {
     let digits = std::str::from_utf8(name).map_err(|_| Status::Inval)?;
-    let plain = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+    if digits.is_empty() {
+        return Err(Status::Inval);
+    }
+    let plain = digits.bytes().all(|byte| byte.is_ascii_digit());
     match digits.parse::<u32>() {
         Ok(id) if plain && id != u32::MAX => Ok(id),
         _ => Err(Status::BadOwner),
@@ -316,10 +319,11 @@ mod tests {
     #[test]
     fn an_owner_is_a_plain_number() {
         assert_eq!(parse_owner(b"1000"), Ok(1000));
-        for other in [&b""[..], b"+5", b"root", b"root@example.org", b"4294967295", b"99999999999"]
-        {
+        for other in [&b"+5"[..], b"root", b"root@example.org", b"4294967295", b"99999999999"] {
             assert_eq!(parse_owner(other), Err(Status::BadOwner), "{other:?}");
         }
-        assert_eq!(parse_owner(b"\xff"), Err(Status::Inval));
+        for no_name in [&b""[..], b"\xff"] {
+            assert_eq!(parse_owner(no_name), Err(Status::Inval));
+        }
     }
 }

@@ -20,12 +20,17 @@ impl Cursor<'_> {
         file: FileHandle,
         access: Share,
     ) -> Result<Arc<dyn OpenFile>> {
-        let (client, stateid) = (self.running()?.client, self.stateid(stateid)?);
+        let stateid = self.stateid(stateid)?;
+        let client = self.holder(stateid)?;
         let held = self
             .export
             .with_state(|state| state.for_access(self.now, client, stateid, file, access))?;
         if let Some(held) = held {
-            return Ok(held);
+            if held.uid != self.caller.uid {
+                // A stateid is no secret: who didn't open the file needs the right to it.
+                self.permit(file, access, true)?;
+            }
+            return Ok(held.file);
         }
         let open = self.export.tree.open(file)?;
         self.permit(file, access, false)?;

@@ -6,7 +6,7 @@ use crate::state::{Claims, Conflict, LockOutcome, LockRequest, Range};
 use crate::tree::Result;
 use crate::wire::arguments::{Lock, LockRange, Locker};
 use crate::wire::status::Status;
-use crate::wire::types::{FileHandle, FileType, StateId};
+use crate::wire::types::{ClientId, FileHandle, FileType, StateId};
 use crate::wire::xdr::Encoder;
 
 const READ_LOCK: u32 = 1;
@@ -18,14 +18,16 @@ impl Cursor<'_> {
         asked: &Lock,
         reply: &mut Encoder,
     ) -> std::result::Result<(), Failed> {
-        let (client, file) = (self.running()?.client, self.lockable()?);
+        let file = self.lockable()?;
         let range = Range::new(asked.range)?;
         let locker = match asked.locker {
             Locker::New { open, owner } => Locker::New { open: self.stateid(open)?, owner },
             Locker::Known(stateid) => Locker::Known(self.stateid(stateid)?),
         };
+        let (Locker::New { open: stateid, .. } | Locker::Known(stateid)) = locker;
+        let client = self.holder(stateid)?;
         let (now, exclusive) = (self.now, asked.exclusive);
-        self.may_acquire(Claims::LOCKS, asked.reclaim)?;
+        self.may_acquire(client, Claims::LOCKS, asked.reclaim)?;
         let waits = asked.waits && !asked.reclaim;
         let request = LockRequest { client, locker, file, range, exclusive, waits };
         let outcome = self.export.with_state(|state| state.lock(now, request))?;
@@ -41,12 +43,13 @@ impl Cursor<'_> {
 
     pub(super) fn test_lock(
         &mut self,
+        client: ClientId,
         range: LockRange,
         exclusive: bool,
         owner: &[u8],
         reply: &mut Encoder,
     ) -> std::result::Result<(), Failed> {
-        let (client, file) = (self.running()?.client, self.lockable()?);
+        let (client, file) = (self.client(client)?, self.lockable()?);
         let range = Range::new(range)?;
         let conflict = self.export.with_state(|state| {
             if state.is_contested(Claims::LOCKS) {
@@ -63,8 +66,9 @@ impl Cursor<'_> {
         range: LockRange,
         reply: &mut Encoder,
     ) -> Result<()> {
-        let (client, file) = (self.running()?.client, self.lockable()?);
+        let file = self.lockable()?;
         let (range, stateid) = (Range::new(range)?, self.stateid(stateid)?);
+        let client = self.holder(stateid)?;
         let left = self.export.with_state(|state| state.unlock(client, stateid, file, range))?;
         self.set_stateid(left);
         encode_stateid(&left, reply);

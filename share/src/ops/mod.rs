@@ -8,6 +8,7 @@ mod callback;
 mod copy;
 mod file;
 mod lock;
+mod minor0;
 mod names;
 mod open;
 mod session;
@@ -17,21 +18,30 @@ mod xattr;
 use crate::buffers::Buffers;
 use crate::metrics::Metrics;
 use crate::policy::Policy;
-use crate::state::{Claims, ConnectionId, Limits, Principal, Record, Running, State};
+use crate::state::{
+    Claims, ConnectionId, Limits, Principal, Record, Replies40, Running, State, Turn,
+};
 use crate::tree::{OpenFile, Tree};
 use crate::wire::arguments::{ILLEGAL, Number, Operation};
+use crate::wire::arguments40;
 use crate::wire::arguments42::Operation42;
 use crate::wire::rpc::{self, Caller, PROCEDURE_NULL, Refusal};
 use crate::wire::status::{OK, Status};
-use crate::wire::types::{FileHandle, StateId, TAG_BYTES_MAX};
+use crate::wire::types::{
+    ClientId, FileHandle, IO_BYTES_MAX, OPERATIONS_MAX, StateId, TAG_BYTES_MAX,
+};
 use crate::wire::xdr::{Decoder, Encoder, Malformed, Mark};
 use callback::WaysBack;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// What the result of an operation that changes something takes, at most: it isn't begun with less room.
 const CHANGE_REPLY_BYTES: usize = 160;
+
+/// Where no session says how much: the largest read, and what is around it.
+const REPLY_BYTES_MAX: usize = IO_BYTES_MAX as usize + 4096;
 
 /// All messages that move data, at one time: some 64 MiB.
 const LARGE_BUFFERS: usize = 64;
@@ -42,12 +52,15 @@ const WAITING_MAX: usize = 8;
 /// A tree that is served, with the state of its clients.
 pub struct Export {
     tree: Box<dyn Tree>,
-    state: Mutex<State<Arc<dyn OpenFile>>>,
+    state: Mutex<State<Held>>,
     lease: Duration,
     buffers: Buffers,
     /// How long something new waits for the grace to end, before it is told to ask again.
     patience: Duration,
     grace_ended: Condvar,
+    /// A request that was numbered by its owner is done.
+    turn_ended: Condvar,
+    replies40: Mutex<Replies40>,
     waiting: AtomicUsize,
     ways_back: WaysBack,
     policy: Policy,
@@ -65,6 +78,8 @@ impl Export {
             buffers: Buffers::new(LARGE_BUFFERS),
             patience: Duration::ZERO,
             grace_ended: Condvar::new(),
+            turn_ended: Condvar::new(),
+            replies40: Mutex::default(),
             waiting: AtomicUsize::new(0),
             ways_back: WaysBack::default(),
             policy: Policy::default(),
@@ -113,13 +128,13 @@ impl Export {
         record: &[u8],
         reply: &mut Vec<u8>,
     ) -> Result<(), Malformed> {
-        self.answer_on(None, now, record, reply)
+        self.answer_on(Origin::NOWHERE, now, record, reply)
     }
 
     /// The same, for a message of a connection that clients may be called back on.
     pub fn answer_on(
         &self,
-        connection: Option<ConnectionId>,
+        origin: Origin,
         now: Instant,
         record: &[u8],
         reply: &mut Vec<u8>,
@@ -135,15 +150,17 @@ impl Export {
                 if call.procedure == PROCEDURE_NULL {
                     return Ok(());
                 }
-                let cursor = Cursor {
+                let mut cursor = Cursor {
                     export: self,
                     caller: &self.policy.caller(call.caller),
                     principal: call.caller.uid,
-                    connection,
+                    connection: origin.connection,
                     now,
                     start,
-                    request_bytes: record.len(),
+                    record,
+                    peer: origin.peer,
                     minor_version: 0,
+                    changes: false,
                     running: None,
                     current: None,
                     saved: None,
@@ -159,8 +176,8 @@ impl Export {
 
     /// What has to be durable is, before anybody sees the state that needs it. That is rare: clients come
     /// and go.
-    fn with_state<T>(&self, work: impl FnOnce(&mut State<Arc<dyn OpenFile>>) -> T) -> T {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+    fn with_state<T>(&self, work: impl FnOnce(&mut State<Held>) -> T) -> T {
+        let mut state = self.lock_state();
         let was_in_grace = state.in_grace();
         let done = work(&mut state);
         state.offer_freed();
@@ -185,12 +202,16 @@ impl Export {
         done
     }
 
+    fn lock_state(&self) -> MutexGuard<'_, State<Held>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Whether the grace has ended, which may be worth a wait. Few wait at a time, so that those are served
     /// who have to claim first.
     fn grace_ends_soon(&self) -> bool {
         let waits = self.waiting.fetch_add(1, Ordering::SeqCst) < WAITING_MAX;
         let patience = if waits { self.patience } else { Duration::ZERO };
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = self.lock_state();
         let waited = self.grace_ended.wait_timeout_while(state, patience, |state| state.in_grace());
         let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
         self.waiting.fetch_sub(1, Ordering::SeqCst);
@@ -201,6 +222,25 @@ impl Export {
     pub fn waiting(&self) -> usize {
         self.waiting.load(Ordering::SeqCst)
     }
+}
+
+/// Where a message comes from.
+#[derive(Clone, Copy, Debug)]
+pub struct Origin {
+    pub peer: IpAddr,
+    pub connection: Option<ConnectionId>,
+}
+
+impl Origin {
+    /// No connection, so nobody can be called back.
+    const NOWHERE: Self = Self { peer: IpAddr::V4(Ipv4Addr::UNSPECIFIED), connection: None };
+}
+
+/// What belongs to an open: the file, and the user whose right to it was asked for.
+#[derive(Clone)]
+struct Held {
+    file: Arc<dyn OpenFile>,
+    uid: u32,
 }
 
 /// A file, and the stateid that the operation gave which came to it.
@@ -214,6 +254,13 @@ impl Place {
     fn new(file: FileHandle) -> Self {
         Self { file, stateid: StateId::INVALID }
     }
+}
+
+/// Where the status and the number of results of a compound stand.
+#[derive(Clone, Copy)]
+struct Marks {
+    status_at: Mark,
+    count_at: Mark,
 }
 
 /// An operation that failed; its result may say more than the status.
@@ -238,15 +285,18 @@ struct Cursor<'a> {
     now: Instant,
     /// Where the reply begins.
     start: Mark,
-    request_bytes: usize,
+    record: &'a [u8],
+    peer: IpAddr,
     minor_version: u32,
+    /// Something may have been changed by it.
+    changes: bool,
     running: Option<Running>,
     current: Option<Place>,
     saved: Option<Place>,
 }
 
 impl Cursor<'_> {
-    fn compound(mut self, body: &mut Decoder, reply: &mut Encoder) -> Result<(), Malformed> {
+    fn compound(&mut self, body: &mut Decoder, reply: &mut Encoder) -> Result<(), Malformed> {
         let tag = body.opaque(TAG_BYTES_MAX)?;
         self.minor_version = body.u32()?;
         let operations = body.u32()?;
@@ -255,10 +305,24 @@ impl Cursor<'_> {
         reply.opaque(tag);
         let count_at = reply.mark();
         reply.u32(0);
-        if !matches!(self.minor_version, 1 | 2) {
+        if self.minor_version > 2 {
             reply.patch_u32(status_at, Status::MinorVersMismatch.number());
             return Ok(());
         }
+        let marks = Marks { status_at, count_at };
+        match self.minor_version {
+            0 => self.compound40(body, operations, marks, reply),
+            _ => self.operations(body, operations, marks, reply),
+        }
+    }
+
+    fn operations(
+        &mut self,
+        body: &mut Decoder,
+        operations: u32,
+        Marks { status_at, count_at }: Marks,
+        reply: &mut Encoder,
+    ) -> Result<(), Malformed> {
         let mut begun = Instant::now();
         for done in 0..operations {
             let number = body.u32()?;
@@ -302,6 +366,13 @@ impl Cursor<'_> {
     /// Whether this operation may stand here.
     fn number(&self, number: u32, place: u32, operations: u32) -> Result<Number, Status> {
         let known = Number::new(number).ok_or(Status::OpIllegal)?;
+        if self.minor_version == 0 {
+            return match place {
+                _ if known as u32 > Number::ReleaseLockOwner as u32 => Err(Status::OpIllegal),
+                OPERATIONS_MAX.. => Err(Status::Resource),
+                _ => Ok(known),
+            };
+        }
         if self.minor_version < 2 && known as u32 > Number::ReclaimComplete as u32 {
             return Err(Status::OpIllegal);
         }
@@ -327,9 +398,49 @@ impl Cursor<'_> {
     fn operation(&mut self, number: Number, body: &mut Decoder, reply: &mut Encoder) -> u32 {
         reply.u32(number as u32);
         let status_at = reply.mark();
+        if self.minor_version > 0 {
+            return self.do_operation(number, Operation::decode(number, body), reply);
+        }
+        let decoded = arguments40::decode(number, body);
+        let turn = match decoded.as_ref().ok().and_then(minor0::numbered) {
+            Some(numbered) => self.export.begin_turn(self.now, number, numbered).map(Some),
+            None => Ok(None),
+        };
+        let ticket = match turn {
+            Ok(None) => return self.do_operation(number, decoded, reply),
+            Ok(Some(Turn::Do(ticket))) => ticket,
+            Ok(Some(Turn::Repeated(kept))) => {
+                reply.fixed(&kept.result);
+                if let Some(file) = kept.file {
+                    self.current = Some(Place::new(file));
+                }
+                return kept.status;
+            }
+            Ok(Some(Turn::Wait)) => unreachable!("it has waited"),
+            Err(status) => {
+                reply.u32(status.number());
+                return status.number();
+            }
+        };
+        let status = self.do_operation(number, decoded, reply);
+        let file = self.current.filter(|_| number == Number::Open && status == OK);
+        let (result, file) = (reply.written_since(status_at), file.map(|place| place.file));
+        self.export.with_state(|state| state.end_turn(ticket, number, status, result, file));
+        self.export.turn_ended.notify_all();
+        status
+    }
+
+    fn do_operation(
+        &mut self,
+        number: Number,
+        decoded: Result<Operation, Malformed>,
+        reply: &mut Encoder,
+    ) -> u32 {
+        let status_at = reply.mark();
         reply.u32(OK);
         let result_at = reply.mark();
-        let done = match Operation::decode(number, body) {
+        self.changes |= changes_something(number);
+        let done = match decoded {
             Err(Malformed) => Err(Status::BadXdr.into()),
             Ok(_) if self.room(reply) < CHANGE_REPLY_BYTES && changes_something(number) => {
                 Err(self.no_room().into())
@@ -340,7 +451,7 @@ impl Cursor<'_> {
             Ok(operation) => self.run(operation, reply),
         };
         let failed = match done {
-            Ok(()) if self.room(reply) > 0 || self.running.is_none() => return OK,
+            Ok(()) if self.room(reply) > 0 || self.has_no_session() => return OK,
             Ok(()) => self.no_room().into(),
             Err(failed) => failed,
         };
@@ -350,15 +461,19 @@ impl Cursor<'_> {
                 reply.u32(0); // it always says what was set
             }
         }
-        reply.patch_u32(status_at, failed.status.number());
-        failed.status.number()
+        let status = match self.minor_version {
+            0 => minor0::status(number, failed.status),
+            _ => failed.status,
+        };
+        reply.patch_u32(status_at, status.number());
+        status.number()
     }
 
     fn run(&mut self, operation: Operation, reply: &mut Encoder) -> Result<(), Failed> {
         use Operation as O;
         match operation {
             O::Access(wanted) => self.access(wanted, reply)?,
-            O::Close(stateid) => self.close(stateid, reply)?,
+            O::Close { stateid, .. } => self.close(stateid, reply)?,
             O::Commit { offset, count } => self.commit(offset, count, reply)?,
             O::Create(create) => self.create(&create, reply)?,
             O::DelegReturn(_) => return Err(Status::BadStateId.into()), // nobody has a delegation
@@ -366,15 +481,15 @@ impl Cursor<'_> {
             O::GetFh => reply.opaque(self.current()?.file.as_bytes()),
             O::Link(name) => self.link(name, reply)?,
             O::Lock(lock) => self.lock(&lock, reply)?,
-            O::LockT { range, exclusive, owner } => {
-                self.test_lock(range, exclusive, owner, reply)?
+            O::LockT { client, range, exclusive, owner } => {
+                self.test_lock(client, range, exclusive, owner, reply)?
             }
-            O::LockU { stateid, range } => self.unlock(stateid, range, reply)?,
+            O::LockU { stateid, range, .. } => self.unlock(stateid, range, reply)?,
             O::Lookup(name) => self.lookup(name)?,
             O::LookupP => self.parent()?,
             O::Verify { values, same } => self.verify(&values, same)?,
             O::Open(open) => self.open(&open, reply)?,
-            O::OpenDowngrade { stateid, access, deny } => {
+            O::OpenDowngrade { stateid, access, deny, .. } => {
                 self.open_downgrade(stateid, access, deny, reply)?
             }
             O::PutFh(handle) => self.current = Some(Place::new(self.export.tree.check(handle)?)),
@@ -384,7 +499,7 @@ impl Cursor<'_> {
             O::ReadLink => self.read_link(reply)?,
             O::Remove(name) => self.remove(name, reply)?,
             O::Rename { from, to } => self.rename(from, to, reply)?,
-            O::RestoreFh => self.current = Some(self.saved.ok_or(Status::NoFileHandle)?),
+            O::RestoreFh => self.current = Some(self.saved.ok_or(self.nothing_saved())?),
             O::SaveFh => self.saved = Some(self.current()?),
             O::SecInfo(name) => self.security(name, reply)?,
             O::SecInfoNoName { of_parent } => self.security_here(of_parent, reply)?,
@@ -404,11 +519,10 @@ impl Cursor<'_> {
             O::DestroySession(session) => self.destroy_session(session)?,
             O::FreeStateId(stateid) => self.free_stateid(stateid)?,
             O::TestStateId(stateids, count) => self.test_stateids(stateids, count, reply)?,
-            O::DestroyClientId(client) => {
-                self.export.with_state(|state| state.destroy_client(client))?
-            }
+            O::DestroyClientId(client) => self.destroy_client(client)?,
             O::ReclaimComplete { one_fs } => self.reclaim_complete(one_fs)?,
             O::Sequence(_) => unreachable!("it is told apart before"),
+            O::V40(operation) => return self.run40(operation, reply),
             O::V42(operation) => self.run42(operation, reply)?,
             O::NotSupported => return Err(Status::NotSupp.into()),
         }
@@ -443,8 +557,12 @@ impl Cursor<'_> {
     }
 
     /// Whether the client may open or lock.
-    fn may_acquire(&mut self, wanted: Claims, claims: bool) -> Result<(), Status> {
-        let client = self.running()?.client;
+    fn may_acquire(
+        &mut self,
+        client: ClientId,
+        wanted: Claims,
+        claims: bool,
+    ) -> Result<(), Status> {
         let ask =
             |now| self.export.with_state(|state| state.may_acquire(now, client, wanted, claims));
         match ask(self.now) {
@@ -455,7 +573,8 @@ impl Cursor<'_> {
 
     /// What a stateid stands for: perhaps for the one that an earlier operation gave.
     fn stateid(&self, given: StateId) -> Result<StateId, Status> {
-        let stateid = if given == StateId::CURRENT { self.current()?.stateid } else { given };
+        let is_current = given == StateId::CURRENT && self.minor_version > 0;
+        let stateid = if is_current { self.current()?.stateid } else { given };
         if stateid == StateId::INVALID { Err(Status::BadStateId) } else { Ok(stateid) }
     }
 
@@ -465,12 +584,23 @@ impl Cursor<'_> {
         }
     }
 
+    /// Such operations of the later versions have short results.
+    fn has_no_session(&self) -> bool {
+        self.running.is_none() && self.minor_version > 0
+    }
+
+    fn nothing_saved(&self) -> Status {
+        if self.minor_version == 0 { Status::RestoreFh } else { Status::NoFileHandle }
+    }
+
     /// How much more the reply may have.
     fn room(&self, reply: &Encoder) -> usize {
-        let most = self.running.as_ref().map_or(4096, |running| match running.cache_this {
-            true => running.reply_bytes_max.min(running.cached_reply_bytes_max),
-            false => running.reply_bytes_max,
-        });
+        let without_session = if self.minor_version == 0 { REPLY_BYTES_MAX } else { 4096 };
+        let most =
+            self.running.as_ref().map_or(without_session, |running| match running.cache_this {
+                true => running.reply_bytes_max.min(running.cached_reply_bytes_max),
+                false => running.reply_bytes_max,
+            });
         most.saturating_sub(reply.since(self.start))
     }
 

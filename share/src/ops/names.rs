@@ -1,6 +1,6 @@
 //! Names: found, listed, made, moved and removed (RFC 8881, 18.1, 18.4, 18.9, 18.13, 18.14, 18.23 to 18.26).
 
-use super::attributes::Wanted;
+use super::attributes::{WRITE_ONLY, Wanted};
 use super::{Cursor, Place};
 use crate::tree::{Access, Change, Changed, Entry, Name, NewFile, Result};
 use crate::wire::arguments::{Create, CreateKind, ReadDir};
@@ -78,6 +78,9 @@ impl Cursor<'_> {
         if matches!(asked.cookie, 1 | 2) {
             return Err(Status::BadCookie);
         }
+        if !asked.wanted.and(&WRITE_ONLY).is_empty() {
+            return Err(Status::Inval);
+        }
         // A cookie is good for as long as its directory is, so that there is but one verifier.
         if asked.verifier != [0; VERIFIER_BYTES] {
             return Err(Status::NotSame);
@@ -85,7 +88,8 @@ impl Cursor<'_> {
         let start = reply.mark();
         reply.u64(0);
         let most = (asked.reply_bytes_max as usize).min(self.room(reply)).min(LIST_BYTES_MAX);
-        let Some(most) = most.checked_sub(LIST_END_BYTES) else { return Err(Status::TooSmall) };
+        let most = most.checked_sub(LIST_END_BYTES).filter(|&most| most >= VERIFIER_BYTES);
+        let most = most.ok_or(Status::TooSmall)?;
         let (mut entries, mut names_bytes) = (0u32, 0);
         let mut failed = None;
         let ended = self.export.tree.read_directory(

@@ -2,7 +2,7 @@
 
 use super::attributes::Wanted;
 use super::names::encode_changed;
-use super::{Cursor, Place};
+use super::{Cursor, Held, Place};
 use crate::state::{Claims, OpenRequest};
 use crate::tree::{Access, Change, Changed, Name, NewFile, Result};
 use crate::wire::arguments::{Claim, HowToCreate, Open};
@@ -17,6 +17,8 @@ const WANT_BITS: u32 = 0x3_ff00;
 const RESULT_LOCKTYPE_POSIX: u32 = 4;
 /// Who waits for a lock may be told that it is free.
 const RESULT_MAY_NOTIFY_LOCK: u32 = 0x20;
+/// Minor version 0: the client has to say that this wasn't an old request.
+const RESULT_CONFIRM: u32 = 2;
 const NO_DELEGATION: u32 = 0;
 /// With the reason, for who has asked in particular: it isn't given for files at all, or wasn't wanted.
 const NO_DELEGATION_BECAUSE: u32 = 3;
@@ -38,14 +40,15 @@ struct Found {
 
 impl Cursor<'_> {
     pub(super) fn open(&mut self, asked: &Open, reply: &mut Encoder) -> Result<()> {
-        let access = Share::new(asked.access & !WANT_BITS).ok_or(Status::Inval)?;
+        let wanted = if self.minor_version == 0 { 0 } else { asked.access & WANT_BITS };
+        let access = Share::new(asked.access & !wanted).ok_or(Status::Inval)?;
         let deny = Share::new(asked.deny).ok_or(Status::Inval)?;
         if access.is_none() {
             return Err(Status::Inval);
         }
-        let (client, here) = (self.running()?.client, self.current()?.file);
+        let (client, here) = (self.client(asked.client)?, self.current()?.file);
         let claims = matches!(asked.claim, Claim::Previous { .. });
-        self.may_acquire(Claims::of_open(!deny.is_none()), claims)?;
+        self.may_acquire(client, Claims::of_open(!deny.is_none()), claims)?;
 
         let found = match asked.claim {
             Claim::Name(name) => self.find(here, Name::new(name)?, asked.create.as_ref())?,
@@ -69,20 +72,29 @@ impl Cursor<'_> {
             let needed = if found.truncate { access.with(Share::WRITE) } else { access };
             self.permit(found.file, needed, by_handle)?;
         }
-        let held = self.export.tree.open(found.file)?;
+        let held = Held { file: self.export.tree.open(found.file)?, uid: self.caller.uid };
         let request = OpenRequest { client, owner: asked.owner, file: found.file, access, deny };
         let stateid =
             self.export.with_state(|state| state.open(self.now, request, held.clone()))?;
         self.current = Some(Place { file: found.file, stateid });
         if found.truncate {
-            held.set_size(self.caller, 0)?;
+            held.file.set_size(self.caller, 0)?;
         }
         encode_stateid(&stateid, reply);
         encode_changed(&found.changed, reply);
+        let confirm = self.minor_version == 0
+            && self.export.with_state(|state| {
+                if claims {
+                    state.confirm_owner(client, asked.owner);
+                }
+                state.needs_confirmation(client, asked.owner)
+            });
         let may_notify = self.export.with_state(|state| state.has_way_back(client));
-        reply.u32(RESULT_LOCKTYPE_POSIX | if may_notify { RESULT_MAY_NOTIFY_LOCK } else { 0 });
+        let flags = [(confirm, RESULT_CONFIRM), (may_notify, RESULT_MAY_NOTIFY_LOCK)];
+        let flags = flags.into_iter().filter(|(set, _)| *set);
+        reply.u32(flags.fold(RESULT_LOCKTYPE_POSIX, |all, (_, flag)| all | flag));
         found.set.encode(reply);
-        match asked.access & WANT_BITS {
+        match wanted {
             0 => reply.u32(NO_DELEGATION),
             want => {
                 reply.u32(NO_DELEGATION_BECAUSE);
@@ -195,8 +207,14 @@ impl Cursor<'_> {
     }
 
     pub(super) fn close(&mut self, stateid: StateId, reply: &mut Encoder) -> Result<()> {
-        let (client, file) = (self.running()?.client, self.current()?.file);
+        let file = self.current()?.file;
         let stateid = self.stateid(stateid)?;
+        let client = self.holder(stateid)?;
+        if self.minor_version == 0 {
+            let last = self.export.with_state(|state| state.close40(client, stateid, file))?;
+            encode_stateid(&last, reply);
+            return Ok(());
+        }
         self.export.with_state(|state| state.close(client, stateid, file))?;
         self.set_stateid(StateId::INVALID);
         encode_stateid(&StateId::INVALID, reply);
@@ -210,10 +228,12 @@ impl Cursor<'_> {
         deny: u32,
         reply: &mut Encoder,
     ) -> Result<()> {
-        let (client, file) = (self.running()?.client, self.current()?.file);
-        let access = Share::new(access & !WANT_BITS).ok_or(Status::Inval)?;
+        let file = self.current()?.file;
+        let wanted = if self.minor_version == 0 { 0 } else { access & WANT_BITS };
+        let access = Share::new(access & !wanted).ok_or(Status::Inval)?;
         let deny = Share::new(deny).ok_or(Status::Inval)?;
         let stateid = self.stateid(stateid)?;
+        let client = self.holder(stateid)?;
         let lowered =
             self.export.with_state(|state| state.downgrade(client, stateid, file, access, deny))?;
         self.set_stateid(lowered);

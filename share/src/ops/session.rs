@@ -7,7 +7,7 @@ use crate::wire::arguments::{
     ChannelAttributes, CreateSession, ExchangeId, Number, Operation, Protect, stateid,
 };
 use crate::wire::status::{OK, Status};
-use crate::wire::types::{SessionId, StateId};
+use crate::wire::types::{ClientId, SessionId, StateId};
 use crate::wire::xdr::{Decoded, Decoder, Encoder, Malformed};
 
 /// What a client may say of itself; the rest has no meaning.
@@ -41,7 +41,7 @@ impl Cursor<'_> {
         let Operation::Sequence(asked) = Operation::decode(Number::Sequence, body)? else {
             return Err(Malformed);
         };
-        let (now, request_bytes) = (self.now, self.request_bytes);
+        let (now, request_bytes) = (self.now, self.record.len());
         let begun =
             self.export.with_state(|state| state.begin(now, &asked, request_bytes, operations));
         reply.u32(Number::Sequence as u32);
@@ -102,9 +102,10 @@ impl Cursor<'_> {
             return Err(Status::Inval);
         }
         let via = Via { connection: self.connection, minor_version: self.minor_version };
-        let created = self
-            .export
-            .with_state(|state| state.create_session(self.now, self.principal, asked, via))?;
+        let created = self.export.with_state(|state| match state.is_40(asked.client) {
+            true => Err(Status::StaleClientId),
+            false => state.create_session(self.now, self.principal, asked, via),
+        })?;
         reply.fixed(&created.session.0);
         reply.u32(created.sequence);
         reply.u32(if created.calls_back { FLAG_BACK_CHANNEL } else { 0 });
@@ -116,6 +117,13 @@ impl Cursor<'_> {
 
     pub(super) fn destroy_session(&mut self, session: SessionId) -> Result<(), Status> {
         self.export.with_state(|state| state.destroy_session(session))
+    }
+
+    pub(super) fn destroy_client(&mut self, client: ClientId) -> Result<(), Status> {
+        self.export.with_state(|state| match state.is_40(client) {
+            true => Err(Status::StaleClientId),
+            false => state.destroy_client(client),
+        })
     }
 
     /// Requests of a session may come over any connection; calls back need one that is bound for them.
@@ -198,7 +206,9 @@ impl Cursor<'_> {
     fn security_of(&mut self, reply: &mut Encoder) {
         reply.u32(1);
         reply.u32(AUTH_SYS);
-        self.current = None; // as the protocol wants it
+        if self.minor_version > 0 {
+            self.current = None; // as the protocol wants it
+        }
     }
 }
 

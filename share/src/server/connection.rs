@@ -14,14 +14,14 @@
 
 use super::arrival::wait_for;
 use crate::buffers::{Buffers, Messages, SMALL_BYTES};
-use crate::ops::Export;
+use crate::ops::{Export, Origin};
 use crate::state::ConnectionId;
 use crate::wire::record::{FRAGMENTS_MAX, Fragment, MARK_BYTES, whole};
 use crate::wire::rpc::is_reply;
 use crate::wire::xdr::Malformed;
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::net::{IpAddr, Shutdown, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -37,6 +37,7 @@ const LOOK: Duration = Duration::from_secs(5);
 
 pub struct Connection {
     stream: TcpStream,
+    peer: IpAddr,
     export: Arc<Export>,
     reading: Mutex<()>,
     writing: Mutex<()>,
@@ -66,6 +67,7 @@ impl Connection {
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(LOOK))?;
         stream.set_write_timeout(Some(LOOK))?;
+        let peer = stream.peer_addr()?;
         Ok(Arc::new_cyclic(|this: &Weak<Self>| {
             let this = this.clone();
             let call = move |message| {
@@ -75,6 +77,7 @@ impl Connection {
             };
             Self {
                 id: export.connected(Arc::new(call)),
+                peer: peer.ip(),
                 stream,
                 export,
                 reading: Mutex::default(),
@@ -205,7 +208,8 @@ impl Connection {
             }
             let Messages { request, reply, .. } = &mut messages;
             reply.extend([0; MARK_BYTES]);
-            let answered = self.export.answer_on(Some(self.id), Instant::now(), request, reply);
+            let origin = Origin { peer: self.peer, connection: Some(self.id) };
+            let answered = self.export.answer_on(origin, Instant::now(), request, reply);
             let mark = whole(reply.len() - MARK_BYTES);
             reply[..MARK_BYTES].copy_from_slice(&mark);
             messages.clear_request();

@@ -143,6 +143,7 @@ impl<F: Clone> State<F> {
         let owner = self.owners.get_mut(&name).expect("each client has its owner");
         owner.unconfirmed = None;
         if let Some(earlier) = owner.confirmed.replace(id) {
+            self.remove_client40(earlier);
             self.remove_states(earlier);
             self.remove_sessions(earlier);
             self.clients.remove(&earlier);
@@ -160,6 +161,7 @@ impl<F: Clone> State<F> {
 
     /// With all that it has.
     pub(super) fn remove_client(&mut self, id: ClientId) {
+        self.remove_client40(id);
         self.remove_states(id);
         self.remove_sessions(id);
         let Some(client) = self.clients.remove(&id) else { return };
@@ -190,6 +192,11 @@ impl<F: Clone> State<F> {
         for open in opens {
             self.remove_open(open);
         }
+    }
+
+    /// In this life of the server, as the id of a client or of a session.
+    pub(super) fn was_given(&self, id: ClientId) -> bool {
+        id.0 >> 32 == u64::from(self.epoch) && id.0 as u32 <= self.last_number
     }
 
     pub(super) fn is_expired(&self, now: Instant, id: ClientId) -> bool {

@@ -102,9 +102,18 @@ impl<F: Clone> State<F> {
             self.grace.until = None;
             let late: Vec<_> = self.grace.awaited.drain().collect();
             for (owner, _) in late {
-                self.forget(owner);
+                match self.claimed40(&owner) {
+                    Some(claims) => self.remember(owner, claims),
+                    None => self.forget(owner),
+                }
             }
         }
+    }
+
+    /// What a client of minor version 0 has claimed: it never says that it is done.
+    fn claimed40(&self, owner: &[u8]) -> Option<Claims> {
+        let id = self.owners.get(owner)?.confirmed.filter(|&id| self.is_40(id))?;
+        self.clients[&id].used
     }
 
     /// Whether the client may get this, anew or by a claim to what it had.
@@ -118,7 +127,8 @@ impl<F: Clone> State<F> {
         self.end_grace_if_over(now);
         let client = self.clients.get(&id).ok_or(Status::StaleClientId)?;
         if !claims {
-            let must_wait = !client.reclaim_complete || self.is_contested(wanted);
+            let claims_first = !client.reclaim_complete && !self.is_40(id);
+            let must_wait = claims_first || self.is_contested(wanted);
             return if must_wait { Err(Status::Grace) } else { Ok(()) };
         }
         let had = self.grace.awaited.get(&client.owner);

@@ -20,7 +20,9 @@ mod clients;
 mod grace;
 mod locks;
 mod opens;
+mod owners40;
 mod ranges;
+mod replies40;
 mod sessions;
 mod table;
 mod waiters;
@@ -30,13 +32,16 @@ pub use clients::{Identified, Principal};
 pub use grace::{Claims, Record};
 pub use locks::{Conflict, LockOutcome, LockRequest};
 pub use opens::OpenRequest;
+pub use owners40::{Identified40, Numbered, Ticket, Turn};
 pub use ranges::Range;
+pub use replies40::{Message, MessageId, Replies40};
 pub use sessions::{Begun, Created, Running, Via};
 
 use crate::wire::types::{ClientId, FileHandle, SessionId};
 use clients::{Client, Owner};
 use grace::Grace;
 use opens::File;
+use owners40::Clients40;
 use sessions::Session;
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
@@ -75,6 +80,7 @@ pub struct State<F> {
     sessions: HashMap<SessionId, Session>,
     states: Table<F>,
     files: HashMap<FileHandle, File>,
+    clients40: Clients40,
     grace: Grace,
     records: Vec<Record>,
     /// For ids of clients and sessions: never given twice in one life.
@@ -112,6 +118,7 @@ impl<F: Clone> State<F> {
             sessions: HashMap::new(),
             states: Table::new(epoch),
             files: HashMap::new(),
+            clients40: Clients40::default(),
             grace: Grace::new(now, lease, remembered),
             records: Vec::new(),
             last_number: 0,
@@ -142,6 +149,7 @@ impl<F: Clone> State<F> {
         self.look_at_calls(now);
         self.offer_all();
         self.lower_records_now_and_then(now);
+        self.forget_idle_owners_now_and_then(now);
         let gone: Vec<ClientId> = self
             .clients
             .iter()

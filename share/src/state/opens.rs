@@ -75,12 +75,10 @@ impl<F: Clone> State<F> {
         Ok(self.states.stateid(place))
     }
 
-    /// Others' opens stand against it, unless they are of clients whose lease is over.
+    /// What is open stands against it, its owner's own opens too, unless it is of a client whose lease is over.
     fn refuse_if_denied(&mut self, now: Instant, asked: &OpenRequest) -> Result<(), Status> {
         loop {
-            let Some(other) = self.denier(asked.file, asked.access, asked.deny, |open| {
-                open.client == asked.client && *open.owner == *asked.owner
-            }) else {
+            let Some(other) = self.denier(asked.file, asked.access, asked.deny) else {
                 return Ok(());
             };
             if !self.is_expired(now, other) {
@@ -90,16 +88,9 @@ impl<F: Clone> State<F> {
         }
     }
 
-    fn denier(
-        &self,
-        file: FileHandle,
-        access: Share,
-        deny: Share,
-        except: impl Fn(&Open<F>) -> bool,
-    ) -> Option<ClientId> {
-        let opens = self.files.get(&file)?.opens.iter().map(|&place| self.states.open(place));
+    fn denier(&self, file: FileHandle, access: Share, deny: Share) -> Option<ClientId> {
+        let mut opens = self.files.get(&file)?.opens.iter().map(|&place| self.states.open(place));
         opens
-            .filter(|open| !except(open))
             .find(|open| open.deny.overlaps(access) || open.access.overlaps(deny))
             .map(|open| open.client)
     }
@@ -121,7 +112,7 @@ impl<F: Clone> State<F> {
             if self.is_contested(Claims::OPENS) {
                 return Err(Status::Grace);
             }
-            return match self.denier(file, access, Share::NONE, |_| false) {
+            return match self.denier(file, access, Share::NONE) {
                 Some(other) if !self.is_expired(now, other) => Err(Status::Locked),
                 _ => Ok(None),
             };

@@ -89,12 +89,9 @@ impl<F> Table<F> {
 
     /// What `stateid` names, if it is `client`'s and as new as it can be.
     pub fn find(&self, client: ClientId, stateid: StateId) -> Result<Place, Status> {
-        let word = |at: usize| {
-            u32::from_be_bytes(*stateid.other[at..].first_chunk().expect("12 bytes are 3 words"))
-        };
-        let place = word(4) as Place;
-        let (used, entry) = self.entries.get(place).ok_or(Status::BadStateId)?;
-        if word(0) != self.epoch || word(8) != *used || entry.client() != client {
+        let place = self.find_any(stateid).map_err(|_| Status::BadStateId)?;
+        let entry = self.get(place);
+        if entry.client() != client {
             return Err(Status::BadStateId);
         }
         let seqid = match entry {
@@ -108,6 +105,25 @@ impl<F> Table<F> {
             asked if (seqid.wrapping_sub(asked) as i32) > 0 => Err(Status::OldStateId),
             _ => Err(Status::BadStateId),
         }
+    }
+
+    /// What `stateid` names, whoever's it is and however old. `StaleStateId`: it is of an earlier life.
+    pub fn find_any(&self, stateid: StateId) -> Result<Place, Status> {
+        let word = |at: usize| {
+            u32::from_be_bytes(*stateid.other[at..].first_chunk().expect("12 bytes are 3 words"))
+        };
+        if word(0) != self.epoch {
+            return Err(Status::StaleStateId);
+        }
+        let place = word(4) as Place;
+        match self.entries.get(place) {
+            Some((used, _)) if *used == word(8) => Ok(place),
+            _ => Err(Status::BadStateId),
+        }
+    }
+
+    pub fn client_of(&self, stateid: StateId) -> Result<ClientId, Status> {
+        Ok(self.get(self.find_any(stateid)?).client())
     }
 
     pub fn stateid(&self, place: Place) -> StateId {

@@ -1,5 +1,6 @@
 //! The arguments of each operation, decoded. Bytes and names are borrowed from the message.
 
+use super::arguments40::Operation40;
 use super::arguments42::Operation42;
 use super::attributes::{AttributeSet, AttributeValues};
 use super::rpc::{CallbackAuth, decode_auth_sys};
@@ -46,7 +47,10 @@ const TEST_STATEIDS_MAX: usize = 256;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Operation<'a> {
     Access(u32),
-    Close(StateId),
+    Close {
+        seqid: u32,
+        stateid: StateId,
+    },
     Commit {
         offset: u64,
         count: u32,
@@ -58,11 +62,13 @@ pub enum Operation<'a> {
     Link(&'a [u8]),
     Lock(Lock<'a>),
     LockT {
+        client: ClientId,
         range: LockRange,
         exclusive: bool,
         owner: &'a [u8],
     },
     LockU {
+        seqid: u32,
         stateid: StateId,
         range: LockRange,
     },
@@ -75,6 +81,7 @@ pub enum Operation<'a> {
     Open(Open<'a>),
     OpenDowngrade {
         stateid: StateId,
+        seqid: u32,
         access: u32,
         deny: u32,
     },
@@ -126,6 +133,7 @@ pub enum Operation<'a> {
     ReclaimComplete {
         one_fs: bool,
     },
+    V40(Operation40<'a>),
     V42(Operation42<'a>),
     /// Known, and not served.
     NotSupported,
@@ -167,6 +175,10 @@ pub struct Lock<'a> {
     pub reclaim: bool,
     pub range: LockRange,
     pub locker: Locker<'a>,
+    /// Minor version 0 counts by them; zero where there is none.
+    pub open_seqid: u32,
+    pub lock_seqid: u32,
+    pub client: ClientId,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -181,6 +193,9 @@ pub enum Locker<'a> {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Open<'a> {
+    /// These two have a meaning in minor version 0 only.
+    pub seqid: u32,
+    pub client: ClientId,
     pub access: u32,
     pub deny: u32,
     pub owner: &'a [u8],
@@ -271,8 +286,8 @@ impl<'a> Operation<'a> {
         Ok(match number {
             N::Access => Self::Access(body.u32()?),
             N::Close => {
-                let _seqid = body.u32()?;
-                Self::Close(stateid(body)?)
+                let seqid = body.u32()?;
+                Self::Close { seqid, stateid: stateid(body)? }
             }
             N::Commit => Self::Commit { offset: body.u64()?, count: body.u32()? },
             N::Create => Self::Create(Create::decode(body)?),
@@ -284,13 +299,13 @@ impl<'a> Operation<'a> {
             N::LockT => {
                 let exclusive = lock_is_exclusive(body)?;
                 let range = LockRange::decode(body)?;
-                let _client = body.u64()?;
-                Self::LockT { range, exclusive, owner: body.opaque(OWNER_BYTES_MAX)? }
+                let client = ClientId(body.u64()?);
+                Self::LockT { client, range, exclusive, owner: body.opaque(OWNER_BYTES_MAX)? }
             }
             N::LockU => {
                 let _type = lock_is_exclusive(body)?;
-                let _seqid = body.u32()?;
-                Self::LockU { stateid: stateid(body)?, range: LockRange::decode(body)? }
+                let seqid = body.u32()?;
+                Self::LockU { seqid, stateid: stateid(body)?, range: LockRange::decode(body)? }
             }
             N::Lookup => Self::Lookup(name(body)?),
             N::LookupP => Self::LookupP,
@@ -299,8 +314,8 @@ impl<'a> Operation<'a> {
             N::Open => Self::Open(Open::decode(body)?),
             N::OpenDowngrade => {
                 let stateid = stateid(body)?;
-                let _seqid = body.u32()?;
-                Self::OpenDowngrade { stateid, access: body.u32()?, deny: body.u32()? }
+                let seqid = body.u32()?;
+                Self::OpenDowngrade { stateid, seqid, access: body.u32()?, deny: body.u32()? }
             }
             N::PutFh => Self::PutFh(body.opaque(FileHandle::WIRE_BYTES_MAX)?),
             N::PutPubFh | N::PutRootFh => Self::PutRootFh,
@@ -434,25 +449,27 @@ impl<'a> Lock<'a> {
         let (exclusive, waits) = lock_kind(body)?;
         let reclaim = body.bool()?;
         let range = LockRange::decode(body)?;
-        let locker = if body.bool()? {
-            let _open_seqid = body.u32()?;
+        let (mut open_seqid, mut client) = (0, ClientId(0));
+        let (locker, lock_seqid);
+        if body.bool()? {
+            open_seqid = body.u32()?;
             let open = stateid(body)?;
-            let (_lock_seqid, _client) = (body.u32()?, body.u64()?);
-            Locker::New { open, owner: body.opaque(OWNER_BYTES_MAX)? }
+            lock_seqid = body.u32()?;
+            client = ClientId(body.u64()?);
+            locker = Locker::New { open, owner: body.opaque(OWNER_BYTES_MAX)? };
         } else {
-            let known = stateid(body)?;
-            let _lock_seqid = body.u32()?;
-            Locker::Known(known)
-        };
-        Ok(Self { exclusive, waits, reclaim, range, locker })
+            locker = Locker::Known(stateid(body)?);
+            lock_seqid = body.u32()?;
+        }
+        Ok(Self { exclusive, waits, reclaim, range, locker, open_seqid, lock_seqid, client })
     }
 }
 
 impl<'a> Open<'a> {
     fn decode(body: &mut Decoder<'a>) -> Decoded<Self> {
-        let _seqid = body.u32()?;
+        let seqid = body.u32()?;
         let (access, deny) = (body.u32()?, body.u32()?);
-        let _client = body.u64()?;
+        let client = ClientId(body.u64()?);
         let owner = body.opaque(OWNER_BYTES_MAX)?;
         let create = match body.u32()? {
             0 => None,
@@ -488,7 +505,7 @@ impl<'a> Open<'a> {
             6 => Claim::Delegation,
             _ => return Err(Malformed),
         };
-        Ok(Self { access, deny, owner, create, claim })
+        Ok(Self { seqid, client, access, deny, owner, create, claim })
     }
 }
 

@@ -5,7 +5,7 @@ use super::xdr::{Decoded, Decoder, Encoder, Malformed};
 
 const WORDS: usize = 3;
 /// A set may be longer than what we know; the rest is read and ignored.
-const WIRE_WORDS_MAX: usize = 8;
+const WIRE_WORDS_MAX: usize = 64;
 
 /// A set of attributes' numbers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -3,8 +3,8 @@
 
 /// The most that a message may have: the largest write, and room for what is around it.
 pub const RECORD_BYTES_MAX: usize = super::types::IO_BYTES_MAX as usize + 16 * 1024;
-/// No client cuts a message into so many pieces.
-pub const FRAGMENTS_MAX: usize = 64;
+/// Enough for pieces of a kilobyte, which is less than any client makes of a large message.
+pub const FRAGMENTS_MAX: usize = 1024;
 pub const MARK_BYTES: usize = 4;
 
 const LAST: u32 = 1 << 31;

@@ -9,6 +9,8 @@ pub const XATTR_BYTES_MAX: usize = 64 * 1024;
 pub const TAG_BYTES_MAX: usize = 1024;
 /// Of client owners, open owners and lock owners; the protocol's limit.
 pub const OWNER_BYTES_MAX: usize = 1024;
+/// What the owner of a client has before it in what is kept, at most.
+pub const OWNER_PREFIX_BYTES_MAX: usize = 8;
 /// The operations of one compound; Linux sends ten or so.
 pub const OPERATIONS_MAX: u32 = 64;
 

@@ -7,6 +7,8 @@ use ankole_share::wire::attributes::AttributeSet;
 use ankole_share::wire::types::StateId;
 use ankole_share::wire::xdr::{Decoder, Encoder};
 
+pub mod minor0;
+
 pub const OK: u32 = 0;
 
 /// Carries one message to the server, and its reply back.
@@ -25,6 +27,10 @@ impl<F: FnMut(&[u8]) -> Vec<u8>> Carrier for F {
 pub struct Ops {
     bytes: Vec<u8>,
     count: u32,
+    /// What minor version 0 puts into what follows: who calls, and the numbers of the owners' requests.
+    pub client: u64,
+    pub seqid: u32,
+    pub lock_seqid: u32,
 }
 
 pub enum Create<'a> {
@@ -110,10 +116,10 @@ impl Ops {
         create: Create,
         claim: impl FnOnce(&mut Encoder),
     ) -> Self {
+        let (seqid, id) = (self.seqid, self.client);
         self.op(18, |e| {
-            for number in [0, access, deny, 0, 0] {
-                e.u32(number);
-            }
+            numbers(e, &[seqid, access, deny]);
+            e.u64(id);
             e.opaque(owner.as_bytes());
             e.u32(!matches!(create, Create::No) as u32);
             match create {
@@ -141,15 +147,17 @@ impl Ops {
         })
     }
     pub fn close(self, stateid: StateId) -> Self {
+        let seqid = self.seqid;
         self.op(4, |e| {
-            e.u32(0);
+            e.u32(seqid);
             encode(&stateid, e);
         })
     }
     pub fn downgrade(self, stateid: StateId, access: u32, deny: u32) -> Self {
+        let seqid = self.seqid;
         self.op(21, |e| {
             encode(&stateid, e);
-            numbers(e, &[0, access, deny]);
+            numbers(e, &[seqid, access, deny]);
         })
     }
     pub fn read(self, stateid: StateId, offset: u64, count: u32) -> Self {
@@ -203,15 +211,16 @@ impl Ops {
         range: [u64; 2],
         claims: bool,
     ) -> Self {
+        let (seqid, lock_seqid, id) = (self.seqid, self.lock_seqid, self.client);
         self.op(12, |e| {
             e.u32(kind);
             e.bool(claims);
             range.iter().for_each(|&bytes| e.u64(bytes));
             e.bool(true);
-            e.u32(0);
+            e.u32(seqid);
             encode(&open, e);
-            e.u32(0);
-            e.u64(0);
+            e.u32(lock_seqid);
+            e.u64(id);
             e.opaque(owner.as_bytes());
         })
     }
@@ -223,13 +232,44 @@ impl Ops {
         self.lock_of_kind(3, open, owner, [first, length], false)
     }
     pub fn unlock(self, locks: StateId, first: u64, length: u64) -> Self {
+        let seqid = self.lock_seqid;
         self.op(14, |e| {
             e.u32(2);
-            e.u32(0);
+            e.u32(seqid);
             encode(&locks, e);
             e.u64(first);
             e.u64(length);
         })
+    }
+    /// More locks of an owner that has some on this file.
+    pub fn lock_more(self, locks: StateId, exclusive: bool, first: u64, length: u64) -> Self {
+        let seqid = self.lock_seqid;
+        self.op(12, |e| {
+            e.u32(1 + u32::from(exclusive));
+            e.bool(false);
+            e.u64(first);
+            e.u64(length);
+            e.bool(false);
+            encode(&locks, e);
+            e.u32(seqid);
+        })
+    }
+    pub fn confirm(self, open: StateId) -> Self {
+        let seqid = self.seqid;
+        self.op(20, |e| {
+            encode(&open, e);
+            e.u32(seqid);
+        })
+    }
+    pub fn release_lock_owner(self, owner: &str) -> Self {
+        let id = self.client;
+        self.op(39, |e| {
+            e.u64(id);
+            e.opaque(owner.as_bytes());
+        })
+    }
+    pub fn renew(self, client: u64) -> Self {
+        self.op(30, |e| e.u64(client))
     }
     pub fn read_directory(self, after: u64, reply_bytes_max: u32) -> Self {
         self.op(26, |e| {
@@ -394,6 +434,11 @@ impl Reply {
         self.decode(|d| StateId { seqid: d.u32().unwrap(), other: d.array().unwrap() })
     }
 
+    /// The whole message.
+    pub fn bytes(self) -> Vec<u8> {
+        self.bytes
+    }
+
     pub fn is_at_end(&self) -> bool {
         self.at == self.bytes.len()
     }
@@ -495,23 +540,30 @@ impl<C: Carrier> Client<C> {
     }
 
     fn message(&self, ops: &Ops) -> Vec<u8> {
-        let mut message = Vec::new();
-        let mut e = Encoder::new(&mut message);
-        numbers(&mut e, &[7, 0, 2, 100_003, 4, 1]);
-        let mut credential = Vec::new();
-        let mut c = Encoder::new(&mut credential);
-        c.u32(0);
-        c.opaque(b"machine");
-        numbers(&mut c, &[self.uid, self.uid, 0]);
-        e.u32(1);
-        e.opaque(&credential);
-        numbers(&mut e, &[0, 0]);
-        e.opaque(b"tag");
-        numbers(&mut e, &[self.minor, ops.count]);
-        message.extend(&ops.bytes);
-        message
+        message(7, self.uid, self.minor, ops)
     }
+}
 
+/// One compound, as a call.
+fn message(xid: u32, uid: u32, minor: u32, ops: &Ops) -> Vec<u8> {
+    let mut message = Vec::new();
+    let mut e = Encoder::new(&mut message);
+    numbers(&mut e, &[xid, 0, 2, 100_003, 4, 1]);
+    let mut credential = Vec::new();
+    let mut c = Encoder::new(&mut credential);
+    c.u32(0);
+    c.opaque(b"machine");
+    numbers(&mut c, &[uid, uid, 0]);
+    e.u32(1);
+    e.opaque(&credential);
+    numbers(&mut e, &[0, 0]);
+    e.opaque(b"tag");
+    numbers(&mut e, &[minor, ops.count]);
+    message.extend(&ops.bytes);
+    message
+}
+
+impl<C: Carrier> Client<C> {
     /// Opens a file in the root, made if it isn't there; its handle too.
     #[track_caller]
     pub fn open(&mut self, name: &str, access: u32, deny: u32) -> (Vec<u8>, StateId) {

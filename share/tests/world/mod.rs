@@ -2,12 +2,13 @@
 #![allow(dead_code, clippy::unwrap_used, reason = "each test file uses a part of it, and may fail")]
 
 use crate::client::{Carrier, Client};
-use ankole_share::ops::Export;
+use ankole_share::ops::{Export, Origin};
 use ankole_share::policy::Policy;
 use ankole_share::state::ConnectionId;
 use ankole_share::tree::local::{LocalTree, Options};
 use ankole_share::tree::memory::MemoryTree;
 use std::cell::Cell;
+use std::net::IpAddr;
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex};
@@ -79,7 +80,14 @@ impl World {
         let (export, now) = (self.export.clone(), self.now.clone());
         move |message: &[u8]| {
             let mut reply = Vec::new();
-            export.answer_on(Some(id), now.get(), message, &mut reply).expect("it is a call");
+            export
+                .answer_on(
+                    Origin { peer: IpAddr::from([10, 0, 0, 1]), connection: Some(id) },
+                    now.get(),
+                    message,
+                    &mut reply,
+                )
+                .expect("it is a call");
             reply
         }
     }

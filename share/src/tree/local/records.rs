@@ -11,7 +11,7 @@
 
 use super::super::Result;
 use crate::state::Claims;
-use crate::wire::types::OWNER_BYTES_MAX;
+use crate::wire::types::{OWNER_BYTES_MAX, OWNER_PREFIX_BYTES_MAX};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
@@ -71,7 +71,9 @@ impl Records {
             .filter(|entry| entry.file_name().count_bytes() == NAME_CHARACTERS)
             .filter_map(|entry| {
                 let name = entry.file_name().to_bytes();
-                let record = read(clients.as_fd(), name, 2 + OWNER_BYTES_MAX).ok()?;
+                let record =
+                    read(clients.as_fd(), name, 2 + OWNER_PREFIX_BYTES_MAX + OWNER_BYTES_MAX)
+                        .ok()?;
                 decode(name, &record)
             })
             .collect()
