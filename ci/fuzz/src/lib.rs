@@ -5,4 +5,5 @@
 //! under a coverage-guided engine; see the README.
 
 pub mod nbd;
+pub mod share;
 pub mod wire;
