@@ -11,6 +11,7 @@ pub mod error;
 pub mod name;
 pub mod node;
 pub mod object;
+pub mod objects;
 pub mod replica;
 pub mod salvage;
 #[cfg(test)]

@@ -254,6 +254,8 @@ pub enum State {
     Attached,
     Detaching,
     Deleting,
+    /// It is filled from a backup, and nobody else gets in.
+    Restoring,
     /// What the store has of it can't be read.
     Unreadable,
 }
@@ -343,10 +345,14 @@ pub enum Reason {
     /// Whether a process lives can't be told: none is started beside it.
     ProcessUnknown,
     ReplicaMissing,
+    /// Something else lies where a replica is to be made.
+    ReplicaOccupied,
     /// Whether a replica's directory is there can't be told: it is left as it is.
     ReplicaUnreadable,
     /// This node can't show volumes by the frontend that was asked for.
     NoFrontend,
+    /// A node that is needed isn't there, or isn't heard of.
+    NoNode,
     /// No member of the in-sync set can be served.
     NoReplica,
     /// A replica has seen a newer generation than the record has: it was brought back from a copy.
@@ -525,6 +531,7 @@ impl fmt::Display for State {
             Self::Attached => "attached",
             Self::Detaching => "detaching",
             Self::Deleting => "deleting",
+            Self::Restoring => "restoring",
             Self::Unreadable => "unreadable",
         })
     }

@@ -22,6 +22,7 @@ pub fn explain(volume: &VolumeView, now_unix_s: u64) -> Vec<String> {
         State::Attached => format!("{name} is attached and {}.", volume.robustness),
         State::Detaching => format!("{name} is being detached: the engine flushes and ends."),
         State::Deleting => format!("{name} is being deleted."),
+        State::Restoring => format!("{name} is being filled from its backup."),
         State::Unreadable => {
             format!("{name} is there, but what the store has of it can't be read.")
         }

@@ -1,0 +1,30 @@
+//! The kinds of objects that one machine and a cluster share.
+//!
+//! ```text
+//! Volume ◀──owns── Engine        which node may serve it, and what the engine there says
+//!    ▲  ◀──owns── Replica × n    which node keeps a copy, and what lies there
+//!    └──by name── VolumeAttachment   who wants it to be attached, and where
+//! Node                           a machine: what it can do, its disks, its life
+//! ```
+//! Who writes what:
+//!
+//! | object | spec | status |
+//! | --- | --- | --- |
+//! | Volume | users | the manager; `record` and `attachment` by compare-and-swap, also the agent of `status.node` |
+//! | VolumeAttachment | users and jobs, a ticket each | – |
+//! | Engine, Replica | the manager | the agent of `spec.node` |
+//! | Node | users | its agent |
+
+pub mod attachment;
+pub mod condition;
+pub mod engine;
+pub mod node;
+pub mod replica;
+pub mod volume;
+
+pub use attachment::{AttachmentSpec, VolumeAttachment};
+pub use condition::{Condition, ConditionStatus};
+pub use engine::{Engine, EngineSpec, EngineStatus};
+pub use node::{Node, NodeSpec, NodeStatus};
+pub use replica::{Replica, ReplicaSpec, ReplicaStatus};
+pub use volume::{Volume, VolumeSpec, VolumeStatus};
