@@ -25,7 +25,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ankole_api::Name;
-use ankole_plan::seen::Doubt;
+use ankole_plan::one_node::seen::Doubt;
 use ankole_replica::types::ReplicaId;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open, pidfd_send_signal};

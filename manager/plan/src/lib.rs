@@ -1,16 +1,14 @@
-//! What is to be done about a volume, from what is wanted and what was seen: pure, without a file, a
-//! process or a clock.
+//! What is to be done, from what is wanted and what was seen: pure, without a file, a process or a
+//! clock.
 //!
 //! ```text
-//! Volume ──validate──▶ Wanted ─┐
-//!                              ├─plan─▶ Plan: actions, conditions, when to look again
-//! a node's facts ────▶ Seen ───┘
+//!  all objects ──▶ manager ── Known ──▶ volume::plan ──▶ writes to objects
+//!  objects of a node, facts of the node ──▶ node::{engine, replica}::plan ──▶ actions, a status
 //! ```
+//! The two never speak to each other but by objects: a manager names nodes and says what may be done
+//! there, an agent does it and says what is so.
 
-pub mod action;
-pub mod attachment;
-pub mod plan;
-#[cfg(test)]
-mod scenarios;
-pub mod seen;
-pub mod validate;
+pub mod manager;
+pub mod node;
+pub mod one_node;
+pub mod volume;

@@ -11,7 +11,7 @@ use crate::agent::layout::{runtime_folder, short_names_folder};
 use crate::api::ApiError;
 use crate::roles::standalone::{self, Ended, Options};
 use crate::store::opening::{OpenError, Recover};
-use ankole_plan::plan::DEVICE_PATIENCE;
+use ankole_plan::one_node::plan::DEVICE_PATIENCE;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct StandaloneArgs {

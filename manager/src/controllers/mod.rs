@@ -21,7 +21,7 @@ use crate::agent::{Layout, Supervisor, probe};
 use crate::api::Name;
 use crate::api::replica::Place;
 use crate::store::{Changed, Kind, Store, StoreError};
-use ankole_plan::plan::DEVICE_PATIENCE;
+use ankole_plan::one_node::plan::DEVICE_PATIENCE;
 
 /// Labels of processes.
 pub const INSTANCE_LABEL: &str = "instance";

@@ -28,8 +28,8 @@ use crate::api::{ApiError, Name};
 use crate::controllers::{ADDRESS_LABEL, Context, INSTANCE_LABEL, TURN_LABEL};
 use crate::records::RecordError;
 use crate::store::StoreError;
-use ankole_plan::action::{Action, EngineStart};
-use ankole_plan::plan::{DETACH_PATIENCE, Plan};
+use ankole_plan::one_node::action::{Action, EngineStart};
+use ankole_plan::one_node::plan::{DETACH_PATIENCE, Plan};
 
 const KILL_PATIENCE: Duration = Duration::from_secs(10);
 const EXPAND_TIMEOUT: Duration = Duration::from_secs(30);

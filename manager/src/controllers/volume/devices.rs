@@ -7,14 +7,14 @@
 use std::path::Path;
 
 use ankole_blockdev::device::{self, DeviceError, Driver};
-use ankole_plan::attachment::device_of;
+use ankole_plan::one_node::attachment::device_of;
 
 use super::Memory;
 use crate::agent::device_link::{self, FOLDER};
 use crate::agent::probe;
 use crate::api::volume::{Device, Volume};
 use crate::controllers::Context;
-use ankole_plan::seen::{DevicesSeen, EngineSeen};
+use ankole_plan::one_node::seen::{DevicesSeen, EngineSeen};
 
 const DRIVERS: [Driver; 3] = [Driver::Ublk, Driver::Nbd, Driver::Tgt];
 

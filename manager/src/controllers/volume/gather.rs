@@ -19,7 +19,9 @@ use crate::api::Name;
 use crate::api::volume::Volume;
 use crate::controllers::{ADDRESS_LABEL, Context, INSTANCE_LABEL, TURN_LABEL};
 use crate::store::StoreError;
-use ankole_plan::seen::{DirectorySeen, EngineSeen, History, ReplicaProcess, ReplicaSeen, Seen};
+use ankole_plan::one_node::seen::{
+    DirectorySeen, EngineSeen, History, ReplicaProcess, ReplicaSeen, Seen,
+};
 
 const STATUS_TIMEOUT: Duration = Duration::from_secs(1);
 

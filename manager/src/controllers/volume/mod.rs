@@ -12,9 +12,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ankole_plan::plan::plan;
-use ankole_plan::seen::{EngineSeen, History, Seen};
-use ankole_plan::validate::{Wanted, validate};
+use ankole_plan::one_node::plan::plan;
+use ankole_plan::one_node::seen::{EngineSeen, History, Seen};
+use ankole_plan::one_node::validate::{Wanted, validate};
 use ankole_replica::types::ReplicaId;
 use tokio::sync::mpsc;
 

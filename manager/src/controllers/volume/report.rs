@@ -7,8 +7,8 @@ use crate::api::size::{exact, human};
 use crate::api::volume::{Condition, Reason, Volume};
 use crate::controllers::Context;
 use crate::controllers::board::Observed;
-use ankole_plan::action::Action;
-use ankole_plan::seen::Seen;
+use ankole_plan::one_node::action::Action;
+use ankole_plan::one_node::seen::Seen;
 
 /// Nothing is written to the store here: an idle volume costs no writes.
 pub(super) fn report(context: &Context, seen: &Seen, applied: &Applied, memory: &mut Memory) {

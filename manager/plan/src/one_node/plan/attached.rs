@@ -1,8 +1,8 @@
 //! What an engine that lives and is the right one says of itself.
 
 use super::{OPEN_PATIENCE, Plan, WHILE_ATTACHED, WHILE_STARTING, WHILE_WAITING};
-use crate::action::Action;
-use crate::seen::{EngineSeen, Seen};
+use crate::one_node::action::Action;
+use crate::one_node::seen::{EngineSeen, Seen};
 use ankole_api::volume::{Condition, Reason, State, salvage_hint};
 
 impl Plan {

@@ -5,33 +5,33 @@ use std::time::Duration;
 
 use ankole_replica::admin::{EngineStatus, LayerRange, ReplicaDamage, ReplicaMode, ReplicaStatus};
 use ankole_replica::replication::waits_for_room;
-use ankole_replica::types::ReplicaId;
 
-use super::Plan;
-use crate::seen::Seen;
+use super::EnginePlan;
+
+use ankole_api::objects::{Condition, Engine};
 use ankole_api::size::human;
-use ankole_api::volume::{Condition, Reason};
+use ankole_api::volume::Reason;
 
 /// A disk that has lost a block may lose more: what was repaired is told for so long.
 const REPAIRS_ARE_TOLD: Duration = Duration::from_secs(24 * 3600);
 /// Lost ranges that a message names.
 const RANGES_MAX: usize = 4;
 
-impl Plan {
-    pub(super) fn tell_trouble(&mut self, seen: &Seen, status: &EngineStatus) {
-        self.tell_lost(seen, status);
+impl EnginePlan {
+    pub(super) fn tell_trouble(&mut self, engine: &Engine, status: &EngineStatus) {
+        self.tell_lost(engine, status);
         for damage in &status.damage.replicas {
-            self.tell_damaged(seen, damage);
+            self.tell_damaged(damage);
         }
         for replica in &status.replicas {
             self.tell_absent(replica);
         }
         for replica in &status.full {
-            let name = &seen.volume.name;
-            let full = Condition::new(Reason::DiskFull, waits_for_room(replica)).of(replica);
+            let name = engine.name();
+            let full = Condition::new(Reason::DiskFull, waits_for_room(replica));
             self.note(full.next(format!(
                 "free some space on the disk of {}, or remove snapshots: ankole snapshot ls {name}",
-                disk_of(seen, replica)
+                replica
             )));
         }
         let is_told = |text: &&String| self.conditions.iter().any(|it| it.message == **text);
@@ -42,7 +42,7 @@ impl Plan {
         }
     }
 
-    fn tell_lost(&mut self, seen: &Seen, status: &EngineStatus) {
+    fn tell_lost(&mut self, engine: &Engine, status: &EngineStatus) {
         let damage = &status.damage;
         if damage.lost.is_empty() {
             return;
@@ -52,7 +52,7 @@ impl Plan {
         let message = format!(
             "no replica that is in sync can read {} of volume {}: {}{more}; requests there get errors",
             human(damage.lost_bytes),
-            seen.volume.name,
+            engine.name(),
             named.join(", ")
         );
         let next = "restore them from a backup (ankole backup restore), or write those bytes anew: they are good then";
@@ -60,23 +60,23 @@ impl Plan {
         self.conditions.insert(0, Condition::new(Reason::DataLost, message).next(next));
     }
 
-    fn tell_damaged(&mut self, seen: &Seen, damage: &ReplicaDamage) {
+    fn tell_damaged(&mut self, damage: &ReplicaDamage) {
         let ReplicaDamage { replica, waiting_blocks, repaired_blocks, last, .. } = damage;
         let last = place(last);
         if *waiting_blocks > 0 {
             let message = format!(
                 "replica {replica} can't read {waiting_blocks} block(s), such as {last}; others are asked, and it is repaired"
             );
-            self.note(Condition::new(Reason::ReplicaCorrupt, message).of(replica));
+            self.note(Condition::new(Reason::ReplicaCorrupt, message));
         }
         let is_recent = damage.ago_s < REPAIRS_ARE_TOLD.as_secs();
         if let Some(from) = damage.repaired_from.as_ref().filter(|_| is_recent) {
             let message = format!(
                 "replica {replica} couldn't read {repaired_blocks} block(s), the last {last}: repaired from {from}"
             );
-            self.note(Condition::new(Reason::ReplicaRepaired, message).of(replica).next(format!(
+            self.note(Condition::new(Reason::ReplicaRepaired, message).next(format!(
                 "look for errors of the disk of {} (the kernel's log, smartctl)",
-                disk_of(seen, replica)
+                replica
             )));
         }
     }
@@ -84,25 +84,15 @@ impl Plan {
     /// Unless more is known of it than its engine can know.
     fn tell_absent(&mut self, absent: &ReplicaStatus) {
         let replica = &absent.replica;
-        let is_known = self
-            .conditions
-            .iter()
-            .any(|it| it.replica.as_ref() == Some(replica) && it.reason != Reason::SetAside);
         let (what, reason) = match absent.mode {
             ReplicaMode::ReadWrite => return,
             _ if absent.is_older => ("is out of sync", Reason::ReplicaOlder),
-            _ if is_known => return,
             ReplicaMode::Error => ("is out of service", Reason::ReplicaAbsent),
             ReplicaMode::WriteOnly => ("is rebuilt", Reason::ReplicaRebuilt),
         };
         let why = absent.reason.as_ref().map_or(String::new(), |why| format!(": {why}"));
-        self.note(Condition::new(reason, format!("replica {replica} {what}{why}")).of(replica));
+        self.note(Condition::new(reason, format!("replica {replica} {what}{why}")));
     }
-}
-
-fn disk_of(seen: &Seen, replica: &ReplicaId) -> String {
-    let place = seen.volume.status.places.iter().find(|place| place.replica == *replica);
-    place.map_or("its replica".into(), |place| place.directory.display().to_string())
 }
 
 /// `4 KiB at byte 36864 of snapshot s1 (layer 1)`

@@ -4,8 +4,8 @@ use ankole_replica::record::Record;
 use ankole_replica::types::{Generation, ReplicaId};
 
 use super::{OPEN_PATIENCE, Plan, is_granted};
-use crate::action::{Action, EngineStart};
-use crate::seen::Seen;
+use crate::one_node::action::{Action, EngineStart};
+use crate::one_node::seen::Seen;
 use ankole_api::volume::{Attachment, Condition, Reason, State, salvage_hint};
 
 impl Plan {

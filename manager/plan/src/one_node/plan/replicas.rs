@@ -3,8 +3,8 @@
 use ankole_replica::record::Record;
 
 use super::{Plan, REPLICA_PATIENCE, WHILE_STARTING, WHILE_UNREADABLE};
-use crate::action::Action;
-use crate::seen::{DirectorySeen, ReplicaSeen, Seen};
+use crate::one_node::action::Action;
+use crate::one_node::seen::{DirectorySeen, ReplicaSeen, Seen};
 use ankole_api::volume::{Condition, Reason, salvage_hint};
 
 impl Plan {

@@ -3,7 +3,7 @@
 use ankole_replica::inspect::{Evidence, Found};
 
 use super::Plan;
-use crate::seen::{ReplicaSeen, Seen};
+use crate::one_node::seen::{ReplicaSeen, Seen};
 use ankole_api::volume::{Condition, Reason, State, salvage_hint};
 
 impl Plan {

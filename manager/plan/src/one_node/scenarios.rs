@@ -687,7 +687,7 @@ fn each_situation_has_the_plan_that_was_agreed_on() {
         let plan = plan(validate(&seen.volume, true), &seen);
         text.push_str(&format!("# {title}, and the standalone ends\n{plan}\n"));
     }
-    expect_file!["../tests/golden/plans.txt"].assert_eq(&text);
+    expect_file!["../../tests/golden/plans.txt"].assert_eq(&text);
 }
 
 /// What a person looks at must not change meanwhile, and nothing else of the volume either.

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use super::{DETACH_PATIENCE, Plan, is_granted};
-use crate::action::Action;
-use crate::seen::{EngineSeen, Seen};
+use crate::one_node::action::Action;
+use crate::one_node::seen::{EngineSeen, Seen};
 use ankole_api::attachment::TicketKind;
 use ankole_api::volume::{Condition, Reason, State};
 

@@ -22,10 +22,10 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::action::Action;
-    use crate::plan::plan;
-    use crate::scenarios::wanted;
-    use crate::validate::validate;
+    use crate::one_node::action::Action;
+    use crate::one_node::plan::plan;
+    use crate::one_node::scenarios::wanted;
+    use crate::one_node::validate::validate;
     use ankole_api::volume::Frontend;
     use ankole_api::volume::Volume;
 

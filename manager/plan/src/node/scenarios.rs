@@ -1,0 +1,842 @@
+//! Situations of engines and replicas on their nodes and the plans for them, in two golden files; and
+//! what holds in all of them.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use ankole_api::objects::engine::{EnginePhase, EngineWanted};
+use ankole_api::objects::replica::{Make, ReplicaPhase};
+use ankole_api::objects::{Engine, Replica, Volume};
+use ankole_api::volume::{Attachment, Device, Frontend};
+use ankole_blockdev::device::Driver;
+use ankole_replica::admin::{
+    Damage, EngineStatus, LayerRange, ReplicaAddress, ReplicaDamage, ReplicaMode, ReplicaStatus,
+    RequestCounts,
+};
+use ankole_replica::inspect::{Content, Evidence, Found, Holder, ReplicaEvidence};
+use ankole_replica::record::{EngineGrant, InstanceId, Member, Record};
+use ankole_replica::store::ReplicaState;
+use ankole_replica::types::{Epoch, Fence, Generation, Incarnation, LayerId, Session};
+use expect_test::expect_file;
+
+use super::engine::{self, DETACH_PATIENCE, DEVICE_PATIENCE, EngineAction, EnginePlan};
+use super::facts::{
+    Devices, Doubt, EngineFacts, EngineProcess, History, LastWords, ReplicaFacts, ReplicaProcess,
+};
+use super::replica::{self, REPLICA_PATIENCE, ReplicaAction};
+
+const REPLICAS: [&str; 3] = ["r1", "r2", "r3"];
+
+fn ended(seconds: u64) -> History {
+    History {
+        hold_off: Some(Duration::from_secs(seconds)),
+        last_end: Some("exit status: 1".into()),
+        last_words: Some(LastWords {
+            error: "serve replica: it is in use by process 12".into(),
+            next: Some("end that process".into()),
+        }),
+        doubt: None,
+    }
+}
+
+fn doubtful() -> History {
+    let doubt = Doubt { message: "it may still run".into(), next: "end process 10".into() };
+    History { doubt: Some(doubt), ..History::default() }
+}
+
+/// Named for this node, with nothing of it running.
+fn wanted() -> EngineFacts {
+    let spec = r#"{"sizeBytes": 2097152, "replicas": 3, "frontend": "socket"}"#;
+    let mut volume = Volume::new("v1".parse().unwrap(), serde_json::from_str(spec).unwrap());
+    volume.metadata.uid = "u1".into();
+    let member = |id: &str| Member { replica: id.into(), incarnation: Incarnation(1) };
+    volume.status.record = Some(Record {
+        generation: Generation::FIRST,
+        engine: Some(EngineGrant { node: "n1".into(), instance: InstanceId("old".into()) }),
+        attach_epoch: 7,
+        in_sync: REPLICAS.map(member).into(),
+        salvaged: None,
+    });
+    volume.status.node = Some("n1".into());
+    let address =
+        |id: &str| ReplicaAddress { replica: id.into(), address: format!("unix:/run/{id}") };
+    let spec = ankole_api::objects::EngineSpec {
+        volume_uid: "u1".into(),
+        node: "n1".into(),
+        wanted: EngineWanted::Attached { read_only: false },
+        frontend: Frontend::Socket,
+        size_bytes: 2 << 20,
+        replicas: REPLICAS.map(address).into(),
+        in_engine: false,
+        program: None,
+        turn: 0,
+    };
+    EngineFacts {
+        engine: Some(Engine::new("v1".parse().unwrap(), spec).owned_by(&volume)),
+        volume: Some(volume),
+        node: "n1".into(),
+        boot_id: "boot".into(),
+        process: None,
+        history: History::default(),
+        left: false,
+        devices: Devices { drivers: vec![], own: None, unserved: None, patience: DEVICE_PATIENCE },
+        fresh_instance: InstanceId("fresh".into()),
+        is_stopping: false,
+    }
+}
+
+fn attached() -> EngineFacts {
+    let mut facts = wanted();
+    volume(&mut facts).status.attachment = Some(Attachment::new("boot", None));
+    let replica = |it: &ReplicaAddress| ReplicaStatus {
+        replica: it.replica.clone(),
+        address: it.address.clone(),
+        mode: ReplicaMode::ReadWrite,
+        reason: None,
+        is_older: false,
+        rebuild: None,
+        last_rebuild: None,
+    };
+    let replicas = facts.engine.as_ref().unwrap().spec.replicas.iter().map(replica).collect();
+    let status = EngineStatus {
+        volume: "v1".into(),
+        version: None,
+        instance: InstanceId("old".into()),
+        generation: Generation::FIRST,
+        size_bytes: 2 << 20,
+        endpoint: Some("nbd+unix:///?socket=/run/v1.nbd".into()),
+        replicas,
+        unsettled_bytes: 0,
+        repaired_blocks: 0,
+        unverified_bytes: 0,
+        full: vec![],
+        damage: Damage::default(),
+        waiting: vec![],
+        clients: 0,
+        snapshots: vec![],
+        head_bytes: 0,
+        head_parent: None,
+        requests: RequestCounts::default(),
+    };
+    facts.process = Some(EngineProcess {
+        pid: 10,
+        instance: InstanceId("old".into()),
+        turn: 0,
+        asked_to_end: None,
+        refused: None,
+        status: Some(Box::new(status)),
+        silent: None,
+        unreachable: None,
+        waits: None,
+    });
+    facts
+}
+
+fn with(mut facts: EngineFacts, change: impl FnOnce(&mut EngineFacts)) -> EngineFacts {
+    change(&mut facts);
+    facts
+}
+
+fn volume(facts: &mut EngineFacts) -> &mut Volume {
+    facts.volume.as_mut().expect("the situation has one")
+}
+
+fn object(facts: &mut EngineFacts) -> &mut ankole_api::objects::EngineSpec {
+    &mut facts.engine.as_mut().expect("the situation has one").spec
+}
+
+fn process(facts: &mut EngineFacts) -> &mut EngineProcess {
+    facts.process.as_mut().expect("the situation has one")
+}
+
+fn status(facts: &mut EngineFacts) -> &mut EngineStatus {
+    process(facts).status.as_mut().expect("it answers")
+}
+
+fn on_ublk(facts: &mut EngineFacts) {
+    object(facts).frontend = Frontend::Ublk;
+    volume(facts).status.attachment = Some(Attachment::new("boot", Some(Driver::Ublk)));
+    facts.devices.own = Some(Device::Ublk(2));
+}
+
+fn unwanted(facts: &mut EngineFacts) {
+    object(facts).wanted = EngineWanted::Detached;
+}
+
+fn elsewhere(facts: &mut EngineFacts) {
+    object(facts).node = "n2".into();
+    volume(facts).status.node = Some("n2".into());
+}
+
+fn auto(drivers: &[Driver]) -> EngineFacts {
+    with(wanted(), |it| {
+        object(it).frontend = Frontend::Auto;
+        it.devices.drivers = drivers.into();
+    })
+}
+
+fn engines() -> Vec<(&'static str, EngineFacts)> {
+    let late = Some(DETACH_PATIENCE + Duration::from_secs(1));
+    let long = Some(Duration::from_secs(13));
+    let at = |block: u64, snapshot: Option<&str>| LayerRange {
+        layer: LayerId(1),
+        snapshot: snapshot.map(Into::into),
+        offset_bytes: block * 4096,
+        length_bytes: 4096,
+    };
+    let damaged = |id: &str, waiting_blocks, from: Option<&str>, ago_s| ReplicaDamage {
+        replica: id.into(),
+        waiting_blocks,
+        repaired_blocks: 3,
+        last: at(9, None),
+        repaired_from: from.map(Into::into),
+        ago_s,
+    };
+    vec![
+        ("it is wanted", wanted()),
+        (
+            "only readers want it",
+            with(wanted(), |it| {
+                object(it).wanted = EngineWanted::Attached { read_only: true };
+            }),
+        ),
+        ("auto takes ublk where the node has it", auto(&[Driver::Ublk, Driver::Nbd])),
+        ("auto takes kernel NBD where the node has no ublk", auto(&[Driver::Nbd])),
+        ("auto takes tgt where the node has nothing else", auto(&[Driver::Tgt])),
+        ("auto takes the socket where the node has no driver", auto(&[])),
+        (
+            "a driver is asked for and not there any more",
+            with(wanted(), |it| {
+                object(it).frontend = Frontend::Ublk;
+            }),
+        ),
+        (
+            "it is wanted here, and the volume names another node",
+            with(wanted(), |it| {
+                volume(it).status.node = Some("n2".into());
+            }),
+        ),
+        ("whether one lives can't be told", with(wanted(), |it| it.history = doubtful())),
+        ("it died a moment ago", with(wanted(), |it| it.history = ended(2))),
+        ("it is attached", attached()),
+        ("it doesn't answer yet", with(attached(), |it| process(it).status = None)),
+        (
+            "its socket was removed, and it has a device",
+            with(attached(), |it| {
+                on_ublk(it);
+                process(it).status = None;
+                process(it).unreachable = long;
+            }),
+        ),
+        (
+            "its socket was removed, and its clients would lose their disk",
+            with(attached(), |it| {
+                process(it).status = None;
+                process(it).unreachable = long;
+            }),
+        ),
+        (
+            "it has waited for long",
+            with(attached(), |it| {
+                process(it).waits = long;
+                status(it).endpoint = None;
+                status(it).waiting.push("replica r2 of the in-sync set doesn't answer".into());
+            }),
+        ),
+        (
+            "a replica's disk is full and writes wait",
+            with(attached(), |it| {
+                status(it).full.push("r2".into());
+            }),
+        ),
+        (
+            "a block is rotten on all replicas, and others were repaired",
+            with(attached(), |it| {
+                status(it).damage = Damage {
+                    replicas: vec![
+                        damaged("r1", 7, None, 0),
+                        damaged("r2", 0, Some("r3"), 3600),
+                        damaged("r3", 0, Some("r2"), 90_000),
+                    ],
+                    lost: (0..6).map(|block| at(2 * block, Some("s1"))).collect(),
+                    lost_bytes: 6 * 4096,
+                };
+            }),
+        ),
+        (
+            "one replica is older than it was, and one is rebuilt",
+            with(attached(), |it| {
+                status(it).replicas[1].mode = ReplicaMode::Error;
+                status(it).replicas[1].is_older = true;
+                status(it).replicas[1].reason = Some("it is an older copy of itself".into());
+                status(it).replicas[2].mode = ReplicaMode::WriteOnly;
+            }),
+        ),
+        (
+            "no replica has answered for long",
+            with(attached(), |it| {
+                process(it).waits = long;
+                status(it).replicas.iter_mut().for_each(|it| it.mode = ReplicaMode::Error);
+            }),
+        ),
+        (
+            "a replica is elsewhere by now",
+            with(attached(), |it| {
+                object(it).replicas[1].address = "tcp:10.0.0.2:7001".into();
+            }),
+        ),
+        ("a larger size is wanted", with(attached(), |it| object(it).size_bytes = 4 << 20)),
+        ("another program is wanted", with(attached(), |it| object(it).turn = 1)),
+        (
+            "it hands over to another one",
+            with(attached(), |it| {
+                object(it).turn = 1;
+                process(it).asked_to_end = Some(Duration::from_secs(1));
+            }),
+        ),
+        (
+            "it has handed over its device",
+            with(attached(), |it| {
+                on_ublk(it);
+                it.process = None;
+                it.left = true;
+            }),
+        ),
+        (
+            "it died, and its device waits",
+            with(attached(), |it| {
+                on_ublk(it);
+                it.process = None;
+            }),
+        ),
+        (
+            "it died before it had a device",
+            with(attached(), |it| {
+                on_ublk(it);
+                it.process = None;
+                it.devices.own = None;
+            }),
+        ),
+        (
+            "its device has waited too long",
+            with(attached(), |it| {
+                on_ublk(it);
+                it.process = None;
+                it.history = ended(100);
+                it.devices.unserved = Some(DEVICE_PATIENCE);
+            }),
+        ),
+        (
+            "its device has waited for a while",
+            with(attached(), |it| {
+                on_ublk(it);
+                it.process = None;
+                it.history = ended(100);
+                it.devices.unserved = Some(Duration::from_secs(20));
+            }),
+        ),
+        (
+            "the machine was restarted",
+            with(attached(), |it| {
+                it.process = None;
+                it.boot_id = "another".into();
+            }),
+        ),
+        (
+            "it was on another node before, of the same machine",
+            with(attached(), |it| {
+                it.process = None;
+                let record = volume(it).status.record.as_mut().unwrap();
+                record.engine.as_mut().unwrap().node = "n2".into();
+            }),
+        ),
+        (
+            "one runs that the record doesn't name",
+            with(attached(), |it| {
+                process(it).instance = InstanceId("other".into());
+            }),
+        ),
+        ("it isn't wanted any more", with(attached(), unwanted)),
+        (
+            "it is asked to end",
+            with(attached(), |it| {
+                unwanted(it);
+                process(it).asked_to_end = Some(Duration::from_secs(1));
+            }),
+        ),
+        (
+            "it is asked to end in vain",
+            with(attached(), |it| {
+                unwanted(it);
+                process(it).asked_to_end = late;
+            }),
+        ),
+        (
+            "its device is in use",
+            with(attached(), |it| {
+                unwanted(it);
+                process(it).refused = Some((Duration::from_millis(200), "it is mounted".into()));
+            }),
+        ),
+        (
+            "its device was in use a second ago",
+            with(attached(), |it| {
+                unwanted(it);
+                process(it).refused = Some((Duration::from_secs(1), "it is mounted".into()));
+            }),
+        ),
+        (
+            "it has ended",
+            with(attached(), |it| {
+                unwanted(it);
+                it.process = None;
+                it.left = true;
+            }),
+        ),
+        ("it has ended and is cleared", with(wanted(), unwanted)),
+        (
+            "it isn't wanted, and whether one lives can't be told",
+            with(wanted(), |it| {
+                unwanted(it);
+                it.history = doubtful();
+            }),
+        ),
+        (
+            "it died while its device was to go",
+            with(attached(), |it| {
+                on_ublk(it);
+                unwanted(it);
+                it.process = None;
+            }),
+        ),
+        (
+            "it is elsewhere, and its device is still here",
+            with(attached(), |it| {
+                on_ublk(it);
+                elsewhere(it);
+                it.process = None;
+            }),
+        ),
+        ("it is elsewhere, and still runs here", with(attached(), elsewhere)),
+        ("a person chooses a copy", with(attached(), |it| object(it).wanted = EngineWanted::Still)),
+        ("the record is lost", with(attached(), |it| volume(it).status.record = None)),
+        ("the record is lost, and none runs", with(wanted(), |it| volume(it).status.record = None)),
+        ("its object is lost", with(attached(), |it| it.engine = None)),
+        (
+            "the volume doesn't exist",
+            with(attached(), |it| {
+                it.engine = None;
+                it.volume = None;
+            }),
+        ),
+        ("the agent ends", with(attached(), |it| it.is_stopping = true)),
+        (
+            "the agent ends, and clients use its socket",
+            with(attached(), |it| {
+                it.is_stopping = true;
+                status(it).clients = 2;
+            }),
+        ),
+    ]
+}
+
+#[test]
+fn engine_plans() {
+    let mut text = String::new();
+    for (name, facts) in engines() {
+        writeln!(text, "## {name}\n{}", engine::plan(&facts)).unwrap();
+    }
+    expect_file!["../../tests/golden/engine.txt"].assert_eq(&text);
+}
+
+fn plans_of_engines() -> impl Iterator<Item = (&'static str, EngineFacts, EnginePlan)> {
+    engines().into_iter().map(|(name, facts)| {
+        let plan = engine::plan(&facts);
+        (name, facts, plan)
+    })
+}
+
+/// Rule 1 on this node, in every situation and with every change of who is named.
+#[test]
+fn none_is_granted_beside_one_that_lives_or_may_live_or_is_named_elsewhere() {
+    let changes: [fn(&mut EngineFacts); 6] = [
+        |_| {},
+        |it| it.history = doubtful(),
+        |it| it.volume.iter_mut().for_each(|it| it.status.node = Some("n2".into())),
+        |it| it.volume.iter_mut().for_each(|it| it.status.node = None),
+        |it| it.volume.iter_mut().for_each(|it| it.status.record = None),
+        |it| it.engine.iter_mut().for_each(|it| it.spec.node = "n2".into()),
+    ];
+    for (name, facts) in engines() {
+        for (number, change) in changes.iter().enumerate() {
+            let facts = with(facts.clone(), change);
+            let plan = engine::plan(&facts);
+            let grants = plan.actions.iter().any(|it| matches!(it, EngineAction::Grant { .. }));
+            let named = facts.volume.as_ref().and_then(|it| it.status.node.as_deref());
+            let wanted = facts.engine.as_ref().map(|it| it.spec.node.as_str());
+            let is_free = facts.process.is_none() && facts.history.doubt.is_none();
+            let may = is_free && named == Some("n1") && wanted == Some("n1");
+            assert!(may || !grants, "{name}, changed by {number}: {plan}");
+        }
+    }
+}
+
+/// What ended here can be started elsewhere: that nothing is left is believed by who starts it.
+#[test]
+fn what_is_said_to_have_ended_has() {
+    for (name, facts, plan) in plans_of_engines() {
+        let is_left = facts.process.is_some() || facts.history.doubt.is_some();
+        let has_device = facts.devices.own.is_some();
+        let says_so = plan.phase == EnginePhase::Ended;
+        assert!(!says_so || !is_left && !has_device, "{name}: {plan}");
+    }
+}
+
+/// A supervisor that forgets would take disks from those who use them.
+#[test]
+fn a_granted_engine_goes_on_when_an_object_or_the_record_is_lost() {
+    for (name, facts, _) in plans_of_engines().filter(|(name, ..)| !name.contains("socket was")) {
+        let is_granted = facts.process.as_ref().is_some_and(|it| it.instance.0 == "old");
+        let is_its = facts.engine.as_ref().is_some_and(|it| {
+            it.spec.node == "n1" && matches!(it.spec.wanted, EngineWanted::Attached { .. })
+        });
+        if !is_granted || !is_its || facts.is_stopping {
+            continue;
+        }
+        let losses: [fn(&mut EngineFacts); 3] = [
+            |it| it.engine = None,
+            |it| volume(it).status = Default::default(),
+            |it| volume(it).status.record = None,
+        ];
+        for lose in losses {
+            let plan = engine::plan(&with(facts.clone(), lose));
+            assert_eq!(plan.actions, [], "{name}: {plan}");
+        }
+    }
+}
+
+/// Not to be read as healthy: it was, two seconds ago.
+#[test]
+fn an_engine_that_is_silent_for_two_seconds_is_unknown() {
+    let silent = |after| with(attached(), |it| process(it).silent = Some(after));
+    assert!(!engine::is_unknown(&silent(Duration::from_millis(1900))));
+    assert!(engine::is_unknown(&silent(Duration::from_secs(2))));
+}
+
+fn made() -> ReplicaFacts {
+    let spec = r#"{"volume": "v1", "volumeUid": "u1", "id": "r1", "node": "n1", "disk": "/disk",
+        "sizeBytes": 2097152, "served": false, "make": "never"}"#;
+    let mut replica = Replica::new("v1-r1".parse().unwrap(), serde_json::from_str(spec).unwrap());
+    replica.status.phase = Some(ReplicaPhase::Stopped);
+    replica.status.incarnation = Some(Incarnation(1));
+    let evidence = evidence(Found::Replica(Box::new(copy(Some(Generation::FIRST)))));
+    ReplicaFacts {
+        replica,
+        node: "n1".into(),
+        directory: "/disk/v1-r1".into(),
+        evidence,
+        damaged: None,
+        newest: Some(Generation::FIRST),
+        process: None,
+        history: History::default(),
+        address: "unix:/run/r1".into(),
+        set_aside: vec![],
+    }
+}
+
+fn evidence(found: Found) -> Option<Box<Evidence>> {
+    Some(Box::new(Evidence { directory: "/disk/v1-r1".into(), held: None, found }))
+}
+
+fn copy(seen: Option<Generation>) -> ReplicaEvidence {
+    ReplicaEvidence {
+        volume: "v1".into(),
+        replica: "r1".into(),
+        incarnation: Incarnation(1),
+        fence: seen.map(|generation| Fence { generation, session: Session(1) }),
+        state: if seen.is_some() { ReplicaState::Member } else { ReplicaState::New },
+        failure: None,
+        synced_gen: seen,
+        synced_set: vec![],
+        epoch: Epoch::default(),
+        content: Some(Content {
+            continuous: true,
+            continuity: String::new(),
+            partial: false,
+            marked_regions: 0,
+            unverified_blocks: 0,
+            size_bytes: 2 << 20,
+            data_bytes: if seen.is_some() { 4096 } else { 0 },
+            layers: 1,
+            snapshots: vec![],
+        }),
+        problems: vec![],
+    }
+}
+
+fn of(mut facts: ReplicaFacts, change: impl FnOnce(&mut ReplicaFacts)) -> ReplicaFacts {
+    change(&mut facts);
+    facts
+}
+
+fn served() -> ReplicaFacts {
+    of(made(), |it| {
+        it.replica.spec.served = true;
+        it.replica.status.phase = Some(ReplicaPhase::Served);
+        it.process = Some(ReplicaProcess { pid: 11, asked_to_end: None });
+        it.evidence = None;
+        it.newest = None;
+    })
+}
+
+fn gone(facts: &mut ReplicaFacts) {
+    facts.evidence = evidence(Found::Missing);
+    facts.newest = None;
+}
+
+fn new(facts: &mut ReplicaFacts) {
+    gone(facts);
+    facts.replica.spec.make = Make::IfNothing;
+    facts.replica.status = Default::default();
+}
+
+fn deleted(facts: &mut ReplicaFacts) {
+    facts.replica.metadata.deletion_timestamp = Some(jiff::Timestamp::UNIX_EPOCH);
+}
+
+fn replicas() -> Vec<(&'static str, ReplicaFacts)> {
+    let unreadable = || evidence(Found::Unreadable { why: "Input/output error".into() });
+    let foreign = || evidence(Found::Foreign { file: "photo.jpg".into() });
+    let in_place = Make::InPlaceOf(Incarnation(1));
+    vec![
+        ("it is to be made", of(made(), new)),
+        (
+            "it is to be made, and half of it is there",
+            of(made(), |it| {
+                new(it);
+                it.evidence = evidence(Found::HalfFormatted);
+            }),
+        ),
+        (
+            "it is to be made where something else lies",
+            of(made(), |it| {
+                new(it);
+                it.evidence = foreign();
+            }),
+        ),
+        (
+            "it is to be made where another volume's replica lies",
+            of(made(), |it| {
+                new(it);
+                let other =
+                    ReplicaEvidence { volume: "v2".into(), ..copy(Some(Generation::FIRST)) };
+                it.evidence = evidence(Found::Replica(Box::new(other)));
+            }),
+        ),
+        (
+            "it is to be made, and its own directory is there",
+            of(made(), |it| {
+                it.replica.spec.make = Make::IfNothing;
+                it.replica.status = Default::default();
+            }),
+        ),
+        ("it is made", made()),
+        ("its status was lost", of(made(), |it| it.replica.status = Default::default())),
+        ("it is wanted", of(made(), |it| it.replica.spec.served = true)),
+        (
+            "it is wanted, and whether its process lives can't be told",
+            of(made(), |it| {
+                it.replica.spec.served = true;
+                it.history = doubtful();
+            }),
+        ),
+        (
+            "it is wanted and ended a moment ago",
+            of(made(), |it| {
+                it.replica.spec.served = true;
+                it.history = ended(2);
+            }),
+        ),
+        ("it is served", served()),
+        (
+            "its directory is gone",
+            of(served(), |it| {
+                it.process = None;
+                gone(it);
+            }),
+        ),
+        (
+            "its directory is gone and may be made anew",
+            of(served(), |it| {
+                it.process = None;
+                gone(it);
+                it.replica.spec.make = Make::IfNothing;
+            }),
+        ),
+        (
+            "its disk doesn't answer",
+            of(served(), |it| {
+                it.process = None;
+                it.evidence = unreadable();
+            }),
+        ),
+        (
+            "its disk doesn't answer, and it may be made anew",
+            of(served(), |it| {
+                it.process = None;
+                it.evidence = unreadable();
+                it.replica.spec.make = Make::IfNothing;
+            }),
+        ),
+        (
+            "its files are damaged",
+            of(made(), |it| {
+                it.replica.spec.served = true;
+                it.damaged = Some("chain.meta has a bad sum".into());
+                it.history = ended(4);
+            }),
+        ),
+        (
+            "its files are damaged, and others have its data",
+            of(made(), |it| {
+                it.replica.spec.served = true;
+                it.damaged = Some("chain.meta has a bad sum".into());
+                it.replica.spec.make = in_place;
+            }),
+        ),
+        (
+            "it is to be made anew and is served",
+            of(served(), |it| {
+                it.replica.spec.make = in_place;
+            }),
+        ),
+        (
+            "it was made anew already",
+            of(made(), |it| {
+                it.replica.spec.make = Make::InPlaceOf(Incarnation(9));
+                it.replica.spec.served = true;
+            }),
+        ),
+        (
+            "an earlier directory lies beside it",
+            of(served(), |it| {
+                it.set_aside.push("/disk/v1-r1.aside-1".into());
+            }),
+        ),
+        ("it isn't wanted any more", of(served(), |it| it.replica.spec.served = false)),
+        (
+            "it doesn't end",
+            of(served(), |it| {
+                it.replica.spec.served = false;
+                it.process.as_mut().unwrap().asked_to_end = Some(2 * REPLICA_PATIENCE);
+            }),
+        ),
+        ("it is deleted and served", of(served(), deleted)),
+        ("it is deleted", of(made(), deleted)),
+        (
+            "it is deleted and damaged",
+            of(made(), |it| {
+                deleted(it);
+                it.damaged = Some("chain.meta has a bad sum".into());
+            }),
+        ),
+        (
+            "it is deleted, and its disk doesn't answer",
+            of(made(), |it| {
+                deleted(it);
+                it.evidence = unreadable();
+            }),
+        ),
+        (
+            "it is deleted, and something else lies there",
+            of(made(), |it| {
+                deleted(it);
+                it.evidence = foreign();
+            }),
+        ),
+        (
+            "it is deleted, and nothing is there",
+            of(made(), |it| {
+                deleted(it);
+                gone(it);
+            }),
+        ),
+        (
+            "it lives in the engine's process",
+            of(made(), |it| {
+                it.replica.spec.in_engine = true;
+                it.replica.spec.served = true;
+            }),
+        ),
+    ]
+}
+
+#[test]
+fn replica_plans() {
+    let mut text = String::new();
+    for (name, facts) in replicas() {
+        writeln!(text, "## {name}\n{}", replica::plan(&facts)).unwrap();
+    }
+    expect_file!["../../tests/golden/replica.txt"].assert_eq(&text);
+}
+
+/// In every situation, with everything that may lie there, whatever may be made: what is formatted
+/// holds nothing or was set aside before; what is set aside is what is named; nothing is touched while
+/// a process may use it; what is removed is its own.
+#[test]
+fn nothing_that_may_hold_data_is_formatted_or_removed() {
+    let copies = [None, Some(Generation::FIRST)].map(|it| Found::Replica(Box::new(copy(it))));
+    let foreign = Found::Foreign { file: "photo.jpg".into() };
+    let unreadable = Found::Unreadable { why: "Input/output error".into() };
+    let found = [Found::Missing, Found::Empty, Found::HalfFormatted, foreign, unreadable];
+    let makes = [
+        Make::Never,
+        Make::IfNothing,
+        Make::InPlaceOf(Incarnation(1)),
+        Make::InPlaceOf(Incarnation(9)),
+    ];
+    for (name, facts) in replicas() {
+        for (found, make) in
+            found.iter().chain(&copies).flat_map(|found| makes.map(move |make| (found, make)))
+        {
+            for held in [None, Some(Holder { pid: Some(12) })] {
+                let lies = Evidence { directory: "/disk".into(), held, found: found.clone() };
+                let facts = of(facts.clone(), |it| {
+                    it.replica.spec.make = make;
+                    it.evidence = Some(Box::new(lies.clone()));
+                });
+                let plan = replica::plan(&facts);
+                let has = |action| plan.actions.contains(&action);
+                let told = format!("{name}, {found:?}, {make:?}: {plan}");
+                let touches = has(ReplicaAction::Format)
+                    || has(ReplicaAction::SetAside)
+                    || has(ReplicaAction::RemoveDirectory);
+                let is_used = facts.process.is_some() || facts.history.doubt.is_some();
+                assert!(!touches || !is_used, "{told}");
+                let may_format = make != Make::Never && lies.holds_nothing();
+                let first = plan.actions.first() == Some(&ReplicaAction::SetAside);
+                assert!(!has(ReplicaAction::Format) || may_format || first, "{told}");
+                let known = facts.replica.status.incarnation;
+                let present = lies.replica().map(|it| it.incarnation).or(known);
+                let is_named = matches!(make, Make::InPlaceOf(it) if present == Some(it));
+                assert!(!has(ReplicaAction::SetAside) || is_named, "{told}");
+                assert!(
+                    !has(ReplicaAction::RemoveDirectory) || facts.replica.is_ending(),
+                    "{told}"
+                );
+            }
+        }
+    }
+}
+
+/// It went with its disk, and is back with it: the agent's word that it was missing changes nothing.
+#[test]
+fn a_directory_that_comes_back_is_the_one_it_was() {
+    let away = of(made(), |it| gone(it));
+    let status = replica::plan(&away).status;
+    assert_eq!((status.phase, status.incarnation), (Some(ReplicaPhase::Missing), None));
+    let back = of(made(), |it| it.replica.status = status.clone());
+    let status = replica::plan(&back).status;
+    assert_eq!(status.phase, Some(ReplicaPhase::Stopped));
+    assert_eq!(status.incarnation, Some(Incarnation(1)));
+}
