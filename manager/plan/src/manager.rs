@@ -2,7 +2,7 @@
 //! Pure: it is told what changed and what time it is, and says whose turn it is.
 //!
 //! ```text
-//! watch ──tell──▶ volumes, nodes ──▶ queue ──next──▶ Known ──plan──▶ Plan ──(the shell writes)──▶ store
+//! watch ──tell──▶ volumes, nodes ──▶ queue ──next_volume──▶ Known ──plan──▶ Plan ──(the shell writes)──▶ store
 //! ```
 //! Each change costs the work of its own volume, whatever else there is; a node's life and death that
 //! of the volumes which are on it.
@@ -149,7 +149,7 @@ impl Manager {
     }
 
     /// The volume that is to be planned next. None of one that doesn't exist (any more).
-    pub fn next(&mut self) -> Option<Known> {
+    pub fn next_volume(&mut self) -> Option<Known> {
         loop {
             let name = self.queue.pop_first()?;
             let known = self.known(&name);

@@ -832,7 +832,7 @@ fn nothing_that_may_hold_data_is_formatted_or_removed() {
 /// It went with its disk, and is back with it: the agent's word that it was missing changes nothing.
 #[test]
 fn a_directory_that_comes_back_is_the_one_it_was() {
-    let away = of(made(), |it| gone(it));
+    let away = of(made(), gone);
     let status = replica::plan(&away).status;
     assert_eq!((status.phase, status.incarnation), (Some(ReplicaPhase::Missing), None));
     let back = of(made(), |it| it.replica.status = status.clone());

@@ -419,7 +419,7 @@ fn disturb(known: &mut Known, what: usize, which: usize) {
         8 => known.attachment = None,
         9 => known.attachment = Some(ticket(Some(NODES[which]))),
         10 => known.attachment = Some(ticket(None)),
-        11 => drop(known.volume.status = Default::default()),
+        11 => known.volume.status = Default::default(),
         12 => known.replicas.truncate(which + 1),
         13 => known.engine = None,
         14 if known.engine.is_some() => ended(known),
