@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! typed ──▶ trait Store ◀── memory             what a write does is decided in one place,
-//! cache ──▶      │          (embedded)          rules, of one object at a time; state keeps
+//! cache ──▶      │          embedded            rules, of one object at a time; state keeps
 //!                ▼          (Kubernetes)        all objects and what happened last
 //!     rules ──▶ state
 //! ```
@@ -13,7 +13,9 @@
 //! What may never happen: a write is answered before it is durable (where the backend is), a write
 //! undoes another that its writer hasn't seen, a watcher misses a change without being told, one
 //! object that can't be read hides another.
+#![deny(clippy::significant_drop_in_scrutinee)] // a guard in a `match` lives through its arms
 
+pub mod embedded;
 mod error;
 mod memory;
 mod raw;
@@ -24,6 +26,7 @@ mod state;
 mod store;
 mod typed;
 
+pub use embedded::EmbeddedStore;
 pub use error::StoreError;
 pub use memory::MemoryStore;
 pub use raw::{Json, Raw};

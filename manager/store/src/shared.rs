@@ -41,6 +41,11 @@ impl Shared {
         result
     }
 
+    /// Tells the revision of the last change.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.revision.subscribe()
+    }
+
     pub fn watch(
         self: &Arc<Self>,
         kind: Kind,

@@ -131,6 +131,19 @@ impl State {
         }
     }
 
+    /// A copy of all objects as they are now.
+    #[must_use]
+    pub fn snapshot(&self) -> Self {
+        let history = History { from: self.revision, ..History::default() };
+        Self {
+            revision: self.revision,
+            kinds: self.kinds.clone(),
+            unreadable: self.unreadable.clone(),
+            size_bytes: self.size_bytes,
+            history,
+        }
+    }
+
     /// All objects with the plurals of their kinds.
     pub fn objects(&self) -> impl Iterator<Item = (&str, &Arc<Raw>)> {
         self.kinds.iter().flat_map(|(plural, objects)| {
@@ -174,7 +187,7 @@ impl State {
         }
     }
 
-    /// What it is now was found, not written: all watchers list again.
+    /// By what was found elsewhere, such as in a backup: all watchers list again.
     pub fn replace_by(&mut self, found: Self) {
         assert!(found.revision > self.revision, "watchers of before must notice");
         *self = found;

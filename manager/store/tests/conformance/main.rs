@@ -8,7 +8,8 @@ mod writing;
 
 use std::sync::Arc;
 
-use ankole_store::{MemoryStore, Store};
+use ankole_store::{EmbeddedStore, MemoryStore, Store};
+use tempfile::TempDir;
 
 /// Each story is a test of each backend.
 macro_rules! conformance {
@@ -70,7 +71,7 @@ macro_rules! stories_of {
     };
 }
 
-stories_of! { memory }
+stories_of! { memory embedded }
 
 /// A store, and what has to live as long.
 trait Backend {
@@ -85,4 +86,16 @@ impl Backend for Arc<MemoryStore> {
 
 fn memory() -> impl Backend {
     Arc::new(MemoryStore::default())
+}
+
+impl Backend for (TempDir, Arc<EmbeddedStore>) {
+    fn store(&self) -> Arc<dyn Store> {
+        Arc::clone(&self.1) as _
+    }
+}
+
+fn embedded() -> impl Backend {
+    let folder = tempfile::tempdir().unwrap();
+    let store = EmbeddedStore::open(&folder.path().join("ankole.redb")).unwrap();
+    (folder, Arc::new(store))
 }
