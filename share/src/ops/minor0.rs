@@ -2,12 +2,12 @@
 //! (RFC 7530). What they do is done as in the other versions.
 
 use super::open::encode_stateid;
-use super::{Cursor, Export, Failed, Marks};
+use super::{Cursor, Export, Failed, Marks, Place};
 use crate::state::{Message, Numbered, Replies40, Turn};
 use crate::tree::Result;
 use crate::wire::arguments::{Locker, Number, Operation};
-use crate::wire::arguments40::Operation40;
-use crate::wire::status::Status;
+use crate::wire::arguments40::{self, Operation40};
+use crate::wire::status::{OK, Status};
 use crate::wire::types::{ClientId, StateId};
 use crate::wire::xdr::{Decoded, Decoder, Encoder};
 use std::sync::{MutexGuard, PoisonError};
@@ -117,6 +117,41 @@ impl Cursor<'_> {
             self.export.turn_ended.notify_all();
         }
         done
+    }
+
+    /// Does one operation, unless its owner's number says that it was done before.
+    pub(super) fn operation40(
+        &mut self,
+        number: Number,
+        body: &mut Decoder,
+        reply: &mut Encoder,
+    ) -> u32 {
+        let result_at = reply.mark();
+        let decoded = arguments40::decode(number, body);
+        let Some(numbered) = decoded.as_ref().ok().and_then(numbered) else {
+            return self.do_operation(number, decoded, reply);
+        };
+        let ticket = match self.export.begin_turn(self.now, number, numbered) {
+            Ok(Turn::Do(ticket)) => ticket,
+            Ok(Turn::Repeated(kept)) => {
+                reply.fixed(&kept.result);
+                if let Some(file) = kept.file {
+                    self.current = Some(Place::new(file));
+                }
+                return kept.status;
+            }
+            Ok(Turn::Wait) => unreachable!("it has waited"),
+            Err(status) => {
+                reply.u32(status.number());
+                return status.number();
+            }
+        };
+        let status = self.do_operation(number, decoded, reply);
+        let file = self.current.filter(|_| number == Number::Open && status == OK);
+        let (result, file) = (reply.written_since(result_at), file.map(|place| place.file));
+        self.export.with_state(|state| state.end_turn(ticket, number, status, result, file));
+        self.export.turn_ended.notify_all();
+        status
     }
 
     pub(super) fn run40(

@@ -18,12 +18,9 @@ mod xattr;
 use crate::buffers::Buffers;
 use crate::metrics::Metrics;
 use crate::policy::Policy;
-use crate::state::{
-    Claims, ConnectionId, Limits, Principal, Record, Replies40, Running, State, Turn,
-};
+use crate::state::{Claims, ConnectionId, Limits, Principal, Record, Replies40, Running, State};
 use crate::tree::{OpenFile, Tree};
 use crate::wire::arguments::{ILLEGAL, Number, Operation};
-use crate::wire::arguments40;
 use crate::wire::arguments42::Operation42;
 use crate::wire::rpc::{self, Caller, PROCEDURE_NULL, Refusal};
 use crate::wire::status::{OK, Status};
@@ -397,37 +394,10 @@ impl Cursor<'_> {
     /// Does one operation, with its result. The status is that on the wire.
     fn operation(&mut self, number: Number, body: &mut Decoder, reply: &mut Encoder) -> u32 {
         reply.u32(number as u32);
-        let status_at = reply.mark();
-        if self.minor_version > 0 {
-            return self.do_operation(number, Operation::decode(number, body), reply);
+        match self.minor_version {
+            0 => self.operation40(number, body, reply),
+            _ => self.do_operation(number, Operation::decode(number, body), reply),
         }
-        let decoded = arguments40::decode(number, body);
-        let turn = match decoded.as_ref().ok().and_then(minor0::numbered) {
-            Some(numbered) => self.export.begin_turn(self.now, number, numbered).map(Some),
-            None => Ok(None),
-        };
-        let ticket = match turn {
-            Ok(None) => return self.do_operation(number, decoded, reply),
-            Ok(Some(Turn::Do(ticket))) => ticket,
-            Ok(Some(Turn::Repeated(kept))) => {
-                reply.fixed(&kept.result);
-                if let Some(file) = kept.file {
-                    self.current = Some(Place::new(file));
-                }
-                return kept.status;
-            }
-            Ok(Some(Turn::Wait)) => unreachable!("it has waited"),
-            Err(status) => {
-                reply.u32(status.number());
-                return status.number();
-            }
-        };
-        let status = self.do_operation(number, decoded, reply);
-        let file = self.current.filter(|_| number == Number::Open && status == OK);
-        let (result, file) = (reply.written_since(status_at), file.map(|place| place.file));
-        self.export.with_state(|state| state.end_turn(ticket, number, status, result, file));
-        self.export.turn_ended.notify_all();
-        status
     }
 
     fn do_operation(
