@@ -314,7 +314,7 @@ fn at_sigterm_a_volume_that_is_used_goes_on_and_the_next_start_looks_after_it() 
         let log = world.log();
         let pid = before["enginePid"].as_u64().unwrap();
         let said = format!(
-            "v1 is in use: 1 client(s) of its socket use it; its engine, process {pid}, goes on"
+            "v1 is left as it is: 1 client(s) of its socket use it; its engine, process {pid}, goes on"
         );
         assert!(log.contains(&said), "{log}");
         assert!(!log.contains("v2 is in use"), "{log}");

@@ -105,7 +105,7 @@ fn why_left(context: &Context, volume: &Volume) -> Left {
     match seen.conditions.iter().find(|condition| condition.reason == Reason::InUse) {
         Some(used) => Left {
             is_used: true,
-            text: format!("{name} is in use: {}; its engine{pid} goes on", used.message),
+            text: format!("{name} is left as it is: {}; its engine{pid} goes on", used.message),
         },
         None => {
             let why: Vec<_> = seen.conditions.iter().map(|it| it.message.as_str()).collect();
@@ -118,8 +118,9 @@ fn why_left(context: &Context, volume: &Volume) -> Left {
 /// Their devices are stopped once they have no engine, so that clients get errors and don't hang.
 fn kill_all(context: &Arc<Context>) {
     let volumes = context.store.readable::<Volume>().unwrap_or_default();
-    // Else each engine gets a successor at once, which takes its device over.
-    let _holds: Vec<_> = volumes.iter().filter_map(|volume| context.hold(&volume.name)).collect();
+    // Else each engine gets a successor at once, which takes its device over. Held until the process
+    // ends, which is soon.
+    volumes.iter().filter_map(|volume| context.hold(&volume.name)).for_each(std::mem::forget);
     kill::engines(&*context.supervisor);
     for volume in volumes {
         let stopped = devices::own(context, &volume).and_then(|device| match device {
