@@ -240,6 +240,8 @@ fn after_a_restart_locks_are_claimed_before_new_ones_are_granted() {
     lost.session = one.session;
     assert_eq!(lost.call(ops().put_root()).status, status(Status::BadSession));
     let mut new = world.client("new");
+    let (other, open_other) = new.open("other", BOTH, 0);
+    new.call(ops().put(&other).lock(open_other, "n", true, 0, 9)).ok(22).ok(12);
     let (_, open_new) = new.open("file", BOTH, 0);
     let lock = || ops().put(&file).lock(open_new, "n", true, 0, 9);
     assert_eq!(new.call(lock()).status, status(Status::Grace));
@@ -300,7 +302,9 @@ fn who_has_nothing_open_any_more_is_not_remembered() {
     };
     let keeps_as = |claims| (Box::from(&b"keeps"[..]), claims);
     let closed = (Box::from(&b"closes"[..]), Claims::DENIALS);
-    assert_eq!(remembered(&world), [closed, keeps_as(Claims::LOCKS)], "it may open it again");
+    let locks = Claims { denials: false, locks: remembered(&world)[1].1.locks };
+    assert_eq!(locks.locks.numbers().map(<[u64]>::len), Some(1));
+    assert_eq!(remembered(&world), [closed, keeps_as(locks)], "it may open it again");
     for _ in 0..5 {
         world.wait(LEASE * 9 / 10);
         closes.call(ops().put_root()).ok(24);

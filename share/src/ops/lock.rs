@@ -27,7 +27,7 @@ impl Cursor<'_> {
         let (Locker::New { open: stateid, .. } | Locker::Known(stateid)) = locker;
         let client = self.holder(stateid)?;
         let (now, exclusive) = (self.now, asked.exclusive);
-        self.may_acquire(client, Claims::LOCKS, asked.reclaim)?;
+        self.may_acquire(client, Claims::of_lock(file), asked.reclaim)?;
         let waits = asked.waits && !asked.reclaim;
         let request = LockRequest { client, locker, file, range, exclusive, waits };
         let outcome = self.export.with_state(|state| state.lock(now, request))?;
@@ -52,7 +52,7 @@ impl Cursor<'_> {
         let (client, file) = (self.client(client)?, self.lockable()?);
         let range = Range::new(range)?;
         let conflict = self.export.with_state(|state| {
-            if state.is_contested(Claims::LOCKS) {
+            if state.is_contested(Claims::of_lock(file)) {
                 return Err(Status::Grace);
             }
             Ok(state.test_lock(self.now, client, owner, file, range, exclusive))

@@ -11,7 +11,7 @@
 //! for a minute then costs nothing.
 
 use super::State;
-use super::grace::Claims;
+use super::claims::Claims;
 use super::sessions::Created;
 use super::table::Place;
 use crate::wire::arguments::ExchangeId;

@@ -5,7 +5,7 @@
 //!   may still be claimed by somebody     what is new and waits for it
 //!   opens                                an open that denies others something
 //!   … some of which deny something       any open, and access without one
-//!   … and locks                          locks
+//!   … and locks                          locks of the same files
 //! ```
 //! The time ends when each has said that it is done, or else after two leases. Who came too late is
 //! forgotten durably *before* anything new is granted that it could claim: otherwise it could, after one
@@ -16,37 +16,12 @@
 //! costs a record in a lease.
 
 use super::State;
+use super::claims::{Claims, LockedFiles};
 use super::table::Entry;
 use crate::wire::status::Status;
 use crate::wire::types::ClientId;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
-
-/// What a client may have had besides opens that deny nothing.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Claims {
-    pub denials: bool,
-    pub locks: bool,
-}
-
-impl Claims {
-    pub const OPENS: Self = Self { denials: false, locks: false };
-    pub const DENIALS: Self = Self { denials: true, locks: false };
-    pub const LOCKS: Self = Self { denials: false, locks: true };
-    pub const ALL: Self = Self { denials: true, locks: true };
-
-    pub fn of_open(denies: bool) -> Self {
-        if denies { Self::DENIALS } else { Self::OPENS }
-    }
-
-    fn with(self, other: Self) -> Self {
-        Self { denials: self.denials || other.denials, locks: self.locks || other.locks }
-    }
-
-    fn contains(self, other: Self) -> bool {
-        self.with(other) == self
-    }
-}
 
 /// What has to be durable, in this order.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,12 +52,7 @@ impl Grace {
 
     /// Whether somebody may still claim what stands against this.
     fn is_contested(&self, new: Claims) -> bool {
-        let contests = |had: &Claims| match new {
-            Claims { locks: true, .. } => had.locks,
-            Claims { denials: true, .. } => true,
-            _ => had.denials,
-        };
-        self.awaited.values().any(contests)
+        self.awaited.values().any(|had| had.contests(new))
     }
 }
 
@@ -198,11 +168,12 @@ impl<F: Clone> State<F> {
     fn lower_records(&mut self) {
         let mut has: HashMap<ClientId, Claims> = HashMap::new();
         for (_, entry) in self.states.iter() {
+            let all = has.entry(entry.client()).or_default();
             let one = match entry {
                 Entry::Open(open) => Claims::of_open(!open.deny.is_none()),
-                Entry::Locks(_) => Claims::LOCKS,
+                Entry::Locks(_) if all.locks == LockedFiles::ANY => continue,
+                Entry::Locks(locks) => Claims::of_lock(locks.file),
             };
-            let all = has.entry(entry.client()).or_default();
             *all = all.with(one);
         }
         let confirmed = self.clients.iter_mut().filter(|(_, client)| client.confirmed);

@@ -1,7 +1,7 @@
 //! Byte-range locks (RFC 8881, 9.1 to 9.6; 18.10 to 18.12).
 
 use super::State;
-use super::grace::Claims;
+use super::claims::Claims;
 use super::ranges::Range;
 use super::table::{Entry, LockState, Place};
 use super::waiters::Asked;
@@ -78,7 +78,7 @@ impl<F: Clone> State<F> {
             (None, Locker::New { owner, .. }) => self.new_lock_owner(client, owner, file, open)?,
             (None, Locker::Known(_)) => unreachable!("it was found above"),
         };
-        self.record(client, Claims::LOCKS);
+        self.record(client, Claims::of_lock(file));
         let file = self.files.get_mut(&file).expect("it is open");
         file.ranges.lock(range, exclusive, place);
         self.freed(request.file); // it may have been exclusive before

@@ -16,6 +16,7 @@
 //! claim from before a restart that could contradict what was granted since.
 
 mod callbacks;
+mod claims;
 mod clients;
 mod grace;
 mod locks;
@@ -28,8 +29,9 @@ mod table;
 mod waiters;
 
 pub use callbacks::{Callback, ConnectionId, Notice};
+pub use claims::{Claims, FEW, LockedFiles};
 pub use clients::{Identified, Principal};
-pub use grace::{Claims, Record};
+pub use grace::Record;
 pub use locks::{Conflict, LockOutcome, LockRequest};
 pub use opens::OpenRequest;
 pub use owners40::{Identified40, Numbered, Ticket, Turn};

@@ -1,7 +1,7 @@
 //! Opens and share reservations (RFC 8881, 9.7 to 9.11).
 
 use super::State;
-use super::grace::Claims;
+use super::claims::Claims;
 use super::ranges::Ranges;
 use super::table::{Entry, Place};
 use super::waiters::Waiter;

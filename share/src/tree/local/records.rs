@@ -4,13 +4,14 @@
 //! .ankole-share/ ─┬─ identity         who this file system is (16 bytes), key of its handles (32)
 //!                 └─ clients/NAME     who may claim after a restart; NAME is the SHA-256 of its owner
 //!
-//! clients/NAME:  | version: 1 | bit 0: had denials, bit 1: had locks | owner …|
+//! clients/NAME:  | version: 1 | what it had | how many files | numbers of the files (8 each) | owner … |
+//!                               bit 0: denials, bit 1: locks of any file, not only of those that follow
 //! ```
 //! A file appears whole, by a rename, and is durable when the call returns. The first version had nothing
 //! before the owner; its clients may have had anything.
 
 use super::super::Result;
-use crate::state::Claims;
+use crate::state::{Claims, FEW, LockedFiles};
 use crate::wire::types::{OWNER_BYTES_MAX, OWNER_PREFIX_BYTES_MAX};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{AtFlags, Mode, OFlags};
@@ -71,9 +72,7 @@ impl Records {
             .filter(|entry| entry.file_name().count_bytes() == NAME_CHARACTERS)
             .filter_map(|entry| {
                 let name = entry.file_name().to_bytes();
-                let record =
-                    read(clients.as_fd(), name, 2 + OWNER_PREFIX_BYTES_MAX + OWNER_BYTES_MAX)
-                        .ok()?;
+                let record = read(clients.as_fd(), name, RECORD_BYTES_MAX).ok()?;
                 decode(name, &record)
             })
             .collect()
@@ -81,9 +80,7 @@ impl Records {
 
     pub fn remember(&self, owner: &[u8], claims: Claims) -> Result<()> {
         let Some(clients) = &self.clients else { return Ok(()) };
-        let bits = u8::from(claims.denials) | u8::from(claims.locks) << 1;
-        let record = [&[VERSION, bits], owner].concat();
-        Ok(write(clients.as_fd(), &name_of(owner), &record)?)
+        Ok(write(clients.as_fd(), &name_of(owner), &encode(owner, claims))?)
     }
 
     pub fn forget(&self, owner: &[u8]) -> Result<()> {
@@ -96,18 +93,36 @@ impl Records {
     }
 }
 
+fn encode(owner: &[u8], claims: Claims) -> Vec<u8> {
+    let few = claims.locks.numbers();
+    let bits = u8::from(claims.denials) | u8::from(few.is_none()) << 1;
+    let few = few.unwrap_or_default();
+    let mut record = vec![VERSION, bits, few.len() as u8];
+    few.iter().for_each(|number| record.extend(number.to_be_bytes()));
+    record.extend(owner);
+    record
+}
+
 /// `None`: it isn't a record of ours.
 fn decode(name: &[u8], record: &[u8]) -> Option<(Box<[u8]>, Claims)> {
     if name_of(record).as_bytes() == name {
         return Some((record.into(), Claims::ALL));
     }
-    let (&[version, bits], owner) = record.split_first_chunk()?;
-    let claims = Claims { denials: bits & 1 != 0, locks: bits & 2 != 0 };
+    let (&[version, bits, count], mut owner) = record.split_first_chunk()?;
+    let mut few = Vec::with_capacity(count.into());
+    for _ in 0..count {
+        let (number, rest) = owner.split_first_chunk()?;
+        few.push(u64::from_be_bytes(*number));
+        owner = rest;
+    }
+    let locks = if bits & 2 != 0 { LockedFiles::ANY } else { LockedFiles::few(&few) };
+    let claims = Claims { denials: bits & 1 != 0, locks };
     let ours = version == VERSION && name_of(owner).as_bytes() == name;
     ours.then(|| (owner.into(), claims))
 }
 
 const VERSION: u8 = 1;
+const RECORD_BYTES_MAX: usize = 3 + 8 * FEW + OWNER_PREFIX_BYTES_MAX + OWNER_BYTES_MAX;
 const NAME_CHARACTERS: usize = 64;
 
 fn name_of(owner: &[u8]) -> String {
@@ -169,11 +184,20 @@ mod tests {
     fn a_record_is_read_as_it_was_written_and_one_of_the_first_version_may_claim_anything() {
         let owner = b"\x01\x00Linux NFSv4.1 node";
         let name = name_of(owner);
-        let claims = Claims { denials: false, locks: true };
-        let record = [&[1, 2], &owner[..]].concat();
-        assert_eq!(decode(name.as_bytes(), &record), Some(((*owner).into(), claims)));
-        assert_eq!(decode(name.as_bytes(), owner), Some(((*owner).into(), Claims::ALL)));
-        assert_eq!(decode(name.as_bytes(), &[&[2, 2], &owner[..]].concat()), None);
-        assert_eq!(decode(name.as_bytes(), b"\x01"), None);
+        let read = |record: &[u8]| decode(name.as_bytes(), record);
+        for locks in [LockedFiles::NONE, LockedFiles::few(&[1, u64::MAX]), LockedFiles::ANY] {
+            for denials in [false, true] {
+                let claims = Claims { denials, locks };
+                let record = encode(owner, claims);
+                assert_eq!(read(&record), Some(((*owner).into(), claims)));
+                (0..record.len()).for_each(|cut| assert_eq!(read(&record[..cut]), None));
+            }
+        }
+        let written = [&[1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 9], &owner[..]].concat();
+        let claims = Claims { denials: true, locks: LockedFiles::few(&[9]) };
+        assert_eq!(read(&written), Some(((*owner).into(), claims)));
+        assert_eq!(encode(owner, claims), written);
+        assert_eq!(read(owner), Some(((*owner).into(), Claims::ALL)));
+        assert_eq!(read(&[&[2, 0, 0], &owner[..]].concat()), None, "a version that isn't known");
     }
 }
