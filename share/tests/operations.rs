@@ -305,7 +305,7 @@ fn who_has_nothing_open_any_more_is_not_remembered() {
     let locks = Claims { denials: false, locks: remembered(&world)[1].1.locks };
     assert_eq!(locks.locks.numbers().map(<[u64]>::len), Some(1));
     assert_eq!(remembered(&world), [closed, keeps_as(locks)], "it may open it again");
-    for _ in 0..5 {
+    for _ in 0..8 {
         world.wait(LEASE * 9 / 10);
         closes.call(ops().put_root()).ok(24);
         keeps.call(ops().put_root()).ok(24);

@@ -181,10 +181,12 @@ impl Export {
         if was_in_grace && !state.in_grace() {
             self.grace_ended.notify_all();
         }
-        for record in state.take_records() {
-            let written = match &record {
+        let forgets = |record: &Record| matches!(record, Record::Forget(_));
+        for alike in state.take_records().chunk_by(|a, b| forgets(a) && forgets(b)) {
+            let owners = alike.iter().map(Record::owner);
+            let written = match &alike[0] {
                 Record::Remember(owner, claims) => self.tree.remember(owner, *claims),
-                Record::Forget(owner) => self.tree.forget(owner),
+                Record::Forget(_) => self.tree.forget(&owners.collect::<Vec<_>>()),
             };
             if let Err(error) = written {
                 tracing::warn!(

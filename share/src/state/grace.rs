@@ -11,9 +11,9 @@
 //! forgotten durably *before* anything new is granted that it could claim: otherwise it could, after one
 //! more restart, claim what others have got since.
 //!
-//! A client is remembered from its first open on, and forgotten when it has had nothing open for a lease or
-//! two: so nobody waits for a client that only looks around, and one that opens and closes all the time
-//! costs a record in a lease.
+//! A client is remembered from its first open on, and forgotten when it has had nothing open for a minute or
+//! two: so nobody waits for a client that only looks around, and one that opens and closes now and then costs
+//! a record in a minute.
 
 use super::State;
 use super::claims::{Claims, LockedFiles};
@@ -31,6 +31,17 @@ pub enum Record {
     Forget(Box<[u8]>),
 }
 
+impl Record {
+    pub fn owner(&self) -> &[u8] {
+        match self {
+            Record::Remember(owner, _) | Record::Forget(owner) => owner,
+        }
+    }
+}
+
+/// How often records are lowered to what clients still have.
+const LOOK: Duration = Duration::from_secs(60);
+
 type Owners = HashMap<Box<[u8]>, Claims>;
 
 pub struct Grace {
@@ -47,7 +58,7 @@ impl Grace {
     pub fn new(now: Instant, lease: Duration, remembered: Vec<(Box<[u8]>, Claims)>) -> Self {
         let until = (!remembered.is_empty()).then(|| now + 2 * lease);
         let awaited: Owners = remembered.into_iter().collect();
-        Self { recorded: awaited.clone(), awaited, until, look: now + lease }
+        Self { recorded: awaited.clone(), awaited, until, look: now + LOOK }
     }
 
     /// Whether somebody may still claim what stands against this.
@@ -149,10 +160,10 @@ impl<F: Clone> State<F> {
         }
     }
 
-    /// Once in a lease: what clients haven't had since the last time they can't claim.
+    /// Once in a minute: what clients haven't had since the last time they can't claim.
     pub(super) fn lower_records_now_and_then(&mut self, now: Instant) {
         if !self.in_grace() && now >= self.grace.look {
-            self.grace.look = now + self.lease;
+            self.grace.look = now + LOOK;
             self.lower_records();
         }
     }

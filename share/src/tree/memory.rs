@@ -459,13 +459,13 @@ impl Tree for MemoryTree {
     }
 
     fn remember(&self, owner: &[u8], claims: Claims) -> Result<()> {
-        self.forget(owner)?;
+        self.forget(&[owner])?;
         self.lock().remembered.push((owner.into(), claims));
         Ok(())
     }
 
-    fn forget(&self, owner: &[u8]) -> Result<()> {
-        self.lock().remembered.retain(|(other, _)| **other != *owner);
+    fn forget(&self, owners: &[&[u8]]) -> Result<()> {
+        self.lock().remembered.retain(|(other, _)| !owners.contains(&&**other));
         Ok(())
     }
 }

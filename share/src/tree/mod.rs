@@ -114,7 +114,7 @@ pub trait Tree: Send + Sync {
     fn remembered(&self) -> Vec<(Box<[u8]>, Claims)>;
     /// Durable when it returns.
     fn remember(&self, owner: &[u8], claims: Claims) -> Result<()>;
-    fn forget(&self, owner: &[u8]) -> Result<()>;
+    fn forget(&self, owners: &[&[u8]]) -> Result<()>;
 }
 
 pub trait OpenFile: Send + Sync {

@@ -83,13 +83,15 @@ impl Records {
         Ok(write(clients.as_fd(), &name_of(owner), &encode(owner, claims))?)
     }
 
-    pub fn forget(&self, owner: &[u8]) -> Result<()> {
+    pub fn forget(&self, owners: &[&[u8]]) -> Result<()> {
         let Some(clients) = &self.clients else { return Ok(()) };
-        match rustix::fs::unlinkat(clients, name_of(owner), AtFlags::empty()) {
-            Ok(()) => Ok(rustix::fs::fsync(clients)?),
-            Err(Errno::NOENT) => Ok(()),
-            Err(error) => Err(error.into()),
+        for owner in owners {
+            match rustix::fs::unlinkat(clients, name_of(owner), AtFlags::empty()) {
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(error) => return Err(error.into()),
+            }
         }
+        Ok(rustix::fs::fsync(clients)?)
     }
 }
 

@@ -315,8 +315,8 @@ impl Tree for LocalTree {
         self.records.remember(owner, claims)
     }
 
-    fn forget(&self, owner: &[u8]) -> Result<()> {
+    fn forget(&self, owners: &[&[u8]]) -> Result<()> {
         self.shared.identity.act_as_server()?;
-        self.records.forget(owner)
+        self.records.forget(owners)
     }
 }
