@@ -363,6 +363,26 @@ fn who_missed_the_grace_can_not_claim_after_the_next_restart() {
     assert_eq!(late.call(ops().put(&file).reclaim("o", BOTH)).status, status(Status::NoGrace));
 }
 
+/// On a disk that doesn't take it: it could claim its lock after a restart, when somebody else has it.
+#[test]
+fn who_can_not_be_forgotten_durably_keeps_others_from_what_it_could_claim() {
+    let world = World::new();
+    let mut silent = world.client("a");
+    let (file, open) = silent.open("file", BOTH, 0);
+    silent.call(ops().put(&file).lock(open, "l", true, 0, 9)).ok(22).ok(12);
+    world.wait(2 * LEASE);
+    world.tree.never_forget(true);
+    let mut other = world.client("b");
+    let (_, theirs) = other.open("file", BOTH, 0);
+    let lock = || ops().put(&file).lock(theirs, "l", true, 0, 9);
+    assert_eq!(other.call(lock()).status, status(Status::Grace));
+    assert_eq!(other.call(lock()).status, status(Status::Grace));
+    world.tree.never_forget(false);
+    world.wait(Duration::from_secs(1));
+    other.call(lock()).ok(22).ok(12);
+    assert!(!world.tree.remembered().iter().any(|(owner, _)| **owner == *b"a"));
+}
+
 #[test]
 fn a_client_that_was_restarted_has_nothing_open_any_more() {
     let world = World::new();

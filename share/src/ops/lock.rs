@@ -27,10 +27,11 @@ impl Cursor<'_> {
         let (Locker::New { open: stateid, .. } | Locker::Known(stateid)) = locker;
         let client = self.holder(stateid)?;
         let (now, exclusive) = (self.now, asked.exclusive);
-        self.may_acquire(client, Claims::of_lock(file), asked.reclaim)?;
         let waits = asked.waits && !asked.reclaim;
         let request = LockRequest { client, locker, file, range, exclusive, waits };
-        let outcome = self.export.with_state(|state| state.lock(now, request))?;
+        let outcome = self.acquire(client, Claims::of_lock(file), asked.reclaim, |state| {
+            state.lock(now, request)
+        })?;
         match outcome {
             LockOutcome::Locked(stateid) => {
                 self.set_stateid(stateid);

@@ -181,18 +181,23 @@ impl Export {
         if was_in_grace && !state.in_grace() {
             self.grace_ended.notify_all();
         }
-        let forgets = |record: &Record| matches!(record, Record::Forget(_));
+        let forgets = |record: &Record| matches!(record, Record::Forget(..));
         for alike in state.take_records().chunk_by(|a, b| forgets(a) && forgets(b)) {
             let owners = alike.iter().map(Record::owner);
             let written = match &alike[0] {
                 Record::Remember(owner, claims) => self.tree.remember(owner, *claims),
-                Record::Forget(_) => self.tree.forget(&owners.collect::<Vec<_>>()),
+                Record::Forget(..) => self.tree.forget(&owners.collect::<Vec<_>>()),
             };
             if let Err(error) = written {
                 tracing::warn!(
                     ?error,
-                    "a client's record can't be written: its locks end with this process"
+                    "records of clients can't be written: some may lose their locks with this process, or keep others from locks"
                 );
+                for record in alike {
+                    if let Record::Forget(owner, claims) = record {
+                        state.not_forgotten(owner.clone(), *claims);
+                    }
+                }
             }
         }
         let callbacks = state.take_callbacks();
@@ -535,11 +540,35 @@ impl Cursor<'_> {
         wanted: Claims,
         claims: bool,
     ) -> Result<(), Status> {
-        let ask =
-            |now| self.export.with_state(|state| state.may_acquire(now, client, wanted, claims));
+        let ask = |now| {
+            loop {
+                let asked =
+                    self.export.with_state(|state| state.may_acquire(now, client, wanted, claims));
+                if asked != Err(Status::Delay) {
+                    return asked;
+                }
+            }
+        };
         match ask(self.now) {
             Err(Status::Grace) if self.export.grace_ends_soon() => ask(self.now),
             answer => answer,
+        }
+    }
+
+    /// Gets it. Each time that somebody was in the way who is gone now, it is tried again.
+    fn acquire<T>(
+        &mut self,
+        client: ClientId,
+        wanted: Claims,
+        claims: bool,
+        get: impl Fn(&mut State<Held>) -> Result<T, Status>,
+    ) -> Result<T, Status> {
+        loop {
+            self.may_acquire(client, wanted, claims)?;
+            match self.export.with_state(&get) {
+                Err(Status::Delay) => {}
+                done => return done,
+            }
         }
     }
 

@@ -48,7 +48,8 @@ impl Cursor<'_> {
         }
         let (client, here) = (self.client(asked.client)?, self.current()?.file);
         let claims = matches!(asked.claim, Claim::Previous { .. });
-        self.may_acquire(client, Claims::of_open(!deny.is_none()), claims)?;
+        let kind = Claims::of_open(!deny.is_none());
+        self.may_acquire(client, kind, claims)?;
 
         let found = match asked.claim {
             Claim::Name(name) => self.find(here, Name::new(name)?, asked.create.as_ref())?,
@@ -74,8 +75,9 @@ impl Cursor<'_> {
         }
         let held = Held { file: self.export.tree.open(found.file)?, uid: self.caller.uid };
         let request = OpenRequest { client, owner: asked.owner, file: found.file, access, deny };
+        let now = self.now;
         let stateid =
-            self.export.with_state(|state| state.open(self.now, request, held.clone()))?;
+            self.acquire(client, kind, claims, |state| state.open(now, request, held.clone()))?;
         self.current = Some(Place { file: found.file, stateid });
         if found.truncate {
             held.file.set_size(self.caller, 0)?;

@@ -28,13 +28,14 @@ use std::time::{Duration, Instant};
 pub enum Record {
     /// This client may claim so much after a restart.
     Remember(Box<[u8]>, Claims),
-    Forget(Box<[u8]>),
+    /// It may claim no more what it could until now.
+    Forget(Box<[u8]>, Claims),
 }
 
 impl Record {
     pub fn owner(&self) -> &[u8] {
         match self {
-            Record::Remember(owner, _) | Record::Forget(owner) => owner,
+            Record::Remember(owner, _) | Record::Forget(owner, _) => owner,
         }
     }
 }
@@ -50,6 +51,8 @@ pub struct Grace {
     until: Option<Instant>,
     /// What is remembered durably.
     recorded: Owners,
+    /// Who may claim for want of a disk that takes it back: see [`State::not_forgotten`].
+    unforgotten: Owners,
     /// When records are next lowered to what clients still have.
     look: Instant,
 }
@@ -58,12 +61,19 @@ impl Grace {
     pub fn new(now: Instant, lease: Duration, remembered: Vec<(Box<[u8]>, Claims)>) -> Self {
         let until = (!remembered.is_empty()).then(|| now + 2 * lease);
         let awaited: Owners = remembered.into_iter().collect();
-        Self { recorded: awaited.clone(), awaited, until, look: now + LOOK }
+        Self {
+            recorded: awaited.clone(),
+            awaited,
+            until,
+            unforgotten: Owners::new(),
+            look: now + LOOK,
+        }
     }
 
     /// Whether somebody may still claim what stands against this.
     fn is_contested(&self, new: Claims) -> bool {
-        self.awaited.values().any(|had| had.contests(new))
+        let all = self.awaited.values().chain(self.unforgotten.values());
+        all.into_iter().any(|had| had.contests(new))
     }
 }
 
@@ -74,7 +84,7 @@ impl<F: Clone> State<F> {
 
     /// Whether something new has to wait for the end of the grace.
     pub fn is_contested(&self, new: Claims) -> bool {
-        self.in_grace() && self.grace.is_contested(new)
+        self.grace.is_contested(new)
     }
 
     pub(super) fn end_grace_if_over(&mut self, now: Instant) {
@@ -97,7 +107,8 @@ impl<F: Clone> State<F> {
         self.clients[&id].used
     }
 
-    /// Whether the client may get this, anew or by a claim to what it had.
+    /// Whether the client may get this, anew or by a claim to what it had. `Delay`: that can be said when what
+    /// was decided so far is durable.
     pub fn may_acquire(
         &mut self,
         now: Instant,
@@ -106,6 +117,9 @@ impl<F: Clone> State<F> {
         claims: bool,
     ) -> Result<(), Status> {
         self.end_grace_if_over(now);
+        if !self.records.is_empty() {
+            return Err(Status::Delay);
+        }
         let client = self.clients.get(&id).ok_or(Status::StaleClientId)?;
         if !claims {
             let claims_first = !client.reclaim_complete && !self.is_40(id);
@@ -155,8 +169,24 @@ impl<F: Clone> State<F> {
     }
 
     fn forget(&mut self, owner: Box<[u8]>) {
-        if self.grace.recorded.remove(&owner).is_some() {
-            self.records.push(Record::Forget(owner));
+        if let Some(claims) = self.grace.recorded.remove(&owner) {
+            self.records.push(Record::Forget(owner, claims));
+        }
+    }
+
+    /// It couldn't be made durable that this client is forgotten, so after a restart it could claim what it
+    /// had: nothing that this contests is granted to others until it can.
+    pub fn not_forgotten(&mut self, owner: Box<[u8]>, claims: Claims) {
+        self.grace.unforgotten.insert(owner, claims);
+    }
+
+    pub(super) fn forget_again(&mut self) {
+        let again: Vec<_> = self.grace.unforgotten.drain().collect();
+        for (owner, claims) in again {
+            // It may be back meanwhile, with a record of its own.
+            if !self.grace.recorded.contains_key(&owner) {
+                self.records.push(Record::Forget(owner, claims));
+            }
         }
     }
 

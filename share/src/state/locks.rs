@@ -37,6 +37,7 @@ pub struct LockRequest<'a> {
 }
 
 impl<F: Clone> State<F> {
+    /// `Delay`: somebody was in the way and is gone. Once that is durable, it is tried again.
     pub fn lock(&mut self, now: Instant, request: LockRequest) -> Result<LockOutcome, Status> {
         let LockRequest { client, locker, file, range, exclusive, waits } = request;
         let (open, known) = match locker {
@@ -58,7 +59,7 @@ impl<F: Clone> State<F> {
             Locker::Known(_) => self.states.locks(known.expect("found above")).owner.clone(),
         };
         let asked = Asked { client, owner: &owner, file, range, exclusive };
-        while let Some(conflict) = self.in_the_way(now, asked, known) {
+        if let Some(conflict) = self.in_the_way(now, asked, known) {
             if !self.is_expired(now, conflict.client) {
                 if waits {
                     self.wait_for_lock(now, asked);
@@ -68,6 +69,7 @@ impl<F: Clone> State<F> {
                 return Ok(LockOutcome::Denied(conflict));
             }
             self.remove_client(conflict.client);
+            return Err(Status::Delay);
         }
         self.stop_waiting(asked);
         if self.files[&file].ranges.len() >= self.limits.locked_ranges_per_file {

@@ -148,6 +148,7 @@ impl<F: Clone> State<F> {
     pub fn tick(&mut self, now: Instant) {
         self.now = now;
         self.end_grace_if_over(now);
+        self.forget_again();
         self.look_at_calls(now);
         self.offer_all();
         self.lower_records_now_and_then(now);

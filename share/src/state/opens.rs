@@ -41,7 +41,8 @@ pub struct OpenRequest<'a> {
 }
 
 impl<F: Clone> State<F> {
-    /// The same owner that opens a file again widens the open that it has.
+    /// The same owner that opens a file again widens the open that it has. `Delay`: somebody was in the way and
+    /// is gone. Once that is durable, it is tried again.
     pub fn open(&mut self, now: Instant, asked: OpenRequest, held: F) -> Result<StateId, Status> {
         self.refuse_if_denied(now, &asked)?;
         let mine = self.files.get(&asked.file).and_then(|file| {
@@ -77,15 +78,14 @@ impl<F: Clone> State<F> {
 
     /// What is open stands against it, its owner's own opens too, unless it is of a client whose lease is over.
     fn refuse_if_denied(&mut self, now: Instant, asked: &OpenRequest) -> Result<(), Status> {
-        loop {
-            let Some(other) = self.denier(asked.file, asked.access, asked.deny) else {
-                return Ok(());
-            };
-            if !self.is_expired(now, other) {
-                return Err(Status::ShareDenied);
-            }
-            self.remove_client(other);
+        let Some(other) = self.denier(asked.file, asked.access, asked.deny) else {
+            return Ok(());
+        };
+        if !self.is_expired(now, other) {
+            return Err(Status::ShareDenied);
         }
+        self.remove_client(other);
+        Err(Status::Delay)
     }
 
     fn denier(&self, file: FileHandle, access: Share, deny: Share) -> Option<ClientId> {

@@ -26,6 +26,8 @@ struct Nodes {
     all: BTreeMap<u64, Node>,
     last: u64,
     remembered: Vec<(Box<[u8]>, Claims)>,
+    /// As on a disk that can't be written.
+    never_forgets: bool,
 }
 
 struct Node {
@@ -48,7 +50,8 @@ impl Default for Nodes {
     fn default() -> Self {
         let names =
             NodeContent::Names { parent: ROOT, names: BTreeMap::new(), last_cookie: FIRST_COOKIE };
-        let mut nodes = Self { all: BTreeMap::new(), last: ROOT, remembered: Vec::new() };
+        let mut nodes =
+            Self { all: BTreeMap::new(), last: ROOT, remembered: Vec::new(), never_forgets: false };
         nodes.all.insert(ROOT, new_node(ROOT, FileType::Directory, 0o755, &Caller::ROOT, names));
         nodes
     }
@@ -149,6 +152,10 @@ fn changed(node: &mut Node) -> Changed {
 }
 
 impl MemoryTree {
+    pub fn never_forget(&self, never: bool) {
+        self.lock().never_forgets = never;
+    }
+
     fn lock(&self) -> MutexGuard<'_, Nodes> {
         self.shared.lock()
     }
@@ -459,12 +466,16 @@ impl Tree for MemoryTree {
     }
 
     fn remember(&self, owner: &[u8], claims: Claims) -> Result<()> {
-        self.forget(&[owner])?;
-        self.lock().remembered.push((owner.into(), claims));
+        let mut nodes = self.lock();
+        nodes.remembered.retain(|(other, _)| **other != *owner);
+        nodes.remembered.push((owner.into(), claims));
         Ok(())
     }
 
     fn forget(&self, owners: &[&[u8]]) -> Result<()> {
+        if self.lock().never_forgets {
+            return Err(Status::Io);
+        }
         self.lock().remembered.retain(|(other, _)| !owners.contains(&&**other));
         Ok(())
     }
