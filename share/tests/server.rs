@@ -9,6 +9,7 @@ use ankole_share::policy::Policy;
 use ankole_share::server::Server;
 use ankole_share::tree::local::{LocalTree, Options};
 use ankole_share::tree::{Name, Tree};
+use ankole_share::wire::attributes::AttributeSet;
 use ankole_share::wire::record::{RECORD_BYTES_MAX, whole};
 use ankole_share::wire::rpc::Caller;
 use ankole_share::wire::status::Status;
@@ -288,6 +289,21 @@ fn a_symlink_out_of_the_tree_leads_nowhere() {
     let create = Create::Unchecked { truncate: true };
     let open = client.call(ops().put_root().open("o", 2, 0, create, "file"));
     assert_eq!(open.status, Status::Symlink.number());
+}
+
+#[test]
+fn a_symlink_has_no_mode_of_its_own() {
+    let directory = TempDir::new().unwrap();
+    std::os::unix::fs::symlink("target", directory.path().join("link")).unwrap();
+    let server = serve(&directory, 1);
+    let mut client = Client::new(Socket::connect(&server), "a");
+    let set_mode = client.call(ops().put_root().lookup("link").op(34, |e| {
+        e.fixed(&[0; 16]);
+        AttributeSet::of(&[33]).encode(e);
+        e.opaque(&[0, 0, 1, 0xff]);
+    }));
+    let kernel_does_it = set_mode.status == OK; // before 6.6
+    assert!(kernel_does_it || set_mode.status == Status::AttrNotSupp.number());
 }
 
 /// A FIFO without a reader would hold a thread for ever.

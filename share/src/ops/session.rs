@@ -10,8 +10,9 @@ use crate::wire::status::{OK, Status};
 use crate::wire::types::{ClientId, SessionId, StateId};
 use crate::wire::xdr::{Decoded, Decoder, Encoder, Malformed};
 
-/// What a client may say of itself; the rest has no meaning.
-const EXCHANGE_FLAGS: u32 = 0x4007_0107;
+/// What a client may say of itself; the rest has no meaning. One came with minor version 2.
+const EXCHANGE_FLAGS: u32 = 0x4007_0103;
+const EXCHANGE_FLAGS_SINCE_2: u32 = 0x4;
 const FLAG_USE_NON_PNFS: u32 = 0x1_0000;
 const FLAG_CONFIRMED: u32 = 0x8000_0000;
 /// Persistent session, calls back on this connection, RDMA: the second may be granted.
@@ -70,7 +71,8 @@ impl Cursor<'_> {
         asked: &ExchangeId,
         reply: &mut Encoder,
     ) -> Result<(), Status> {
-        if asked.flags & !EXCHANGE_FLAGS != 0 {
+        let since_2 = if self.minor_version < 2 { 0 } else { EXCHANGE_FLAGS_SINCE_2 };
+        if asked.flags & !(EXCHANGE_FLAGS | since_2) != 0 {
             return Err(Status::Inval);
         }
         match asked.protect {

@@ -139,7 +139,12 @@ pub fn set(tree: &Shared, inode: &Inode, changes: &Change) -> Result<()> {
     }
     if let Some(mode) = changes.mode {
         let mode = Mode::from_raw_mode(mode & 0o7777);
-        rustix::fs::chmodat(&tree.proc, &*name, mode, AtFlags::empty())?;
+        rustix::fs::chmodat(&tree.proc, &*name, mode, AtFlags::empty()).map_err(
+            |errno| match errno {
+                Errno::OPNOTSUPP => Status::AttrNotSupp, // a symlink has none of its own
+                _ => errno.into(),
+            },
+        )?;
     }
     if changes.accessed.is_some() || changes.modified.is_some() {
         let times = Timestamps {
