@@ -9,6 +9,7 @@ use ankole_share::ops::Export;
 use ankole_share::policy::{Anonymous, Policy, Squash};
 use ankole_share::state::Claims;
 use ankole_share::tree::Tree;
+use ankole_share::wire::attributes::AttributeSet;
 use ankole_share::wire::status::Status;
 use ankole_share::wire::types::StateId;
 use client::{Client, Create, OK, Ops};
@@ -503,6 +504,23 @@ fn root_is_taken_for_the_anonymous_user() {
     let mut root = world.client("a");
     let created = root.call(ops().put_root().make_directory("d")).status;
     assert_eq!(created, status(Status::Access), "the root directory is another user's");
+}
+
+/// Values of a length that no values have made a debug build panic.
+#[test]
+fn values_are_the_same_only_with_the_same_length() {
+    let mut client = World::new().client("a");
+    let mut verify = |bytes: &[u8]| {
+        let verify = ops().put_root().op(37, |e| {
+            AttributeSet::of(&[1]).encode(e);
+            e.opaque(bytes);
+        });
+        client.call(verify).status
+    };
+    assert_eq!(verify(&[0, 0, 0, 2]), OK, "a directory");
+    for other in [&[0, 0, 0, 2, 0][..], &[0, 0, 0], &[0, 0, 0, 2, 0, 0, 0, 0], &[]] {
+        assert_eq!(verify(other), status(Status::NotSame));
+    }
 }
 
 /// A stateid is no secret: it must not open a file to who may not open it.

@@ -267,8 +267,7 @@ impl Cursor<'_> {
         let mut ours = Vec::new();
         let mut encoder = Encoder::new(&mut ours);
         values.set.encode(&mut encoder);
-        encoder.u32(values.bytes.len() as u32);
-        encoder.fixed(values.bytes);
+        encoder.opaque(values.bytes);
         let theirs = std::mem::take(&mut ours);
         self.source(file)?.encode(&values.set, &mut Encoder::new(&mut ours))?;
         match (ours == theirs, same) {
