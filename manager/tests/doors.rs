@@ -5,9 +5,12 @@ mod common;
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
 
 use common::World;
 
@@ -72,4 +75,49 @@ fn six_hundred_requests_that_wait_keep_no_engine_from_the_arbiter() {
         let is_sent_away = said.as_ref().is_none_or(|said| said.contains(" 503 "));
         assert!(is_sent_away, "the arbiter waited for a request to be answered: {said:?}");
     }
+}
+
+/// Nothing of another volume was answered before the first of the 600.
+#[test]
+fn requests_that_wait_for_one_volume_are_sent_away_when_there_are_many_and_others_are_served() {
+    let world = one_volume_that_is_ready_and_one_that_is_not();
+    let api = world.data().join("run/api.sock");
+    let snapshots = "/v1/volumes/v2/snapshots";
+    let mut waiting: Vec<_> = (0..600).map(|_| request(&api, snapshots)).collect();
+    assert!(first_line(request(&api, "/v1/volumes/v1")).contains("200"));
+    world.well(&["snapshot", "create", "v1", "s1"]);
+    let refused = world.say(&["snapshot", "ls", "v2"]);
+    assert_eq!(refused.code, 1, "{refused:?}");
+    assert!(refused.err.contains("16 requests wait for volume v2"), "{}", refused.err);
+    assert!(refused.err.contains("next: ankole volume why v2"), "{}", refused.err);
+    let said: Vec<_> = waiting.iter_mut().filter_map(said).collect();
+    assert!(said.iter().all(|said| said.contains(" 503 ")), "{said:?}");
+
+    // Those who go away leave threads behind, which wait on: nobody gets further ones for them.
+    drop(waiting);
+    assert!(first_line(request(&api, snapshots)).contains("503"));
+    assert!(first_line(request(&api, "/v1/volumes/v1")).contains("200"));
+}
+
+/// Their descriptors were those that the arbiter and the processes needed.
+#[test]
+fn a_stranger_who_connects_and_says_nothing_locks_nobody_out() {
+    let mut world = World::new(|world| {
+        let mut command = Command::new("sh");
+        let ankole = world.ankole();
+        command.args(["-c", "ulimit -n 600; exec \"$0\" \"$@\""]);
+        command.arg(ankole.get_program()).args(ankole.get_args());
+        command.args(["standalone", "--listen", "127.0.0.1:0"]);
+        command.env("XDG_RUNTIME_DIR", world.path());
+        command
+    });
+    let address = fs::read_to_string(world.data().join("run/api.addr")).unwrap();
+    let address = address.trim().parse().unwrap();
+    // As many as get in, and into the queue.
+    let connect = |_| TcpStream::connect_timeout(&address, Duration::from_secs(2)).ok();
+    let _silent: Vec<_> = (0..700).map_while(connect).collect();
+    world.well(&["volume", "create", "v1", "--size", "2MiB", "--frontend", "socket"]);
+    world.well(&["volume", "attach", "v1"]);
+    assert!(!world.log().contains("Too many open files"), "{}", world.log());
+    assert_eq!(world.stop().code(), Some(0));
 }

@@ -22,6 +22,8 @@ pub enum ErrorKind {
     Invalid,
     TimedOut,
     Unauthorized,
+    /// As many requests as there may be wait already.
+    Busy,
     Failed,
 }
 
@@ -33,6 +35,7 @@ impl ErrorKind {
             Self::Invalid => 400,
             Self::TimedOut => 504,
             Self::Unauthorized => 401,
+            Self::Busy => 503,
             Self::Failed => 500,
         }
     }
@@ -40,7 +43,7 @@ impl ErrorKind {
     /// What the command line ends with.
     pub fn exit_code(self) -> u8 {
         match self {
-            Self::Failed | Self::Unauthorized => 1,
+            Self::Failed | Self::Unauthorized | Self::Busy => 1,
             Self::Invalid => 2,
             Self::NotFound => 3,
             Self::Conflict => 4,

@@ -23,15 +23,19 @@
 //! POST   /v1/restores {url, volume, replicas}
 //! GET    /v1/jobs/N
 //! ```
-//! Every error is `{kind, message, next}`. Handlers only take apart and put together; what they
+//! Every error is `{kind, message, next}`; 503 is one of having too much to do. Handlers only take apart and put together; what they
 //! call may block, and runs where that is allowed.
 
 mod backups;
 mod local;
 mod recoveries;
+mod serve;
 mod snapshots;
 mod targets;
+mod turns;
 mod volumes;
+
+use std::time::Duration;
 
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{DefaultBodyLimit, FromRequest, Query, Request, State};
@@ -49,16 +53,21 @@ use crate::client::proof::{self, Proof};
 use crate::service::Service;
 
 pub use self::local::OwnersOnly;
+pub use self::serve::{Limits, serve};
+use self::turns::Turns;
 
 const BODY_BYTES_MAX: usize = 1 << 20;
+/// For a whole body.
+const BODY_PATIENCE: Duration = Duration::from_secs(30);
+const FAILED: &str = "the server failed to work on this: see its log";
 
-/// For whoever the token shows to be allowed; `port` is the one that is listened on.
-pub fn remote_router(service: Service, token: String, port: u16) -> Router {
+/// The same for whoever the token shows to be allowed; `port` is the one that is listened on.
+pub fn remote(router: Router, token: String, port: u16) -> Router {
     let token: &'static str = token.leak(); // one for the life of the process
     let proof = move |Query(asked): Query<Asked>| async move {
         Json(Proof { proof: proof::of(token, port, &asked.nonce) })
     };
-    router(service)
+    router
         .layer(middleware::from_fn_with_state(token, require_token))
         .route("/v1/proof", get(proof))
 }
@@ -68,39 +77,55 @@ struct Asked {
     nonce: String,
 }
 
-/// For whoever may connect: nobody is asked who he is.
+/// For whoever may connect: nobody is asked who he is. Its copies take turns together.
 pub fn router(service: Service) -> Router {
-    Router::new()
+    let quick = middleware::from_fn_with_state(Turns::quick(), turns::take);
+    let slow = middleware::from_fn_with_state(Turns::slow(), turns::take);
+    quick_routes()
+        .route_layer(quick)
+        .merge(slow_routes().route_layer(slow))
         .route("/v1/version", get(version))
-        .route("/v1/node", get(node))
-        .route("/v1/volumes", get(volumes::list).post(volumes::create))
-        .route("/v1/volumes/{volume}", get(volumes::show).delete(volumes::remove))
-        .route("/v1/volumes/{volume}/size", put(volumes::resize))
-        .route("/v1/volumes/{volume}/engine", put(volumes::upgrade))
-        .route(
-            "/v1/volumes/{volume}/tickets/{ticket}",
-            put(volumes::attach).delete(volumes::detach),
-        )
-        .route("/v1/volumes/{volume}/salvage", get(volumes::evidence).post(volumes::salvage))
-        .route("/v1/volumes/{volume}/snapshots", get(snapshots::list).post(snapshots::create))
-        .route("/v1/volumes/{volume}/snapshots/{snapshot}", delete(snapshots::remove))
-        .route("/v1/volumes/{volume}/snapshots/{snapshot}/revert", post(snapshots::revert))
-        .route("/v1/volumes/{volume}/replicas/{replica}/rebuild", post(volumes::rebuild))
-        .route("/v1/orphans", get(recoveries::orphans))
-        .route("/v1/recoveries", get(recoveries::list))
-        .route("/v1/recoveries/{volume}", get(recoveries::evidence).post(recoveries::recover))
-        .route("/v1/replicas", get(volumes::replicas))
-        .route("/v1/targets", get(targets::list))
-        .route("/v1/targets/{target}", put(targets::add).delete(targets::remove))
-        .route("/v1/backups", get(backups::list).post(backups::create))
-        .route("/v1/restores", post(backups::restore))
-        .route("/v1/jobs/{job}", get(backups::job))
         .fallback(|| async { Refusal(ApiError::not_found("there is nothing at this address")) })
         .method_not_allowed_fallback(|| async {
             Refusal(ApiError::invalid("this address doesn't take that method"))
         })
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .with_state(service)
+}
+
+fn quick_routes() -> Router<Service> {
+    Router::new()
+        .route("/v1/node", get(node))
+        .route("/v1/volumes", get(volumes::list))
+        .route("/v1/volumes/{volume}", get(volumes::show).delete(volumes::remove))
+        .route("/v1/volumes/{volume}/size", put(volumes::resize))
+        .route(
+            "/v1/volumes/{volume}/tickets/{ticket}",
+            put(volumes::attach).delete(volumes::detach),
+        )
+        .route("/v1/volumes/{volume}/replicas/{replica}/rebuild", post(volumes::rebuild))
+        .route("/v1/orphans", get(recoveries::orphans))
+        .route("/v1/replicas", get(volumes::replicas))
+        .route("/v1/targets", get(targets::list))
+        .route("/v1/targets/{target}", delete(targets::remove))
+        .route("/v1/backups", post(backups::create))
+        .route("/v1/restores", post(backups::restore))
+        .route("/v1/jobs/{job}", get(backups::job))
+}
+
+/// They wait for a controller, an engine or a program, or read a target or directories.
+fn slow_routes() -> Router<Service> {
+    Router::new()
+        .route("/v1/volumes", post(volumes::create))
+        .route("/v1/volumes/{volume}/engine", put(volumes::upgrade))
+        .route("/v1/volumes/{volume}/salvage", get(volumes::evidence).post(volumes::salvage))
+        .route("/v1/volumes/{volume}/snapshots", get(snapshots::list).post(snapshots::create))
+        .route("/v1/volumes/{volume}/snapshots/{snapshot}", delete(snapshots::remove))
+        .route("/v1/volumes/{volume}/snapshots/{snapshot}/revert", post(snapshots::revert))
+        .route("/v1/recoveries", get(recoveries::list))
+        .route("/v1/recoveries/{volume}", get(recoveries::evidence).post(recoveries::recover))
+        .route("/v1/targets/{target}", put(targets::add))
+        .route("/v1/backups", get(backups::list))
 }
 
 #[derive(Serialize)]
@@ -160,7 +185,7 @@ async fn blocking<T: Send + 'static>(
 ) -> Answer<T> {
     match tokio::task::spawn_blocking(work).await {
         Ok(outcome) => Ok(Json(outcome?)),
-        Err(_) => Err(ApiError::failed("the server failed to work on this: see its log").into()),
+        Err(_) => Err(ApiError::failed(FAILED).into()),
     }
 }
 
@@ -171,7 +196,9 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
     type Rejection = Refusal;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Refusal> {
-        let bytes = axum::body::Bytes::from_request(request, state).await;
+        let bytes = axum::body::Bytes::from_request(request, state);
+        let late = |_| ApiError::timed_out("the request's body didn't come to its end");
+        let bytes = tokio::time::timeout(BODY_PATIENCE, bytes).await.map_err(late)?;
         let bytes = bytes.map_err(|error: BytesRejection| ApiError::invalid(error.body_text()))?;
         let text: &[u8] = if bytes.is_empty() { b"{}" } else { &bytes };
         let parsed = serde_json::from_slice(text);

@@ -107,11 +107,12 @@ async fn serve(options: &Options) -> anyhow::Result<Ended> {
     let socket = layout.api_socket();
     let local =
         Listener::bind(&socket).with_context(|| format!("listen on {}", socket.display()))?;
-    let local = axum::serve(http::OwnersOnly(local), http::router(service.clone()));
-    let mut local = tokio::spawn(local.into_future());
+    let limits = http::Limits::of_this_process();
+    let router = http::router(service);
+    let mut local = tokio::spawn(http::serve(http::OwnersOnly(local), router.clone(), limits));
     let address = api.local_addr()?;
-    let remote = axum::serve(api, http::remote_router(service, layout.token()?, address.port()));
-    let mut remote = tokio::spawn(remote.into_future());
+    let router = http::remote(router, layout.token()?, address.port());
+    let mut remote = tokio::spawn(http::serve(api, router, limits));
     let address = address.to_string();
     let published = Published::new(&layout, &options.runtime_folder, &address)?;
     // For scripts that wait for it; nobody has to read it.
