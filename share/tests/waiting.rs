@@ -226,6 +226,24 @@ fn who_can_not_be_told_keeps_its_turn_for_a_lease_if_it_asks() {
     assert_eq!(other.try_lock(true), OK);
 }
 
+/// A process that is ended while it waits closes its file.
+#[test]
+fn who_closes_the_file_waits_for_it_no_more() {
+    let world = World::new();
+    let mut holder = user(&world, "holder");
+    assert_eq!(holder.try_lock(true), OK);
+    let (mut ended, _, calls_ended) = callable(&world, "ended");
+    let (mut next, _, calls_next) = callable(&world, "next");
+    assert_eq!(ended.wait_to_lock(), DENIED);
+    assert_eq!(next.wait_to_lock(), DENIED);
+    let close = ops().put(&ended.file).close(ended.open);
+    ended.client.call(close).ok(22).ok(4);
+    holder.unlock();
+    assert!(calls_ended.lock().unwrap().is_empty());
+    only_call(&calls_next);
+    assert_eq!(next.wait_to_lock(), OK);
+}
+
 /// Before anybody has looked at the clock: the search for what is in the way must not find it for ever.
 #[test]
 fn what_is_kept_for_a_client_whose_lease_is_over_is_free() {

@@ -98,6 +98,7 @@ pub struct State<F> {
     last_xid: u32,
     /// Files with somebody who waits for a lock, and those where one may have become free.
     waited_for: HashSet<FileHandle>,
+    waiters: usize,
     freed: Vec<FileHandle>,
 }
 
@@ -131,6 +132,7 @@ impl<F: Clone> State<F> {
             callbacks: Vec::new(),
             last_xid: epoch,
             waited_for: HashSet::new(),
+            waiters: 0,
             freed: Vec::new(),
         }
     }

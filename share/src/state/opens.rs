@@ -203,6 +203,7 @@ impl<F: Clone> State<F> {
         for locks in with_it {
             self.remove_locks(locks);
         }
+        self.stop_waiting_if_closed(open.client, open.file);
         let file = &self.files[&open.file];
         if file.opens.is_empty() && file.lock_owners.is_empty() {
             self.files.remove(&open.file);

@@ -19,8 +19,9 @@ use std::time::{Duration, Instant};
 
 /// Who was told comes at once, or not at all: it may have been interrupted meanwhile.
 const COMES_WITHIN: Duration = Duration::from_secs(1);
-/// More aren't queued: they ask now and then.
+/// More aren't queued, of one file and of all: they ask now and then.
 const WAITERS_MAX: usize = 1024;
+const ALL_WAITERS_MAX: usize = 16_384;
 
 pub struct Waiter {
     client: ClientId,
@@ -60,7 +61,8 @@ impl<F: Clone> State<F> {
         if let Some(waiter) = file.waiters.iter_mut().find(mine) {
             waiter.asked = now;
             waiter.exclusive = asked.exclusive;
-        } else if file.waiters.len() < WAITERS_MAX {
+        } else if file.waiters.len() < WAITERS_MAX && self.waiters < ALL_WAITERS_MAX {
+            self.waiters += 1;
             file.waiters.push(Waiter {
                 client: asked.client,
                 owner: asked.owner.into(),
@@ -78,8 +80,25 @@ impl<F: Clone> State<F> {
         let Some(file) = self.files.get_mut(&asked.file) else { return };
         let before = file.waiters.len();
         file.waiters.retain(|waiter| !waiter.is(&asked) || !waiter.range.overlaps(&asked.range));
-        if file.waiters.len() != before {
+        let gone = before - file.waiters.len();
+        if gone > 0 {
+            self.waiters -= gone;
             self.freed.push(asked.file);
+        }
+    }
+
+    /// A client has closed a file: if that was its last open of it, it waits for no lock there.
+    pub(super) fn stop_waiting_if_closed(&mut self, client: ClientId, handle: FileHandle) {
+        let Some(file) = self.files.get_mut(&handle) else { return };
+        if file.opens.iter().any(|&open| self.states.open(open).client == client) {
+            return;
+        }
+        let before = file.waiters.len();
+        file.waiters.retain(|waiter| waiter.client != client);
+        let gone = before - file.waiters.len();
+        if gone > 0 {
+            self.waiters -= gone;
+            self.freed.push(handle);
         }
     }
 
@@ -128,6 +147,7 @@ impl<F: Clone> State<F> {
             self.waited_for.remove(&handle);
             return;
         };
+        let before = waiters.len();
         waiters.retain(|waiter| {
             waiter.offered.is_none_or(|until| now < until) && !self.is_expired(now, waiter.client)
         });
@@ -149,6 +169,7 @@ impl<F: Clone> State<F> {
             }
             kept.push(waiter);
         }
+        self.waiters -= before - kept.len();
         if kept.is_empty() {
             self.waited_for.remove(&handle);
         }
