@@ -15,6 +15,7 @@
 //! object that can't be read hides another.
 #![deny(clippy::significant_drop_in_scrutinee)] // a guard in a `match` lives through its arms
 
+mod cache;
 pub mod embedded;
 mod error;
 mod memory;
@@ -26,6 +27,7 @@ mod state;
 mod store;
 mod typed;
 
+pub use cache::{Cache, Changes};
 pub use embedded::EmbeddedStore;
 pub use error::StoreError;
 pub use memory::MemoryStore;

@@ -136,8 +136,12 @@ async fn pause_unless_over(error: StoreError, attempt: u32) -> Result<(), StoreE
     if !matches!(error, StoreError::Conflict { .. }) || attempt + 1 >= ATTEMPTS_MAX {
         return Err(error);
     }
-    tokio::time::sleep(random_up_to(pause_limit(attempt))).await;
+    pause(attempt).await;
     Ok(())
+}
+
+pub(crate) async fn pause(attempt: u32) {
+    tokio::time::sleep(random_up_to(pause_limit(attempt))).await;
 }
 
 fn pause_limit(attempt: u32) -> Duration {

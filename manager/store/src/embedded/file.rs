@@ -35,6 +35,8 @@ type Objects = TableDefinition<'static, &'static str, &'static [u8]>;
 pub(super) const OBJECTS: Objects = TableDefinition::new("objects");
 pub(super) const META: TableDefinition<'static, &str, u64> = TableDefinition::new("meta");
 pub const FORMAT: u64 = 3;
+/// Of redb; reads are answered from memory.
+pub const CACHE_BYTES: usize = 8 << 20;
 const FORMAT_WITHOUT_SUMS: u64 = 1;
 
 /// Why the file can't be opened. It is untouched.
@@ -157,7 +159,8 @@ fn sound<T>(
         return Ok(Found::Empty);
     }
     let looked = caught(|| {
-        let mut database = Database::builder().create_with_backend(image)?;
+        let mut database =
+            Database::builder().set_cache_size(CACHE_BYTES).create_with_backend(image)?;
         if !database.check_integrity()? {
             return Err(damaged(path, "its pages aren't what was written").into());
         }

@@ -37,8 +37,6 @@ use crate::{Stamp, StoreError, Write};
 const BATCH_MAX: usize = 256;
 const PAUSE_MIN: Duration = Duration::from_millis(if cfg!(test) { 1 } else { 100 });
 const PAUSE_MAX: Duration = Duration::from_secs(5);
-/// Reads are answered from memory.
-const CACHE_BYTES: usize = 8 << 20;
 
 pub(super) struct Job {
     pub kind: Kind,
@@ -64,7 +62,7 @@ impl Default for Outside {
 }
 
 pub(super) fn attach(disk: impl StorageBackend) -> Result<Database, DatabaseError> {
-    Database::builder().set_cache_size(CACHE_BYTES).create_with_backend(disk)
+    Database::builder().set_cache_size(file::CACHE_BYTES).create_with_backend(disk)
 }
 
 pub(super) struct Writer {

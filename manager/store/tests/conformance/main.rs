@@ -1,6 +1,7 @@
 //! What every backend must do, as stories over the trait; each begins with a store of its own.
 #![allow(clippy::unwrap_used, reason = "a test may fail")]
 
+mod caching;
 mod lamp;
 mod many;
 mod watching;
@@ -59,6 +60,12 @@ macro_rules! stories_of {
                 a_watch_from_where_nothing_is_known_lists_again
                 a_slow_watcher_is_told_to_list_again_and_holds_up_nobody
                 a_waiting_watcher_wakes
+            }
+            caching {
+                a_cache_follows_the_store
+                what_changes_often_is_told_once
+                what_cannot_be_read_is_not_gone
+                a_cache_forgets_what_its_selector_no_longer_has
             }
             many {
                 no_update_of_64_writers_is_lost
