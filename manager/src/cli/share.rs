@@ -6,6 +6,6 @@ use crate::roles::share::ShareArgs;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum ShareCommand {
-    /// Serve a directory over NFSv4.1; needs no server and no volume
+    /// Serve a directory over NFSv4; needs no server and no volume
     Serve(ShareArgs),
 }

@@ -94,7 +94,7 @@ pub fn run(args: ShareArgs, handed_in: bool) -> Result<(), ApiError> {
     };
     let server = serve(listener, &settings).map_err(|error| not_served(&settings.root, &error))?;
     println!("{} is served", settings.root.display());
-    println!("mount -t nfs4 -o vers=4.1,port={} {}:/ /mnt", address.port(), address.ip());
+    println!("mount -t nfs4 -o vers=4.2,port={} {}:/ /mnt", address.port(), address.ip());
     while signals.next() == Asked::Figures {
         server.export().metrics().log();
     }
