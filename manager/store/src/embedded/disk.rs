@@ -11,7 +11,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use redb::StorageBackend;
 use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
@@ -49,7 +49,10 @@ impl Health {
 
 /// Held by one program at a time.
 #[derive(Debug)]
-pub struct DiskFile {
+pub struct DiskFile(Arc<Disk>);
+
+#[derive(Debug)]
+pub struct Disk {
     file: File,
     pub health: Arc<Health>,
     room: Mutex<Room>,
@@ -68,16 +71,24 @@ impl DiskFile {
     pub fn new(file: File, health: Arc<Health>) -> io::Result<Self> {
         file.try_lock()?;
         let room = Room { written_bytes: end_of_data(&file)?, allocated_bytes: 0 };
-        let disk = Self { file, health, room: Mutex::new(room) };
+        let disk = Disk { file, health, room: Mutex::new(room) };
         disk.reserve();
-        Ok(disk)
+        Ok(Self(Arc::new(disk)))
     }
 
+    /// For as long as redb has it open.
+    pub fn disk(&self) -> Weak<Disk> {
+        Arc::downgrade(&self.0)
+    }
+}
+
+impl Disk {
     fn room(&self) -> MutexGuard<'_, Room> {
         self.room.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn reserve(&self) {
+    /// Tries it again if there was too little.
+    pub fn reserve(&self) {
         let mut room = self.room();
         let wanted = room.written_bytes + RESERVE_BYTES;
         if room.allocated_bytes >= wanted {
@@ -122,35 +133,35 @@ fn end_of_data(file: &File) -> io::Result<u64> {
 
 impl StorageBackend for DiskFile {
     fn len(&self) -> io::Result<u64> {
-        Ok(self.file.metadata()?.len())
+        Ok(self.0.file.metadata()?.len())
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        self.file.read_exact_at(out, offset)
+        self.0.file.read_exact_at(out, offset)
     }
 
     fn set_len(&self, length_bytes: u64) -> io::Result<()> {
         let is_shorter = length_bytes < self.len()?;
-        self.file.set_len(length_bytes)?;
+        self.0.file.set_len(length_bytes)?;
         if is_shorter {
             // All that lies behind was given back, the reserve with it.
-            let mut room = self.room();
+            let mut room = self.0.room();
             room.written_bytes = room.written_bytes.min(length_bytes);
             room.allocated_bytes = room.allocated_bytes.min(length_bytes);
             drop(room);
-            self.reserve();
+            self.0.reserve();
         }
         Ok(())
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        self.reserve();
-        self.file.sync_data().inspect_err(|_| self.health.sync_has_failed())
+        self.0.reserve();
+        self.0.file.sync_data().inspect_err(|_| self.0.health.sync_has_failed())
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.file.write_all_at(data, offset)?;
-        let mut room = self.room();
+        self.0.file.write_all_at(data, offset)?;
+        let mut room = self.0.room();
         room.written_bytes = room.written_bytes.max(offset + data.len() as u64);
         Ok(())
     }
@@ -167,7 +178,7 @@ mod tests {
     }
 
     fn allocated_bytes(disk: &DiskFile) -> u64 {
-        disk.file.metadata().unwrap().blocks() * 512
+        disk.0.file.metadata().unwrap().blocks() * 512
     }
 
     #[test]
@@ -180,7 +191,7 @@ mod tests {
         let is = allocated_bytes(&disk);
         let wanted = (3 << 20) + 4096 + RESERVE_BYTES;
         assert!((wanted..wanted + (1 << 20)).contains(&is), "{is}");
-        assert!(!disk.health.lacks_room());
+        assert!(!disk.0.health.lacks_room());
         for length in [32 << 20, 1 << 20] {
             disk.set_len(length).unwrap();
             let wanted = length.min(3 << 20) + RESERVE_BYTES;

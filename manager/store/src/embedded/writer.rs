@@ -17,8 +17,8 @@ use std::fs::{File, Permissions};
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use ankole_api::error::chain;
@@ -26,7 +26,7 @@ use ankole_api::object::Kind;
 use redb::{Database, DatabaseError, StorageBackend};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
-use super::disk::{DiskFile, Health};
+use super::disk::{Disk, DiskFile, Health};
 use super::file::{self, FileError, Verified};
 use super::guard::caught;
 use crate::shared::Shared;
@@ -81,7 +81,7 @@ struct Trouble {
 }
 
 enum Opened {
-    Open(Database),
+    Open(Database, Weak<Disk>),
     Closed(Outage),
 }
 
@@ -96,15 +96,22 @@ impl Writer {
     /// Opens the file, which [`file::verify`] has found to hold what `shared` has.
     pub fn open(path: PathBuf, outside: Outside, shared: Arc<Shared>) -> Result<Self, FileError> {
         let health = Arc::default();
-        let database = open_file(&path, &outside.attach, &health)?;
-        Ok(Self { path, outside, health, shared, file: Opened::Open(database), trouble: None })
+        let (database, disk) = open_file(&path, &outside.attach, &health)?;
+        Ok(Self {
+            path,
+            outside,
+            health,
+            shared,
+            file: Opened::Open(database, disk),
+            trouble: None,
+        })
     }
 
     /// Until nobody can send a job any more.
     pub fn run(mut self, jobs: &Receiver<Job>) {
         loop {
             let first = match &self.file {
-                Opened::Open(_) => jobs.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                Opened::Open(..) => jobs.recv().map_err(|_| RecvTimeoutError::Disconnected),
                 Opened::Closed(outage) => {
                     let pause = outage.next.saturating_duration_since(Instant::now());
                     jobs.recv_timeout(pause)
@@ -122,12 +129,17 @@ impl Writer {
     }
 
     fn write(&mut self, jobs: Vec<Job>) {
-        let database = match &self.file {
-            Opened::Open(database) => database,
+        let (database, disk) = match &self.file {
+            Opened::Open(database, disk) => (database, disk),
             Opened::Closed(Outage { why, .. }) => {
                 return fail(jobs, &StoreError::Unavailable { why: why.clone() });
             }
         };
+        if self.health.lacks_room()
+            && let Some(disk) = disk.upgrade()
+        {
+            disk.reserve(); // there may be room by now
+        }
         let (results, changes) =
             decide(&jobs, &self.shared, &self.health, &mut self.outside.stamps);
         if !changes.is_empty()
@@ -186,7 +198,7 @@ impl Writer {
             return;
         }
         match self.reopen(&outage.unknown) {
-            Ok(database) => self.file = Opened::Open(database),
+            Ok((database, disk)) => self.file = Opened::Open(database, disk),
             Err(error) => {
                 let pause = self.pause();
                 self.trouble = Some(Trouble { pause });
@@ -198,7 +210,7 @@ impl Writer {
         }
     }
 
-    fn reopen(&self, unknown: &[Change]) -> Result<Database, FileError> {
+    fn reopen(&self, unknown: &[Change]) -> Result<(Database, Weak<Disk>), FileError> {
         settle(&self.path, &self.shared, &self.health, unknown)?;
         open_file(&self.path, &self.outside.attach, &self.health)
     }
@@ -285,7 +297,11 @@ fn decide(
     (results, batch.finish())
 }
 
-fn open_file(path: &Path, attach: &Attach, health: &Arc<Health>) -> Result<Database, FileError> {
+fn open_file(
+    path: &Path,
+    attach: &Attach,
+    health: &Arc<Health>,
+) -> Result<(Database, Weak<Disk>), FileError> {
     let failed = |error| file::open_error(path, redb::Error::Io(error));
     let file = File::options().read(true).write(true).open(path).map_err(failed)?;
     file.set_permissions(Permissions::from_mode(0o600)).map_err(failed)?;
@@ -295,8 +311,9 @@ fn open_file(path: &Path, attach: &Attach, health: &Arc<Health>) -> Result<Datab
         }
         disk => disk.map_err(failed)?,
     };
+    let handle = disk.disk();
     let opened = caught(|| attach(disk)).map_err(|panic| file::damaged(path, panic))?;
-    opened.map_err(|error| file::open_error(path, error))
+    Ok((opened.map_err(|error| file::open_error(path, error))?, handle))
 }
 
 enum FileHas {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use redb::{StorageBackend, StorageError};
 
-use super::super::disk::DiskFile;
+use super::super::disk::{DiskFile, Health};
 use super::super::writer::{Outside, attach};
 use super::super::{EmbeddedStore, Verified, verify};
 use super::{LAMP, all, block_on, create, lamp, lumen, open, path_in, replace};
@@ -53,6 +53,7 @@ impl Plan {
 #[derive(Debug)]
 struct Faulty {
     disk: DiskFile,
+    health: Arc<Health>,
     plan: Arc<Plan>,
 }
 
@@ -68,7 +69,7 @@ impl StorageBackend for Faulty {
         self.disk.set_len(length)
     }
     fn sync_data(&self) -> io::Result<()> {
-        self.plan.call(false).inspect_err(|_| self.disk.health.sync_has_failed())?;
+        self.plan.call(false).inspect_err(|_| self.health.sync_has_failed())?;
         self.disk.sync_data()
     }
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
@@ -80,11 +81,12 @@ impl StorageBackend for Faulty {
 fn store_on(path: &std::path::Path, fault: Fault) -> (EmbeddedStore, Arc<Plan>) {
     let plan = Arc::new(Plan { calls_left: AtomicU64::new(NEVER), fault });
     let given = Arc::clone(&plan);
-    let attach = move |disk| {
+    let attach = move |disk: DiskFile| {
         if given.calls_left.load(Ordering::SeqCst) == 0 {
             return Err(StorageError::Io(io::Error::from_raw_os_error(5)).into());
         }
-        attach(Faulty { disk, plan: Arc::clone(&given) })
+        let health = Arc::clone(&disk.disk().upgrade().unwrap().health);
+        attach(Faulty { disk, health, plan: Arc::clone(&given) })
     };
     let outside = Outside { attach: Box::new(attach), ..Outside::default() };
     (EmbeddedStore::open_with(path, outside).unwrap(), plan)

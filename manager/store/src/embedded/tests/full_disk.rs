@@ -68,6 +68,9 @@ async fn fills_up(disk: &Mounted, path: &Path) {
     }
     let refused = store.create_raw(LAMP, lamp("more", 1)).await;
     assert!(matches!(refused, Err(StoreError::Unavailable { .. })), "{refused:?}");
+    std::fs::remove_file(filler).unwrap();
+    create(&store, "other", 1).await; // nothing else need be changed before
+    let filler = disk.fill();
     // What was reserved ends, too: then it is said, and nothing is lost.
     let mut is_full = false;
     for number in (0..200).cycle().take(4000) {
