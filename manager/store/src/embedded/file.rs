@@ -8,17 +8,16 @@
 //! without an envelope; they are read by [`read_older`], and never opened.
 //!
 //! redb compares the sums of its pages only where it has to repair, and panics on pages that don't
-//! hold what they should. So the file is verified before it is opened ([`verify`]), in memory, where
-//! a repair changes nothing; and every later panic is an error.
+//! hold what they should. So the file is verified before it is opened ([`verify`]), by a look that
+//! changes nothing of it, also where redb repairs; and every later panic is an error.
 
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use ankole_api::error::chain;
 use ankole_whole_file as whole_file;
-use redb::backends::InMemoryBackend;
 use redb::{
     Database, ReadTransaction, ReadableDatabase, ReadableTable, StorageBackend, TableDefinition,
     TableError, TableHandle,
@@ -27,6 +26,7 @@ use serde::{Deserialize, Serialize};
 use twox_hash::XxHash3_64;
 
 use super::guard::caught;
+use super::look::Look;
 use crate::state::{After, Change, State, version_of};
 use crate::{Raw, Unreadable};
 
@@ -154,13 +154,13 @@ fn sound<T>(
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Found::Missing),
         Err(error) => return Err(opened(error)),
     };
-    let image = image_of(file).map_err(opened)?;
-    if image.len().map_err(opened)? == 0 {
+    let unchanged = Look::new(file).map_err(opened)?;
+    if unchanged.len().map_err(opened)? == 0 {
         return Ok(Found::Empty);
     }
     let looked = caught(|| {
         let mut database =
-            Database::builder().set_cache_size(CACHE_BYTES).create_with_backend(image)?;
+            Database::builder().set_cache_size(CACHE_BYTES).create_with_backend(unchanged)?;
         if !database.check_integrity()? {
             return Err(damaged(path, "its pages aren't what was written").into());
         }
@@ -172,21 +172,6 @@ fn sound<T>(
         Ok(Err(Trouble::Redb(error))) => Err(damaged(path, chain(&error))),
         Err(panic) => Err(damaged(path, panic)),
     }
-}
-
-fn image_of(mut file: File) -> io::Result<InMemoryBackend> {
-    let image = InMemoryBackend::new();
-    let length_bytes = file.metadata()?.len();
-    image.set_len(length_bytes)?;
-    let mut part = vec![0; 1 << 20];
-    let mut offset = 0;
-    while offset < length_bytes {
-        let length = part.len().min(usize::try_from(length_bytes - offset).unwrap_or(usize::MAX));
-        file.read_exact(&mut part[..length])?;
-        image.write(offset, &part[..length])?;
-        offset += length as u64;
-    }
-    Ok(image)
 }
 
 fn state_of(path: &Path, transaction: &ReadTransaction) -> Result<State, Trouble> {

@@ -11,6 +11,7 @@ mod copy;
 mod disk;
 mod file;
 mod guard;
+mod look;
 mod opening;
 #[cfg(test)]
 mod tests;
