@@ -185,3 +185,14 @@ fn a_store_of_an_older_format_is_refused_and_its_objects_can_be_read() {
         assert_eq!(keys[1], ("volumes/v1", 7, "{}"));
     }
 }
+
+/// Another layout needs another number of the format.
+#[test]
+fn the_bytes_of_an_object_are_those_of_the_format() {
+    let json = r#"{"metadata":{"name":"v1"},"spec":{}}"#.to_owned();
+    let object = StoredObject { key: "volumes/v1".into(), version: 0x0102, json };
+    let value = file::value_of(&object);
+    assert_eq!((FORMAT, &value[..8]), (3, &[2, 1, 0, 0, 0, 0, 0, 0][..]));
+    assert_eq!(format!("{:02x?}", &value[8..16]), "[55, 31, 54, bf, 00, 7a, 21, d9]");
+    assert_eq!(&value[16..], object.json.as_bytes());
+}

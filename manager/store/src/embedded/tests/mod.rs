@@ -7,6 +7,7 @@ mod files;
 mod full_disk;
 mod model;
 mod openings;
+mod power;
 
 use std::path::{Path, PathBuf};
 
