@@ -54,6 +54,7 @@ macro_rules! stories_of {
             }
             watching {
                 a_watch_tells_all_that_changes_after_a_list_in_order
+                an_end_is_told_when_it_is_asked_for_and_when_it_comes
                 a_watch_goes_on_from_an_event
                 a_watch_is_of_its_kind
                 what_no_longer_matches_is_told_as_deleted

@@ -6,7 +6,7 @@ use ankole_api::object::{Object, ResourceVersion};
 use ankole_store::{Event, HISTORY_CHANGES_MAX, Precondition, Selector, Store, StoreError};
 use futures_util::StreamExt;
 
-use crate::lamp::{LAMP, Lamp, LampStatus, Switch, at_once, create, lamp, next, replace};
+use crate::lamp::{LAMP, Lamp, LampStatus, Switch, at_once, create, lamp, next, read, replace};
 
 type Here = Arc<dyn Store>;
 
@@ -27,6 +27,24 @@ pub async fn a_watch_tells_all_that_changes_after_a_list_in_order(store: Here) {
     for expected in ["+l1 1", "+l1 2", "+l2 5", "+l1 3", "-l1", "+l1 4"] {
         assert_eq!(next(&mut watch).await, expected);
     }
+}
+
+/// Who has to do something before an end hears that it was asked for, and all hear of it.
+pub async fn an_end_is_told_when_it_is_asked_for_and_when_it_comes(store: Here) {
+    let from = version(&*store).await;
+    let mut guarded = lamp("l1", 1);
+    guarded.metadata.finalizers.insert("a.io/1".into());
+    store.create(&guarded).await.unwrap();
+    let ending = store.delete_raw(LAMP, "l1", &Precondition::none()).await.unwrap();
+    let mut ending = read(&ending.unwrap());
+    ending.metadata.finalizers.clear();
+    replace(&*store, &ending, 1).await.unwrap();
+    let mut watch = store.watch_raw(LAMP, &Selector::all(), &from).await.unwrap();
+    assert_eq!(next(&mut watch).await, "+l1 1");
+    let Some(Event::Applied(asked)) = watch.next().await else { panic!("it was asked for") };
+    assert!(read(&asked).is_ending());
+    let Some(Event::Deleted(last)) = watch.next().await else { panic!("it came") };
+    assert!(read(&last).is_ending() && last.metadata.finalizers.is_empty());
 }
 
 /// Also from one that told of an end.
