@@ -37,6 +37,10 @@ use crate::{Stamp, StoreError, Write};
 const BATCH_MAX: usize = 256;
 const PAUSE_MIN: Duration = Duration::from_millis(if cfg!(test) { 1 } else { 100 });
 const PAUSE_MAX: Duration = Duration::from_secs(5);
+/// A program that was just killed has its lock until it has ended; a child of this one that was forked
+/// and isn't another program yet has what was locked then.
+const LOCK_PATIENCE: Duration = Duration::from_millis(500);
+const LOCK_LOOK: Duration = Duration::from_millis(5);
 
 pub(super) struct Job {
     pub kind: Kind,
@@ -303,13 +307,19 @@ fn open_file(
     health: &Arc<Health>,
 ) -> Result<(Database, Weak<Disk>), FileError> {
     let failed = |error| file::open_error(path, redb::Error::Io(error));
-    let file = File::options().read(true).write(true).open(path).map_err(failed)?;
-    file.set_permissions(Permissions::from_mode(0o600)).map_err(failed)?;
-    let disk = match DiskFile::new(file, Arc::clone(health)) {
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-            return Err(FileError::InUse { path: path.into() });
+    let deadline = Instant::now() + LOCK_PATIENCE;
+    let disk = loop {
+        let file = File::options().read(true).write(true).open(path).map_err(failed)?;
+        file.set_permissions(Permissions::from_mode(0o600)).map_err(failed)?;
+        match DiskFile::new(file, Arc::clone(health)) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                if Instant::now() > deadline {
+                    return Err(FileError::InUse { path: path.into() });
+                }
+                std::thread::sleep(LOCK_LOOK);
+            }
+            disk => break disk.map_err(failed)?,
         }
-        disk => disk.map_err(failed)?,
     };
     let handle = disk.disk();
     let opened = caught(|| attach(disk)).map_err(|panic| file::damaged(path, panic))?;

@@ -276,3 +276,23 @@ async fn two_programs_do_not_have_one_store() {
     assert!(second.to_string().contains("is in use by another program"), "{second}");
     store.create_raw(LAMP, lamp("l1", 1)).await.unwrap();
 }
+
+/// A process that another thread forks has all descriptors until it becomes another program: the lock
+/// of a store that was closed at that moment, too. And one that was killed has it until it has ended.
+#[test]
+fn a_lock_that_is_about_to_be_given_up_is_waited_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = path_in(&folder);
+    drop(EmbeddedStore::open(&path).unwrap());
+    let (locked, is_locked) = std::sync::mpsc::channel();
+    let file = path.clone();
+    let other = std::thread::spawn(move || {
+        let file = std::fs::File::open(file).unwrap();
+        file.try_lock().unwrap();
+        locked.send(()).unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    });
+    is_locked.recv().unwrap();
+    assert!(EmbeddedStore::open(&path).is_ok());
+    other.join().unwrap();
+}
