@@ -13,7 +13,7 @@ use ankole_api::objects::{
     VolumeStatus,
 };
 use ankole_api::volume::Reason;
-use ankole_plan::manager::{Manager as Memory, Told};
+use ankole_plan::manager::{Gone, Manager as Memory, Told};
 use ankole_plan::volume::{Known, Plan, Write, plan, shown};
 use ankole_store::{Selector, StoreError};
 
@@ -44,13 +44,14 @@ impl Manager {
 
     fn hear(&mut self, store: &Store, now: Duration) {
         let memory = &mut self.memory;
-        self.nodes.hear(store, now, memory, Told::Node);
+        self.nodes.hear(store, now, memory, Told::Node, |name| Some(Gone::Node(name.to_string())));
         let lease = |it: Lease| Told::Lease(it.name().to_string(), it.spec.renewed);
-        self.leases.hear(store, now, memory, lease);
-        self.volumes.hear(store, now, memory, Told::Volume);
-        self.replicas.hear(store, now, memory, Told::Replica);
-        self.engines.hear(store, now, memory, Told::Engine);
-        self.attachments.hear(store, now, memory, Told::Attachment);
+        self.leases.hear(store, now, memory, lease, |_| None);
+        self.volumes.hear(store, now, memory, Told::Volume, |name| Some(Gone::Volume(name)));
+        self.replicas.hear(store, now, memory, Told::Replica, |name| Some(Gone::Replica(name)));
+        self.engines.hear(store, now, memory, Told::Engine, |name| Some(Gone::Engine(name)));
+        self.attachments
+            .hear(store, now, memory, Told::Attachment, |name| Some(Gone::Attachment(name)));
     }
 
     fn pass(&mut self, store: &mut Store, known: &Known, now: Duration, log: &mut Vec<String>) {
@@ -90,6 +91,7 @@ impl<S: Spec> Cache<S> {
         now: Duration,
         memory: &mut Memory,
         told: impl Fn(Object<S>) -> Told,
+        gone: impl Fn(Name) -> Option<Gone>,
     ) {
         for it in store.hear::<S>(&mut self.cursor, &Selector::all()) {
             match it {
@@ -99,13 +101,14 @@ impl<S: Spec> Cache<S> {
                 }
                 Heard::Deleted(object) => {
                     self.known.remove(object.name());
-                    memory.deleted(&told(object));
+                    gone(object.name().clone()).into_iter().for_each(|it| memory.gone(it));
                 }
                 Heard::All(objects) => {
                     let all = objects.into_iter().map(|it| (it.name().clone(), it)).collect();
                     let before = std::mem::replace(&mut self.known, all);
-                    let gone = before.into_iter().filter(|(it, _)| !self.known.contains_key(it));
-                    gone.for_each(|(_, object)| memory.deleted(&told(object)));
+                    let is_gone = |name: &Name| !self.known.contains_key(name);
+                    let missing = before.into_keys().filter(is_gone).filter_map(&gone);
+                    missing.for_each(|it| memory.gone(it));
                     for object in self.known.values() {
                         memory.applied(told(object.clone()), now);
                     }

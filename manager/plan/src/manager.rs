@@ -26,6 +26,8 @@ pub const GONE_AFTER: Duration = Duration::from_secs(10);
 #[derive(Debug, Default)]
 pub struct Manager {
     volumes: BTreeMap<Name, Objects>,
+    /// By the names of replicas.
+    volume_of: BTreeMap<Name, Name>,
     nodes: Arc<Nodes>,
     leases: BTreeMap<String, Lease>,
     /// When a node's life may have changed, by time.
@@ -59,7 +61,7 @@ struct Lease {
     due: Option<Duration>,
 }
 
-/// What was changed, made, or is gone.
+/// What was changed or made.
 #[derive(Clone, Debug)]
 pub enum Told {
     Volume(Volume),
@@ -69,6 +71,15 @@ pub enum Told {
     Node(Node),
     /// That its agent lives, as of then by its own clock.
     Lease(String, Timestamp),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Gone {
+    Volume(Name),
+    Attachment(Name),
+    Engine(Name),
+    Replica(Name),
+    Node(String),
 }
 
 impl Manager {
@@ -91,6 +102,7 @@ impl Manager {
             }
             Told::Replica(replica) => {
                 let name = replica.spec.volume.clone();
+                self.volume_of.insert(replica.name().clone(), name.clone());
                 self.objects(&name).replicas.insert(replica.name().clone(), replica);
                 name
             }
@@ -100,31 +112,32 @@ impl Manager {
         self.changed(name);
     }
 
-    pub fn deleted(&mut self, told: &Told) {
-        let name = match told {
-            Told::Volume(volume) => {
-                self.objects(volume.name()).volume = None;
-                volume.name()
+    /// There is none of that name any more.
+    pub fn gone(&mut self, gone: Gone) {
+        let name = match gone {
+            Gone::Volume(name) => {
+                self.objects(&name).volume = None;
+                name
             }
-            Told::Attachment(attachment) => {
-                self.objects(attachment.name()).attachment = None;
-                attachment.name()
+            Gone::Attachment(name) => {
+                self.objects(&name).attachment = None;
+                name
             }
-            Told::Engine(engine) => {
-                self.objects(engine.name()).engine = None;
-                engine.name()
+            Gone::Engine(name) => {
+                self.objects(&name).engine = None;
+                name
             }
-            Told::Replica(replica) => {
-                self.objects(&replica.spec.volume).replicas.remove(replica.name());
-                &replica.spec.volume
+            Gone::Replica(name) => {
+                let Some(volume) = self.volume_of.remove(&name) else { return };
+                self.objects(&volume).replicas.remove(&name);
+                volume
             }
-            Told::Node(node) => {
-                Arc::make_mut(&mut self.nodes).remove(&**node.name());
-                return self.node_changed(node.name());
+            Gone::Node(node) => {
+                Arc::make_mut(&mut self.nodes).remove(&node);
+                return self.node_changed(&node);
             }
-            Told::Lease(..) => return,
         };
-        self.changed(name.clone());
+        self.changed(name);
     }
 
     /// Nodes that haven't been heard of for too long.

@@ -32,6 +32,13 @@ pub struct EngineFacts {
     pub is_stopping: bool,
 }
 
+impl EngineFacts {
+    /// Of an engine and its device on this machine.
+    pub fn is_nothing_left(&self) -> bool {
+        self.process.is_none() && self.history.doubt.is_none() && self.devices.own.is_none()
+    }
+}
+
 #[derive(Clone, Debug)]
 pub struct EngineProcess {
     pub pid: u32,

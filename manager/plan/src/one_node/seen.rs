@@ -9,6 +9,7 @@ use ankole_replica::inspect::Evidence;
 use ankole_replica::record::InstanceId;
 use ankole_replica::types::{Generation, ReplicaId};
 
+pub use crate::node::facts::{Doubt, History, LastWords};
 use ankole_api::replica::Place;
 use ankole_api::volume::{Attachment, Device, Frontend, Volume};
 
@@ -74,32 +75,6 @@ pub enum DirectorySeen {
 pub struct ReplicaProcess {
     pub pid: u32,
     pub asked_to_end: Option<Duration>,
-}
-
-/// How the earlier processes of one part ended.
-#[derive(Clone, Debug, Default)]
-pub struct History {
-    /// How long to wait before the next start.
-    pub hold_off: Option<Duration>,
-    pub last_end: Option<String>,
-    /// What the last one said of why it ended.
-    pub last_words: Option<LastWords>,
-    /// Why it can't be told whether one of them lives still.
-    pub doubt: Option<Doubt>,
-}
-
-/// What the log of a process says of why it ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LastWords {
-    pub error: String,
-    pub next: Option<String>,
-}
-
-/// A process may live that nobody can look after.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Doubt {
-    pub message: String,
-    pub next: String,
 }
 
 #[derive(Clone, Debug)]
