@@ -14,6 +14,7 @@ mod clock;
 pub mod controllers;
 pub mod handed_in;
 pub mod http;
+pub mod manager;
 pub mod records;
 pub mod roles;
 pub mod schedule;

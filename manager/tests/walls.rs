@@ -37,6 +37,7 @@ const ROOMS: [Room; 7] = [
             "ankole-blockdev",
             "ankole-plan",
             "ankole-replica",
+            "ankole-store",
             "ankole-whole-file",
         ],
         never: &HTTP,

@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use ankole_plan::one_node::seen::Doubt;
+use ankole_plan::node::facts::Doubt;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::pidfile::{self, Child, Identity, PidFile};

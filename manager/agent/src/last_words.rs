@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::Path;
 
-use ankole_plan::one_node::seen::LastWords;
+use ankole_plan::node::facts::LastWords;
 
 /// Of a log's end; an error with its next step is two lines, a panic with its backtrace some 4 KiB.
 const TAIL_BYTES: u64 = 16 << 10;

@@ -2,6 +2,7 @@
 
 pub mod admin;
 pub mod arbiter;
+pub mod backoff;
 pub mod device_link;
 pub mod disk_usage;
 mod fate;
@@ -11,9 +12,11 @@ pub mod last_words;
 pub mod layout;
 mod living;
 pub mod logs;
+pub mod node;
 pub mod pidfile;
 pub mod probe;
 pub mod replica_folders;
+pub mod set_aside;
 mod sockets;
 mod spawn;
 pub mod supervisor;

@@ -25,7 +25,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ankole_api::Name;
-use ankole_plan::one_node::seen::Doubt;
+use ankole_plan::node::facts::Doubt;
 use ankole_replica::types::ReplicaId;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open, pidfd_send_signal};
@@ -125,6 +125,10 @@ pub enum SupervisorError {
 pub trait Supervisor: Send + Sync {
     fn start(&self, spec: ProcessSpec) -> Result<u32, SupervisorError>;
     fn list(&self) -> Vec<Process>;
+    /// That of this name, if it runs.
+    fn find(&self, name: &ProcessName) -> Option<Process> {
+        self.list().into_iter().find(|process| process.spec.name == *name)
+    }
     /// Of the process of that name, if it runs.
     fn pid(&self, name: &ProcessName) -> Option<u32>;
     /// Why it can't be told whether a process of that name lives, and what to do.
@@ -333,6 +337,10 @@ impl Supervisor for LocalSupervisor {
 
     fn list(&self) -> Vec<Process> {
         self.table.lock().values().map(|entity| entity.process.clone()).collect()
+    }
+
+    fn find(&self, name: &ProcessName) -> Option<Process> {
+        self.table.lock().get(name).map(|entity| entity.process.clone())
     }
 
     fn pid(&self, name: &ProcessName) -> Option<u32> {

@@ -1,7 +1,6 @@
 //! What makes the wishes in the store true: one task per volume, woken by changes of its object,
 //! by the ends of its processes, and by the clock.
 
-pub mod backoff;
 pub mod board;
 pub mod volume;
 

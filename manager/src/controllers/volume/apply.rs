@@ -16,10 +16,10 @@ use ankole_replica::record::{Change, EngineGrant, InstanceId, Member, Record};
 use ankole_replica::types::ReplicaId;
 
 use super::growth::Growth;
-use super::set_aside;
 use super::{Memory, devices};
 use crate::agent::admin::AdminError;
 use crate::agent::format::FormatError;
+use crate::agent::set_aside;
 use crate::agent::supervisor::{Signal, SupervisorError};
 use crate::agent::{Part, ProcessName, ProcessSpec, admin};
 use crate::api::replica::Place;

@@ -10,10 +10,10 @@ use ankole_replica::admin::{Answer, EngineStatus, Request};
 use ankole_replica::inspect;
 use ankole_replica::record::InstanceId;
 
-use super::set_aside;
 use super::{Memory, devices};
 use crate::agent::admin::AdminError;
 use crate::agent::layout::random_hex;
+use crate::agent::set_aside;
 use crate::agent::{Part, Process, ProcessName, admin};
 use crate::api::Name;
 use crate::api::volume::Volume;

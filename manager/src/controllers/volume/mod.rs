@@ -5,7 +5,6 @@ pub mod devices;
 pub mod gather;
 pub mod growth;
 mod report;
-mod set_aside;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -19,7 +18,7 @@ use ankole_replica::types::ReplicaId;
 use tokio::sync::mpsc;
 
 use super::Context;
-use super::backoff::Backoff;
+use crate::agent::backoff::Backoff;
 use crate::agent::last_words::last_words;
 use crate::agent::supervisor::Ended;
 use crate::agent::{Part, disk_usage};

@@ -4,12 +4,12 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use ankole_backup::timestamp::Timestamp;
+use jiff::Timestamp;
 
-use crate::agent::replica_folders::SET_ASIDE;
+use crate::replica_folders::SET_ASIDE;
 
 /// `v1-r2` becomes `v1-r2.damaged-20261120-210244`.
-pub(super) fn set_aside(directory: &Path) -> io::Result<()> {
+pub fn set_aside(directory: &Path) -> io::Result<()> {
     let to = aside(directory, &Timestamp::now());
     tracing::warn!(from = %directory.display(), to = %to.display(), "a directory is set aside");
     fs::rename(directory, &to)?;
@@ -18,7 +18,7 @@ pub(super) fn set_aside(directory: &Path) -> io::Result<()> {
 }
 
 /// What was set aside of this directory and is still there, oldest first.
-pub(super) fn earlier(directory: &Path) -> Vec<PathBuf> {
+pub fn earlier(directory: &Path) -> Vec<PathBuf> {
     let (Some(parent), Some(name)) = (directory.parent(), directory.file_name()) else {
         return Vec::new();
     };
@@ -31,9 +31,8 @@ pub(super) fn earlier(directory: &Path) -> Vec<PathBuf> {
 }
 
 fn aside(directory: &Path, now: &Timestamp) -> PathBuf {
-    let digits = now.0.replace(['-', ':', 'Z'], "").replace('T', "-");
     let mut path = directory.as_os_str().to_owned();
-    path.push(format!("{SET_ASIDE}{digits}"));
+    path.push(format!("{SET_ASIDE}{}", now.strftime("%Y%m%d-%H%M%S")));
     path.into()
 }
 
@@ -43,7 +42,7 @@ mod tests {
 
     #[test]
     fn what_is_set_aside_has_the_time_in_its_name() {
-        let now = Timestamp("2026-11-20T21:02:44Z".into());
+        let now = "2026-11-20T21:02:44Z".parse().unwrap();
         let path = aside(Path::new("/disk/v1-r2"), &now);
         assert_eq!(path, Path::new("/disk/v1-r2.damaged-20261120-210244"));
     }

@@ -1,0 +1,253 @@
+//! Doing what was planned for an engine. Nothing here decides.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use ankole_api::Name;
+use ankole_api::error::chain;
+use ankole_api::object::Spec;
+use ankole_api::objects::{Engine, Volume, VolumeSpec};
+use ankole_api::volume::{Attachment, Device};
+use ankole_blockdev::device::{self, DeviceError, Driver};
+use ankole_blockdev::tgt;
+use ankole_plan::node::engine::{DETACH_PATIENCE, EngineAction, EngineStart};
+use ankole_plan::node::facts::EngineFacts;
+use ankole_replica::admin::Request;
+use ankole_replica::record::{Change, EngineGrant, InstanceId};
+use ankole_store::Raw;
+use tokio::sync::mpsc;
+
+use super::memory::Memory;
+use super::{EnginePart, INSTANCE_LABEL, TURN_LABEL};
+use crate::admin::{self, AdminError};
+use crate::device_link::{self, FOLDER};
+use crate::node::part::PassError;
+use crate::node::{Node, Told};
+use crate::supervisor::{ProcessName, ProcessSpec, Signal};
+
+const KILL_PATIENCE: Duration = Duration::from_secs(10);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+const DETACH_RETRY: Duration = Duration::from_millis(200);
+
+impl EnginePart {
+    pub(super) async fn perform(
+        &mut self,
+        facts: &EngineFacts,
+        action: &EngineAction,
+        back: &mpsc::WeakUnboundedSender<Told>,
+    ) -> Result<(), PassError> {
+        let failed = |source: Box<dyn std::error::Error + Send + Sync>| PassError::Action {
+            action: action.to_string(),
+            source,
+        };
+        match action {
+            EngineAction::Grant { instance, attach_epoch, attachment } => {
+                self.grant(facts, instance, *attach_epoch, attachment).await.map_err(failed)
+            }
+            EngineAction::ClearAttachment => {
+                self.memory.left = false;
+                self.clear_attachment(facts).await.map_err(failed)
+            }
+            EngineAction::Start(start) => {
+                let Some(engine) = &facts.engine else { return Ok(()) };
+                self.start(engine, start).map_err(failed)
+            }
+            EngineAction::Kill => self.kill().await.map_err(failed),
+            EngineAction::Detach => {
+                self.ask_to_end(Request::Detach, back);
+                Ok(())
+            }
+            EngineAction::HandOver => {
+                self.ask_to_end(Request::HandOver, back);
+                Ok(())
+            }
+            EngineAction::StopDevice(device) => {
+                let Some(volume) = facts.volume.clone() else { return Ok(()) };
+                let (node, device) = (Arc::clone(&self.node), *device);
+                let stopped = blocking(move || stop_device(&node, &volume, device)).await?;
+                stopped.map_err(|error| failed(error.into()))
+            }
+            EngineAction::Expand { size_bytes } => {
+                self.ask(Request::Expand { size_bytes: *size_bytes }).await?.map_err(failed)
+            }
+            EngineAction::SetReplicas(replicas) => {
+                self.ask(Request::SetReplicas { replicas: replicas.clone() }).await?.map_err(failed)
+            }
+        }
+    }
+
+    /// The record and the attachment change together, and with the version of the volume that says
+    /// which node may: a crash between them would take a client that survived for none.
+    async fn grant(
+        &self,
+        facts: &EngineFacts,
+        instance: &InstanceId,
+        attach_epoch: u64,
+        attachment: &Attachment,
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        let Some(mut volume) = facts.volume.clone() else { return Ok(()) };
+        let Some(record) = &volume.status.record else { return Ok(()) };
+        let engine = EngineGrant { node: self.node.name.clone(), instance: instance.clone() };
+        let granted = record.after(record.generation, Change::Grant { engine, attach_epoch })?;
+        volume.status.record = Some(granted);
+        volume.status.attachment = Some(attachment.clone());
+        self.node.store.replace_status_raw(VolumeSpec::KIND, Raw::of(&volume)).await?;
+        Ok(())
+    }
+
+    async fn clear_attachment(
+        &self,
+        facts: &EngineFacts,
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        let Some(mut volume) = facts.volume.clone() else { return Ok(()) };
+        let attachment = volume.status.attachment.take();
+        if attachment.and_then(|it| it.driver()) == Some(Driver::Tgt) {
+            let (identity, socket) = (volume.identity(), self.node.layout.nbd(&self.name));
+            blocking(move || tgt::clean_up(&identity, &socket)).await??;
+        }
+        self.node.store.replace_status_raw(VolumeSpec::KIND, Raw::of(&volume)).await?;
+        Ok(())
+    }
+
+    fn start(
+        &mut self,
+        engine: &Engine,
+        start: &EngineStart,
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        let layout = &self.node.layout;
+        let path = |path: &Path| path.display().to_string();
+        let frontend = start.driver.map_or("socket".to_owned(), |driver| driver.to_string());
+        let mut options = vec![
+            ("--volume", self.name.to_string()),
+            ("--node", self.node.name.clone()),
+            ("--instance", start.instance.0.clone()),
+            ("--arbiter", path(&layout.arbiter())),
+            ("--admin", path(&layout.admin(&self.name))),
+            ("--frontend", frontend),
+            ("--socket", path(&layout.nbd(&self.name))),
+            ("--identity", start.identity.clone()),
+        ];
+        for replica in &engine.spec.replicas {
+            let (id, address) = (&replica.replica, &replica.address);
+            options.push(("--replica", format!("{id}={address}")));
+            if address.starts_with("dir:") {
+                // Backups read it there.
+                let socket = layout.replica_socket(&self.name, id);
+                options.push(("--serve-local", format!("{id}=unix:{}", socket.display())));
+            }
+        }
+        options.extend(start.device.map(|device| ("--device", device.number().to_string())));
+        let flags = [(start.recover, "--recover"), (start.read_only, "--read-only")];
+        let flags = flags.into_iter().filter(|(is_on, _)| *is_on).map(|(_, flag)| flag.to_owned());
+        let options = options.into_iter().flat_map(|(option, value)| [option.to_owned(), value]);
+        let role = ["engine", "run"].map(str::to_owned);
+        let name = ProcessName::engine(&self.name);
+        layout.remove_sockets(&name);
+        let log = layout.log(&name);
+        let begins = fs::metadata(&log).map_or(0, |log| log.len());
+        let labels = BTreeMap::from([
+            (INSTANCE_LABEL.into(), start.instance.0.clone()),
+            (TURN_LABEL.into(), engine.spec.turn.to_string()),
+        ]);
+        let program = engine.spec.program.clone().unwrap_or_else(|| self.node.program.clone());
+        let args = role.into_iter().chain(options).chain(flags).collect();
+        let spec = ProcessSpec { name, program, args, log: log.clone(), labels };
+        self.node.supervisor.start(spec)?;
+        let started = Some(Instant::now());
+        self.memory = Memory {
+            started,
+            log: Some((log, begins)),
+            device: start.device,
+            unserved: self.memory.unserved,
+            backoff: self.memory.backoff,
+            last_end: self.memory.last_end.take(),
+            ..Memory::default()
+        };
+        Ok(())
+    }
+
+    async fn kill(&mut self) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        self.memory.was_killed = true;
+        self.memory.asked_to_end.get_or_insert_with(Instant::now);
+        let (node, name) = (Arc::clone(&self.node), ProcessName::engine(&self.name));
+        let is_gone = blocking(move || {
+            node.supervisor.signal(&name, Signal::Kill);
+            node.supervisor.wait(&name, KILL_PATIENCE)
+        });
+        match is_gone.await? {
+            true => Ok(()),
+            false => {
+                let seconds = KILL_PATIENCE.as_secs();
+                Err(format!("the killed engine hasn't ended after {seconds} s").into())
+            }
+        }
+    }
+
+    async fn ask(
+        &self,
+        request: Request,
+    ) -> Result<Result<(), Box<dyn std::error::Error + Send + Sync>>, PassError> {
+        let socket = self.node.layout.admin(&self.name);
+        let asked = blocking(move || admin::ask(&socket, &request, REQUEST_TIMEOUT)).await?;
+        Ok(asked.map(drop).map_err(Into::into))
+    }
+
+    /// On a thread of its own: the answer comes when everything is flushed.
+    fn ask_to_end(&mut self, how: Request, back: &mpsc::WeakUnboundedSender<Told>) {
+        self.memory.asked_to_end.get_or_insert_with(Instant::now);
+        let (node, name, back) = (Arc::clone(&self.node), self.name.clone(), back.clone());
+        thread::spawn(move || {
+            if let Some(why) = ask_to_end(&node, &name, &how)
+                && let Some(task) = back.upgrade()
+            {
+                let _ = task.send(Told::Refused(why));
+            }
+        });
+    }
+}
+
+/// Until it is understood, refused (with the reason), or the engine is gone.
+fn ask_to_end(node: &Node, volume: &Name, how: &Request) -> Option<String> {
+    let socket = node.layout.admin(volume);
+    let name = ProcessName::engine(volume);
+    let deadline = Instant::now() + DETACH_PATIENCE;
+    while Instant::now() < deadline {
+        match admin::ask(&socket, how, DETACH_PATIENCE) {
+            Ok(_) => return None,
+            Err(AdminError::NoAnswer(_)) if node.supervisor.wait(&name, DETACH_RETRY) => {
+                return None;
+            }
+            Err(AdminError::NoAnswer(_)) => {}
+            Err(AdminError::Refused { message, .. }) => return Some(message),
+            Err(error) => {
+                tracing::warn!(%volume, error = chain(&error), "the engine doesn't detach");
+                return None;
+            }
+        }
+    }
+    None
+}
+
+/// Of a volume without an engine here: its requests get errors, and it goes.
+fn stop_device(node: &Node, volume: &Volume, it: Device) -> Result<(), DeviceError> {
+    let (identity, socket) = (volume.identity(), node.layout.nbd(volume.name()));
+    let marked = device::Volume { identity: &identity, socket: &socket };
+    // Before it goes, since another volume may get its number at once.
+    if let Some(path) = device::path_of(it.driver(), it.number(), marked)
+        && let Err(error) = device_link::remove(Path::new(FOLDER), volume.name(), &path)
+    {
+        tracing::warn!(volume = %volume.name(), %error, "a link in {FOLDER} is left");
+    }
+    device::stop(it.driver(), it.number(), marked)
+}
+
+/// Where waiting for the machine is allowed.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, PassError> {
+    tokio::task::spawn_blocking(work).await.map_err(|_| PassError::Panicked)
+}

@@ -1,0 +1,106 @@
+//! What an engine's task remembers between passes.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use ankole_api::volume::Device;
+use ankole_plan::node::facts::History;
+use ankole_replica::admin::{Answer, EngineStatus as Said};
+use jiff::Timestamp;
+
+use crate::admin::AdminError;
+use crate::backoff::Backoff;
+use crate::last_words::last_words;
+use crate::supervisor::Ended;
+
+/// What is remembered between passes. All of it may be lost: then it is started a little earlier, or
+/// waited for a little longer, than it would have been.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Memory {
+    pub(super) started: Option<Instant>,
+    pub(super) asked_to_end: Option<Instant>,
+    pub(super) backoff: Backoff,
+    pub(super) last_end: Option<String>,
+    /// The log of the process that was started last, and where its part begins, in bytes.
+    pub(super) log: Option<(PathBuf, u64)>,
+    pub(super) was_killed: bool,
+    pub(super) left: bool,
+    /// When it last refused to detach, and why.
+    pub(super) refused: Option<(Instant, String)>,
+    pub(super) waits: Option<Instant>,
+    /// Since when it hasn't answered, and since when nobody has been listening on its socket.
+    pub(super) silent: Option<Instant>,
+    pub(super) unreachable: Option<Instant>,
+    pub(super) unknown_since: Option<Timestamp>,
+    pub(super) waiting_since: Option<Timestamp>,
+    /// What it said last.
+    pub(super) said: Option<Box<Said>>,
+    /// The volume's device as it was when no engine could be reached.
+    pub(super) device: Option<Device>,
+    /// Since when it has no engine.
+    pub(super) unserved: Option<Instant>,
+}
+
+impl Memory {
+    pub(super) fn ended(&mut self, ended: Ended) {
+        let asked = self.asked_to_end.take().is_some();
+        let well = ended.how.as_deref().is_none_or(|how| how == "exit status: 0");
+        self.left = asked && well && !self.was_killed;
+        self.was_killed = false;
+        (self.refused, self.said) = (None, None);
+        (self.silent, self.unreachable, self.unknown_since) = (None, None, None);
+        if !asked {
+            let lived = self.started.map_or(Duration::MAX, |started| started.elapsed());
+            self.backoff.failed(Instant::now(), lived);
+            self.last_end = ended.how;
+        }
+    }
+
+    pub(super) fn history(&self) -> History {
+        let last_words = match (&self.log, &self.last_end) {
+            (Some((log, from_bytes)), Some(_)) => last_words(log, *from_bytes),
+            _ => None,
+        };
+        let last_words = last_words
+            .map(|it| ankole_plan::node::facts::LastWords { error: it.error, next: it.next });
+        let hold_off = self.backoff.hold_off(Instant::now());
+        History { hold_off, last_end: self.last_end.clone(), last_words, doubt: None }
+    }
+
+    /// What it answered, or that it didn't.
+    pub(super) fn note_answer(&mut self, asked: Result<Answer, AdminError>) {
+        let now = Instant::now();
+        match asked {
+            Ok(Answer::Status(said)) => {
+                (self.silent, self.unreachable, self.unknown_since) = (None, None, None);
+                let waits = !said.waiting.is_empty();
+                self.waits = waits.then(|| self.waits.unwrap_or(now));
+                self.waiting_since =
+                    waits.then(|| self.waiting_since.unwrap_or_else(Timestamp::now));
+                self.said = Some(said);
+            }
+            other => {
+                let is_nobody = matches!(&other, Err(error) if error.is_nobody());
+                self.silent.get_or_insert(now);
+                self.unreachable = is_nobody.then(|| self.unreachable.unwrap_or(now));
+                self.unknown_since.get_or_insert_with(Timestamp::now);
+            }
+        }
+    }
+
+    /// How long the device has been waiting for an engine.
+    pub(super) fn note_unserved(
+        &mut self,
+        own: Option<Device>,
+        has_process: bool,
+    ) -> Option<Duration> {
+        let is_served = match (&self.said, has_process) {
+            (Some(said), true) => said.endpoint.is_some(),
+            (None, true) => self.unserved.is_none(), // too busy to answer: it is as it was
+            (_, false) => false,
+        };
+        let since = self.unserved.unwrap_or_else(Instant::now);
+        self.unserved = (own.is_some() && !is_served).then_some(since);
+        self.unserved.map(|since| since.elapsed())
+    }
+}

@@ -1,0 +1,210 @@
+//! One node: its Engines and Replicas are made true here, each by a task of its own.
+//!
+//! ```text
+//! caches (spec.node = this) ──┐                        ┌─▶ processes, directories, devices
+//! ends of processes ──────────┼─▶ task of a part: facts ─▶ plan ─▶ hands
+//! the clock ──────────────────┘                        └─▶ status of its object; the volume's record
+//! ```
+//! Owns nothing but processes: objects say what is wanted, the machine says what is so. What may never
+//! happen: something is ended because the store can't be asked.
+
+mod engine;
+mod lease;
+mod part;
+pub mod records;
+mod replica;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use ankole_api::Name;
+use ankole_api::objects::{EngineSpec, ReplicaSpec};
+use ankole_store::{Cache, Selector, Store};
+use tokio::sync::{Notify, broadcast, mpsc};
+
+use super::format::Format;
+use super::supervisor::{Ended, Part};
+use super::{Layout, Supervisor};
+
+/// What a node's tasks work with.
+pub struct Node {
+    pub name: String,
+    pub store: Arc<dyn Store>,
+    pub supervisor: Arc<dyn Supervisor>,
+    pub layout: Layout,
+    /// The binary with the roles `engine run` and `replica serve`.
+    pub program: PathBuf,
+    pub format: Format,
+    /// Of this machine since it was started.
+    pub boot_id: String,
+    /// How long requests of a device may wait for an engine.
+    pub device_patience: Duration,
+    is_stopping: AtomicBool,
+    look: Notify,
+}
+
+/// What a task is told.
+#[derive(Debug)]
+enum Told {
+    /// Its object changed, or the wish to stop.
+    Look,
+    Ended(Ended),
+    /// Its engine doesn't detach, since its device is in use.
+    Refused(String),
+}
+
+impl Node {
+    #[expect(clippy::too_many_arguments, reason = "each is one thing of the node")]
+    pub fn new(
+        name: String,
+        store: Arc<dyn Store>,
+        supervisor: Arc<dyn Supervisor>,
+        layout: Layout,
+        program: PathBuf,
+        format: Format,
+        boot_id: String,
+        device_patience: Duration,
+    ) -> Self {
+        Self {
+            name,
+            store,
+            supervisor,
+            layout,
+            program,
+            format,
+            boot_id,
+            device_patience,
+            is_stopping: AtomicBool::new(false),
+            look: Notify::new(),
+        }
+    }
+
+    /// From now on engines detach, but those that somebody uses.
+    pub fn stop(&self) {
+        self.is_stopping.store(true, Ordering::Release);
+        self.look.notify_one();
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.is_stopping.load(Ordering::Acquire)
+    }
+}
+
+/// Runs the tasks of all parts until it is dropped.
+pub async fn run(node: Arc<Node>) {
+    let own = || Selector::on_node(&node.name);
+    let (engines, keep_engines) = Cache::<EngineSpec>::new(Arc::clone(&node.store), own());
+    let (replicas, keep_replicas) = Cache::<ReplicaSpec>::new(Arc::clone(&node.store), own());
+    // Subscribed before the first look, so that nothing falls between.
+    let ends = node.supervisor.ended();
+    let lease = lease::renew(Arc::clone(&node));
+    let director = Director { node, engines, replicas, tasks: BTreeMap::new() };
+    tokio::select! {
+        () = keep_engines => {}
+        () = keep_replicas => {}
+        () = lease => {}
+        () = director.run(ends) => {}
+    }
+}
+
+/// A part by the name of its object.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Key {
+    Engine(Name),
+    Replica(Name),
+}
+
+struct Director {
+    node: Arc<Node>,
+    engines: Cache<EngineSpec>,
+    replicas: Cache<ReplicaSpec>,
+    tasks: BTreeMap<Key, mpsc::UnboundedSender<Told>>,
+}
+
+impl Director {
+    async fn run(mut self, mut ends: broadcast::Receiver<Ended>) {
+        // An engine whose object is elsewhere by now is told by its process alone.
+        self.look_at_processes();
+        let (mut engines, mut replicas) = (self.engines.changes(), self.replicas.changes());
+        loop {
+            tokio::select! {
+                name = engines.next() => self.tell_named(&name, Key::Engine),
+                name = replicas.next() => self.tell_named(&name, Key::Replica),
+                end = ends.recv() => match end {
+                    Ok(ended) => self.tell_end(ended),
+                    Err(broadcast::error::RecvError::Lagged(_)) => self.look_at_all(),
+                    Err(broadcast::error::RecvError::Closed) => return,
+                },
+                () = self.node.look.notified() => self.look_at_all(),
+            }
+        }
+    }
+
+    fn tell_named(&mut self, name: &str, key: fn(Name) -> Key) {
+        if let Ok(name) = name.parse() {
+            self.tell(key(name), Told::Look);
+        }
+    }
+
+    fn tell_end(&mut self, ended: Ended) {
+        let volume = ended.name.volume.clone();
+        match &ended.name.part {
+            Part::Engine => self.tell(Key::Engine(volume), Told::Ended(ended)),
+            Part::Replica(id) => {
+                let all = self.replicas.all();
+                let mut readable = all.iter().flatten();
+                let own = readable.find(|it| it.spec.volume == volume && it.spec.id == *id);
+                if let Some(name) = own.map(|it| it.name().clone()) {
+                    self.tell(Key::Replica(name), Told::Ended(ended));
+                }
+            }
+        }
+    }
+
+    /// Starts the part's task if there is none; one without an object and a process ends by itself.
+    fn tell(&mut self, key: Key, told: Told) {
+        let told = match self.tasks.get(&key) {
+            Some(task) => match task.send(told) {
+                Ok(()) => return,
+                Err(unsent) => unsent.0,
+            },
+            None => told,
+        };
+        let (task, hears) = mpsc::unbounded_channel();
+        // A task that was just made looks anyway; only what it would not see is told.
+        if !matches!(told, Told::Look) {
+            let _ = task.send(told);
+        }
+        let node = Arc::clone(&self.node);
+        match &key {
+            Key::Engine(name) => {
+                let part = engine::EnginePart::new(node, self.engines.clone(), name.clone());
+                tokio::spawn(part::run(part, task.downgrade(), hears));
+            }
+            Key::Replica(name) => {
+                let part = replica::ReplicaPart::new(node, self.replicas.clone(), name.clone());
+                tokio::spawn(part::run(part, task.downgrade(), hears));
+            }
+        }
+        self.tasks.insert(key, task);
+    }
+
+    fn look_at_processes(&mut self) {
+        for process in self.node.supervisor.list() {
+            if process.spec.name.part == Part::Engine {
+                self.tell(Key::Engine(process.spec.name.volume), Told::Look);
+            }
+        }
+    }
+
+    fn look_at_all(&mut self) {
+        self.tasks.retain(|_, task| !task.is_closed());
+        for task in self.tasks.values() {
+            let _ = task.send(Told::Look);
+        }
+        self.look_at_processes();
+    }
+}

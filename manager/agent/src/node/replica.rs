@@ -1,0 +1,318 @@
+//! A replica on this node: what is true of it, and doing what was planned.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ankole_api::Name;
+use ankole_api::object::Spec;
+use ankole_api::objects::condition::dated;
+use ankole_api::objects::replica::DIRECTORY_FINALIZER;
+use ankole_api::objects::{Replica, ReplicaSpec};
+use ankole_api::volume::Transport;
+use ankole_plan::node::facts::{History, ReplicaFacts, ReplicaProcess};
+use ankole_plan::node::replica::{self as planner, ReplicaAction, ReplicaPlan};
+use ankole_replica::inspect::{damage, inspect, newest_generation};
+use ankole_store::{Cache, Raw, StoreError};
+use jiff::Timestamp;
+use tokio::sync::mpsc;
+
+use super::part::{Part, PassError};
+use super::{Node, Told};
+use crate::backoff::Backoff;
+use crate::last_words::last_words;
+use crate::set_aside;
+use crate::supervisor::{Ended, ProcessName, ProcessSpec, Signal};
+
+const ADDRESS_LABEL: &str = "address";
+
+pub(super) struct ReplicaPart {
+    node: Arc<Node>,
+    replicas: Cache<ReplicaSpec>,
+    name: Name,
+    memory: Memory,
+}
+
+/// What is remembered between passes; all of it may be lost.
+#[derive(Clone, Debug, Default)]
+struct Memory {
+    started: Option<Instant>,
+    asked_to_end: Option<Instant>,
+    backoff: Backoff,
+    last_end: Option<String>,
+    /// The log of the process that was started last, and where its part begins, in bytes.
+    log: Option<(PathBuf, u64)>,
+    /// Where it will listen, as it was chosen for it.
+    address: Option<String>,
+}
+
+impl ReplicaPart {
+    pub(super) fn new(node: Arc<Node>, replicas: Cache<ReplicaSpec>, name: Name) -> Self {
+        Self { node, replicas, name, memory: Memory::default() }
+    }
+}
+
+impl Part for ReplicaPart {
+    fn name(&self) -> String {
+        self.name.to_string()
+    }
+
+    fn look_at_all(&self) {
+        self.node.look.notify_one();
+    }
+
+    fn hear(&mut self, told: Told) {
+        if let Told::Ended(ended) = told {
+            self.memory.ended(ended);
+        }
+    }
+
+    async fn pass(
+        &mut self,
+        _back: &mpsc::WeakUnboundedSender<Told>,
+    ) -> Result<Option<Duration>, PassError> {
+        // Only what is there is acted upon: one that is gone had its directory removed before.
+        let Some(replica) = self.replicas.get(&self.name)? else { return Ok(None) };
+        let (facts, plan) = self.look(&replica).await?;
+        let mut is_done = false;
+        for action in &plan.actions {
+            tracing::info!(replica = %self.name, "{action}");
+            self.perform(&facts, *action).await?;
+            is_done = true;
+        }
+        if plan.actions.contains(&ReplicaAction::Release) {
+            return Ok(Some(Duration::from_secs(60)));
+        }
+        if is_done {
+            // What was done is seen at once.
+            let (_, plan) = self.look(&replica).await?;
+            self.report(&replica, plan).await?;
+            return Ok(Some(Duration::ZERO));
+        }
+        let look_again = plan.look_again;
+        self.report(&replica, plan).await?;
+        Ok(Some(look_again))
+    }
+}
+
+impl Memory {
+    fn ended(&mut self, ended: Ended) {
+        if self.asked_to_end.take().is_none() {
+            let lived = self.started.map_or(Duration::MAX, |started| started.elapsed());
+            self.backoff.failed(Instant::now(), lived);
+            self.last_end = ended.how;
+        }
+    }
+
+    fn history(&self) -> History {
+        let last_words = match (&self.log, &self.last_end) {
+            (Some((log, from_bytes)), Some(_)) => last_words(log, *from_bytes),
+            _ => None,
+        };
+        let last_words = last_words
+            .map(|it| ankole_plan::node::facts::LastWords { error: it.error, next: it.next });
+        let hold_off = self.backoff.hold_off(Instant::now());
+        History { hold_off, last_end: self.last_end.clone(), last_words, doubt: None }
+    }
+}
+
+impl ReplicaPart {
+    async fn look(&mut self, replica: &Replica) -> Result<(ReplicaFacts, ReplicaPlan), PassError> {
+        let (node, replica) = (Arc::clone(&self.node), replica.clone());
+        let mut memory = std::mem::take(&mut self.memory);
+        let looked = tokio::task::spawn_blocking(move || {
+            let facts = facts(&node, replica, &mut memory);
+            (facts, memory)
+        });
+        let (facts, memory) = looked.await.map_err(|_| PassError::Panicked)?;
+        self.memory = memory;
+        let facts = facts?;
+        let plan = planner::plan(&facts);
+        Ok((facts, plan))
+    }
+
+    async fn perform(
+        &mut self,
+        facts: &ReplicaFacts,
+        action: ReplicaAction,
+    ) -> Result<(), PassError> {
+        let failed = |source: Box<dyn std::error::Error + Send + Sync>| PassError::Action {
+            action: action.to_string(),
+            source,
+        };
+        let spec = &facts.replica.spec;
+        let name = ProcessName::replica(&spec.volume, &spec.id);
+        match action {
+            ReplicaAction::Start => return self.start(facts, name).map_err(failed),
+            ReplicaAction::End | ReplicaAction::Kill => {
+                self.memory.asked_to_end.get_or_insert_with(Instant::now);
+                let how = match action {
+                    ReplicaAction::Kill => Signal::Kill,
+                    _ => Signal::Terminate,
+                };
+                self.node.supervisor.signal(&name, how);
+                return Ok(());
+            }
+            ReplicaAction::Release => return self.release(&facts.replica).await.map_err(failed),
+            ReplicaAction::Format | ReplicaAction::SetAside | ReplicaAction::RemoveDirectory => {}
+        }
+        let (node, spec, directory) =
+            (Arc::clone(&self.node), spec.clone(), facts.directory.clone());
+        let done = tokio::task::spawn_blocking(move || match action {
+            ReplicaAction::Format => format(&node, &spec, &directory),
+            ReplicaAction::SetAside => Ok(set_aside::set_aside(&directory)?),
+            _ => Ok(remove_directory(&directory)?),
+        });
+        done.await.map_err(|_| PassError::Panicked)?.map_err(failed)
+    }
+
+    fn start(
+        &mut self,
+        facts: &ReplicaFacts,
+        name: ProcessName,
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        let spec = &facts.replica.spec;
+        let layout = &self.node.layout;
+        let options = [
+            ("--dir", facts.directory.display().to_string()),
+            ("--volume", spec.volume.to_string()),
+            ("--replica", spec.id.to_string()),
+            ("--listen", facts.address.clone()),
+        ];
+        let options = options.into_iter().flat_map(|(option, value)| [option.to_owned(), value]);
+        let args = ["replica", "serve"].map(str::to_owned).into_iter().chain(options).collect();
+        layout.remove_sockets(&name);
+        let log = layout.log(&name);
+        let begins = fs::metadata(&log).map_or(0, |log| log.len());
+        let labels = BTreeMap::from([(ADDRESS_LABEL.into(), facts.address.clone())]);
+        let program = self.node.program.clone();
+        let spec = ProcessSpec { name, program, args, log: log.clone(), labels };
+        self.node.supervisor.start(spec)?;
+        self.memory.started = Some(Instant::now());
+        self.memory.asked_to_end = None;
+        self.memory.log = Some((log, begins));
+        Ok(())
+    }
+
+    async fn release(
+        &self,
+        replica: &Replica,
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        let mut object = replica.clone();
+        object.metadata.finalizers.remove(DIRECTORY_FINALIZER);
+        match self.node.store.replace_raw(ReplicaSpec::KIND, Raw::of(&object)).await {
+            Err(StoreError::NotFound { .. }) => Ok(()),
+            other => Ok(other.map(drop)?),
+        }
+    }
+
+    async fn report(&self, heard: &Replica, plan: ReplicaPlan) -> Result<(), StoreError> {
+        let mut status = plan.status;
+        let (before, generation) = (&heard.status.conditions, heard.metadata.generation);
+        status.conditions = dated(status.conditions, before, Timestamp::now(), generation);
+        if status == heard.status {
+            return Ok(());
+        }
+        let object = Replica { status, ..heard.clone() };
+        match self.node.store.replace_status_raw(ReplicaSpec::KIND, Raw::of(&object)).await {
+            // It has changed meanwhile, and is looked at again for that.
+            Err(StoreError::Conflict { .. } | StoreError::NotFound { .. }) => Ok(()),
+            other => other.map(drop),
+        }
+    }
+}
+
+/// Looks at the machine, and waits for it.
+fn facts(node: &Node, replica: Replica, memory: &mut Memory) -> Result<ReplicaFacts, PassError> {
+    let spec = &replica.spec;
+    let name = ProcessName::replica(&spec.volume, &spec.id);
+    let directory = replica.status.directory.clone().unwrap_or_else(|| directory_of(spec));
+    let process = node.supervisor.find(&name);
+    let is_looked_at = process.is_none() || replica.status.incarnation.is_none();
+    let evidence = is_looked_at.then(|| Box::new(inspect(&directory)));
+    let history = memory.history();
+    // One that ended by itself may never be able to start.
+    let is_doubtful = process.is_none() && history.last_end.is_some();
+    let newest = process.is_none().then(|| newest_generation(&directory, &spec.volume, &spec.id));
+    let address = match &replica.status.address {
+        Some(address) => address.clone(),
+        None => address(node, spec, &directory, memory)?,
+    };
+    let doubt = node
+        .supervisor
+        .doubt(&name)
+        .map(|it| ankole_plan::node::facts::Doubt { message: it.message, next: it.next });
+    Ok(ReplicaFacts {
+        node: node.name.clone(),
+        evidence,
+        damaged: is_doubtful.then(|| damage(&directory)).flatten(),
+        newest: newest.flatten(),
+        process: process.map(|process| ReplicaProcess {
+            pid: process.pid,
+            asked_to_end: memory.asked_to_end.map(|since| since.elapsed()),
+        }),
+        history: History { doubt, ..history },
+        address,
+        set_aside: set_aside::earlier(&directory),
+        directory,
+        replica,
+    })
+}
+
+/// `DISK/replicas/VOLUME-UID-ID`: what another volume of that name left is never taken for this one's.
+fn directory_of(spec: &ReplicaSpec) -> PathBuf {
+    let ReplicaSpec { volume, volume_uid, id, disk, .. } = spec;
+    disk.join("replicas").join(format!("{volume}-{volume_uid:.8}-{id}"))
+}
+
+/// Chosen once, and then the object says it.
+fn address(
+    node: &Node,
+    spec: &ReplicaSpec,
+    directory: &Path,
+    memory: &mut Memory,
+) -> Result<String, PassError> {
+    if let Some(address) = &memory.address {
+        return Ok(address.clone());
+    }
+    let failed =
+        |source: io::Error| PassError::Look { what: "find a free port", source: source.into() };
+    let address = match spec.transport {
+        _ if spec.in_engine => format!("dir:{}", directory.display()),
+        Transport::Unix => {
+            format!("unix:{}", node.layout.replica_socket(&spec.volume, &spec.id).display())
+        }
+        Transport::Tcp => {
+            let listener = TcpListener::bind(("127.0.0.1", 0)).map_err(failed)?;
+            format!("tcp:{}", listener.local_addr().map_err(failed)?)
+        }
+    };
+    memory.address = Some(address.clone());
+    Ok(address)
+}
+
+/// Looks into it once more: what may hold data isn't formatted, whatever was planned.
+fn format(
+    node: &Node,
+    spec: &ReplicaSpec,
+    directory: &Path,
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    if !inspect(directory).holds_nothing() {
+        let directory = directory.display();
+        return Err(format!("{directory} may hold data, and is left as it is").into());
+    }
+    remove_directory(directory)?;
+    (node.format)(directory, &spec.volume, &spec.id, spec.size_bytes)?;
+    Ok(())
+}
+
+fn remove_directory(path: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
