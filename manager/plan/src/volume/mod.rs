@@ -30,7 +30,7 @@ use ankole_api::objects::volume::{DATA_FINALIZER, Recorded, UNFORMATTED};
 use ankole_api::objects::{
     Condition, Engine, EngineSpec, Replica, ReplicaSpec, Volume, VolumeAttachment, VolumeStatus,
 };
-use ankole_api::volume::{Reason, salvage_hint};
+use ankole_api::volume::{Reason, State, salvage_hint};
 use ankole_replica::record::Record;
 
 /// All that there is of one volume.
@@ -186,7 +186,11 @@ impl Plan {
             return self.want_engine(known, present, EngineWanted::Detached);
         }
         // First who may name an engine, then who is asked to.
-        let status = VolumeStatus { node: Some(node.clone()), ..known.volume.status.clone() };
+        let status = VolumeStatus {
+            node: Some(node.clone()),
+            state: Some(State::Attaching),
+            ..known.volume.status.clone()
+        };
         self.write(Write::Status(status));
         self.want_engine(known, &node, known.attached());
     }

@@ -11,6 +11,7 @@ use ankole_api::objects::engine::{EnginePhase, EngineStatus, EngineWanted, Repli
 use ankole_api::objects::replica::{Make, ReplicaPhase};
 use ankole_api::objects::volume::{DATA_FINALIZER, Recorded, UNFORMATTED};
 use ankole_api::objects::{AttachmentSpec, Engine, Replica, ReplicaStatus, Volume};
+use ankole_api::volume::{Robustness, State};
 use ankole_replica::admin::ReplicaMode;
 use ankole_replica::record::{EngineGrant, InstanceId, Member, Record};
 use ankole_replica::types::{Generation, Incarnation};
@@ -366,6 +367,21 @@ fn an_engine_has_ended_when_its_agent_says_so_of_the_wish_that_is() {
     assert!(known.engine.as_ref().unwrap().has_ended());
     known.engine.as_mut().unwrap().metadata.generation += 1;
     assert!(!known.engine.as_ref().unwrap().has_ended(), "it was granted meanwhile, perhaps");
+}
+
+/// Its node died a moment ago: who reads "attached" would go to an endpoint that isn't there.
+#[test]
+fn a_volume_that_goes_elsewhere_is_not_shown_as_the_node_before_had_it() {
+    let gone = with(attached("n1"), |it| {
+        lives(it, "n1", Life::Gone);
+        it.attachment = Some(ticket(None));
+    });
+    assert_eq!(shown::state(&gone), State::Attached, "nobody is named yet");
+    let moved = planned(gone);
+    assert_eq!(moved.volume.status.node.as_deref(), Some("n2"));
+    assert_eq!(moved.volume.status.state, Some(State::Attaching));
+    assert_eq!(shown::state(&moved), State::Attaching);
+    assert_eq!(shown::robustness(&moved), Robustness::Unknown);
 }
 
 /// What a plan says again when it was carried out would be written for ever.

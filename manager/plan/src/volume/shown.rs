@@ -25,6 +25,7 @@ pub fn state(known: &Known) -> State {
         return if is_wanted { State::Attaching } else { State::Detached };
     };
     let is_usable = engine.status.phase == Some(EnginePhase::Attached)
+        && is_said_here(engine)
         && engine.status.endpoint.is_some()
         && matches!(engine.spec.wanted, EngineWanted::Attached { .. });
     match (is_wanted, is_usable) {
@@ -35,11 +36,17 @@ pub fn state(known: &Known) -> State {
     }
 }
 
+/// What the node before said of its engine says nothing of the one that is wanted now.
+fn is_said_here(engine: &Engine) -> bool {
+    engine.status.node == engine.spec.node
+}
+
 /// How much of the redundancy is there.
 pub fn robustness(known: &Known) -> Robustness {
     let Some(engine) = &known.engine else { return Robustness::Unknown };
     let status = &engine.status;
-    let is_known = status.endpoint.is_some() && status.unknown_since.is_none();
+    let is_known =
+        is_said_here(engine) && status.endpoint.is_some() && status.unknown_since.is_none();
     if !is_known || !known.is_ready(&engine.spec.node) {
         return Robustness::Unknown;
     }
