@@ -11,7 +11,7 @@ use ankole_api::objects::engine::{EnginePhase, EngineStatus, EngineWanted, Repli
 use ankole_api::objects::replica::{Make, ReplicaPhase};
 use ankole_api::objects::volume::{DATA_FINALIZER, Recorded, UNFORMATTED};
 use ankole_api::objects::{AttachmentSpec, Engine, Replica, ReplicaStatus, Volume};
-use ankole_api::volume::{Robustness, State};
+use ankole_api::volume::{Reason, Robustness, State};
 use ankole_replica::admin::ReplicaMode;
 use ankole_replica::record::{EngineGrant, InstanceId, Member, Record};
 use ankole_replica::types::{Generation, Incarnation};
@@ -353,6 +353,22 @@ fn plans() {
         writeln!(text, "## {name}\nit is {state}, {robustness}\n{plan}").unwrap();
     }
     expect_file!["../../tests/golden/volume.txt"].assert_eq(&text);
+}
+
+/// A store that went back to the volume's beginning, or a directory of another volume of that name: who
+/// is in sync can't be told from replicas that an engine has used.
+#[test]
+fn replicas_that_were_used_make_no_first_record() {
+    let mut known = with(planned(planned(new())), made);
+    let makes_one = |known: &Known| {
+        let is_record = |it: &Write| matches!(it, Write::Status(status) if status.record.is_some());
+        plan(known).writes.iter().any(is_record)
+    };
+    assert!(makes_one(&known));
+    known.replicas[1].status.newest_generation = Some(generation(3));
+    assert!(!makes_one(&known));
+    let told = plan(&known).conditions;
+    assert_eq!(told[0].reason, Reason::ReplicaOccupied);
 }
 
 /// What an agent said before it had seen the last wish says nothing of what it does now.
