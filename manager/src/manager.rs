@@ -46,7 +46,8 @@ pub async fn run(store: Arc<dyn Store>) {
             nodes.filled(),
             leases.filled(),
         );
-        let mut manager = Manager { store, memory: Memory::default(), begun: Instant::now() };
+        let mut manager =
+            Manager { store, memory: Memory::default(), begun: Instant::now(), has_failed: false };
         let mut changes = (
             nodes.changes(),
             leases.changes(),
@@ -125,12 +126,15 @@ struct Manager {
     store: Arc<dyn Store>,
     memory: Memory,
     begun: Instant,
+    /// Some volume's plan waits to be carried out.
+    has_failed: bool,
 }
 
 impl Manager {
     fn next_tick(&self) -> Duration {
         let due = self.memory.next_tick().unwrap_or(Duration::from_secs(3600));
-        due.saturating_sub(self.begun.elapsed()).max(Duration::from_millis(1))
+        let tick = due.saturating_sub(self.begun.elapsed()).max(Duration::from_millis(1));
+        if self.has_failed { tick.min(TRY_AGAIN) } else { tick }
     }
 
     /// One that can't be read is as it was: nothing is concluded from it.
@@ -151,8 +155,10 @@ impl Manager {
         }
     }
 
+    /// One that fails keeps no other from its turn.
     async fn plan_all(&mut self) {
         self.memory.tick(self.begun.elapsed());
+        let mut failed = Vec::new();
         while let Some(known) = self.memory.next_volume() {
             let name = known.volume.name().clone();
             if let Err(error) = self.pass(&known).await {
@@ -163,13 +169,13 @@ impl Manager {
                     | StoreError::NotFound { .. } => {}
                     error => {
                         tracing::error!(volume = %name, %error, "will be tried again");
-                        tokio::time::sleep(TRY_AGAIN).await;
-                        self.memory.look_again(&name);
-                        return;
+                        failed.push(name);
                     }
                 }
             }
         }
+        self.has_failed = !failed.is_empty();
+        failed.iter().for_each(|name| self.memory.look_again(name));
     }
 
     async fn pass(&mut self, known: &Known) -> Result<(), StoreError> {
