@@ -78,6 +78,7 @@ impl Cluster {
             frontend: Frontend::Socket,
             transport: Transport::Tcp,
             in_engine: false,
+            engine: ankole_api::volume::EngineProgram::default(),
             from_backup: None,
         };
         let volume = Volume::new(name.parse().unwrap(), spec);

@@ -354,7 +354,6 @@ fn replica_facts(machine: &Machine, replica: &Replica, place: &Place) -> Replica
     let is_looked_at = !is_running || replica.status.incarnation.is_none();
     ReplicaFacts {
         node: machine.name.clone(),
-        directory: format!("/disk/{}-{}", place.volume, place.replica).into(),
         evidence: is_looked_at.then(|| Box::new(machine.evidence(place))),
         damaged: directory.filter(|it| it.damaged && !is_running).map(|_| "a bad sum".into()),
         newest: directory.filter(|_| !is_running).and_then(|it| it.seen),

@@ -15,7 +15,7 @@ use ankole_api::objects::{
     VolumeAttachment, VolumeSpec,
 };
 use ankole_api::volume::{Frontend, Transport};
-use ankole_plan::volume::replicas::name_of;
+use ankole_plan::volume::replicas::{folder_of, name_of};
 use ankole_replica::admin::{ReplicaAddress, ReplicaMode};
 use ankole_replica::record::{EngineGrant, InstanceId, Member, Record};
 use ankole_replica::types::{Incarnation, ReplicaId};
@@ -117,6 +117,7 @@ impl Large {
             frontend: Frontend::Socket,
             transport: Transport::Tcp,
             in_engine: false,
+            engine: Default::default(),
             from_backup: None,
         };
         let mut volume = Volume::new(name.clone(), spec);
@@ -141,6 +142,7 @@ impl Large {
                 id: id.clone(),
                 node: on(at),
                 disk: "/disk".into(),
+                folder: folder_of(&volume, id),
                 size_bytes: 1 << 30,
                 transport: Transport::Tcp,
                 in_engine: false,
@@ -151,7 +153,6 @@ impl Large {
             self.store.create(&replica).expect("it is new");
             let mut replica = self.store.get::<ReplicaSpec>(replica.name()).expect("it was made");
             replica.status.phase = Some(ReplicaPhase::Served);
-            replica.status.directory = Some(format!("/disk/{name}-{id}").into());
             replica.status.address = Some(address.clone());
             replica.status.incarnation = Some(Incarnation(1));
             self.store.replace_status(&replica).expect("nobody came in between");

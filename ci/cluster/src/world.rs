@@ -335,6 +335,7 @@ impl World {
             frontend: ankole_api::volume::Frontend::Socket,
             transport: ankole_api::volume::Transport::Tcp,
             in_engine: false,
+            engine: Default::default(),
             from_backup: None,
         };
         self.store.create(&Volume::new(name.clone(), spec)).expect("there is none");

@@ -43,7 +43,7 @@ pub struct VolumeSpec {
     /// The one replica lives inside the engine's process.
     pub in_engine: bool,
     #[serde(default)]
-    pub engine: EngineSpec,
+    pub engine: EngineProgram,
     /// Replicas that are to be made anew from the others, each until it has an empty directory.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub rebuild: BTreeSet<ReplicaId>,
@@ -56,7 +56,7 @@ pub struct VolumeSpec {
 /// What the volume's engine is to be. One that was started for an earlier turn hands over.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct EngineSpec {
+pub struct EngineProgram {
     /// The binary; the manager's own if it is left out.
     pub program: Option<PathBuf>,
     /// Rises with each upgrade.
@@ -230,7 +230,7 @@ impl VolumeRequest {
             frontend: self.frontend,
             transport: self.transport,
             in_engine: self.in_engine,
-            engine: EngineSpec::default(),
+            engine: EngineProgram::default(),
             rebuild: BTreeSet::new(),
             tickets: Vec::new(),
             deleting: false,

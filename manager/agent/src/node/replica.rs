@@ -161,7 +161,7 @@ impl ReplicaPart {
             ReplicaAction::Format | ReplicaAction::SetAside | ReplicaAction::RemoveDirectory => {}
         }
         let (node, spec, directory) =
-            (Arc::clone(&self.node), spec.clone(), facts.directory.clone());
+            (Arc::clone(&self.node), spec.clone(), spec.directory());
         let done = tokio::task::spawn_blocking(move || match action {
             ReplicaAction::Format => format(&node, &spec, &directory),
             ReplicaAction::SetAside => Ok(set_aside::set_aside(&directory)?),
@@ -178,7 +178,7 @@ impl ReplicaPart {
         let spec = &facts.replica.spec;
         let layout = &self.node.layout;
         let options = [
-            ("--dir", facts.directory.display().to_string()),
+            ("--dir", spec.directory().display().to_string()),
             ("--volume", spec.volume.to_string()),
             ("--replica", spec.id.to_string()),
             ("--listen", facts.address.clone()),
@@ -230,7 +230,7 @@ impl ReplicaPart {
 fn facts(node: &Node, replica: Replica, memory: &mut Memory) -> Result<ReplicaFacts, PassError> {
     let spec = &replica.spec;
     let name = ProcessName::replica(&spec.volume, &spec.id);
-    let directory = replica.status.directory.clone().unwrap_or_else(|| directory_of(spec));
+    let directory = spec.directory();
     let process = node.supervisor.find(&name);
     let is_looked_at = process.is_none() || replica.status.incarnation.is_none();
     let evidence = is_looked_at.then(|| Box::new(inspect(&directory)));
@@ -258,15 +258,8 @@ fn facts(node: &Node, replica: Replica, memory: &mut Memory) -> Result<ReplicaFa
         history: History { doubt, ..history },
         address,
         set_aside: set_aside::earlier(&directory),
-        directory,
         replica,
     })
-}
-
-/// `DISK/replicas/VOLUME-UID-ID`: what another volume of that name left is never taken for this one's.
-fn directory_of(spec: &ReplicaSpec) -> PathBuf {
-    let ReplicaSpec { volume, volume_uid, id, disk, .. } = spec;
-    disk.join("replicas").join(format!("{volume}-{volume_uid:.8}-{id}"))
 }
 
 /// Chosen once, and then the object says it.

@@ -13,6 +13,8 @@ use crate::volume::Transport;
 
 pub type Replica = Object<ReplicaSpec>;
 
+/// The folder of a disk where all replicas are.
+pub const REPLICAS: &str = "replicas";
 /// Its directory is there until its agent has removed it.
 pub const DIRECTORY_FINALIZER: &str = "ankole.io/directory";
 
@@ -20,14 +22,14 @@ pub const DIRECTORY_FINALIZER: &str = "ankole.io/directory";
 #[serde(rename_all = "camelCase")]
 pub struct ReplicaSpec {
     pub volume: Name,
-    /// Its uid is part of the directory's name: what another volume of that name left is never taken
-    /// for this one's.
     pub volume_uid: String,
     /// Within the volume: `r1`.
     pub id: ReplicaId,
     pub node: String,
     /// The disk's folder on that node.
     pub disk: PathBuf,
+    /// Its folder's name there. In the spec, since a lost status must not lose where the data is.
+    pub folder: String,
     pub size_bytes: u64,
     #[serde(default)]
     pub transport: Transport,
@@ -58,8 +60,6 @@ pub struct ReplicaStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub phase: Option<ReplicaPhase>,
     /// Chosen by the agent when it is made, and then the same.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub directory: Option<PathBuf>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<String>,
     /// Of what lies in the directory.
@@ -95,6 +95,12 @@ impl Spec for ReplicaSpec {
 
     fn node(&self) -> Option<&str> {
         Some(&self.node)
+    }
+}
+
+impl ReplicaSpec {
+    pub fn directory(&self) -> PathBuf {
+        self.disk.join(REPLICAS).join(&self.folder)
     }
 }
 

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Condition;
 use crate::object::{Kind, Object, Spec};
-use crate::volume::{Attachment, Frontend, Robustness, State, Transport};
+use crate::volume::{Attachment, EngineProgram, Frontend, Robustness, State, Transport};
 
 pub type Volume = Object<VolumeSpec>;
 
@@ -28,6 +28,8 @@ pub struct VolumeSpec {
     /// The one replica lives inside the engine's process.
     #[serde(default)]
     pub in_engine: bool,
+    #[serde(default)]
+    pub engine: EngineProgram,
     /// The backup that fills it. Nobody else gets in before it has.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from_backup: Option<String>,

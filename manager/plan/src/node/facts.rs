@@ -102,8 +102,6 @@ pub struct ReplicaFacts {
     pub replica: Replica,
     /// This one's name.
     pub node: String,
-    /// Where it is, or would be.
-    pub directory: PathBuf,
     /// What lies there. None while a process has it open, unless its object doesn't say what it is.
     pub evidence: Option<Box<Evidence>>,
     /// Why no process can open it: its files are damaged.

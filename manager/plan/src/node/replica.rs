@@ -89,7 +89,6 @@ fn status(facts: &ReplicaFacts) -> ReplicaStatus {
     };
     ReplicaStatus {
         phase: Some(phase),
-        directory: Some(facts.directory.clone()),
         address: Some(facts.address.clone()),
         incarnation,
         newest_generation: facts.newest.or(before.newest_generation),
@@ -230,7 +229,8 @@ impl ReplicaPlan {
     }
 
     fn tell_unreadable(&mut self, facts: &ReplicaFacts, why: &str) {
-        let (id, directory) = (&facts.replica.spec.id, facts.directory.display());
+        let (id, directory) = (&facts.replica.spec.id, facts.replica.spec.directory());
+        let directory = directory.display();
         let message = format!(
             "whether the directory of replica {id} is there can't be told, and it is left as it is: {directory}: {why}"
         );
@@ -240,7 +240,8 @@ impl ReplicaPlan {
     }
 
     fn tell_missing(&mut self, facts: &ReplicaFacts) {
-        let (id, directory) = (&facts.replica.spec.id, facts.directory.display());
+        let (id, directory) = (&facts.replica.spec.id, facts.replica.spec.directory());
+        let directory = directory.display();
         let message = format!(
             "the directory of replica {id} is gone: {directory}; it is made anew once the engine has taken the replica out of the in-sync set"
         );
@@ -251,7 +252,8 @@ impl ReplicaPlan {
 
     fn tell_occupied(&mut self, facts: &ReplicaFacts) {
         let spec = &facts.replica.spec;
-        let directory = facts.directory.display();
+        let directory = spec.directory();
+        let directory = directory.display();
         let message = format!(
             "replica {} can't be made: {directory} holds something else, and is left as it is",
             spec.id

@@ -292,10 +292,6 @@ impl Known {
 
     fn engine_spec(&self, node: &str, wanted: EngineWanted) -> EngineSpec {
         let volume = &self.volume.spec;
-        let (program, turn) = match &self.engine {
-            Some(Engine { spec, .. }) => (spec.program.clone(), spec.turn),
-            None => (None, 0),
-        };
         EngineSpec {
             volume_uid: self.volume.metadata.uid.clone(),
             node: node.into(),
@@ -304,8 +300,8 @@ impl Known {
             size_bytes: volume.size_bytes.max(self.volume.size_bytes()),
             replicas: self.addresses(),
             in_engine: volume.in_engine,
-            program,
-            turn,
+            program: volume.engine.program.clone(),
+            turn: volume.engine.turn,
         }
     }
 }

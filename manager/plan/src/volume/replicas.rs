@@ -41,6 +41,7 @@ impl Plan {
                 id: id.clone(),
                 node,
                 disk,
+                folder: folder_of(volume, &id),
                 size_bytes: volume.spec.size_bytes,
                 transport: volume.spec.transport,
                 in_engine: volume.spec.in_engine,
@@ -81,7 +82,7 @@ impl Plan {
 
     fn note_used(&mut self, replica: &Replica) {
         let Some(seen) = replica.status.newest_generation else { return };
-        let directory = replica.status.directory.clone().unwrap_or_default();
+        let directory = replica.spec.directory();
         let message = format!(
             "replica {} of the new volume is in {}, which was used before (it has seen {seen}) and is left as it is",
             replica.spec.id,
@@ -186,6 +187,11 @@ fn free_id(known: &Known, taken: Vec<ReplicaId>) -> ReplicaId {
     let used: Vec<_> = used.chain(taken).collect();
     let id = |number: usize| ReplicaId::from(format!("r{number}").as_str());
     (1..).map(id).find(|id| !used.contains(id)).expect("numbers don't end")
+}
+
+/// `VOLUME-UID-ID`: what another volume of that name left is never taken for this one's.
+pub fn folder_of(volume: &Volume, id: &ReplicaId) -> String {
+    format!("{}-{:.8}-{id}", volume.name(), volume.metadata.uid)
 }
 
 /// Of the object. A volume's name may leave no room for it: then its end is one of the uid instead.

@@ -85,14 +85,12 @@ fn apply(known: &mut Known, plan: &Plan) {
 /// Each agent has made what it was told to make.
 fn made(known: &mut Known) {
     for (number, replica) in (1..).zip(&mut known.replicas) {
-        let id = replica.spec.id.to_string();
         replica.status = ReplicaStatus {
             phase: Some(if replica.spec.served {
                 ReplicaPhase::Served
             } else {
                 ReplicaPhase::Stopped
             }),
-            directory: Some(format!("/disk/v1-{id}").into()),
             address: Some(format!("tcp:{}:1", replica.spec.node)),
             incarnation: replica.status.incarnation.or(Some(Incarnation(number))),
             newest_generation: replica.status.newest_generation,

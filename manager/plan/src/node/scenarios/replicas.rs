@@ -14,7 +14,7 @@ use crate::node::facts::{History, ReplicaFacts, ReplicaProcess};
 use crate::node::replica::{self, REPLICA_PATIENCE, ReplicaAction};
 
 fn made() -> ReplicaFacts {
-    let spec = r#"{"volume": "v1", "volumeUid": "u1", "id": "r1", "node": "n1", "disk": "/disk",
+    let spec = r#"{"volume": "v1", "volumeUid": "u1", "id": "r1", "node": "n1", "disk": "/disk", "folder": "v1-r1",
         "sizeBytes": 2097152, "served": false, "make": "never"}"#;
     let mut replica = Replica::new("v1-r1".parse().unwrap(), serde_json::from_str(spec).unwrap());
     replica.status.phase = Some(ReplicaPhase::Stopped);
@@ -23,7 +23,6 @@ fn made() -> ReplicaFacts {
     ReplicaFacts {
         replica,
         node: "n1".into(),
-        directory: "/disk/v1-r1".into(),
         evidence,
         damaged: None,
         newest: Some(Generation::FIRST),
@@ -35,7 +34,7 @@ fn made() -> ReplicaFacts {
 }
 
 fn evidence(found: Found) -> Option<Box<Evidence>> {
-    Some(Box::new(Evidence { directory: "/disk/v1-r1".into(), held: None, found }))
+    Some(Box::new(Evidence { directory: "/disk/replicas/v1-r1".into(), held: None, found }))
 }
 
 fn copy(seen: Option<Generation>) -> ReplicaEvidence {
@@ -210,7 +209,7 @@ fn replicas() -> Vec<(&'static str, ReplicaFacts)> {
         (
             "an earlier directory lies beside it",
             of(served(), |it| {
-                it.set_aside.push("/disk/v1-r1.aside-1".into());
+                it.set_aside.push("/disk/replicas/v1-r1.aside-1".into());
             }),
         ),
         ("it isn't wanted any more", of(served(), |it| it.replica.spec.served = false)),
