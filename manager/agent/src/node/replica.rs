@@ -160,8 +160,7 @@ impl ReplicaPart {
             ReplicaAction::Release => return self.release(&facts.replica).await.map_err(failed),
             ReplicaAction::Format | ReplicaAction::SetAside | ReplicaAction::RemoveDirectory => {}
         }
-        let (node, spec, directory) =
-            (Arc::clone(&self.node), spec.clone(), spec.directory());
+        let (node, spec, directory) = (Arc::clone(&self.node), spec.clone(), spec.directory());
         let done = tokio::task::spawn_blocking(move || match action {
             ReplicaAction::Format => format(&node, &spec, &directory),
             ReplicaAction::SetAside => Ok(set_aside::set_aside(&directory)?),

@@ -5,6 +5,7 @@
 //!    ▲  ◀──owns── Replica × n    which node keeps a copy, and what lies there
 //!    └──by name── VolumeAttachment   who wants it to be attached, and where
 //! Node                           a machine: what it can do, its disks, its life
+//! BackupTarget                   a named place for backups
 //! ```
 //! Who writes what:
 //!
@@ -14,12 +15,15 @@
 //! | VolumeAttachment | users and jobs, a ticket each | – |
 //! | Engine, Replica | the manager | the agent of `spec.node` |
 //! | Node | users | its agent |
+//! | BackupTarget | users | – |
 
 pub mod attachment;
 pub mod condition;
 pub mod engine;
 pub mod node;
+pub mod of_one_node;
 pub mod replica;
+pub mod target;
 pub mod volume;
 
 pub use attachment::{AttachmentSpec, VolumeAttachment};
@@ -27,4 +31,5 @@ pub use condition::{Condition, ConditionStatus};
 pub use engine::{Engine, EngineSpec, EngineStatus};
 pub use node::{Node, NodeSpec, NodeStatus};
 pub use replica::{Replica, ReplicaSpec, ReplicaStatus};
+pub use target::{BackupTarget, BackupTargetSpec};
 pub use volume::{Volume, VolumeSpec, VolumeStatus};

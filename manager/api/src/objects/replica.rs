@@ -6,8 +6,9 @@ use std::path::PathBuf;
 use ankole_replica::types::{Generation, Incarnation, ReplicaId};
 use serde::{Deserialize, Serialize};
 
-use super::Condition;
+use super::{Condition, Volume};
 use crate::Name;
+use crate::name::{NAME_LENGTH_MAX, NameError};
 use crate::object::{Kind, Object, Spec};
 use crate::volume::Transport;
 
@@ -17,6 +18,8 @@ pub type Replica = Object<ReplicaSpec>;
 pub const REPLICAS: &str = "replicas";
 /// Its directory is there until its agent has removed it.
 pub const DIRECTORY_FINALIZER: &str = "ankole.io/directory";
+/// A person wants the directory with this incarnation to be made anew from the others.
+pub const REBUILD: &str = "ankole.io/rebuild";
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -102,6 +105,16 @@ impl ReplicaSpec {
     pub fn directory(&self) -> PathBuf {
         self.disk.join(REPLICAS).join(&self.folder)
     }
+}
+
+/// Of its object. A volume's name may leave no room for it: then its end is one of the uid instead.
+pub fn name_of(volume: &Volume, id: &ReplicaId) -> Result<Name, NameError> {
+    let whole = format!("{}-{id}", volume.name());
+    whole.parse().or_else(|_| {
+        let end = format!("-{:.8}-{id}", volume.metadata.uid);
+        let room = NAME_LENGTH_MAX.saturating_sub(end.len());
+        format!("{:.room$}{end}", &**volume.name()).parse()
+    })
 }
 
 impl ReplicaStatus {

@@ -18,6 +18,8 @@ pub mod replicas;
 #[cfg(test)]
 mod scenarios;
 pub mod shown;
+#[cfg(test)]
+mod upgraded;
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -1,8 +1,8 @@
 //! Which replicas there are, who wants them, and whether they may be made anew.
 
 use ankole_api::Name;
-use ankole_api::name::NAME_LENGTH_MAX;
-use ankole_api::objects::replica::{DIRECTORY_FINALIZER, Make, ReplicaPhase};
+pub use ankole_api::objects::replica::REBUILD;
+use ankole_api::objects::replica::{self, DIRECTORY_FINALIZER, Make, ReplicaPhase};
 use ankole_api::objects::volume::DATA_FINALIZER;
 use ankole_api::objects::{Replica, ReplicaSpec, Volume, VolumeStatus};
 use ankole_api::volume::Reason;
@@ -11,9 +11,6 @@ use ankole_replica::record::{Member, Record};
 use ankole_replica::types::ReplicaId;
 
 use super::{Condition, Known, Plan, Write, is_member, place};
-
-/// Of a replica: a person wants the directory with this incarnation to be made anew from the others.
-pub const REBUILD: &str = "ankole.io/rebuild";
 
 impl Plan {
     /// All replicas of a new volume, and then its first record.
@@ -194,12 +191,7 @@ pub fn folder_of(volume: &Volume, id: &ReplicaId) -> String {
     format!("{}-{:.8}-{id}", volume.name(), volume.metadata.uid)
 }
 
-/// Of the object. A volume's name may leave no room for it: then its end is one of the uid instead.
+/// Of the object.
 pub fn name_of(volume: &Volume, id: &ReplicaId) -> Name {
-    let whole = format!("{}-{id}", volume.name());
-    whole.parse().unwrap_or_else(|_| {
-        let end = format!("-{:.8}-{id}", volume.metadata.uid);
-        let begin = &volume.name()[..NAME_LENGTH_MAX - end.len()];
-        format!("{begin}{end}").parse().expect("letters and digits at both ends, and short enough")
-    })
+    replica::name_of(volume, id).expect("ids are `r` and a number, and uids hexadecimal")
 }
