@@ -7,6 +7,7 @@ pub mod device_link;
 pub mod disk_usage;
 mod fate;
 pub mod format;
+pub mod growth;
 pub mod kill;
 pub mod last_words;
 pub mod layout;
@@ -20,6 +21,7 @@ pub mod set_aside;
 mod sockets;
 mod spawn;
 pub mod supervisor;
+pub mod usage;
 
 pub use layout::Layout;
 pub use supervisor::{LocalSupervisor, Part, Process, ProcessName, ProcessSpec, Supervisor};

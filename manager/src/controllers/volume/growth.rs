@@ -1,14 +1,7 @@
-//! Sizes that can't work on the disks. Volumes are thin, so how much is free now says little about
-//! them; but a file has a largest size, and the map of writes takes its room at once.
+//! Sizes that can't work on the disks of a volume's places.
 
-use std::collections::BTreeMap;
-use std::path::Path;
-
-use ankole_replica::store::intent_map_bytes;
-
-use crate::agent::probe;
+use crate::agent::growth;
 use crate::api::replica::Place;
-use crate::api::size::human;
 use crate::api::{ApiError, Name};
 
 /// What a volume is to become.
@@ -21,54 +14,10 @@ pub struct Growth<'a> {
 }
 
 impl Growth<'_> {
-    /// Before anything is made or written: ext4 would take all that is free before it says that it
-    /// isn't enough, and other volumes find none meanwhile. A disk that can't be asked is no reason
-    /// to refuse: who works on it will say what is wrong with it.
     pub fn refuse_impossible(&self) -> Result<(), ApiError> {
-        let mut replicas_in = BTreeMap::<&Path, u64>::new();
-        for folder in self.places.iter().filter_map(|place| place.directory.parent()) {
-            *replicas_in.entry(folder).or_default() += 1;
-        }
-        replicas_in.into_iter().try_for_each(|(folder, replicas)| {
-            self.refuse_too_large(folder)?;
-            self.refuse_without_room(folder, replicas)
-        })
-    }
-
-    fn refuse_too_large(&self, folder: &Path) -> Result<(), ApiError> {
-        match probe::file_bytes_max(folder) {
-            Ok(most) if self.to_bytes > most => {
-                let (most, kind) = (human(most), probe::file_system_of(folder));
-                let why = format!(
-                    "a file on {} ({kind}) can have at most {most}, and each replica needs one of the volume's size",
-                    folder.display()
-                );
-                let next = "or give the standalone a --disk with XFS";
-                Err(self.refusal(&why).next(format!("choose at most {most}, {next}")))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    fn refuse_without_room(&self, folder: &Path, replicas: u64) -> Result<(), ApiError> {
-        let more =
-            intent_map_bytes(self.to_bytes).saturating_sub(intent_map_bytes(self.from_bytes));
-        let needed = replicas * more;
-        match probe::free_bytes(folder) {
-            Ok(free) if needed > free => {
-                let (needed, free) = (human(needed), human(free));
-                let folder = folder.display();
-                let why = format!(
-                    "the maps of what is written take {needed} at once in {folder}, and {free} are free there"
-                );
-                Err(self.refusal(&why).next("choose a smaller size, or free some space there"))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    fn refusal(&self, why: &str) -> ApiError {
-        let Self { volume, to_bytes, .. } = self;
-        ApiError::conflict(format!("volume {volume} can't have {}: {why}", human(*to_bytes)))
+        let Self { volume, places, from_bytes, to_bytes } = *self;
+        let directories: Vec<_> = places.iter().map(|place| place.directory.clone()).collect();
+        let directories = &directories;
+        growth::Growth { volume, directories, from_bytes, to_bytes }.refuse_impossible()
     }
 }
