@@ -6,6 +6,8 @@
 //! {"key":"volumes/v1","version":7,"json":"{…}"}         a line for each object
 //! sum 89abcdef01234567                                  of all lines before, XXH3
 //! ```
+//! That of formats 1 and 2 can be read, too (`ankole store copy 1 SUM`, then all objects as one JSON).
+//!
 //! Taken at the start, at most a second after a change, and at a clean end; each time whole, so that
 //! the file is the last one or the one before. With so many objects that one takes long, at most a
 //! tenth of the time is spent on it. It is never newer than the store, and may be older: what it says
@@ -29,6 +31,7 @@ use super::file::{StoredObject, stored};
 use crate::shared::Shared;
 
 const TITLE: &str = "ankole store copy 2";
+const OLDER_TITLE: &str = "ankole store copy 1 ";
 /// Changes come in bursts: many are in one copy.
 const SETTLE: Duration = Duration::from_secs(1);
 /// After a copy, so many times as long as it took.
@@ -40,6 +43,8 @@ pub struct StoreCopy {
     pub version: u64,
     pub taken_unix_s: u64,
     pub objects: Vec<StoredObject>,
+    /// Of a store of format 1 or 2: its objects are as [`read_older`](super::read_older) gives them.
+    pub is_older: bool,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -55,8 +60,6 @@ pub enum CopyError {
     Io { path: PathBuf, source: io::Error },
     #[error("the store's copy {path} is damaged: {what}")]
     Damaged { path: PathBuf, what: &'static str },
-    #[error("the store's copy {path} is of an older store, which has to be converted first")]
-    Older { path: PathBuf },
 }
 
 pub fn path_of(store: &Path) -> PathBuf {
@@ -72,10 +75,10 @@ impl StoreCopy {
             Err(source) => return Err(CopyError::Io { path: path.into(), source }),
         };
         let damaged = |what| CopyError::Damaged { path: path.into(), what };
-        if text.starts_with(b"ankole store copy 1 ") {
-            return Err(CopyError::Older { path: path.into() });
-        }
         let text = std::str::from_utf8(&text).map_err(|_| damaged("it isn't text"))?;
+        if let Some(older) = text.strip_prefix(OLDER_TITLE) {
+            return Self::parse_older(older).map(Some).map_err(damaged);
+        }
         let last = text.trim_end_matches('\n').rfind('\n').map_or(0, |end| end + 1);
         let (body, sum) = text.split_at(last);
         if sum != sum_line(XxHash3_64::oneshot(body.as_bytes())) {
@@ -89,8 +92,50 @@ impl StoreCopy {
         let head: Head = serde_json::from_str(lines.next().unwrap_or("")).map_err(unparsed)?;
         let objects = lines.map(serde_json::from_str).collect::<Result<_, _>>();
         let Head { version, taken_unix_s } = head;
-        Ok(Some(Self { version, taken_unix_s, objects: objects.map_err(unparsed)? }))
+        let objects = objects.map_err(unparsed)?;
+        Ok(Some(Self { version, taken_unix_s, objects, is_older: false }))
     }
+
+    /// What follows the title.
+    fn parse_older(text: &str) -> Result<Self, &'static str> {
+        let (sum, body) = text.split_once('\n').ok_or("it is cut short")?;
+        if sum != format!("{:016x}", XxHash3_64::oneshot(body.as_bytes())) {
+            return Err("its sum isn't that of what it holds");
+        }
+        let copy: OlderCopy = serde_json::from_str(body).map_err(|_| "it can't be parsed")?;
+        let version = copy.version;
+        let objects = copy.objects.into_iter().map(|OlderObject { kind, name, json }| {
+            let table = match kind {
+                OlderKind::Volume => "volumes",
+                OlderKind::BackupTarget => "backup-targets",
+            };
+            StoredObject { key: format!("{table}/{name}"), version, json }
+        });
+        let objects = objects.collect();
+        Ok(Self { version, taken_unix_s: copy.taken_unix_s, objects, is_older: true })
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct OlderCopy {
+    version: u64,
+    taken_unix_s: u64,
+    objects: Vec<OlderObject>,
+}
+
+#[derive(Deserialize)]
+struct OlderObject {
+    kind: OlderKind,
+    name: String,
+    json: String,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+enum OlderKind {
+    Volume,
+    BackupTarget,
 }
 
 fn sum_line(sum: u64) -> String {

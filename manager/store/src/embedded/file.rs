@@ -5,7 +5,7 @@
 //! objects   "plural/name" → version (8 bytes, little-endian), sum (8), then the object as JSON
 //! ```
 //! The sum is XXH3 of key, version and JSON. Formats 1 and 2 had a table for each kind, and objects
-//! without an envelope; they are read by [`read_older`], and never opened.
+//! without an envelope; they are read by [`read_older`], to be converted, and never opened.
 //!
 //! redb compares the sums of its pages only where it has to repair, and panics on pages that don't
 //! hold what they should. So the file is verified before it is opened ([`verify`]), by a look that
@@ -38,6 +38,8 @@ pub const FORMAT: u64 = 3;
 /// Of redb; reads are answered from memory.
 pub const CACHE_BYTES: usize = 8 << 20;
 const FORMAT_WITHOUT_SUMS: u64 = 1;
+/// That [`read_older`] reads.
+pub const OLDER_FORMATS: std::ops::RangeInclusive<u64> = FORMAT_WITHOUT_SUMS..=2;
 
 /// Why the file can't be opened. It is untouched.
 #[derive(Debug, thiserror::Error)]

@@ -30,7 +30,7 @@ use tokio::time::timeout;
 
 pub use copy::{Copies, CopyError, StoreCopy, path_of as copy_of};
 pub use file::{FORMAT, FileError, StoredObject, Verified, read_older, verify};
-pub use opening::{OpenError, Opening, Recover};
+pub use opening::{Convert, OpenError, Opening, Recover, Unconverted};
 use writer::{Job, Outside, Writer};
 
 use crate::shared::Shared;

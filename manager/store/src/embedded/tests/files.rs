@@ -3,10 +3,10 @@
 use std::fs;
 use std::path::Path;
 
-use redb::{Database, ReadableTable, TableDefinition};
+use redb::{Database, ReadableTable};
 
 use super::super::file::{self, FORMAT, StoredObject};
-use super::super::{EmbeddedStore, FileError, OpenError, Verified, read_older, verify};
+use super::super::{EmbeddedStore, OpenError, Verified, verify};
 use super::{LAMP, all, create, delete, lumen, open, path_in, replace};
 use crate::{Precondition, Selector, Store, StoreError};
 
@@ -147,43 +147,6 @@ async fn what_is_no_envelope_is_kept_as_it_is() {
     let store = open(&path);
     store.delete_raw(LAMP, "not.a.name", &Precondition::none()).await.unwrap();
     assert_eq!(store.list_raw(LAMP, &Selector::all()).await.unwrap().unreadable.len(), 3);
-}
-
-/// What the version before wrote isn't opened, and isn't lost: its objects can be read.
-#[test]
-fn a_store_of_an_older_format_is_refused_and_its_objects_can_be_read() {
-    for format in [1, 2] {
-        let folder = tempfile::tempdir().unwrap();
-        let path = path_in(&folder);
-        {
-            let database = Database::create(&path).unwrap();
-            let transaction = database.begin_write().unwrap();
-            for table in ["volumes", "backup-targets"] {
-                let definition: TableDefinition<'_, &str, &[u8]> = TableDefinition::new(table);
-                let mut objects = transaction.open_table(definition).unwrap();
-                let key = format!("{table}/v1");
-                let object = StoredObject { key, version: 7, json: "{}".into() };
-                let value = match format {
-                    1 => [&7_u64.to_le_bytes()[..], b"{}"].concat(),
-                    _ => file::value_of(&object),
-                };
-                objects.insert("v1", value.as_slice()).unwrap();
-            }
-            {
-                let mut meta = transaction.open_table(file::META).unwrap();
-                meta.insert("format", format).unwrap();
-                meta.insert("version", 9).unwrap();
-            }
-            transaction.commit().unwrap();
-        }
-        let refused = refusal(&path);
-        let is_older = |error: &OpenError| matches!(error, OpenError::File(FileError::Older { found, .. }) if *found == format);
-        assert!(is_older(&refused), "{refused}");
-        let (version, objects) = read_older(&path).unwrap();
-        let keys: Vec<_> = objects.iter().map(|it| (&*it.key, it.version, &*it.json)).collect();
-        assert_eq!((version, keys[0]), (9, ("backup-targets/v1", 7, "{}")));
-        assert_eq!(keys[1], ("volumes/v1", 7, "{}"));
-    }
 }
 
 /// Another layout needs another number of the format.

@@ -6,6 +6,7 @@ mod faults;
 mod files;
 mod full_disk;
 mod model;
+mod older;
 mod openings;
 mod power;
 

@@ -155,9 +155,11 @@ fn a_store_that_is_older_than_its_copy_is_refused() {
 fn of_a_copy_only_what_can_be_believed_is_taken_and_versions_go_on() {
     let place = Place::new(true);
     place.replace(b"");
-    let believable = |object: StoredObject| StoredObject {
-        json: object.json.replace(r#""lumen":7"#, r#""lumen":0"#),
-        ..object
+    let believable = |mut objects: Vec<StoredObject>| {
+        for object in &mut objects {
+            object.json = object.json.replace(r#""lumen":7"#, r#""lumen":0"#);
+        }
+        objects
     };
     let opening =
         Opening { recover: Some(Recover::Copy), believable: &believable, ..Opening::default() };
