@@ -15,6 +15,7 @@ pub mod controllers;
 pub mod handed_in;
 pub mod http;
 pub mod manager;
+pub mod opening;
 pub mod records;
 pub mod roles;
 pub mod schedule;
