@@ -1,155 +1,40 @@
 //! Where the control plane meets the crate `ankole-backup`: only this module calls it.
 //!
-//! [`create`] and [`restore_to_volume`] run in the manager and attach volumes
-//! ([`Service::engage`]). The others need no manager: the command line calls them in its own
-//! process.
+//! What works on an attached volume is in [`work`], and has a process of its own
+//! (`crate::roles::job`) or, for now, a thread of the manager. The others need no volume: the command
+//! line calls them in its own process.
 //!
 //! ```text
-//! create             replicas ──ReplicaReader──▶ SnapshotSource ──▶ target
-//! restore_to_volume  target ──▶ VolumeSink ──NBD──▶ engine
+//! back up  replicas ──ReplicaReader──▶ SnapshotSource ──▶ target
+//! restore  target ──▶ VolumeSink ──NBD──▶ engine
 //! ```
 
+mod in_manager;
 mod listing;
 mod next;
 mod sink;
 mod source;
+pub mod work;
 
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use ankole_backup::inventory::{self, BackupDetails, Volumes};
-use ankole_backup::plan::BackupMode;
+use ankole_backup::inventory::{self, Volumes};
 use ankole_backup::prune::{self, Collected};
-use ankole_backup::{
-    self as backup, BackupUrl, LockTimes, RestoreOptions, Source, Target, TargetUrl,
-};
+use ankole_backup::{self as backup, BackupUrl, LockTimes, RestoreOptions, Target, TargetUrl};
 
+pub use self::in_manager::{create, restore_to_volume};
 pub use self::listing::{inspect, list};
 use self::next::{About, Step, refused};
-use self::sink::VolumeSink;
-use self::source::SnapshotSource;
-use crate::agent::layout::random_hex;
-use crate::api::attachment::TicketKind;
-use crate::api::backup::{BackupRequest, BackupView, JobProgress, RestoreRequest};
+use crate::api::ApiError;
+use crate::api::backup::{BackupView, JobProgress};
 use crate::api::error::chain;
-use crate::api::snapshot::{SnapshotRequest, SnapshotStatus};
-use crate::api::volume::{Frontend, Transport, VolumeRequest};
-use crate::api::{ApiError, Name};
-use crate::service::{JobControl, Service, generated_name};
 
-/// Blocks of 2 MiB in work at a time, where a replica or an engine is at the other end.
-const WORKERS: usize = 4;
 /// Bad blocks that an error names; their number is told too.
 const BAD_BLOCKS_NAMED: usize = 3;
 
 /// Told now and then, from any thread.
 pub type Progress<'a> = &'a (dyn Fn(JobProgress) + Sync);
-
-/// Backs the snapshot up; without one, makes a snapshot first.
-pub fn create(
-    service: &Service,
-    control: &JobControl<'_>,
-    request: &BackupRequest,
-    target: &str,
-) -> Result<BackupView, ApiError> {
-    let BackupRequest { volume, snapshot, full, .. } = request;
-    let (url, target) = open(target)?; // before a snapshot is made for it
-    let engaged = service.engage(volume, TicketKind::Backup)?;
-    let found = match snapshot {
-        Some(name) => find_snapshot(service, volume, name)?,
-        None => make_snapshot(service, volume)?,
-    };
-    let name = found.name.clone();
-    let source = SnapshotSource::new(service, engaged, volume, found);
-    let backup = format!("backup-{}", random()?).parse().map_err(|error| failed(&error))?;
-    let request = backup::BackupRequest {
-        mode: if *full { BackupMode::Full } else { BackupMode::Incremental },
-        workers: WORKERS,
-        ..backup::BackupRequest::new(backup)
-    };
-    let on_progress = |progress| watch(service, control, progress);
-    match backup::back_up(&*target, &source, &request, &on_progress) {
-        Ok(report) => {
-            let volume = backup_name(source.volume())?;
-            let backup = backup_name(&report.manifest.name)?;
-            let (manifest, size_bytes) = (report.manifest, source.size_bytes());
-            let details = BackupDetails { manifest, size_bytes, backing_image: None };
-            Ok(listing::complete(&url, &volume, &backup, details))
-        }
-        Err(error) => {
-            let mut error = refused(About::Target(&url), &error);
-            if snapshot.is_none() {
-                let left = next::snapshot_left(volume, &name, &url, *full);
-                let steps = error.next.into_iter().chain([left]);
-                error.next = Some(steps.collect::<Vec<_>>().join("; "));
-            }
-            Err(error)
-        }
-    }
-}
-
-fn find_snapshot(
-    service: &Service,
-    volume: &Name,
-    name: &Name,
-) -> Result<SnapshotStatus, ApiError> {
-    let chain = service.snapshots(volume)?;
-    chain.snapshots.into_iter().find(|snapshot| snapshot.name == **name).ok_or_else(|| {
-        ApiError::not_found(format!("volume {volume} has no snapshot {name}"))
-            .next(Step::ListSnapshots { volume: volume.to_string() }.to_string())
-    })
-}
-
-fn make_snapshot(service: &Service, volume: &Name) -> Result<SnapshotStatus, ApiError> {
-    let name = generated_name("backup");
-    service.create_snapshot(volume, SnapshotRequest { name: Some(name.clone()) })?;
-    find_snapshot(service, volume, &name)
-}
-
-/// Makes the volume and fills it. If that fails, the volume is removed again.
-pub fn restore_to_volume(
-    service: &Service,
-    control: &JobControl<'_>,
-    request: &RestoreRequest,
-) -> Result<BackupView, ApiError> {
-    let (url, target) = open_backup(&request.url)?;
-    let refused = |error| refused(About::Backup(&url), &error);
-    let details = inventory::inspect(&*target, &url.volume, &url.backup).map_err(refused)?;
-    details.refuse_backing_image().map_err(refused)?;
-    let volume = &request.volume;
-    service.create_volume(&VolumeRequest {
-        name: volume.clone(),
-        size_bytes: details.size_bytes,
-        replicas: request.replicas,
-        frontend: Frontend::default(),
-        transport: Transport::default(),
-        in_engine: false,
-    })?;
-    let fill = || {
-        let engaged = service.engage(volume, TicketKind::Restore)?;
-        let sink = VolumeSink::open(&engaged.nbd, engaged.status.size_bytes)?;
-        let options = RestoreOptions { workers: WORKERS, ..RestoreOptions::default() };
-        let on_progress = |progress| watch(service, control, progress);
-        backup::restore(&*target, &url.volume, &url.backup, &sink, &options, &on_progress)
-            .map_err(refused)?;
-        Ok(())
-    };
-    fill().map_err(|error: ApiError| match service.delete_volume(volume) {
-        Ok(_) => ApiError {
-            message: format!(
-                "{}; volume {volume}, filled in part, is removed again",
-                error.message
-            ),
-            ..error
-        },
-        Err(left) => ApiError {
-            message: format!("{}; volume {volume} is left, filled in part ({left})", error.message),
-            next: Some(Step::RemoveVolume { volume: volume.to_string() }.to_string()),
-            ..error
-        },
-    })?;
-    Ok(listing::complete(&url.target, &url.volume, &url.backup, details))
-}
 
 /// Reads every block of the backup and compares it with its checksum.
 pub fn verify(url: &str, progress: Progress<'_>) -> Result<BackupView, ApiError> {
@@ -280,16 +165,6 @@ fn open_backup(url: &str) -> Result<(BackupUrl, Box<dyn Target>), ApiError> {
     Ok((url, target))
 }
 
-/// Ends the work when the manager ends: what is stored already isn't uploaded again.
-fn watch(
-    service: &Service,
-    control: &JobControl<'_>,
-    progress: backup::Progress,
-) -> ControlFlow<()> {
-    control.progress(job_progress(progress));
-    if service.is_stopping() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-}
-
 fn show(progress: Progress<'_>, now: backup::Progress) -> ControlFlow<()> {
     progress(job_progress(now));
     ControlFlow::Continue(())
@@ -297,10 +172,6 @@ fn show(progress: Progress<'_>, now: backup::Progress) -> ControlFlow<()> {
 
 fn job_progress(progress: backup::Progress) -> JobProgress {
     JobProgress { done_bytes: progress.bytes_done, total_bytes: progress.bytes_total }
-}
-
-fn random() -> Result<String, ApiError> {
-    random_hex::<8>().map_err(|error| failed(&error))
 }
 
 fn failed(error: &dyn std::error::Error) -> ApiError {

@@ -8,6 +8,7 @@
 pub mod attachment;
 pub mod backup;
 pub mod error;
+pub mod job;
 pub mod name;
 pub mod node;
 pub mod object;

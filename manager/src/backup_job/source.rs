@@ -17,11 +17,11 @@ use ankole_replica::listen::Address;
 use ankole_replica::reader::{ReaderError, ReplicaReader};
 use ankole_replica::types::{LayerId, ReplicaId};
 
+use super::work::Observer;
 use crate::agent::admin;
-use crate::api::Name;
 use crate::api::error::chain;
+use crate::api::job::VolumeAccess;
 use crate::api::snapshot::SnapshotStatus;
-use crate::service::{Engaged, Service};
 
 const STATUS_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often all replicas are tried before a read fails, and the pause between: together longer
@@ -30,9 +30,8 @@ const ROUNDS: usize = 10;
 const PAUSE: Duration = Duration::from_secs(1);
 
 pub(super) struct SnapshotSource<'a> {
-    service: &'a Service,
-    engaged: Engaged<'a>,
-    volume: String,
+    volume: &'a VolumeAccess,
+    observer: &'a dyn Observer,
     snapshot: SnapshotStatus,
     id: String,
     replicas: Mutex<Replicas>,
@@ -62,14 +61,12 @@ enum Problem {
 
 impl<'a> SnapshotSource<'a> {
     pub(super) fn new(
-        service: &'a Service,
-        engaged: Engaged<'a>,
-        volume: &Name,
+        volume: &'a VolumeAccess,
+        observer: &'a dyn Observer,
         snapshot: SnapshotStatus,
     ) -> Self {
-        let id = snapshot_id(&engaged.uid, snapshot.layer);
-        let volume = volume.to_string();
-        Self { service, engaged, volume, snapshot, id, replicas: Mutex::default() }
+        let id = snapshot_id(&volume.uid, snapshot.layer);
+        Self { volume, observer, snapshot, id, replicas: Mutex::default() }
     }
 
     /// Asks one replica after the other until one answers.
@@ -77,14 +74,14 @@ impl<'a> SnapshotSource<'a> {
         &self,
         mut ask: impl FnMut(&mut ReplicaReader) -> Result<T, ReaderError>,
     ) -> io::Result<T> {
-        let addresses = &self.engaged.replicas;
+        let addresses = &self.volume.replicas;
         let mut problems = Vec::new();
         for round in 0..ROUNDS {
             if round > 0 {
                 std::thread::sleep(PAUSE);
             }
-            if self.service.is_stopping() {
-                return Err(io::Error::other("the manager is ending"));
+            if self.observer.is_stopping() {
+                return Err(io::Error::other("it is to end"));
             }
             problems.clear();
             let first = self.lock().preferred;
@@ -103,12 +100,12 @@ impl<'a> SnapshotSource<'a> {
         at: usize,
         ask: &mut impl FnMut(&mut ReplicaReader) -> Result<T, ReaderError>,
     ) -> Result<T, Problem> {
-        let replica = &self.engaged.replicas[at].replica;
+        let replica = &self.volume.replicas[at].replica;
         let mut reader = self.reader(at).inspect_err(|_| self.avoid(at))?;
         let answer = ask(&mut reader);
         match &answer {
             Err(error) => {
-                tracing::warn!(volume = self.volume, %replica, error = chain(error),
+                tracing::warn!(volume = %self.volume.name, %replica, error = chain(error),
                     "a backup asks another replica");
                 self.avoid(at);
             }
@@ -118,7 +115,7 @@ impl<'a> SnapshotSource<'a> {
     }
 
     fn reader(&self, at: usize) -> Result<ReplicaReader, Problem> {
-        let wanted = &self.engaged.replicas[at];
+        let wanted = &self.volume.replicas[at];
         let replica = &wanted.replica;
         {
             let idle = &mut self.lock().idle;
@@ -130,7 +127,7 @@ impl<'a> SnapshotSource<'a> {
             replica: replica.clone(),
             address: wanted.address.clone(),
         })?;
-        let mut reader = ReplicaReader::connect(&address, &self.volume, replica)?;
+        let mut reader = ReplicaReader::connect(&address, &self.volume.name, replica)?;
         // In this order: see the head of this file.
         let status = self.status()?;
         let is_in_sync = status
@@ -152,7 +149,7 @@ impl<'a> SnapshotSource<'a> {
     }
 
     fn status(&self) -> Result<Box<EngineStatus>, Problem> {
-        match admin::ask(&self.engaged.admin, &Request::Status, STATUS_TIMEOUT) {
+        match admin::ask(&self.volume.admin, &Request::Status, STATUS_TIMEOUT) {
             Ok(Answer::Status(status)) => Ok(status),
             _ => Err(Problem::NoStatus),
         }
@@ -160,11 +157,11 @@ impl<'a> SnapshotSource<'a> {
 
     /// The next request begins with another replica, and this one's other readers are closed.
     fn avoid(&self, at: usize) {
-        let replica = &self.engaged.replicas[at].replica;
+        let replica = &self.volume.replicas[at].replica;
         let mut replicas = self.lock();
         replicas.idle.retain(|(of, _)| of != replica);
         if replicas.preferred == at {
-            replicas.preferred = (at + 1) % self.engaged.replicas.len();
+            replicas.preferred = (at + 1) % self.volume.replicas.len();
         }
     }
 
@@ -175,7 +172,7 @@ impl<'a> SnapshotSource<'a> {
 
 impl Source for SnapshotSource<'_> {
     fn volume(&self) -> &str {
-        &self.volume
+        &self.volume.name
     }
     fn size_bytes(&self) -> u64 {
         self.snapshot.size_bytes
@@ -189,7 +186,7 @@ impl Source for SnapshotSource<'_> {
 
     fn changed(&self, since: Option<&str>) -> io::Result<Changed> {
         let upto = self.snapshot.layer;
-        let since = since.and_then(|id| layer_of(id, &self.engaged.uid));
+        let since = since.and_then(|id| layer_of(id, &self.volume.uid));
         self.ask(|reader| {
             let chain = reader.chain()?;
             let since = since.filter(|since| is_below(&chain, *since, upto));

@@ -13,6 +13,7 @@ mod complete;
 mod connect;
 mod engine;
 mod examples;
+mod job;
 mod man;
 mod node;
 mod output;
@@ -129,6 +130,9 @@ enum Command {
     /// The process of an attached volume
     #[command(subcommand)]
     Engine(engine::EngineCommand),
+    /// The process of a backup or a restore
+    #[command(subcommand, hide = true)]
+    Job(job::JobCommand),
     /// Files that many machines write to
     #[command(subcommand)]
     Share(share::ShareCommand),
@@ -221,6 +225,9 @@ fn dispatch(session: &Session<'_>, command: Command) -> Result<ExitCode, ApiErro
         Command::Replica(replica::ReplicaCommand::Serve(args)) => {
             return role(roles::replica::run(args));
         }
+        Command::Job(job::JobCommand::Run(args)) => {
+            return roles::job::run(&args).map(|()| ExitCode::SUCCESS);
+        }
         Command::Share(share::ShareCommand::Serve(args)) => {
             return roles::share::run(args, session.environment.handed_in)
                 .map(|()| ExitCode::SUCCESS);
@@ -291,6 +298,7 @@ fn start_log(environment: &Environment, command: &Command) {
         Command::Standalone(_)
         | Command::Engine(engine::EngineCommand::Run(_))
         | Command::Replica(replica::ReplicaCommand::Serve(_))
+        | Command::Job(_)
         | Command::Share(_) => "info",
         _ => "warn",
     };

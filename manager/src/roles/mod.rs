@@ -1,6 +1,7 @@
 //! What one process of the binary is: the parts put together.
 
 pub mod engine;
+pub mod job;
 pub mod replica;
 pub mod share;
 pub mod standalone;

@@ -14,7 +14,6 @@ mod volumes;
 use std::sync::Arc;
 
 pub use jobs::JobControl;
-pub(crate) use snapshots::generated_name;
 pub use volumes::Engaged;
 
 use self::jobs::Jobs;

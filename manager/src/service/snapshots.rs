@@ -69,7 +69,7 @@ fn chain(volume: &Name, engaged: &Engaged<'_>) -> Result<Chain, ApiError> {
 }
 
 /// Sorts by time, and is as good as unique within a volume.
-pub(crate) fn generated_name(prefix: &'static str) -> Name {
+fn generated_name(prefix: &'static str) -> Name {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     let milliseconds = now.map_or(0, |now| now.as_millis());
     format!("{prefix}-{milliseconds:013}").parse().expect("letters, digits and a hyphen")
