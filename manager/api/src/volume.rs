@@ -391,6 +391,10 @@ pub enum Reason {
     ReplicaRebuilt,
     /// Requests, or a change of the volume, wait for something.
     RequestsWait,
+    /// A backup or a restore waits until its volume is attached to its node.
+    JobWaits,
+    /// The process of a restore ended; another one starts after a pause.
+    JobEnded,
 }
 
 /// A volume as it is shown: `GET /v1/volumes/V`.

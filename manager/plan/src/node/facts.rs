@@ -3,7 +3,11 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use ankole_api::objects::{Engine, Replica, Volume};
+use ankole_api::Name;
+use ankole_api::backup::JobProgress;
+use ankole_api::job::JobResult;
+use ankole_api::object::Object;
+use ankole_api::objects::{Engine, JobSpec, Replica, Volume};
 use ankole_blockdev::device::Driver;
 use ankole_replica::admin;
 use ankole_replica::inspect::Evidence;
@@ -117,6 +121,48 @@ pub struct ReplicaFacts {
 
 #[derive(Clone, Debug)]
 pub struct ReplicaProcess {
+    pub pid: u32,
+    pub asked_to_end: Option<Duration>,
+}
+
+/// Of one backup or restore.
+#[derive(Clone, Debug)]
+pub struct JobFacts<S: JobSpec> {
+    /// None: what is here belongs to one that is gone, or to another of its name.
+    pub job: Option<Object<S>>,
+    /// None: the store says that there is none.
+    pub volume: Option<Volume>,
+    /// Of the volume, if it is this node's.
+    pub engine: Option<Engine>,
+    /// An earlier one that fills the volume and isn't over.
+    pub rival: Option<Name>,
+    /// This one's name.
+    pub node: String,
+    /// None: no process was ever started for it here.
+    pub files: Option<JobFiles>,
+    pub process: Option<JobProcess>,
+    pub history: History,
+    /// The agent ends, and what can wait shall.
+    pub is_stopping: bool,
+}
+
+impl<S: JobSpec> JobFacts<S> {
+    /// On this machine.
+    pub fn is_nothing_left(&self) -> bool {
+        self.process.is_none() && self.history.doubt.is_none() && self.files.is_none()
+    }
+}
+
+/// What its process has written.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct JobFiles {
+    pub progress: Option<JobProgress>,
+    /// Or why it can't be read.
+    pub result: Option<Result<JobResult, String>>,
+}
+
+#[derive(Clone, Debug)]
+pub struct JobProcess {
     pub pid: u32,
     pub asked_to_end: Option<Duration>,
 }

@@ -1,8 +1,10 @@
 //! A node's planner: from its objects and what is true of them on this machine to actions. Pure: no
-//! clock, no process, no disk. An engine and a replica have a plan each; neither looks at the other.
+//! clock, no process, no disk. An engine, a replica and a job have a plan each; none looks at
+//! another.
 
 pub mod engine;
 pub mod facts;
+pub mod job;
 pub mod replica;
 #[cfg(test)]
 mod scenarios;

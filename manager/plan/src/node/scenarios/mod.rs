@@ -1,7 +1,8 @@
-//! Situations of engines and replicas on their nodes and the plans for them, in two golden files; and
-//! what holds in all of them.
+//! Situations of engines, of replicas and of jobs on their nodes and the plans for them, in golden files;
+//! and what holds in all of them.
 
 mod engines;
+mod jobs;
 mod replicas;
 
 use std::time::Duration;
