@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Condition;
 use crate::object::{Kind, Object, Spec};
-use crate::volume::{Attachment, EngineProgram, Frontend, Robustness, State, Transport};
+use crate::volume::{Attachment, Device, EngineProgram, Frontend, Robustness, State, Transport};
 
 pub type Volume = Object<VolumeSpec>;
 
@@ -101,9 +101,15 @@ impl Volume {
         self.status.size_bytes.unwrap_or(self.spec.size_bytes)
     }
 
-    /// What its device is marked with in the kernel: a name can be another volume's.
-    pub fn identity(&self) -> String {
-        format!("{}.{}", self.name(), self.metadata.uid)
+    /// What this device of it is marked with in the kernel, or a new one will be. A name can be another
+    /// volume's, so that the name alone, with which a version before marked the device that the attachment
+    /// names, tells nothing of any other.
+    pub fn identity_of(&self, device: Option<Device>) -> String {
+        let before = self.status.attachment.as_ref().and_then(|attachment| attachment.device);
+        match device {
+            Some(_) if device == before => self.name().to_string(),
+            _ => format!("{}.{}", self.name(), self.metadata.uid),
+        }
     }
 }
 

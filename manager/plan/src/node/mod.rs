@@ -2,6 +2,7 @@
 //! clock, no process, no disk. An engine, a replica and a job have a plan each; none looks at
 //! another.
 
+pub mod attachment;
 pub mod engine;
 pub mod facts;
 pub mod job;

@@ -104,9 +104,11 @@ impl EnginePart {
         facts: &EngineFacts,
     ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
         let Some(mut volume) = facts.volume.clone() else { return Ok(()) };
+        let device = volume.status.attachment.as_ref().and_then(|it| it.device);
+        let identity = volume.identity_of(device);
         let attachment = volume.status.attachment.take();
         if attachment.and_then(|it| it.driver()) == Some(Driver::Tgt) {
-            let (identity, socket) = (volume.identity(), self.node.layout.nbd(&self.name));
+            let socket = self.node.layout.nbd(&self.name);
             blocking(move || tgt::clean_up(&identity, &socket)).await??;
         }
         self.node.store.replace_status_raw(VolumeSpec::KIND, Raw::of(&volume)).await?;
@@ -234,7 +236,7 @@ fn ask_to_end(node: &Node, volume: &Name, how: &Request) -> Option<String> {
 
 /// Of a volume without an engine here: its requests get errors, and it goes.
 fn stop_device(node: &Node, volume: &Volume, it: Device) -> Result<(), DeviceError> {
-    let (identity, socket) = (volume.identity(), node.layout.nbd(volume.name()));
+    let (identity, socket) = (volume.identity_of(Some(it)), node.layout.nbd(volume.name()));
     let marked = device::Volume { identity: &identity, socket: &socket };
     // Before it goes, since another volume may get its number at once.
     if let Some(path) = device::path_of(it.driver(), it.number(), marked)

@@ -8,6 +8,7 @@ use ankole_api::objects::engine::EngineWanted;
 use ankole_api::objects::{Engine, Volume};
 use ankole_api::volume::Device;
 use ankole_blockdev::device::{self, DeviceError, Driver};
+use ankole_plan::node::attachment::device_of;
 use ankole_plan::node::facts::{Devices, EngineFacts, EngineProcess, History};
 use ankole_replica::admin::Request;
 use ankole_replica::record::InstanceId;
@@ -124,15 +125,23 @@ fn own_device(node: &Node, volume: &Volume) -> Result<Option<Device>, DeviceErro
     let last = status.record.as_ref().and_then(|record| record.engine.as_ref());
     let was_here = last.is_some_and(|engine| engine.node == node.name);
     let attachment = status.attachment.as_ref().filter(|it| it.boot_id == node.boot_id);
-    let drivers: Vec<_> = match attachment.filter(|_| was_here) {
-        Some(attachment) => attachment.driver().into_iter().collect(),
-        None if status.node.as_deref() == Some(&*node.name) => Vec::new(),
-        None => DRIVERS.into(),
+    let socket = node.layout.nbd(volume.name());
+    let find = |driver: Driver| {
+        let identity = volume.identity_of(None);
+        device::find(driver, device::Volume { identity: &identity, socket: &socket })
     };
-    let (identity, socket) = (volume.identity(), node.layout.nbd(volume.name()));
-    let marked = device::Volume { identity: &identity, socket: &socket };
-    for driver in drivers {
-        if let Some(number) = device::find(driver, marked)? {
+    let is_there = |it: Device| {
+        let identity = volume.identity_of(Some(it));
+        let marked = device::Volume { identity: &identity, socket: &socket };
+        device::is_there(it.driver(), it.number(), marked)
+    };
+    match attachment.filter(|_| was_here) {
+        Some(attachment) => return device_of(attachment, find, is_there),
+        None if status.node.as_deref() == Some(&*node.name) => return Ok(None),
+        None => {}
+    }
+    for driver in DRIVERS {
+        if let Some(number) = find(driver)? {
             return Ok(Some(Device::new(driver, number)));
         }
     }

@@ -85,7 +85,7 @@ impl EnginePlan {
         let start = EngineStart {
             instance: instance.clone(),
             driver,
-            identity: volume.identity(),
+            identity: volume.identity_of(device),
             device,
             recover: kept.is_some() && (driver.is_none() || device.is_some()),
             read_only,

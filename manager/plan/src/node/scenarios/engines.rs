@@ -22,7 +22,7 @@ use crate::node::facts::{Devices, EngineFacts, EngineProcess, History};
 const REPLICAS: [&str; 3] = ["r1", "r2", "r3"];
 
 /// Named for this node, with nothing of it running.
-fn wanted() -> EngineFacts {
+pub(super) fn wanted() -> EngineFacts {
     let spec = r#"{"sizeBytes": 2097152, "replicas": 3, "frontend": "socket"}"#;
     let mut volume = Volume::new("v1".parse().unwrap(), serde_json::from_str(spec).unwrap());
     volume.metadata.uid = "u1".into();

@@ -1,6 +1,7 @@
 //! Situations of engines, of replicas and of jobs on their nodes and the plans for them, in golden files;
 //! and what holds in all of them.
 
+mod devices;
 mod engines;
 mod jobs;
 mod replicas;
