@@ -4,131 +4,15 @@
 mod common;
 
 use std::path::Path;
-use std::sync::Arc;
-use std::time::Duration;
 
-use ankole_api::attachment::TicketKind;
-use ankole_api::objects::attachment::Ticket;
 use ankole_api::objects::node::LeaseSpec;
-use ankole_api::objects::{AttachmentSpec, ReplicaSpec, Volume, VolumeAttachment, VolumeSpec};
-use ankole_api::volume::{Frontend, Robustness, State, Transport};
-use ankole_manager::agent::arbiter;
-use ankole_manager::agent::node::records::ObjectRecords;
-use ankole_manager::agent::node::{self, Node};
-use ankole_manager::agent::{Layout, LocalSupervisor, Supervisor, format, kill, pidfile};
-use ankole_store::{MemoryStore, Selector, Store, StoreError};
-use tokio::runtime::{Builder, Handle};
-use tokio::task::JoinHandle;
+use ankole_api::objects::{ReplicaSpec, VolumeSpec};
+use ankole_api::volume::{Robustness, State};
+use ankole_store::{Selector, StoreError};
 
-use common::data::{SIZE, fill, holds};
+use common::cluster::{Cluster, Running};
+use common::data::{fill, holds};
 use common::until;
-
-struct Cluster {
-    store: Arc<dyn Store>,
-    runtime: Handle,
-}
-
-/// A node while its agent runs.
-struct Running {
-    node: Arc<Node>,
-    agent: JoinHandle<()>,
-}
-
-impl Cluster {
-    fn new() -> Self {
-        // It ends with the test.
-        let runs = Builder::new_current_thread().enable_all().build().unwrap();
-        let runtime = runs.handle().clone();
-        std::thread::spawn(move || runs.block_on(std::future::pending::<()>()));
-        let store: Arc<dyn Store> = Arc::new(MemoryStore::default());
-        runtime.spawn(ankole_manager::manager::run(Arc::clone(&store)));
-        Self { store, runtime }
-    }
-
-    fn start(&self, name: &str, folder: &Path) -> Running {
-        let layout = Layout::prepare(&folder.join(name), &[], &folder.join("short")).unwrap();
-        let supervisor = LocalSupervisor::open(&layout.run(), &layout.socket_folders()).unwrap();
-        let supervisor: Arc<dyn Supervisor> = Arc::new(supervisor);
-        let handle = self.runtime.clone();
-        let records = Arc::new(ObjectRecords::new(Arc::clone(&self.store), handle));
-        let limits = arbiter::Limits::default();
-        arbiter::start(&layout.arbiter(), records, Arc::clone(&supervisor), limits).unwrap();
-        let node = Arc::new(Node::new(
-            name.into(),
-            Arc::clone(&self.store),
-            supervisor,
-            layout,
-            env!("CARGO_BIN_EXE_ankole").into(),
-            format::format,
-            pidfile::boot_id().unwrap(),
-            Duration::from_secs(300),
-        ));
-        let agent = self.runtime.spawn(node::run(Arc::clone(&node)));
-        Running { node, agent }
-    }
-
-    fn volume(&self, name: &str) -> Option<Volume> {
-        self.runtime.block_on(self.store.find::<VolumeSpec>(name)).unwrap()
-    }
-
-    fn create(&self, name: &str, replicas: u8) {
-        let spec = VolumeSpec {
-            size_bytes: SIZE as u64,
-            replicas,
-            frontend: Frontend::Socket,
-            transport: Transport::Tcp,
-            in_engine: false,
-            engine: ankole_api::volume::EngineProgram::default(),
-            from_backup: None,
-        };
-        let volume = Volume::new(name.parse().unwrap(), spec);
-        self.runtime.block_on(self.store.create(&volume)).unwrap();
-        self.until_state(name, State::Detached);
-    }
-
-    fn attach(&self, name: &str, node: Option<&str>) {
-        let node = node.map(str::to_owned);
-        let ticket = Ticket { kind: TicketKind::User, node, read_only: false };
-        let spec = AttachmentSpec { tickets: [("user".to_owned(), ticket)].into() };
-        let attachment = VolumeAttachment::new(name.parse().unwrap(), spec);
-        self.runtime.block_on(self.store.create(&attachment)).unwrap();
-        self.until_state(name, State::Attached);
-    }
-
-    fn endpoint(&self, name: &str) -> String {
-        let engine = self.store.get::<ankole_api::objects::EngineSpec>(name);
-        self.runtime.block_on(engine).unwrap().status.endpoint.unwrap()
-    }
-
-    fn until_state(&self, name: &str, state: State) {
-        until(&format!("{name} is {state}"), || {
-            let volume = self.volume(name)?;
-            (volume.status.state == Some(state)).then_some(())
-        });
-    }
-
-    fn until_robustness(&self, name: &str, robustness: Robustness) {
-        until(&format!("{name} is {robustness}"), || {
-            let volume = self.volume(name)?;
-            (volume.status.robustness == Some(robustness)).then_some(())
-        });
-    }
-}
-
-impl Running {
-    /// Its agent ends and every process of it is killed.
-    fn die(self) {
-        self.agent.abort();
-        kill::all(&*self.node.supervisor);
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.agent.abort();
-        kill::all(&*self.node.supervisor);
-    }
-}
 
 /// Both run, and the manager has heard both say so.
 fn two_nodes(folder: &Path) -> (Cluster, Running, Running) {

@@ -1,7 +1,9 @@
 //! A standalone in a folder of its own, and the command line that talks to it.
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
 
+pub mod cluster;
 pub mod data;
+pub mod mounted;
 
 use std::fs;
 use std::os::unix::process::ExitStatusExt;

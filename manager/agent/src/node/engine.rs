@@ -3,15 +3,17 @@
 mod hands;
 mod look;
 mod memory;
+mod told;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ankole_api::Name;
+use ankole_api::error::chain;
 use ankole_api::object::Spec;
 use ankole_api::objects::condition::dated;
 use ankole_api::objects::{Engine, EngineSpec, VolumeSpec};
-use ankole_plan::node::engine as planner;
+use ankole_plan::node::engine::{self as planner, EngineAction, EnginePlan};
 use ankole_plan::node::facts::EngineFacts;
 use ankole_store::{Cache, Raw, StoreError};
 use jiff::Timestamp;
@@ -19,6 +21,7 @@ use tokio::sync::mpsc;
 
 use self::look::Look;
 use self::memory::Memory;
+use super::failing::Failing;
 use super::part::{Part, PassError};
 use super::{Node, Told};
 
@@ -31,11 +34,13 @@ pub(super) struct EnginePart {
     engines: Cache<EngineSpec>,
     name: Name,
     memory: Memory,
+    failing: Failing<EngineAction>,
 }
 
 impl EnginePart {
     pub(super) fn new(node: Arc<Node>, engines: Cache<EngineSpec>, name: Name) -> Self {
-        Self { node, engines, name, memory: Memory::default() }
+        let (memory, failing) = (Memory::default(), Failing::default());
+        Self { node, engines, name, memory, failing }
     }
 }
 
@@ -86,33 +91,54 @@ impl Part for EnginePart {
         if heard.is_none() && facts.is_nothing_left() {
             return Ok(None);
         }
-        let plan = planner::plan(&facts);
-        let mut is_done = false;
-        let mut failed = None;
-        for action in &plan.actions {
-            tracing::info!(volume = %self.name, "{action}");
-            if let Err(error) = self.perform(&facts, action, back).await {
-                failed = Some(error);
-                break;
-            }
-            is_done = true;
-        }
+        let mut plan = planner::plan(&facts);
+        let look_again = match self.apply(&facts, &mut plan, back).await {
+            // Somebody came in between: nothing was done, and it is planned anew.
+            Err(PassError::Store(StoreError::Conflict { .. })) => return Ok(Some(Duration::ZERO)),
+            other => other?,
+        };
         if let Some(heard) = &heard {
             self.report(heard, &facts, &plan).await?;
         }
-        match failed {
-            Some(error) => Err(error),
-            None => Ok(Some(if is_done { Duration::ZERO } else { plan.look_again })),
-        }
+        Ok(Some(look_again))
     }
 }
 
 impl EnginePart {
+    /// When to look again. What fails is told with the plan's conditions.
+    async fn apply(
+        &mut self,
+        facts: &EngineFacts,
+        plan: &mut EnginePlan,
+        back: &mpsc::WeakUnboundedSender<Told>,
+    ) -> Result<Duration, PassError> {
+        let generation = facts.engine.as_ref().map_or(0, |it| it.metadata.generation);
+        if let Some((left, told)) = self.failing.hold_off(&plan.actions, generation) {
+            plan.conditions.push(told);
+            return Ok(plan.look_again.min(left));
+        }
+        for action in &plan.actions {
+            tracing::info!(volume = %self.name, "{action}");
+            match self.perform(facts, action, back).await {
+                Ok(()) => self.failing.done(action),
+                Err(error @ (PassError::Action { .. } | PassError::NoRoom(_))) => {
+                    tracing::warn!(volume = %self.name, error = chain(&error), "will be tried again");
+                    let told = told::told(facts, action, &error);
+                    let left = self.failing.failed(action, generation, told.clone());
+                    plan.conditions.push(told);
+                    return Ok(plan.look_again.min(left));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(if plan.actions.is_empty() { plan.look_again } else { Duration::ZERO })
+    }
+
     async fn report(
         &self,
         heard: &Engine,
         facts: &EngineFacts,
-        plan: &planner::EnginePlan,
+        plan: &EnginePlan,
     ) -> Result<(), StoreError> {
         let mut status = planner::status(facts, plan);
         status.waiting_since = self.memory.waiting_since.filter(|_| status.instance.is_some());

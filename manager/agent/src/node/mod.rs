@@ -9,6 +9,7 @@
 //! happen: something is ended because the store can't be asked.
 
 mod engine;
+mod failing;
 mod lease;
 mod part;
 pub mod records;

@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::time::Duration;
 
+use ankole_api::ApiError;
 use ankole_api::error::chain;
 use ankole_store::StoreError;
 use tokio::sync::mpsc;
@@ -28,6 +29,9 @@ pub(super) enum PassError {
     Store(#[from] StoreError),
     #[error("{action}")]
     Action { action: String, source: Box<dyn std::error::Error + Send + Sync> },
+    /// For a size that the disks can't have.
+    #[error(transparent)]
+    NoRoom(ApiError),
     #[error("{what}")]
     Look { what: &'static str, source: Box<dyn std::error::Error + Send + Sync> },
     #[error("the pass panicked")]

@@ -9,11 +9,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ankole_api::Name;
+use ankole_api::error::chain;
 use ankole_api::object::Spec;
 use ankole_api::objects::condition::dated;
 use ankole_api::objects::replica::DIRECTORY_FINALIZER;
-use ankole_api::objects::{Replica, ReplicaSpec};
-use ankole_api::volume::Transport;
+use ankole_api::objects::{Condition, Replica, ReplicaSpec};
+use ankole_api::volume::{Reason, Transport};
 use ankole_plan::node::facts::{History, ReplicaFacts, ReplicaProcess};
 use ankole_plan::node::replica::{self as planner, ReplicaAction, ReplicaPlan};
 use ankole_replica::inspect::{damage, inspect, newest_generation};
@@ -21,6 +22,7 @@ use ankole_store::{Cache, Raw, StoreError};
 use jiff::Timestamp;
 use tokio::sync::mpsc;
 
+use super::failing::Failing;
 use super::part::{Part, PassError};
 use super::{Node, Told};
 use crate::backoff::Backoff;
@@ -35,6 +37,7 @@ pub(super) struct ReplicaPart {
     replicas: Cache<ReplicaSpec>,
     name: Name,
     memory: Memory,
+    failing: Failing<ReplicaAction>,
 }
 
 /// What is remembered between passes; all of it may be lost.
@@ -52,7 +55,8 @@ struct Memory {
 
 impl ReplicaPart {
     pub(super) fn new(node: Arc<Node>, replicas: Cache<ReplicaSpec>, name: Name) -> Self {
-        Self { node, replicas, name, memory: Memory::default() }
+        let (memory, failing) = (Memory::default(), Failing::default());
+        Self { node, replicas, name, memory, failing }
     }
 }
 
@@ -77,11 +81,30 @@ impl Part for ReplicaPart {
     ) -> Result<Option<Duration>, PassError> {
         // Only what is there is acted upon: one that is gone had its directory removed before.
         let Some(replica) = self.replicas.get(&self.name)? else { return Ok(None) };
-        let (facts, plan) = self.look(&replica).await?;
+        let (facts, mut plan) = self.look(&replica).await?;
+        let generation = replica.metadata.generation;
+        if let Some((left, told)) = self.failing.hold_off(&plan.actions, generation) {
+            plan.status.conditions.push(told);
+            let look_again = plan.look_again.min(left);
+            self.report(&replica, plan).await?;
+            return Ok(Some(look_again));
+        }
         let mut is_done = false;
-        for action in &plan.actions {
+        for action in plan.actions.clone() {
             tracing::info!(replica = %self.name, "{action}");
-            self.perform(&facts, *action).await?;
+            match self.perform(&facts, action).await {
+                Ok(()) => self.failing.done(&action),
+                Err(error @ PassError::Action { .. }) => {
+                    tracing::warn!(replica = %self.name, error = chain(&error), "will be tried again");
+                    let message = format!("replica {}: {}", replica.spec.id, chain(&error));
+                    let told = Condition::new(Reason::ActionFailed, message);
+                    let left = self.failing.failed(&action, generation, told.clone());
+                    plan.status.conditions.push(told);
+                    self.report(&replica, plan).await?;
+                    return Ok(Some(left));
+                }
+                Err(error) => return Err(error),
+            }
             is_done = true;
         }
         if plan.actions.contains(&ReplicaAction::Release) {
@@ -157,7 +180,7 @@ impl ReplicaPart {
                 self.node.supervisor.signal(&name, how);
                 return Ok(());
             }
-            ReplicaAction::Release => return self.release(&facts.replica).await.map_err(failed),
+            ReplicaAction::Release => return Ok(self.release(&facts.replica).await?),
             ReplicaAction::Format | ReplicaAction::SetAside | ReplicaAction::RemoveDirectory => {}
         }
         let (node, spec, directory) = (Arc::clone(&self.node), spec.clone(), spec.directory());
@@ -197,15 +220,12 @@ impl ReplicaPart {
         Ok(())
     }
 
-    async fn release(
-        &self,
-        replica: &Replica,
-    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    async fn release(&self, replica: &Replica) -> Result<(), StoreError> {
         let mut object = replica.clone();
         object.metadata.finalizers.remove(DIRECTORY_FINALIZER);
         match self.node.store.replace_raw(ReplicaSpec::KIND, Raw::of(&object)).await {
             Err(StoreError::NotFound { .. }) => Ok(()),
-            other => Ok(other.map(drop)?),
+            other => other.map(drop),
         }
     }
 

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use ankole_api::Name;
 use ankole_api::error::chain;
 use ankole_api::object::Spec;
-use ankole_api::objects::{Engine, Volume, VolumeSpec};
+use ankole_api::objects::{Engine, ReplicaSpec, Volume, VolumeSpec};
 use ankole_api::volume::{Attachment, Device};
 use ankole_blockdev::device::{self, DeviceError, Driver};
 use ankole_blockdev::tgt;
@@ -18,13 +18,14 @@ use ankole_plan::node::engine::{DETACH_PATIENCE, EngineAction, EngineStart};
 use ankole_plan::node::facts::EngineFacts;
 use ankole_replica::admin::Request;
 use ankole_replica::record::{Change, EngineGrant, InstanceId};
-use ankole_store::Raw;
+use ankole_store::{Raw, Selector};
 use tokio::sync::mpsc;
 
 use super::memory::Memory;
 use super::{EnginePart, INSTANCE_LABEL, TURN_LABEL};
 use crate::admin::{self, AdminError};
 use crate::device_link::{self, FOLDER};
+use crate::growth::Growth;
 use crate::node::part::PassError;
 use crate::node::{Node, Told};
 use crate::supervisor::{ProcessName, ProcessSpec, Signal};
@@ -46,11 +47,11 @@ impl EnginePart {
         };
         match action {
             EngineAction::Grant { instance, attach_epoch, attachment } => {
-                self.grant(facts, instance, *attach_epoch, attachment).await.map_err(failed)
+                self.grant(facts, instance, *attach_epoch, attachment).await
             }
             EngineAction::ClearAttachment => {
                 self.memory.left = false;
-                self.clear_attachment(facts).await.map_err(failed)
+                self.clear_attachment(facts).await
             }
             EngineAction::Start(start) => {
                 let Some(engine) = &facts.engine else { return Ok(()) };
@@ -72,6 +73,7 @@ impl EnginePart {
                 stopped.map_err(|error| failed(error.into()))
             }
             EngineAction::Expand { size_bytes } => {
+                self.refuse_impossible(facts, *size_bytes).await?;
                 self.ask(Request::Expand { size_bytes: *size_bytes }).await?.map_err(failed)
             }
             EngineAction::SetReplicas(replicas) => {
@@ -88,31 +90,55 @@ impl EnginePart {
         instance: &InstanceId,
         attach_epoch: u64,
         attachment: &Attachment,
-    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    ) -> Result<(), PassError> {
         let Some(mut volume) = facts.volume.clone() else { return Ok(()) };
         let Some(record) = &volume.status.record else { return Ok(()) };
         let engine = EngineGrant { node: self.node.name.clone(), instance: instance.clone() };
-        let granted = record.after(record.generation, Change::Grant { engine, attach_epoch })?;
+        let granted = record.after(record.generation, Change::Grant { engine, attach_epoch });
+        let granted = granted.map_err(|error| PassError::Action {
+            action: "grant to the engine".into(),
+            source: error.into(),
+        })?;
         volume.status.record = Some(granted);
         volume.status.attachment = Some(attachment.clone());
         self.node.store.replace_status_raw(VolumeSpec::KIND, Raw::of(&volume)).await?;
         Ok(())
     }
 
-    async fn clear_attachment(
-        &self,
-        facts: &EngineFacts,
-    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    async fn clear_attachment(&self, facts: &EngineFacts) -> Result<(), PassError> {
         let Some(mut volume) = facts.volume.clone() else { return Ok(()) };
         let device = volume.status.attachment.as_ref().and_then(|it| it.device);
         let identity = volume.identity_of(device);
         let attachment = volume.status.attachment.take();
         if attachment.and_then(|it| it.driver()) == Some(Driver::Tgt) {
             let socket = self.node.layout.nbd(&self.name);
-            blocking(move || tgt::clean_up(&identity, &socket)).await??;
+            let cleaned = blocking(move || tgt::clean_up(&identity, &socket)).await?;
+            cleaned.map_err(|error| PassError::Action {
+                action: "clean up after the engine's target".into(),
+                source: error.into(),
+            })?;
         }
         self.node.store.replace_status_raw(VolumeSpec::KIND, Raw::of(&volume)).await?;
         Ok(())
+    }
+
+    /// By the replicas on this node; the engine asks the others.
+    async fn refuse_impossible(&self, facts: &EngineFacts, to_bytes: u64) -> Result<(), PassError> {
+        let Some(volume) = &facts.volume else { return Ok(()) };
+        let own = Selector::on_node(&self.node.name);
+        let replicas = self.node.store.list::<ReplicaSpec>(&own).await?.objects;
+        let specs = replicas.into_iter().flatten().map(|replica| replica.spec);
+        let of_volume = specs.filter(|spec| spec.volume_uid == volume.metadata.uid);
+        let directories: Vec<_> = of_volume.map(|spec| spec.directory()).collect();
+        let said = facts.process.as_ref().and_then(|process| process.status.as_ref());
+        let from_bytes = said.map_or(0, |said| said.size_bytes);
+        let volume = self.name.clone();
+        let refused = blocking(move || {
+            let growth =
+                Growth { volume: &volume, directories: &directories, from_bytes, to_bytes };
+            growth.refuse_impossible()
+        });
+        refused.await?.map_err(PassError::NoRoom)
     }
 
     fn start(
