@@ -29,7 +29,7 @@ pub fn open(
         elsewhere: (!folders.is_empty()).then(told),
         recover,
         believable: &|objects| believed::believed(objects, node, &fence),
-        convert: Some(&|object| Ok(older::convert(object, &one_node)?)),
+        convert: Some(&|older| Ok(older::convert(older, &one_node)?)),
     };
     EmbeddedStore::open_as(&layout.store(), &opening)
 }

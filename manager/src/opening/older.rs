@@ -10,8 +10,20 @@ use crate::api::objects::{BackupTargetSpec, VolumeSpec};
 use crate::api::target::BackupTarget;
 use crate::api::volume::Volume;
 
-/// One that can't be read is kept as it is, and listed as unreadable.
+/// One that can't be read is kept as it is, and listed as unreadable. The node is there from the first
+/// look on: a manager takes one that it doesn't know for gone.
 pub(super) fn convert(
+    older: &[StoredObject],
+    node: &OneNode<'_>,
+) -> Result<Vec<StoredObject>, NotConverted> {
+    let mut objects: Vec<_> = node.object().as_ref().map(stored).into_iter().collect();
+    for older in older {
+        objects.extend(convert_one(older, node)?);
+    }
+    Ok(objects)
+}
+
+fn convert_one(
     older: &StoredObject,
     node: &OneNode<'_>,
 ) -> Result<Vec<StoredObject>, NotConverted> {
@@ -150,7 +162,7 @@ mod tests {
         for (key, json, kept) in cases {
             let older = StoredObject { key: key.into(), version: 7, json: json.into() };
             let expected = StoredObject { key: kept.into(), ..older.clone() };
-            assert_eq!(convert(&older, &node).unwrap(), [expected]);
+            assert_eq!(convert_one(&older, &node).unwrap(), [expected]);
         }
     }
 }

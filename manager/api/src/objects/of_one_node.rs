@@ -17,8 +17,8 @@ use super::replica::{DIRECTORY_FINALIZER, Make, REBUILD, REPLICAS, name_of};
 use super::target::{BackupTarget, BackupTargetSpec};
 use super::volume::{DATA_FINALIZER, UNFORMATTED};
 use super::{
-    AttachmentSpec, Engine, EngineSpec, Replica, ReplicaSpec, ReplicaStatus, Volume,
-    VolumeAttachment, VolumeSpec, VolumeStatus,
+    AttachmentSpec, Engine, EngineSpec, Node, NodeSpec, Replica, ReplicaSpec, ReplicaStatus,
+    Volume, VolumeAttachment, VolumeSpec, VolumeStatus,
 };
 use crate::attachment::TicketKind;
 use crate::name::NameError;
@@ -65,6 +65,14 @@ pub fn target_of(old: &target::BackupTarget) -> BackupTarget {
 }
 
 impl OneNode<'_> {
+    /// None if no object can have its name, as its agent makes none then.
+    pub fn object(&self) -> Option<Node> {
+        let mut node = Node::new(self.name.parse().ok()?, NodeSpec::default());
+        node.metadata.generation = 1;
+        node.metadata.uid = format!("{}-node", self.name);
+        Some(node)
+    }
+
     pub fn objects_of(&self, old: &volume::Volume) -> Result<VolumeObjects, NotConverted> {
         let volume = self.volume_of(old);
         let attachment = Self::attachment_of(&volume, old);

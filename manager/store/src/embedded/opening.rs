@@ -48,13 +48,13 @@ pub struct Opening<'a> {
     pub recover: Option<Recover>,
     /// The objects of the copy, without what may be older than what others know.
     pub believable: &'a dyn Fn(Vec<StoredObject>) -> Vec<StoredObject>,
-    /// What comes of an object of format 1 or 2. Without it a store of these is refused.
+    /// What comes of the objects of format 1 or 2. Without it a store of these is refused.
     pub convert: Option<&'a Convert<'a>>,
 }
 
-/// Its key is the name of the older table and the object's; versions are given by the store. An object
-/// that can't be read comes as it is, under the plural of its kind.
-pub type Convert<'a> = dyn Fn(&StoredObject) -> Result<Vec<StoredObject>, Unconverted> + 'a;
+/// Their keys are the name of the older table and the object's; versions are given by the store. An
+/// object that can't be read comes as it is, under the plural of its kind.
+pub type Convert<'a> = dyn Fn(&[StoredObject]) -> Result<Vec<StoredObject>, Unconverted> + 'a;
 /// With the name of the object.
 pub type Unconverted = Box<dyn Error + Send + Sync>;
 
@@ -228,12 +228,10 @@ impl Opening<'_> {
         let failed = |source| OpenError::Convert { path: path.into(), source };
         let convert = self.convert.ok_or_else(|| failed("nobody here knows how".into()))?;
         let mut all = BTreeMap::new();
-        for object in older {
-            for new in convert(object).map_err(failed)? {
-                let new = StoredObject { version, ..new };
-                if let Some(twice) = all.insert(new.key.clone(), new) {
-                    return Err(failed(format!("two objects would be {}", twice.key).into()));
-                }
+        for object in convert(older).map_err(failed)? {
+            let object = StoredObject { version, ..object };
+            if let Some(twice) = all.insert(object.key.clone(), object) {
+                return Err(failed(format!("two objects would be {}", twice.key).into()));
             }
         }
         Ok(all.into_values().collect())

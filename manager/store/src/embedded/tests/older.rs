@@ -51,15 +51,22 @@ fn write_older_copy(path: &Path, version: u64) {
     fs::write(copy_of(path), format!("ankole store copy 1 {sum:016x}\n{body}")).unwrap();
 }
 
-/// A number becomes a lamp and the number of another one.
-fn lamps(older: &StoredObject) -> Result<Vec<StoredObject>, Unconverted> {
-    let name = older.key.strip_prefix("volumes/").ok_or("no volume")?;
-    let new = |name: &str, json| StoredObject { key: format!("lamps/{name}"), version: 0, json };
-    let Ok(number) = older.json.parse::<u64>() else {
-        return Ok(vec![new(name, older.json.clone())]);
-    };
-    let lamp = |name: &str| new(name, super::lamp(name, number).to_json());
-    Ok(vec![lamp(name), lamp(&format!("{name}-twin"))])
+/// A number becomes a lamp and another one beside it.
+fn lamps(older: &[StoredObject]) -> Result<Vec<StoredObject>, Unconverted> {
+    let mut lamps = Vec::new();
+    for older in older {
+        let name = older.key.strip_prefix("volumes/").ok_or("no volume")?;
+        let new =
+            |name: &str, json| StoredObject { key: format!("lamps/{name}"), version: 0, json };
+        match older.json.parse::<u64>() {
+            Ok(number) => {
+                let lamp = |name: &str| new(name, super::lamp(name, number).to_json());
+                lamps.extend([lamp(name), lamp(&format!("{name}-twin"))]);
+            }
+            Err(_) => lamps.push(new(name, older.json.clone())),
+        }
+    }
+    Ok(lamps)
 }
 
 fn open(path: &Path, convert: &Convert<'_>) -> Result<EmbeddedStore, OpenError> {
@@ -115,14 +122,13 @@ fn what_can_not_be_converted_is_refused_untouched() {
     let folder = tempfile::tempdir().unwrap();
     let path = path_in(&folder);
     let before = write_older(&path, 2);
-    let failing = |_: &StoredObject| Err("volume v1: no place".into());
-    let same =
-        |older: &StoredObject| Ok(vec![StoredObject { key: "lamps/l".into(), ..older.clone() }]);
+    let failing = |_: &[StoredObject]| Err("volume v1: no place".into());
+    let same = |older: &[StoredObject]| Ok([&older[..1], &older[..1]].concat());
     let refused = open(&path, &failing).err().expect("it fails");
     assert!(ankole_api::error::chain(&refused).contains("volume v1: no place"), "{refused}");
     assert!(refused.next().contains("nothing was changed"), "{}", refused.next());
     let refused = open(&path, &same).err().expect("one would be lost");
-    assert!(ankole_api::error::chain(&refused).contains("two objects would be lamps/l"));
+    assert!(ankole_api::error::chain(&refused).contains("two objects would be volumes/l1"));
     let refused = EmbeddedStore::open(&path).err().expect("nobody knows how");
     assert!(matches!(refused, OpenError::File(FileError::Older { found: 2, .. })), "{refused}");
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
@@ -188,7 +194,7 @@ fn a_damaged_one_is_recovered_from_its_copy() {
         objects
     };
     let recover = Some(Recover::Copy);
-    let failing = |_: &StoredObject| Err("volume v1: no place".into());
+    let failing = |_: &[StoredObject]| Err("volume v1: no place".into());
     let refused = Opening { recover, convert: Some(&failing), ..Opening::default() };
     EmbeddedStore::open_as(&path, &refused).err().expect("it fails");
     assert_eq!(fs::read(&path).unwrap(), b"garbage", "it is where it was");
