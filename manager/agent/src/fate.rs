@@ -9,7 +9,7 @@ use ankole_plan::node::facts::Doubt;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::pidfile::{self, Child, Identity, PidFile};
-use super::supervisor::{Process, ProcessName};
+use super::supervisor::{Part, Process, ProcessName};
 
 /// What a pid file tells.
 pub(super) enum Fate {
@@ -55,15 +55,11 @@ pub(super) fn judge(name: &ProcessName, path: &Path, boot_id: &str) -> io::Resul
     }
 }
 
-/// `V.engine.process` or `V.R.process`.
+/// `V.engine.process`, `V.R.process`, `V.backup.NAME.process` or `V.restore.NAME.process`.
 pub(super) fn name_of(path: &Path) -> Option<ProcessName> {
     let name = path.file_name()?.to_str()?.strip_suffix(".process")?;
     let (volume, part) = name.split_once('.')?;
-    let volume = volume.parse().ok()?;
-    Some(match part {
-        "engine" => ProcessName::engine(&volume),
-        replica => ProcessName::replica(&volume, &replica.into()),
-    })
+    Some(ProcessName { volume: volume.parse().ok()?, part: Part::parse(part)? })
 }
 
 /// None if the process has ended. The identity is checked after the descriptor is open: from then

@@ -28,8 +28,9 @@ fn tail(log: &Path, from_bytes: u64) -> io::Result<String> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// The error that a role ends with, or else what a panic says, the last line of the log that is an
-/// error, or the last one that is no line of a log: who can't be run at all is told of by others.
+/// The error that a role ends with, or else what a panic or a failed allocation says, the last line of
+/// the log that is an error, or the last one that is no line of a log: who can't be run at all is told of
+/// by others.
 fn find(text: &str) -> Option<LastWords> {
     let lines: Vec<_> = text.lines().map(str::trim_end).filter(|line| !line.is_empty()).collect();
     let last = |what: &str| lines.iter().rposition(|line| line.starts_with(what));
@@ -40,6 +41,9 @@ fn find(text: &str) -> Option<LastWords> {
     if let Some(at) = last("thread '") {
         let what = lines.get(at + 1).unwrap_or(&lines[at]);
         return Some(words(&format!("it panicked: {what}"), None));
+    }
+    if let Some(at) = last("memory allocation of ") {
+        return Some(words(lines[at], None));
     }
     let logged = lines.iter().rev().find_map(|line| logged_error(line));
     let foreign =
@@ -81,10 +85,12 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_and_a_program_that_can_not_run_are_told() {
+    fn a_panic_a_want_of_memory_and_a_program_that_can_not_run_are_told() {
         let panic = "\nthread 'main' (12) panicked at src/x.rs:1:2:\nno such thing\n\
                      stack backtrace:\n   0: rust_begin_unwind\n";
         assert_eq!(said(panic), Some(("it panicked: no such thing".into(), None)));
+        let memory = "memory allocation of 64 bytes failed\nnote: run with a backtrace\n";
+        assert_eq!(said(memory).unwrap().0, "memory allocation of 64 bytes failed");
         let loader = "ankole: error while loading shared libraries: libc.so.6\n";
         assert_eq!(said(loader).unwrap().0, loader.trim_end());
     }

@@ -7,6 +7,8 @@
 //!        disks/default/replicas/V-R/        a replica, unless --disk names other places
 //!        run/api.addr                       where the API listens
 //!        run/V.engine.process, V.R.process  pid files
+//!        run/V.backup.NAME.process, V.restore.NAME.process
+//!        run/jobs/backup.NAME/, restore.NAME/   what a job is told and says, and its log
 //!        run/api.sock, arbiter.sock, V.admin, V.nbd, V.R
 //!        run/V.tgt/                         of the volume's tgtd
 //!        logs/V.engine.log, V.R.log
@@ -23,6 +25,9 @@ use ankole_whole_file as whole_file;
 
 use super::sockets::{self, Sockets};
 use super::supervisor::{Part, ProcessName};
+
+/// In the folder of sockets and pid files: where the folders of jobs are.
+pub(super) const JOBS: &str = "jobs";
 
 #[derive(Clone, Debug)]
 pub struct Layout {
@@ -72,7 +77,7 @@ impl Layout {
             make_private_folder(&folder)?;
             keep_others_out(&folder);
         }
-        for folder in [data.join("run"), data.join("logs")] {
+        for folder in [data.join("run"), data.join("run").join(JOBS), data.join("logs")] {
             make_private_folder(&folder)?;
             keep_others_out(&folder);
         }
@@ -161,6 +166,17 @@ impl Layout {
     pub fn replica_socket(&self, volume: &Name, replica: &ReplicaId) -> PathBuf {
         self.run().join(format!("{volume}.{replica}"))
     }
+    /// The folder of a job.
+    pub fn job(&self, job: &Part) -> PathBuf {
+        self.run().join(JOBS).join(job.to_string())
+    }
+    /// Those that have one.
+    pub fn jobs(&self) -> io::Result<Vec<Part>> {
+        let names = fs::read_dir(self.run().join(JOBS))?.map(|it| it.map(|it| it.file_name()));
+        let names: Vec<_> = names.collect::<io::Result<_>>()?;
+        let parts = names.iter().filter_map(|name| Part::parse(name.to_str()?));
+        Ok(parts.filter(Part::is_job).collect())
+    }
     pub fn log(&self, process: &ProcessName) -> PathBuf {
         self.data.join("logs").join(format!("{process}.log"))
     }
@@ -180,6 +196,7 @@ impl Layout {
                 self.sockets.remove(&format!("{volume}.nbd"));
             }
             Part::Replica(replica) => self.sockets.remove(&format!("{volume}.{replica}")),
+            Part::Backup(_) | Part::Restore(_) => {}
         }
     }
 }

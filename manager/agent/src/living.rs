@@ -2,7 +2,7 @@
 //!
 //! A pid file can be lost, cut short or written by another version; what a process was started as
 //! is told by the kernel. What may never happen: another standalone's process is taken for ours, so
-//! one counts only if its socket lies in our own folder.
+//! one counts only if its socket, or what it was told, lies in our own folder.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,10 +10,13 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use ankole_api::Name;
+use ankole_api::job::SPEC_FILE;
 use rustix::process::geteuid;
 
+use super::layout::JOBS;
 use super::pidfile::{self, Identity};
-use super::supervisor::{ProcessName, ProcessSpec};
+use super::supervisor::{Part, ProcessName, ProcessSpec};
 
 pub(super) struct Found {
     pub(super) identity: Identity,
@@ -62,27 +65,35 @@ fn look(pid: u32, folders: &[&Path]) -> io::Result<Option<(Found, u32)>> {
     Ok(living.map(|stat| (Found { identity: stat.identity, words, spec }, stat.parent)))
 }
 
-/// `PROGRAM engine run …` or `PROGRAM replica serve …`; for a script, its interpreter goes before.
+/// `PROGRAM engine run …`, `PROGRAM replica serve …` or `PROGRAM job run …`; for a script, its
+/// interpreter goes before.
 fn spec_of(words: &[String], folders: &[&Path]) -> Option<ProcessSpec> {
     let start = (1..=2).find(|start| {
         let role = words.get(*start..*start + 2).unwrap_or_default();
-        role == ["engine", "run"] || role == ["replica", "serve"]
+        [["engine", "run"], ["replica", "serve"], ["job", "run"]].iter().any(|it| role == *it)
     })?;
     let args = &words[start..];
     let option = |name| args.windows(2).find(|pair| pair[0] == name).map(|pair| &*pair[1]);
-    let volume = option("--volume")?.parse().ok()?;
-    let (name, socket) = match &*args[0] {
-        "engine" => (ProcessName::engine(&volume), (option("--admin")?, format!("{volume}.admin"))),
+    let volume: Name = option("--volume")?.parse().ok()?;
+    let (name, path, within) = match &*args[0] {
+        "engine" => {
+            (ProcessName::engine(&volume), option("--admin")?, format!("{volume}.admin").into())
+        }
+        "job" => {
+            let spec = Path::new(option("--spec")?);
+            let folder = spec.parent()?.file_name()?;
+            let part = Part::parse(folder.to_str()?).filter(Part::is_job)?;
+            let within = Path::new(JOBS).join(folder).join(SPEC_FILE);
+            (ProcessName { volume, part }, option("--spec")?, within)
+        }
         _ => {
             let replica = option("--replica")?;
             let socket = option("--listen")?.strip_prefix("unix:")?;
-            (
-                ProcessName::replica(&volume, &replica.into()),
-                (socket, format!("{volume}.{replica}")),
-            )
+            let within = format!("{volume}.{replica}").into();
+            (ProcessName::replica(&volume, &replica.into()), socket, within)
         }
     };
-    let is_ours = folders.iter().any(|folder| folder.join(&socket.1) == Path::new(socket.0));
+    let is_ours = folders.iter().any(|folder| folder.join(&within) == Path::new(path));
     is_ours.then(|| ProcessSpec {
         name,
         program: words[start - 1].clone().into(),
@@ -102,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn an_engine_and_a_replica_are_told_by_their_words() {
+    fn an_engine_a_replica_and_a_job_are_told_by_their_words() {
         let line = "/bin/ankole engine run --volume v1 --instance i --admin /data/run/v1.admin";
         let engine = spec(line).unwrap();
         assert_eq!(engine.name.to_string(), "v1.engine");
@@ -112,6 +123,8 @@ mod tests {
         assert_eq!(by_script, engine);
         let replica = "x replica serve --volume v1 --replica r1 --listen unix:/data/run/v1.r1";
         assert_eq!(spec(replica).unwrap().name.to_string(), "v1.r1");
+        let job = "x job run --volume v1 --spec /data/run/jobs/backup.b1/spec.json";
+        assert_eq!(spec(job).unwrap().name.to_string(), "v1.backup.b1");
     }
 
     /// Two standalones on one machine may each have a volume of that name.
@@ -121,6 +134,9 @@ mod tests {
             "ankole engine run --volume v1 --admin /other/run/v1.admin",
             "ankole engine run --volume v1 --admin /data/run/v2.admin",
             "ankole replica serve --volume v1 --replica r1 --listen tcp:127.0.0.1:9601",
+            "ankole job run --volume v1 --spec /other/run/jobs/backup.b1/spec.json",
+            "ankole job run --volume v1 --spec /data/run/jobs/engine/spec.json",
+            "ankole job run --volume v1 --spec spec.json",
             "ankole engine show v1",
             "vi engine run",
             "ankole",

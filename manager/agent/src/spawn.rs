@@ -27,15 +27,22 @@ pub(super) fn spawn(spec: &ProcessSpec, pid_file: File, log: File) -> io::Result
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log);
+    if spec.name.part.is_job() {
+        // Its memory is limited. A backtrace takes some, and one of an allocation that fails waits for
+        // itself when it gets none.
+        command.env("RUST_BACKTRACE", "0");
+    }
     let out_of_memory_score = match spec.name.part {
         // Its end is an outage; a replica's only costs a rebuild.
         Part::Engine => "-999",
         Part::Replica(_) => "-900",
+        // It is done again, or told as failed.
+        Part::Backup(_) | Part::Restore(_) => "300",
     };
     let before_exec = move || {
         descriptors::pass_on_none();
         rustix::process::setsid()?;
-        // Only root may. What frees memory by killing takes others first.
+        // Only root may lower it. What frees memory by killing takes the highest first.
         if let Ok(score) =
             rustix::fs::open(c"/proc/self/oom_score_adj", OFlags::WRONLY, Mode::empty())
         {

@@ -54,6 +54,41 @@ pub struct ProcessName {
 pub enum Part {
     Engine,
     Replica(ReplicaId),
+    Backup(Name),
+    Restore(Name),
+}
+
+impl Part {
+    const ENGINE: &'static str = "engine";
+    const BACKUP: &'static str = "backup";
+    const RESTORE: &'static str = "restore";
+
+    /// As it is written; None: nothing is.
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        match text.split_once('.') {
+            None if text == Self::ENGINE => Some(Self::Engine),
+            None => (!text.is_empty()).then(|| Self::Replica(text.into())),
+            Some((Self::BACKUP, name)) => name.parse().ok().map(Self::Backup),
+            Some((Self::RESTORE, name)) => name.parse().ok().map(Self::Restore),
+            Some(_) => None,
+        }
+    }
+
+    /// Work on a volume, which can be done again.
+    pub fn is_job(&self) -> bool {
+        matches!(self, Self::Backup(_) | Self::Restore(_))
+    }
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Engine => f.write_str(Self::ENGINE),
+            Self::Replica(replica) => write!(f, "{replica}"),
+            Self::Backup(name) => write!(f, "{}.{name}", Self::BACKUP),
+            Self::Restore(name) => write!(f, "{}.{name}", Self::RESTORE),
+        }
+    }
 }
 
 impl ProcessName {
@@ -67,10 +102,7 @@ impl ProcessName {
 
 impl fmt::Display for ProcessName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.part {
-            Part::Engine => write!(f, "{}.engine", self.volume),
-            Part::Replica(replica) => write!(f, "{}.{replica}", self.volume),
-        }
+        write!(f, "{}.{}", self.volume, self.part)
     }
 }
 

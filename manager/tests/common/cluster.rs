@@ -1,6 +1,6 @@
 //! A store, a manager and the agents of nodes in one process; engines and replicas are real.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,6 +29,7 @@ pub struct Cluster {
 pub struct Running {
     pub node: Arc<Node>,
     agent: JoinHandle<()>,
+    has_left: bool,
 }
 
 impl Cluster {
@@ -47,6 +48,17 @@ impl Cluster {
     }
 
     pub fn start_with(&self, name: &str, folder: &Path, format: Format) -> Running {
+        self.start_program(name, folder, format, env!("CARGO_BIN_EXE_ankole").into())
+    }
+
+    /// Whose processes are of this program.
+    pub fn start_program(
+        &self,
+        name: &str,
+        folder: &Path,
+        format: Format,
+        program: PathBuf,
+    ) -> Running {
         let layout = Layout::prepare(&folder.join(name), &[], &folder.join("short")).unwrap();
         let supervisor = LocalSupervisor::open(&layout.run(), &layout.socket_folders()).unwrap();
         let supervisor: Arc<dyn Supervisor> = Arc::new(supervisor);
@@ -59,13 +71,13 @@ impl Cluster {
             Arc::clone(&self.store),
             supervisor,
             layout,
-            env!("CARGO_BIN_EXE_ankole").into(),
+            program,
             format,
             pidfile::boot_id().unwrap(),
             Duration::from_secs(300),
         ));
         let agent = self.runtime.spawn(node::run(Arc::clone(&node)));
-        Running { node, agent }
+        Running { node, agent, has_left: false }
     }
 
     pub fn volume(&self, name: &str) -> Option<Volume> {
@@ -126,6 +138,12 @@ impl Cluster {
 }
 
 impl Running {
+    /// Its agent ends, and its processes go on.
+    pub fn leave(mut self) {
+        self.agent.abort();
+        self.has_left = true;
+    }
+
     /// Its agent ends and every process of it is killed.
     pub fn die(self) {
         self.agent.abort();
@@ -136,6 +154,8 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         self.agent.abort();
-        kill::all(&*self.node.supervisor);
+        if !self.has_left {
+            kill::all(&*self.node.supervisor);
+        }
     }
 }

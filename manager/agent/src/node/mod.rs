@@ -1,4 +1,4 @@
-//! One node: its Engines and Replicas are made true here, each by a task of its own.
+//! One node: its Engines, Replicas, Backups and Restores are made true here, each by a task of its own.
 //!
 //! ```text
 //! caches (spec.node = this) ──┐                        ┌─▶ processes, directories, devices
@@ -10,6 +10,7 @@
 
 mod engine;
 mod failing;
+mod job;
 mod lease;
 mod part;
 pub mod records;
@@ -22,7 +23,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use ankole_api::Name;
-use ankole_api::objects::{EngineSpec, ReplicaSpec};
+use ankole_api::objects::{BackupSpec, EngineSpec, ReplicaSpec, RestoreSpec};
 use ankole_store::{Cache, Selector, Store};
 use tokio::sync::{Notify, broadcast, mpsc};
 
@@ -99,13 +100,18 @@ pub async fn run(node: Arc<Node>) {
     let own = || Selector::on_node(&node.name);
     let (engines, keep_engines) = Cache::<EngineSpec>::new(Arc::clone(&node.store), own());
     let (replicas, keep_replicas) = Cache::<ReplicaSpec>::new(Arc::clone(&node.store), own());
+    let (backups, keep_backups) = Cache::<BackupSpec>::new(Arc::clone(&node.store), own());
+    let (restores, keep_restores) = Cache::<RestoreSpec>::new(Arc::clone(&node.store), own());
     // Subscribed before the first look, so that nothing falls between.
     let ends = node.supervisor.ended();
     let lease = lease::renew(Arc::clone(&node));
-    let director = Director { node, engines, replicas, tasks: BTreeMap::new() };
+    let tasks = BTreeMap::new();
+    let director = Director { node, engines, replicas, backups, restores, tasks };
     tokio::select! {
         () = keep_engines => {}
         () = keep_replicas => {}
+        () = keep_backups => {}
+        () = keep_restores => {}
         () = lease => {}
         () = director.run(ends) => {}
     }
@@ -116,12 +122,16 @@ pub async fn run(node: Arc<Node>) {
 enum Key {
     Engine(Name),
     Replica(Name),
+    Backup(Name),
+    Restore(Name),
 }
 
 struct Director {
     node: Arc<Node>,
     engines: Cache<EngineSpec>,
     replicas: Cache<ReplicaSpec>,
+    backups: Cache<BackupSpec>,
+    restores: Cache<RestoreSpec>,
     tasks: BTreeMap<Key, mpsc::UnboundedSender<Told>>,
 }
 
@@ -129,11 +139,18 @@ impl Director {
     async fn run(mut self, mut ends: broadcast::Receiver<Ended>) {
         // An engine whose object is elsewhere by now is told by its process alone.
         self.look_at_processes();
+        self.look_at_folders_of_jobs();
         let (mut engines, mut replicas) = (self.engines.changes(), self.replicas.changes());
+        let (mut backups, mut restores) = (self.backups.changes(), self.restores.changes());
         loop {
             tokio::select! {
-                name = engines.next() => self.tell_named(&name, Key::Engine),
+                name = engines.next() => {
+                    self.tell_named(&name, Key::Engine);
+                    self.tell_jobs_of(&name);
+                }
                 name = replicas.next() => self.tell_named(&name, Key::Replica),
+                name = backups.next() => self.tell_named(&name, Key::Backup),
+                name = restores.next() => self.tell_named(&name, Key::Restore),
                 end = ends.recv() => match end {
                     Ok(ended) => self.tell_end(ended),
                     Err(broadcast::error::RecvError::Lagged(_)) => self.look_at_all(),
@@ -150,9 +167,21 @@ impl Director {
         }
     }
 
+    /// Some may be waiting for its engine.
+    fn tell_jobs_of(&mut self, volume: &str) {
+        for name in job::waiting_for(&self.backups, volume) {
+            self.tell(Key::Backup(name), Told::Look);
+        }
+        for name in job::waiting_for(&self.restores, volume) {
+            self.tell(Key::Restore(name), Told::Look);
+        }
+    }
+
     fn tell_end(&mut self, ended: Ended) {
         let volume = ended.name.volume.clone();
         match &ended.name.part {
+            Part::Backup(name) => self.tell(Key::Backup(name.clone()), Told::Ended(ended)),
+            Part::Restore(name) => self.tell(Key::Restore(name.clone()), Told::Ended(ended)),
             Part::Engine => self.tell(Key::Engine(volume), Told::Ended(ended)),
             Part::Replica(id) => {
                 let all = self.replicas.all();
@@ -189,14 +218,42 @@ impl Director {
                 let part = replica::ReplicaPart::new(node, self.replicas.clone(), name.clone());
                 tokio::spawn(part::run(part, task.downgrade(), hears));
             }
+            Key::Backup(name) => {
+                let (jobs, engines) = (self.backups.clone(), self.engines.clone());
+                let part = job::JobPart::new(node, jobs, engines, name.clone());
+                tokio::spawn(part::run(part, task.downgrade(), hears));
+            }
+            Key::Restore(name) => {
+                let (jobs, engines) = (self.restores.clone(), self.engines.clone());
+                let part = job::JobPart::new(node, jobs, engines, name.clone());
+                tokio::spawn(part::run(part, task.downgrade(), hears));
+            }
         }
         self.tasks.insert(key, task);
     }
 
     fn look_at_processes(&mut self) {
         for process in self.node.supervisor.list() {
-            if process.spec.name.part == Part::Engine {
-                self.tell(Key::Engine(process.spec.name.volume), Told::Look);
+            match process.spec.name.part {
+                Part::Engine => self.tell(Key::Engine(process.spec.name.volume), Told::Look),
+                Part::Replica(_) => {}
+                Part::Backup(name) => self.tell(Key::Backup(name), Told::Look),
+                Part::Restore(name) => self.tell(Key::Restore(name), Told::Look),
+            }
+        }
+    }
+
+    /// Their objects may be gone.
+    fn look_at_folders_of_jobs(&mut self) {
+        let jobs = self.node.layout.jobs().unwrap_or_else(|error| {
+            tracing::warn!(%error, "look for what jobs have left");
+            Vec::new()
+        });
+        for part in jobs {
+            match part {
+                Part::Backup(name) => self.tell(Key::Backup(name), Told::Look),
+                Part::Restore(name) => self.tell(Key::Restore(name), Told::Look),
+                Part::Engine | Part::Replica(_) => {}
             }
         }
     }

@@ -190,6 +190,7 @@ fn situations<S: JobSpec>() -> Vec<(&'static str, Change<S>)> {
             done(it);
             told(it);
             released(it);
+            it.volume.as_mut().unwrap().status.restored = true;
         }),
         ("it is over, and its status was lost", |it| {
             done(it);
@@ -230,6 +231,11 @@ fn of_restores() -> Vec<(&'static str, Change<RestoreSpec>)> {
     vec![
         ("its volume has been restored", |it| {
             it.volume.as_mut().unwrap().status.restored = true;
+        }),
+        ("it is over, and its volume's status was lost", |it| {
+            done(it);
+            told(it);
+            released(it);
         }),
         ("its volume was made for another backup", |it| {
             it.volume.as_mut().unwrap().spec.from_backup = Some("file:///other".into());
@@ -368,6 +374,6 @@ fn the_newest_that_are_over_are_remembered() {
 
 #[test]
 fn a_larger_volume_needs_longer_lists() {
-    assert_eq!(memory_bytes(2 << 20), (128 << 20) + 512);
-    assert_eq!(memory_bytes(1 << 40), (128 << 20) + (256 << 20));
+    assert_eq!(memory_bytes(2 << 20), (256 << 20) + 512);
+    assert_eq!(memory_bytes(1 << 40), (256 << 20) + (256 << 20));
 }

@@ -1,22 +1,20 @@
-//! Backups and restores as processes: they live and die for themselves, and what came of them is known.
-#![allow(clippy::unwrap_used, reason = "a test may fail")]
-
-mod common;
+//! The process alone, told what to do by a file.
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
+use crate::common::data::{SIZE, fill, holds};
+use crate::common::{World, send, until};
 use ankole_api::backup::{BackupState, BackupView};
 use ankole_api::error::ErrorKind;
 use ankole_api::job::{
     BackupWork, JobOrder, JobResult, RESULT_FILE, SPEC_FILE, VolumeAccess, Work,
 };
 use ankole_replica::admin::ReplicaAddress;
-use common::World;
-use common::data::{SIZE, fill, holds};
+use rustix::process::Signal;
 
-const MEMORY_BYTES: u64 = 128 << 20;
+const MEMORY_BYTES: u64 = 256 << 20;
 
 /// A job's folder, as an agent makes it.
 struct Job(PathBuf);
@@ -31,12 +29,17 @@ impl Job {
     }
 
     fn run(&self, world: &World) -> Output {
+        self.command(world).output().unwrap()
+    }
+
+    fn command(&self, world: &World) -> Command {
         let spec: JobOrder =
             serde_json::from_slice(&fs::read(self.0.join(SPEC_FILE)).unwrap()).unwrap();
         let mut command: Command = world.ankole();
         command.env("RUST_BACKTRACE", "0"); // see the agent's spawn
         command.args(["job", "run", "--volume", &spec.volume.name, "--spec"]);
-        command.arg(self.0.join(SPEC_FILE)).output().unwrap()
+        command.arg(self.0.join(SPEC_FILE));
+        command
     }
 
     fn result(&self) -> Option<JobResult> {
@@ -120,10 +123,37 @@ fn a_job_that_wants_more_memory_than_it_may_have_ends() {
     let endpoint = create(&world, "v1");
     fill(&endpoint, 7);
     let work = Work::BackUp(back_up(&world, "backup-0000000000001"));
-    let job = Job::new(world.path(), "j1", access(&world, "v1"), work, 6 << 20);
+    let job = Job::new(world.path(), "j1", access(&world, "v1"), work, 20 << 20);
     let said = job.run(&world);
     let told = String::from_utf8_lossy(&said.stderr);
     assert!(!said.status.success(), "{told}");
     assert!(told.contains("memory allocation of"), "{told}");
     assert_eq!(job.result(), None);
+}
+
+/// Who asks it to end knows why; what it has in the target is taken away.
+#[test]
+fn a_job_that_is_asked_to_end_says_nothing_and_leaves_no_lock() {
+    let world = World::real();
+    create(&world, "v1");
+    // It looks for one that answers until it is asked to end.
+    let mut volume = access(&world, "v1");
+    volume.replicas.iter_mut().for_each(|it| it.address = "unix:/no/such/socket".into());
+    let work = Work::BackUp(back_up(&world, "backup-0000000000001"));
+    let job = Job::new(world.path(), "j1", volume, work, MEMORY_BYTES);
+    let mut child = job.command(&world).stderr(Stdio::piped()).spawn().unwrap();
+    let locks = || locks(&world.path().join("backups"));
+    until("it works on the target", || (!locks().is_empty()).then_some(()));
+    send(child.id(), Signal::TERM);
+    assert_eq!(child.wait().unwrap().code(), Some(1));
+    assert_eq!(job.result(), None);
+    assert_eq!(locks(), [] as [PathBuf; 0]);
+}
+
+fn locks(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    let (folders, files): (Vec<_>, Vec<_>) = entries.partition(|path| path.is_dir());
+    let is_lock = |path: &PathBuf| path.extension().is_some_and(|it| it == "lck");
+    let below = folders.iter().flat_map(|folder| locks(folder));
+    below.chain(files.into_iter().filter(is_lock)).collect()
 }
