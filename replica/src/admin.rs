@@ -1,5 +1,9 @@
 //! What the agent and the command line ask of a running engine, and what it answers: one line of
 //! JSON each way, over the engine's admin socket. Requests of one connection are answered in order.
+//!
+//! Who watches is told without asking: a status at first and whenever something that matters has
+//! changed, never for counters alone, and `alive` after each second in which nothing has. Nothing else
+//! is answered on that connection. An engine that doesn't know `watch` answers an error.
 
 use std::collections::BTreeMap;
 
@@ -12,6 +16,8 @@ use crate::types::{Generation, LayerId, ReplicaId};
 #[serde(rename_all = "camelCase", rename_all_fields = "camelCase", tag = "request")]
 pub enum Request {
     Status,
+    /// From now on a line at least each second, until the connection is closed.
+    Watch,
     /// Answered once the snapshot exists on every member.
     Snapshot {
         name: String,
@@ -45,6 +51,8 @@ pub enum Request {
 pub enum Answer {
     Ok,
     Status(Box<EngineStatus>),
+    /// To who watches: all is as it was.
+    Alive,
     /// `kind` is for decisions, `message` for people.
     Error {
         kind: ErrorKind,

@@ -148,6 +148,7 @@ impl Agent {
             silent: None,
             unreachable: None,
             waits: None,
+            is_watched: false,
         });
         let engine = match self.engines.get(name) {
             Some(heard) => Some(heard.clone()),

@@ -178,7 +178,7 @@ impl Operator {
                 Ok(Answer::Error { message, .. }) => {
                     operator.0.refused.borrow_mut().push(message);
                 }
-                Ok(Answer::Status(_)) | Err(_) => {} // whether it was done is seen later
+                Ok(Answer::Status(_) | Answer::Alive) | Err(_) => {} // whether it was done is seen later
             }
             operator.0.busy.set(operator.0.busy.get() - 1);
         });

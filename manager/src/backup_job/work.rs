@@ -125,7 +125,7 @@ fn status(volume: &VolumeAccess) -> Result<Box<EngineStatus>, ApiError> {
     let asked = admin::ask(&volume.admin, &Request::Status, STATUS_TIMEOUT);
     match asked.map_err(|error| about(volume, error.into()))? {
         Answer::Status(status) => Ok(status),
-        Answer::Ok | Answer::Error { .. } => {
+        Answer::Ok | Answer::Alive | Answer::Error { .. } => {
             Err(about(volume, ApiError::failed("the engine has no status")))
         }
     }

@@ -62,7 +62,7 @@ fn chain(volume: &Name, engaged: &Engaged<'_>) -> Result<Chain, ApiError> {
             head_bytes: status.head_bytes,
             head_parent: status.head_parent,
         }),
-        Answer::Ok | Answer::Error { .. } => {
+        Answer::Ok | Answer::Alive | Answer::Error { .. } => {
             Err(ApiError::failed(format!("volume {volume}: the engine has no status")))
         }
     }

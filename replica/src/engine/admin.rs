@@ -49,6 +49,7 @@ async fn converse(engine: &Engine, stream: UnixStream) -> io::Result<()> {
             return Ok(());
         }
         let answer = match serde_json::from_slice(&line) {
+            Ok(Request::Watch) => return engine.tell(&mut writer).await,
             Ok(request) => engine.administer(request).await,
             Err(error) => refuse(ErrorKind::Invalid, format!("not an admin request: {error}")),
         };
@@ -65,7 +66,7 @@ fn refuse(kind: ErrorKind, message: String) -> Answer {
 impl Engine {
     async fn administer(&self, request: Request) -> Answer {
         let done = match request {
-            Request::Status => return Answer::Status(Box::new(self.status())),
+            Request::Status | Request::Watch => return Answer::Status(Box::new(self.status())),
             Request::Snapshot { name, labels } => self.snapshot(name, labels).await,
             Request::Revert { name } => self.revert(&name).await,
             Request::RemoveSnapshot { name } => self.remove_snapshot(&name).await,
@@ -180,7 +181,9 @@ impl Engine {
                 }
             }
             state.addresses = addresses;
-            state.core.set_replicas(now, &wanted)
+            let set = state.core.set_replicas(now, &wanted);
+            self.tell_news();
+            set
         })
         .map_err(|message| (ErrorKind::Conflict, message))
     }

@@ -17,6 +17,7 @@ mod damage_log;
 mod disk;
 mod link;
 mod requests;
+mod watchers;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
@@ -79,6 +80,8 @@ struct Shared {
     size_bytes: watch::Sender<u64>,
     is_read_only: Cell<bool>,
     end: watch::Sender<Option<End>>,
+    /// Something that watchers want to know at once may have changed.
+    news: watch::Sender<()>,
     endpoint: RefCell<Option<String>>,
     frontend: RefCell<Option<mpsc::Sender<FrontendRequest>>>,
     clients: RefCell<Box<dyn Fn() -> u32>>,
@@ -144,6 +147,7 @@ impl Engine {
             size_bytes: watch::Sender::new(0),
             is_read_only: Cell::new(false),
             end: watch::Sender::new(None),
+            news: watch::Sender::new(()),
             endpoint: RefCell::new(None),
             frontend: RefCell::new(None),
             clients: RefCell::new(Box::new(|| 0)),
@@ -198,6 +202,7 @@ impl Engine {
     /// What `volume show` calls the endpoint, once there is one.
     pub fn set_endpoint(&self, endpoint: String) {
         self.0.endpoint.replace(Some(endpoint));
+        self.tell_news();
     }
 
     /// Where to ask the frontend to close before a detach.
@@ -320,6 +325,7 @@ impl Engine {
                     warn!(volume = self.0.volume, replica = %name, reason, "replica left");
                 }
                 state.links.remove(&link);
+                self.tell_news();
             }
             Action::Send { link, seq, request, into, .. } => {
                 if let Some(Destination::Transfer(transfer)) = into {
@@ -344,8 +350,10 @@ impl Engine {
             Action::Opened { size_bytes } => {
                 info!(volume = self.0.volume, size_bytes, "volume open");
                 self.0.size_bytes.send_replace(size_bytes);
+                self.tell_news();
             }
             Action::JobDone { job, result } => {
+                self.tell_news();
                 if let Some(asker) = state.jobs.remove(&job) {
                     let _gone = asker.send(result);
                 }
@@ -398,6 +406,7 @@ impl Engine {
     /// A link's task has connected it.
     fn link_connected(&self, slot: Slot, link: LinkId) {
         self.with(|state, now| state.core.connected(now, slot, link));
+        self.tell_news();
     }
 
     fn link_lost(&self, slot: Slot, link: LinkId, reason: &str) {
@@ -437,7 +446,8 @@ impl Engine {
         loop {
             match self.0.arbiter.change(&self.0.volume, expected, &change).await {
                 Ok(answer) => {
-                    return self.with(|state, now| state.core.change_answered(now, answer));
+                    self.with(|state, now| state.core.change_answered(now, answer));
+                    return self.tell_news();
                 }
                 Err(error) => error!(volume = self.0.volume, %error,
                     "the arbiter must record a change of the in-sync set; writes may wait"),

@@ -126,7 +126,7 @@ fn look_for(directory: &Path) -> DirectorySeen {
 pub fn engine_status(context: &Context, volume: &Name) -> Option<EngineStatus> {
     match ask_status(context, volume) {
         Ok(Answer::Status(status)) => Some(*status),
-        Ok(Answer::Ok | Answer::Error { .. }) | Err(_) => None,
+        Ok(Answer::Ok | Answer::Alive | Answer::Error { .. }) | Err(_) => None,
     }
 }
 
