@@ -6,10 +6,12 @@ mod common;
 use std::path::Path;
 
 use ankole_api::objects::{Condition, Volume, VolumeSpec};
-use ankole_api::volume::{Reason, State};
+use ankole_api::volume::{Reason, Robustness, State};
+use ankole_manager::agent::ProcessName;
 use ankole_manager::agent::format::FormatError;
 use ankole_replica::types::{Incarnation, ReplicaId};
 use ankole_store::StoreError;
+use rustix::process::{Pid, Signal, kill_process};
 
 use common::cluster::Cluster;
 use common::data::SIZE;
@@ -68,6 +70,27 @@ fn a_replica_that_can_not_be_made_is_told() {
     cluster.make("v1", 1);
     let told = cluster.until_told("v1", Reason::ActionFailed);
     assert_eq!(told.message, "replica r1: format it: no room");
+}
+
+/// Whoever looked at the volume waited for it, each time.
+#[test]
+fn an_engine_that_hangs_is_told_keeps_nobody_and_is_heard_when_it_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let cluster = Cluster::new();
+    let node = cluster.start("n1", folder.path());
+    cluster.create("v1", 1);
+    cluster.attach("v1", None);
+    let name = ProcessName::engine(&"v1".parse().unwrap());
+    let engine = node.node.supervisor.find(&name).unwrap();
+    let engine = Pid::from_raw(i32::try_from(engine.pid).unwrap()).unwrap();
+    kill_process(engine, Signal::STOP).unwrap();
+    cluster.until_told("v1", Reason::EngineUnreachable);
+    cluster.until_robustness("v1", Robustness::Unknown);
+    cluster.create("v2", 1);
+    cluster.attach("v2", None);
+    kill_process(engine, Signal::CONT).unwrap();
+    cluster.until_robustness("v1", Robustness::Healthy);
+    cluster.until_well("v1");
 }
 
 /// ext4 took all that was free before it said that it isn't enough.

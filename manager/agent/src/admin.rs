@@ -1,4 +1,4 @@
-//! Asking an engine over its admin socket: one line of JSON each way.
+//! Asking an engine over its admin socket, and hearing what it tells: lines of JSON.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -9,6 +9,7 @@ use ankole_api::ApiError;
 use ankole_api::error::chain;
 use ankole_blockdev::unix_socket::short;
 use ankole_replica::admin::{Answer, ErrorKind, Request};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 
 /// A chain of 4096 snapshots with labels fits.
 const ANSWER_BYTES_MAX: u64 = 16 << 20;
@@ -51,6 +52,55 @@ pub fn ask(socket: &Path, request: &Request, timeout: Duration) -> Result<Answer
     match serde_json::from_slice(&line).map_err(AdminError::Garbage)? {
         Answer::Error { kind, message } => Err(AdminError::Refused { kind, message }),
         answer => Ok(answer),
+    }
+}
+
+/// The same, without a thread that waits.
+pub async fn ask_async(
+    socket: &Path,
+    request: &Request,
+    timeout: Duration,
+) -> Result<Answer, AdminError> {
+    let asking = async { Conversation::open(socket, request).await?.next().await };
+    let late = |_| AdminError::NoAnswer(io::ErrorKind::TimedOut.into());
+    match tokio::time::timeout(timeout, asking).await.map_err(late)?? {
+        Answer::Error { kind, message } => Err(AdminError::Refused { kind, message }),
+        answer => Ok(answer),
+    }
+}
+
+/// One request, and all answers to it.
+pub struct Conversation {
+    stream: tokio::io::BufReader<tokio::net::UnixStream>,
+    line: Vec<u8>,
+}
+
+impl Conversation {
+    pub async fn open(socket: &Path, request: &Request) -> Result<Self, AdminError> {
+        Self::begin(socket, request).await.map_err(AdminError::NoAnswer)
+    }
+
+    async fn begin(socket: &Path, request: &Request) -> io::Result<Self> {
+        let stream = connect(socket)?;
+        stream.set_nonblocking(true)?;
+        let mut stream = tokio::net::UnixStream::from_std(stream)?;
+        let mut text = serde_json::to_vec(request)?;
+        text.push(b'\n');
+        stream.write_all(&text).await?;
+        Ok(Self { stream: tokio::io::BufReader::new(stream), line: Vec::new() })
+    }
+
+    /// One that is dropped halfway goes on where it was.
+    pub async fn next(&mut self) -> Result<Answer, AdminError> {
+        let left_bytes = ANSWER_BYTES_MAX.saturating_sub(self.line.len() as u64);
+        let mut limited = (&mut self.stream).take(left_bytes);
+        limited.read_until(b'\n', &mut self.line).await.map_err(AdminError::NoAnswer)?;
+        let line = std::mem::take(&mut self.line);
+        if line.last() != Some(&b'\n') {
+            let closed = io::Error::new(io::ErrorKind::UnexpectedEof, "it closed the connection");
+            return Err(AdminError::NoAnswer(closed));
+        }
+        serde_json::from_slice(&line).map_err(AdminError::Garbage)
     }
 }
 

@@ -1,10 +1,12 @@
 //! The engine of a volume on this node: a pass looks, plans, does and says.
 
+mod ear;
 mod hands;
 mod look;
 mod memory;
 mod told;
 
+use std::future::pending;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -19,11 +21,13 @@ use ankole_store::{Cache, Raw, StoreError};
 use jiff::Timestamp;
 use tokio::sync::mpsc;
 
+use self::ear::Ear;
 use self::look::Look;
 use self::memory::Memory;
 use super::failing::Failing;
 use super::part::{Part, PassError};
 use super::{Node, Told};
+use crate::supervisor::ProcessName;
 
 /// Labels of processes.
 const INSTANCE_LABEL: &str = "instance";
@@ -34,13 +38,15 @@ pub(super) struct EnginePart {
     engines: Cache<EngineSpec>,
     name: Name,
     memory: Memory,
+    /// While there is a process.
+    ear: Option<Ear>,
     failing: Failing<EngineAction>,
 }
 
 impl EnginePart {
     pub(super) fn new(node: Arc<Node>, engines: Cache<EngineSpec>, name: Name) -> Self {
         let (memory, failing) = (Memory::default(), Failing::default());
-        Self { node, engines, name, memory, failing }
+        Self { node, engines, name, memory, ear: None, failing }
     }
 }
 
@@ -64,6 +70,13 @@ impl Part for EnginePart {
         }
     }
 
+    async fn news(&mut self) {
+        match &mut self.ear {
+            Some(ear) => ear.news().await,
+            None => pending().await,
+        }
+    }
+
     async fn pass(
         &mut self,
         back: &mpsc::WeakUnboundedSender<Told>,
@@ -79,6 +92,7 @@ impl Part for EnginePart {
         let engine = engine.filter(|it| {
             volume.as_ref().is_none_or(|volume| volume.metadata.uid == it.spec.volume_uid)
         });
+        self.listen().await;
         let look = Look { node: Arc::clone(&self.node), name: self.name.clone() };
         let mut memory = std::mem::take(&mut self.memory);
         let looked = tokio::task::spawn_blocking(move || {
@@ -105,6 +119,21 @@ impl Part for EnginePart {
 }
 
 impl EnginePart {
+    /// To the process that is there now; the first word is waited for.
+    async fn listen(&mut self) {
+        let process = self.node.supervisor.find(&ProcessName::engine(&self.name));
+        let pid = process.map(|process| process.pid);
+        if self.ear.as_ref().map(|ear| ear.pid) != pid {
+            self.ear = pid.map(|pid| Ear::open(pid, self.node.layout.admin(&self.name)));
+            if let Some(ear) = &mut self.ear {
+                ear.first_word().await;
+            }
+        }
+        if let Some(ear) = &mut self.ear {
+            self.memory.note_heard(ear.heard());
+        }
+    }
+
     /// When to look again. What fails is told with the plan's conditions.
     async fn apply(
         &mut self,

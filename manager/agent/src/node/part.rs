@@ -1,6 +1,6 @@
 //! A task: passes over one part, for as long as there is anything of it.
 
-use std::future::Future;
+use std::future::{Future, pending};
 use std::time::Duration;
 
 use ankole_api::ApiError;
@@ -14,6 +14,10 @@ use crate::backoff::Backoff;
 pub(super) trait Part: Send {
     fn name(&self) -> String;
     fn hear(&mut self, told: Told);
+    /// When something is new of which nobody tells it. It may be dropped halfway.
+    fn news(&mut self) -> impl Future<Output = ()> + Send {
+        pending()
+    }
     /// At all parts of the node.
     fn look_at_all(&self);
     /// When to look again at the latest; zero: at once. None: nothing is left of it.
@@ -65,12 +69,16 @@ pub(super) async fn run(
                 failing.failed_now()
             }
         };
-        if let Ok(told) = tokio::time::timeout(look_again, hears.recv()).await {
-            let Some(told) = told else { return };
+        tokio::select! {
+            told = hears.recv() => match told {
+                Some(told) => part.hear(told),
+                None => return,
+            },
+            () = part.news() => {}
+            () = tokio::time::sleep(look_again) => {}
+        }
+        while let Ok(told) = hears.try_recv() {
             part.hear(told);
-            while let Ok(told) = hears.try_recv() {
-                part.hear(told);
-            }
         }
     }
 }

@@ -60,6 +60,8 @@ pub struct EngineProcess {
     pub unreachable: Option<Duration>,
     /// How long it has been waiting for something.
     pub waits: Option<Duration>,
+    /// It tells by itself what changes, and needn't be asked.
+    pub is_watched: bool,
 }
 
 #[derive(Clone, Debug)]

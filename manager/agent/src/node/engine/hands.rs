@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use ankole_api::Name;
@@ -220,16 +219,16 @@ impl EnginePart {
         request: Request,
     ) -> Result<Result<(), Box<dyn std::error::Error + Send + Sync>>, PassError> {
         let socket = self.node.layout.admin(&self.name);
-        let asked = blocking(move || admin::ask(&socket, &request, REQUEST_TIMEOUT)).await?;
+        let asked = admin::ask_async(&socket, &request, REQUEST_TIMEOUT).await;
         Ok(asked.map(drop).map_err(Into::into))
     }
 
-    /// On a thread of its own: the answer comes when everything is flushed.
+    /// By a task of its own: the answer comes when everything is flushed.
     fn ask_to_end(&mut self, how: Request, back: &mpsc::WeakUnboundedSender<Told>) {
         self.memory.asked_to_end.get_or_insert_with(Instant::now);
         let (node, name, back) = (Arc::clone(&self.node), self.name.clone(), back.clone());
-        thread::spawn(move || {
-            if let Some(why) = ask_to_end(&node, &name, &how)
+        tokio::spawn(async move {
+            if let Some(why) = ask_to_end(&node, &name, &how).await
                 && let Some(task) = back.upgrade()
             {
                 let _ = task.send(Told::Refused(why));
@@ -239,17 +238,15 @@ impl EnginePart {
 }
 
 /// Until it is understood, refused (with the reason), or the engine is gone.
-fn ask_to_end(node: &Node, volume: &Name, how: &Request) -> Option<String> {
+async fn ask_to_end(node: &Node, volume: &Name, how: &Request) -> Option<String> {
     let socket = node.layout.admin(volume);
     let name = ProcessName::engine(volume);
     let deadline = Instant::now() + DETACH_PATIENCE;
     while Instant::now() < deadline {
-        match admin::ask(&socket, how, DETACH_PATIENCE) {
+        match admin::ask_async(&socket, how, DETACH_PATIENCE).await {
             Ok(_) => return None,
-            Err(AdminError::NoAnswer(_)) if node.supervisor.wait(&name, DETACH_RETRY) => {
-                return None;
-            }
-            Err(AdminError::NoAnswer(_)) => {}
+            Err(AdminError::NoAnswer(_)) if node.supervisor.find(&name).is_none() => return None,
+            Err(AdminError::NoAnswer(_)) => tokio::time::sleep(DETACH_RETRY).await,
             Err(AdminError::Refused { message, .. }) => return Some(message),
             Err(error) => {
                 tracing::warn!(%volume, error = chain(&error), "the engine doesn't detach");

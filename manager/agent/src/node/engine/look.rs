@@ -1,7 +1,7 @@
 //! What is true of an engine on this machine now.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use ankole_api::Name;
 use ankole_api::objects::engine::EngineWanted;
@@ -10,19 +10,16 @@ use ankole_api::volume::Device;
 use ankole_blockdev::device::{self, DeviceError, Driver};
 use ankole_plan::node::attachment::device_of;
 use ankole_plan::node::facts::{Devices, EngineFacts, EngineProcess, History};
-use ankole_replica::admin::Request;
 use ankole_replica::record::InstanceId;
 
 use super::memory::Memory;
 use super::{INSTANCE_LABEL, TURN_LABEL};
-use crate::admin;
 use crate::layout::random_hex;
 use crate::node::Node;
 use crate::node::part::PassError;
 use crate::probe;
 use crate::supervisor::{Process, ProcessName};
 
-const STATUS_TIMEOUT: Duration = Duration::from_secs(1);
 const DRIVERS: [Driver; 3] = [Driver::Ublk, Driver::Nbd, Driver::Tgt];
 
 /// Looking at the machine; waits for it.
@@ -41,10 +38,6 @@ impl Look {
         let node = &self.node;
         let part = ProcessName::engine(&self.name);
         let process = node.supervisor.find(&part);
-        if process.is_some() {
-            let socket = node.layout.admin(&self.name);
-            memory.note_answer(admin::ask(&socket, &Request::Status, STATUS_TIMEOUT));
-        }
         let failed = |source: DeviceError| PassError::Look {
             what: "look for the volume's device",
             source: source.into(),
@@ -104,6 +97,7 @@ fn seen(process: &Process, memory: &Memory) -> EngineProcess {
         silent: for_how_long(memory.silent),
         unreachable: for_how_long(memory.unreachable),
         waits: for_how_long(memory.waits),
+        is_watched: true,
     }
 }
 

@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 
 use ankole_api::volume::Device;
 use ankole_plan::node::facts::History;
-use ankole_replica::admin::{Answer, EngineStatus as Said};
+use ankole_replica::admin::EngineStatus as Said;
 use jiff::Timestamp;
 
-use crate::admin::AdminError;
+use super::ear::Heard;
 use crate::backoff::Backoff;
 use crate::last_words::last_words;
 use crate::supervisor::Ended;
@@ -67,25 +67,15 @@ impl Memory {
         History { hold_off, last_end: self.last_end.clone(), last_words, doubt: None }
     }
 
-    /// What it answered, or that it didn't.
-    pub(super) fn note_answer(&mut self, asked: Result<Answer, AdminError>) {
-        let now = Instant::now();
-        match asked {
-            Ok(Answer::Status(said)) => {
-                (self.silent, self.unreachable, self.unknown_since) = (None, None, None);
-                let waits = !said.waiting.is_empty();
-                self.waits = waits.then(|| self.waits.unwrap_or(now));
-                self.waiting_since =
-                    waits.then(|| self.waiting_since.unwrap_or_else(Timestamp::now));
-                self.said = Some(said);
-            }
-            other => {
-                let is_nobody = matches!(&other, Err(error) if error.is_nobody());
-                self.silent.get_or_insert(now);
-                self.unreachable = is_nobody.then(|| self.unreachable.unwrap_or(now));
-                self.unknown_since.get_or_insert_with(Timestamp::now);
-            }
-        }
+    pub(super) fn note_heard(&mut self, heard: Heard) {
+        (self.silent, self.unreachable) = (heard.silent, heard.unreachable);
+        let begun = heard.silent.map(|since| Timestamp::now() - since.elapsed());
+        self.unknown_since = begun.map(|begun| self.unknown_since.unwrap_or(begun));
+        let Some(said) = heard.said else { return };
+        let waits = !said.waiting.is_empty();
+        self.waits = waits.then(|| self.waits.unwrap_or_else(Instant::now));
+        self.waiting_since = waits.then(|| self.waiting_since.unwrap_or_else(Timestamp::now));
+        self.said = Some(Box::new(Said::clone(&said)));
     }
 
     /// How long the device has been waiting for an engine.

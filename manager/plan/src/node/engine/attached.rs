@@ -15,7 +15,7 @@ impl EnginePlan {
         let usable = process.status.as_ref().filter(|status| status.endpoint.is_some());
         let Some(status) = usable else { return self.wait_for_endpoint(facts, engine, process) };
         self.phase = EnginePhase::Attached;
-        self.look_again = WHILE_ATTACHED;
+        self.ask_again(process, WHILE_ATTACHED);
         if process.turn != engine.spec.turn {
             let message = format!("the engine, pid {}, hands over to another one", process.pid);
             self.note(Condition::new(Reason::Upgrading, message));
@@ -51,7 +51,7 @@ impl EnginePlan {
         }
         self.note(starting);
         let waits = process.waits.is_some_and(|waits| waits > WHILE_WAITING);
-        self.look_again = if waits { WHILE_WAITING } else { WHILE_STARTING };
+        self.ask_again(process, if waits { WHILE_WAITING } else { WHILE_STARTING });
     }
 
     /// It may serve its clients well, but hears nobody: its socket was removed, and it hasn't made it
@@ -67,7 +67,7 @@ impl EnginePlan {
             format!("the engine, pid {pid}, serves, but can't be reached: its socket is gone");
         let unreachable = Condition::new(Reason::EngineUnreachable, message);
         self.phase = EnginePhase::Attached;
-        self.look_again = WHILE_ATTACHED;
+        self.ask_again(process, WHILE_ATTACHED);
         if facts.devices.own.is_some() {
             self.note(unreachable);
             return self.act(EngineAction::Kill);

@@ -120,6 +120,9 @@ pub fn plan(facts: &EngineFacts) -> EnginePlan {
         (None, Some(_)) => plan.go_on(facts),
         _ => plan.end_strays(facts),
     }
+    if let Some(process) = facts.process.as_ref().filter(|process| process.is_watched) {
+        plan.look_when_due(process);
+    }
     plan
 }
 
@@ -162,9 +165,29 @@ impl EnginePlan {
     }
 
     fn go_on(&mut self, facts: &EngineFacts) {
-        if facts.process.is_some() {
+        if let Some(process) = &facts.process {
             self.phase = EnginePhase::Attached;
-            self.look_again = WHILE_ATTACHED;
+            self.ask_again(process, WHILE_ATTACHED);
+        }
+    }
+
+    /// Unless it tells by itself.
+    fn ask_again(&mut self, process: &EngineProcess, after: Duration) {
+        if !process.is_watched {
+            self.look_again = after;
+        }
+    }
+
+    /// Nobody tells that time passes.
+    fn look_when_due(&mut self, process: &EngineProcess) {
+        let due = [
+            (process.silent, SILENCE),
+            (process.unreachable, OPEN_PATIENCE),
+            (process.waits, OPEN_PATIENCE),
+        ];
+        for (since, patience) in due {
+            let left = since.and_then(|since| patience.checked_sub(since));
+            left.into_iter().for_each(|left| self.look_within(left));
         }
     }
 }

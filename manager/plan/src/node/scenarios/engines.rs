@@ -105,6 +105,7 @@ fn attached() -> EngineFacts {
         silent: None,
         unreachable: None,
         waits: None,
+        is_watched: false,
     });
     facts
 }
@@ -498,4 +499,27 @@ fn an_engine_that_is_silent_for_two_seconds_is_unknown() {
     let silent = |after| with(attached(), |it| process(it).silent = Some(after));
     assert!(!engine::is_unknown(&silent(Duration::from_millis(1900))));
     assert!(engine::is_unknown(&silent(Duration::from_secs(2))));
+}
+
+/// Hundreds of attached volumes were looked at each second, though nothing happened.
+#[test]
+fn an_engine_that_tells_what_changes_is_looked_at_when_time_alone_matters() {
+    let look_again_ms = |change: fn(&mut EngineProcess)| {
+        let facts = with(attached(), |facts| {
+            process(facts).is_watched = true;
+            change(process(facts));
+        });
+        engine::plan(&facts).look_again.as_millis()
+    };
+    let second = Duration::from_secs(1);
+    assert_eq!(look_again_ms(|it| it.is_watched = false), 1_000, "it is asked");
+    assert_eq!(look_again_ms(|_| ()), 60_000);
+    assert_eq!(look_again_ms(|it| it.silent = Some(Duration::from_millis(500))), 1_510);
+    assert_eq!(look_again_ms(|it| it.silent = Some(Duration::from_secs(5))), 60_000);
+    assert_eq!(look_again_ms(|it| it.waits = Some(Duration::from_secs(2))), 10_010);
+    let opens = |it: &mut EngineProcess| {
+        it.status = None;
+        it.unreachable = Some(Duration::from_secs(11));
+    };
+    assert_eq!(look_again_ms(opens), second.as_millis() + 10);
 }
