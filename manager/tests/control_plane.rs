@@ -293,10 +293,11 @@ fn a_volume_is_made_attached_shown_detached_and_removed() {
     let volume = world.volume("v1");
     assert_eq!((&volume["state"], &volume["endpoint"]), (&"detached".into(), &Value::Null));
     assert!(world.processes().is_empty());
-    assert!(world.data().join("disks/default/replicas/v1-r1").exists());
+    let directory = PathBuf::from(volume["replicas"][0]["directory"].as_str().unwrap());
+    assert!(directory.exists());
     world.well(&["volume", "rm", "v1", "--yes"]);
     assert_eq!(world.say(&["volume", "show", "v1"]).code, 3);
-    assert!(!world.data().join("disks/default/replicas/v1-r1").exists());
+    assert!(!directory.exists());
     assert_eq!(world.stop().code(), Some(0));
 }
 

@@ -80,7 +80,6 @@ fn the_examples_of_help_can_be_typed_as_they_are() {
                 .replace("'file:///backups?backup=backup-1&volume=v1'", &url)
                 .replace("file:///backups", &format!("file://{}", backups.display()))
                 .replace("/usr/local/bin/ankole", env!("CARGO_BIN_EXE_ankole"))
-                .replace("ankole/disks", world.data().join("disks").to_str().unwrap())
                 .replace("scratch --size 512MiB", "scratch --size 512MiB --frontend socket")
                 .replace("v1.img", world.path().join("v1.img").to_str().unwrap())
                 .replace("share/man", world.path().join("share/man").to_str().unwrap());

@@ -4,20 +4,21 @@
 
 mod common;
 
-use std::path::Path;
-
-use ankole_manager::store::{EmbeddedStore, Kind, Store};
+use ankole_api::objects::{Volume, VolumeSpec, VolumeStatus};
+use ankole_store::StoreError;
 use common::data::{SIZE, fill, holds};
-use common::{World, until};
+use common::{World, until, with_store};
 use serde_json::Value;
 
 /// As an object that came back without its status, or a store that was edited.
-fn lose_record(store: &Path, volume: &str) {
-    let store = EmbeddedStore::open(store).unwrap();
-    let seen = store.get(Kind::Volume, volume).unwrap().unwrap();
-    let mut object: Value = serde_json::from_slice(&seen.json).unwrap();
-    object["status"]["record"] = Value::Null;
-    store.update(Kind::Volume, volume, seen.version, object.to_string().as_bytes()).unwrap();
+fn lose_record(world: &World, volume: &str) {
+    with_store(world, async |store| {
+        let forget = |_: &Volume, status: &mut VolumeStatus| {
+            status.record = None;
+            Ok::<_, StoreError>(())
+        };
+        store.modify_status::<VolumeSpec, _, _>(volume, forget).await.unwrap();
+    });
 }
 
 fn without_a_record(value: u8) -> World {
@@ -27,12 +28,12 @@ fn without_a_record(value: u8) -> World {
     let endpoint = world.well(&["volume", "attach", "v1"]);
     fill(endpoint.trim(), value);
     assert_eq!(world.stop().code(), Some(0));
-    lose_record(&world.data().join("ankole.redb"), "v1");
+    lose_record(&world, "v1");
     world.start();
     world
 }
 
-/// The controller took it for a new volume: it removed the directories, formatted them, and said
+/// The manager took it for a new volume: it removed the directories, formatted them, and said
 /// `attached healthy 3/3`.
 #[test]
 fn a_volume_without_its_record_keeps_its_content_and_is_salvaged() {
@@ -43,7 +44,7 @@ fn a_volume_without_its_record_keeps_its_content_and_is_salvaged() {
     });
     assert_eq!(volume["enginePid"], Value::Null);
     let why = world.well(&["volume", "why", "v1"]);
-    assert!(why.contains("r3: a copy, last in sync in g"), "{why}");
+    assert!(why.contains("r3: has seen g"), "{why}");
     assert!(why.contains("Next: ankole volume salvage v1 --dry-run"), "{why}");
     let said = world.say(&["volume", "attach", "v1"]);
     assert_eq!(said.code, 4, "{said:?}");

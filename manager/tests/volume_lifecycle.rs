@@ -8,10 +8,12 @@ use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use ankole_api::object::Spec;
+use ankole_api::objects::{BackupTargetSpec, VolumeSpec};
 use ankole_blockdev::disk::{Buffer, Disk, Durability, Extent};
 use ankole_blockdev::nbd::Client;
-use ankole_manager::store::{EmbeddedStore, Kind, Store};
-use common::{World, send, until};
+use ankole_store::Raw;
+use common::{World, send, until, with_store};
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -649,18 +651,20 @@ fn an_object_that_can_not_be_read_is_shown_so_and_stops_no_other() {
     let create = ["volume", "create", "v2", "--size", "2MiB", "--replicas", "1"];
     world.well(&[&create[..], &["--frontend", "socket"]].concat());
     world.stop();
-    let later = br#"{"name":"v1","uid":"u","spec":{"frontend":"hologram"}}"#;
-    {
-        let store = EmbeddedStore::open(&world.data().join("ankole.redb")).unwrap();
-        store.create(Kind::Volume, "v1", later).unwrap();
-        store.create(Kind::BackupTarget, "t1", b"{}").unwrap();
-    }
+    let later = |name: &str| {
+        let object = r#"{"metadata":{"name":"NAME"},"spec":{"frontend":"hologram"}}"#;
+        Raw::from_json(&object.replace("NAME", name)).unwrap()
+    };
+    with_store(&world, async |store| {
+        store.create_raw(VolumeSpec::KIND, later("v1")).await.unwrap();
+        store.create_raw(BackupTargetSpec::KIND, later("t1")).await.unwrap();
+    });
     world.start();
     let volumes = world.json(&["volume", "ls"]);
     assert_eq!(volumes[0]["state"], "unreadable");
     assert_eq!(volumes[1]["state"], "detached");
     let why = world.well(&["volume", "why", "v1"]);
-    for part in ["volume v1 in the store can't be read", "hologram", "Next:"] {
+    for part in ["v1 in the store can't be read", "hologram", "Next:"] {
         assert!(why.contains(part), "{part:?} isn't in {why}");
     }
     world.well(&["volume", "attach", "v2"]);
@@ -668,6 +672,8 @@ fn an_object_that_can_not_be_read_is_shown_so_and_stops_no_other() {
     world.well(&["target", "ls"]);
     world.well(&["target", "add", "t2", &format!("file://{}", world.path().display())]);
     world.stop();
-    let store = EmbeddedStore::open(&world.data().join("ankole.redb")).unwrap();
-    assert_eq!(store.get(Kind::Volume, "v1").unwrap().unwrap().json, later, "it is left as it is");
+    with_store(&world, async |store| {
+        let left = store.get_raw(VolumeSpec::KIND, "v1").await.unwrap().unwrap();
+        assert_eq!(left.spec(), later("v1").spec(), "it is left as it is");
+    });
 }

@@ -155,7 +155,18 @@ impl Agent {
             // Whose it is is asked of the store itself.
             None => around.store.get::<EngineSpec>(name),
         };
+        let own = self.replicas.values().filter(|it| it.spec.volume == *name);
+        let newest = own.filter(|_| process.is_none()).filter_map(|replica| {
+            let id = replica.spec.id.clone();
+            let place = Place {
+                volume: name.clone(),
+                uid: replica.spec.volume_uid.clone(),
+                replica: id.clone(),
+            };
+            Some((machine.directory(&place)?.seen?, id))
+        });
         EngineFacts {
+            newest: newest.max(),
             volume: around.store.get(name),
             engine,
             node: machine.name.clone(),
@@ -362,6 +373,7 @@ fn replica_facts(machine: &Machine, replica: &Replica, place: &Place) -> Replica
         history: History::default(),
         address: address(&place.volume, &place.replica),
         set_aside: Vec::new(),
+        is_stopping: false,
         replica: replica.clone(),
     }
 }

@@ -148,6 +148,7 @@ impl Large {
                 in_engine: false,
                 served: true,
                 make: Make::Never,
+                keeps_data: false,
             };
             let replica = Replica::new(name_of(&volume, id), replica).owned_by(&volume);
             self.store.create(&replica).expect("it is new");

@@ -101,14 +101,14 @@ impl<S: Spec> Cache<S> {
                 }
                 Heard::Deleted(object) => {
                     self.known.remove(object.name());
-                    gone(object.name().clone()).into_iter().for_each(|it| memory.gone(it));
+                    gone(object.name().clone()).into_iter().for_each(|it| drop(memory.gone(it)));
                 }
                 Heard::All(objects) => {
                     let all = objects.into_iter().map(|it| (it.name().clone(), it)).collect();
                     let before = std::mem::replace(&mut self.known, all);
                     let is_gone = |name: &Name| !self.known.contains_key(name);
                     let missing = before.into_keys().filter(is_gone).filter_map(&gone);
-                    missing.for_each(|it| memory.gone(it));
+                    missing.for_each(|it| drop(memory.gone(it)));
                     for object in self.known.values() {
                         memory.applied(told(object.clone()), now);
                     }

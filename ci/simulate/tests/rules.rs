@@ -9,7 +9,7 @@ use ankole_simulate::Mutation;
 /// Rules about what isn't simulated: where their proof is.
 const ELSEWHERE: &[(&str, &str)] = &[
     // Nobody is granted a volume by a record that went back: the manager looks at what replicas say.
-    ("8", "manager/plan/src/one_node/scenarios.rs"),
+    ("8", "manager/plan/src/volume/scenarios.rs"),
     // What an index page is: each has one region, and names it.
     ("15", "replica/src/chain/index.rs"),
     // What a kernel does with requests that were under way when its server was killed.

@@ -14,7 +14,7 @@ use super::attachment::Ticket;
 use super::node::Finding;
 use super::replica::{Place, ReplicaView};
 use super::size::VolumeSize;
-use super::{ApiError, Name};
+use super::{ApiError, Name, objects};
 
 /// More copies cost more than they protect; the engine's sets are small by design.
 pub const REPLICAS_MAX: u8 = 8;
@@ -207,7 +207,7 @@ pub struct UpgradeRequest {
 
 impl VolumeRequest {
     /// The spec, or what is wrong with the request.
-    pub fn validate(&self) -> Result<VolumeSpec, ApiError> {
+    pub fn validate(&self) -> Result<objects::VolumeSpec, ApiError> {
         let volume = &self.name;
         let invalid = |text: String| Err(ApiError::invalid(format!("volume {volume}: {text}")));
         let size = VolumeSize::of(self.size_bytes)
@@ -224,16 +224,14 @@ impl VolumeRequest {
         if self.in_engine && self.replicas != 1 {
             return invalid("only a single replica can live inside the engine's process".into());
         }
-        Ok(VolumeSpec {
+        Ok(objects::VolumeSpec {
             size_bytes: size.bytes,
             replicas: self.replicas,
             frontend: self.frontend,
             transport: self.transport,
             in_engine: self.in_engine,
             engine: EngineProgram::default(),
-            rebuild: BTreeSet::new(),
-            tickets: Vec::new(),
-            deleting: false,
+            from_backup: None,
         })
     }
 }

@@ -10,5 +10,4 @@
 
 pub mod manager;
 pub mod node;
-pub mod one_node;
 pub mod volume;

@@ -112,8 +112,8 @@ impl Manager {
         self.changed(name);
     }
 
-    /// There is none of that name any more.
-    pub fn gone(&mut self, gone: Gone) {
+    /// There is none of that name any more. The volume that it was of, if it was of one.
+    pub fn gone(&mut self, gone: Gone) -> Option<Name> {
         let name = match gone {
             Gone::Volume(name) => {
                 self.objects(&name).volume = None;
@@ -128,16 +128,18 @@ impl Manager {
                 name
             }
             Gone::Replica(name) => {
-                let Some(volume) = self.volume_of.remove(&name) else { return };
+                let volume = self.volume_of.remove(&name)?;
                 self.objects(&volume).replicas.remove(&name);
                 volume
             }
             Gone::Node(node) => {
                 Arc::make_mut(&mut self.nodes).remove(&node);
-                return self.node_changed(&node);
+                self.node_changed(&node);
+                return None;
             }
         };
-        self.changed(name);
+        self.changed(name.clone());
+        Some(name)
     }
 
     /// Nodes that haven't been heard of for too long.
@@ -155,10 +157,11 @@ impl Manager {
         self.due.first().map(|(at, _)| *at)
     }
 
-    /// While a person chooses a copy of it.
-    pub fn hold(&mut self, volume: &Name, is_held: bool) {
-        self.objects(volume).is_held = is_held;
+    /// While a person chooses a copy of it. Whether that is new.
+    pub fn hold(&mut self, volume: &Name, is_held: bool) -> bool {
+        let was_held = std::mem::replace(&mut self.objects(volume).is_held, is_held);
         self.changed(volume.clone());
+        was_held != is_held
     }
 
     /// The volume that is to be planned next. None of one that doesn't exist (any more).
@@ -188,19 +191,33 @@ impl Manager {
 
     pub fn known(&self, name: &Name) -> Option<Known> {
         let objects = self.volumes.get(name)?;
-        let volume = objects.volume.clone()?;
+        let (attachment, engine) = (objects.attachment.clone(), objects.engine.clone());
+        Some(self.known_with(objects.volume.clone()?, attachment, engine))
+    }
+
+    /// For who has newer ones of these: what belongs to them.
+    pub fn known_with(
+        &self,
+        volume: Volume,
+        attachment: Option<VolumeAttachment>,
+        engine: Option<Engine>,
+    ) -> Known {
+        let objects = self.volumes.get(volume.name());
         // Of a volume of that name before this one: their end is awaited.
-        let is_its = |uid: &str| uid == volume.metadata.uid;
-        let engine = objects.engine.clone().filter(|engine| is_its(&engine.spec.volume_uid));
-        let replicas = objects.replicas.values().filter(|replica| replica.is_owned_by(&volume));
-        Some(Known {
-            replicas: replicas.cloned().collect(),
-            attachment: objects.attachment.clone(),
-            engine,
+        let is_its = |engine: &Engine| engine.spec.volume_uid == volume.metadata.uid;
+        let replicas = objects.into_iter().flat_map(|objects| objects.replicas.values());
+        Known {
+            replicas: replicas.filter(|it| it.is_owned_by(&volume)).cloned().collect(),
+            attachment,
+            engine: engine.filter(is_its),
             nodes: Arc::clone(&self.nodes),
-            is_held: objects.is_held,
+            is_held: objects.is_some_and(|objects| objects.is_held),
             volume,
-        })
+        }
+    }
+
+    pub fn nodes(&self) -> &Arc<Nodes> {
+        &self.nodes
     }
 
     fn objects(&mut self, volume: &Name) -> &mut Objects {

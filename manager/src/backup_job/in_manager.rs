@@ -57,18 +57,21 @@ pub fn restore_to_volume(
     let details = inventory::inspect(&*target, &url.volume, &url.backup).map_err(refused)?;
     details.refuse_backing_image().map_err(refused)?;
     let volume = &request.volume;
-    service.create_volume(&VolumeRequest {
+    let wanted = VolumeRequest {
         name: volume.clone(),
         size_bytes: details.size_bytes,
         replicas: request.replicas,
         frontend: Frontend::default(),
         transport: Transport::default(),
         in_engine: false,
-    })?;
+    };
+    service.create_restored(&wanted, &request.url)?;
     let fill = || {
         let engaged = service.engage(volume, TicketKind::Restore)?;
         let access = access(volume, &engaged);
-        work::restore(&access, &request.url, &InManager { service, control })
+        let restored = work::restore(&access, &request.url, &InManager { service, control })?;
+        service.note_restored(volume)?;
+        Ok(restored)
     };
     fill().map_err(|error: ApiError| match service.delete_volume(volume) {
         Ok(_) => ApiError {

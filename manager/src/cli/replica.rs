@@ -21,11 +21,13 @@ pub(super) enum ReplicaCommand {
     Ls { volume: Option<Name> },
     /// What a directory tells about the copy that it holds; changes nothing in it
     Inspect {
+        /// Or VOLUME/REPLICA of the running system
         #[arg(value_name = "DIR")]
         directory: PathBuf,
     },
     /// Read all that a directory holds and compare it with its checksums; changes nothing in it
     Verify {
+        /// Or VOLUME/REPLICA of the running system
         #[arg(value_name = "DIR")]
         directory: PathBuf,
     },
@@ -71,7 +73,23 @@ pub(super) fn rebuild(session: &Session<'_>, volume: &Name, replica: &str, yes: 
     Ok(Done::Well)
 }
 
+/// `v1/r2` is where replica r2 of v1 lies, unless there is such a path.
+fn place(session: &Session<'_>, given: &Path) -> Result<PathBuf, ApiError> {
+    let text = given.to_str().unwrap_or_default();
+    let named = text.split_once('/').filter(|_| !given.exists());
+    let Some((Ok(volume), id)) = named.map(|(volume, id)| (volume.parse::<Name>(), id)) else {
+        return Ok(given.into());
+    };
+    let replicas = session.client()?.replicas(Some(&volume))?;
+    let found = replicas.into_iter().find(|replica| *replica.replica.0 == *id);
+    found.map(|replica| replica.directory).ok_or_else(|| {
+        ApiError::not_found(format!("volume {volume} has no replica {id}"))
+            .next(format!("ankole replica ls {volume}"))
+    })
+}
+
 pub(super) fn inspect(session: &Session<'_>, directory: &Path) -> Outcome {
+    let directory = &*place(session, directory)?;
     let evidence = inspect::inspect(directory);
     if evidence.found == Found::Missing {
         return Err(ApiError::not_found(format!("there is no directory {}", directory.display()))
@@ -131,6 +149,7 @@ fn fields(evidence: &Evidence) -> Vec<(&'static str, String)> {
 
 /// 1 if a block is bad.
 pub(super) fn verify(session: &Session<'_>, directory: &Path) -> Outcome {
+    let directory = &*place(session, directory)?;
     let report = inspect::verify(directory).map_err(|error| {
         let message = chain(&error);
         match error {

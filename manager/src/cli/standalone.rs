@@ -10,8 +10,8 @@ use crate::agent::format::format;
 use crate::agent::layout::{runtime_folder, short_names_folder};
 use crate::api::ApiError;
 use crate::roles::standalone::{self, Ended, Options};
-use crate::store::opening::{OpenError, Recover};
-use ankole_plan::one_node::plan::DEVICE_PATIENCE;
+use ankole_plan::node::engine::DEVICE_PATIENCE;
+use ankole_store::embedded::{OpenError, Recover};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct StandaloneArgs {
@@ -23,7 +23,7 @@ pub(super) struct StandaloneArgs {
     disks: Vec<PathBuf>,
     /// If the store is gone or damaged: what to start with instead
     #[arg(long, value_enum, value_name = "FROM")]
-    recover_store: Option<Recover>,
+    recover_store: Option<From>,
     /// Name of this node
     #[arg(long, default_value = "localhost")]
     node: String,
@@ -33,6 +33,15 @@ pub(super) struct StandaloneArgs {
     /// For tests: so long requests of a device wait for an engine
     #[arg(long, hide = true, value_name = "SECONDS", value_parser = super::seconds)]
     device_patience: Option<Duration>,
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum From {
+    /// Make it from the copy that is kept beside it
+    Copy,
+    /// Begin with an empty one, ending engines and replicas that still run; `ankole volume recover`
+    /// makes volumes of the replicas' directories
+    Empty,
 }
 
 pub(super) fn run(session: &Session<'_>, args: StandaloneArgs) -> Result<ExitCode, ApiError> {
@@ -46,7 +55,10 @@ pub(super) fn run(session: &Session<'_>, args: StandaloneArgs) -> Result<ExitCod
         data,
         listen: args.listen,
         disks: args.disks,
-        recover_store: args.recover_store,
+        recover_store: args.recover_store.map(|from| match from {
+            From::Copy => Recover::Copy,
+            From::Empty => Recover::Empty,
+        }),
         node: args.node,
         runtime_folder: runtime_folder(session.environment.runtime_dir.as_deref()),
         short_names: short_names_folder(),

@@ -143,6 +143,7 @@ mod tests {
             in_engine: false,
             served: true,
             make,
+            keeps_data: false,
         };
         let mut replica = Replica::new(format!("v1-{id}").parse().unwrap(), spec);
         replica.status.phase = Some(ReplicaPhase::Damaged);

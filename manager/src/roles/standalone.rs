@@ -1,7 +1,7 @@
 //! `ankole standalone`: manager, agent, arbiter and API of one machine, in one process.
 //!
 //! ```text
-//! start     lock the data folder ─▶ bind the API ─▶ adopt processes ─▶ arbiter ─▶ controllers ─▶ API
+//! start     lock the data folder ─▶ bind the API ─▶ store ─▶ manager ─▶ arbiter ─▶ agent adopts processes ─▶ API
 //! Ctrl-C    all volumes detached, replicas ended; what is used goes on, and is named ─▶ exit 0
 //! again     engines killed, devices stopped, replicas killed ─▶ exit 1; what was flushed is there
 //! kill -9   engines and replicas go on; the next start adopts them
@@ -18,22 +18,28 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use ankole_blockdev::unix_socket::Listener;
+use ankole_plan::volume::Life;
+use ankole_store::Store;
+use ankole_store::embedded::{Copies, CopyError, Recover, copy_of};
 use ankole_whole_file as whole_file;
 use anyhow::Context as _;
+use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
 use crate::agent::format::Format;
 use crate::agent::layout::{Layout, LayoutError, is_ours, make_private_folder, registration_path};
+use crate::agent::node::records::ObjectRecords;
+use crate::agent::node::{self, Node};
 use crate::agent::{LocalSupervisor, Supervisor, arbiter, logs, pidfile, probe, replica_folders};
 use crate::api::error::chain;
-use crate::controllers::{self, Context};
 use crate::http;
-use crate::records::StoredRecords;
-use crate::service::Service;
-use crate::store::Store;
-use crate::store::copy::{self, Copies, CopyError};
-use crate::store::opening::{self, Recover};
+use crate::manager::Manager;
+use crate::opening;
+use crate::service::{Agents, Service};
+
+const HEARD_LOOK: Duration = Duration::from_millis(10);
+const HEARD_LOOKS: u32 = 300;
 
 pub struct Options {
     pub data: PathBuf,
@@ -97,13 +103,26 @@ async fn serve(options: &Options) -> anyhow::Result<Ended> {
     let api = tokio::net::TcpListener::bind(options.listen).await.with_context(|| {
         format!("the API can't listen on {}; use another address with --listen, or port 0 for a free one", options.listen)
     })?;
-    let (context, service, copies) = open(options, layout.clone())?;
+    let (store, copies) = open_store(options, &layout)?;
+    let agent = Arc::new(agent(options, &layout, &store)?);
+    let manager = Manager::new(Arc::clone(&store));
+    let managing = tokio::spawn(Arc::clone(&manager).run());
+    manager.filled().await;
+    let (runtime, agents) = (Handle::current(), Agents::new(vec![Arc::clone(&agent)]));
+    let opening = {
+        let (store, manager) = (Arc::clone(&store), Arc::clone(&manager));
+        move || Service::open(store, runtime, manager, agents)
+    };
+    let service = tokio::task::spawn_blocking(opening).await??;
 
-    let mut arbiter = start_arbiter(&context)
+    let mut arbiter = start_arbiter(&agent)
         .with_context(|| format!("listen on {}", layout.arbiter().display()))?;
-    tokio::spawn(controllers::run(Arc::clone(&context)));
-    tokio::spawn(watch_node(Arc::clone(&context)));
+    let running = tokio::spawn(node::run(Arc::clone(&agent)));
+    tokio::spawn(watch_node(Arc::clone(&agent)));
     tokio::spawn(Arc::clone(&copies).follow());
+    tell_orphans(&service).await;
+    // Who asks first is answered as by a node that is there.
+    until_heard(&manager, &agent.name).await;
     let socket = layout.api_socket();
     let local =
         Listener::bind(&socket).with_context(|| format!("listen on {}", socket.display()))?;
@@ -133,7 +152,9 @@ async fn serve(options: &Options) -> anyhow::Result<Ended> {
             _ = terminate.recv() => {}
         }
     };
-    let ended = shutdown::run(&context, again).await;
+    let ending = shutdown::Ending { store, agents: vec![agent], running };
+    let ended = ending.run(again).await;
+    managing.abort();
     note_failure(copies.take());
     drop(published);
     if ended == Ended::Clean {
@@ -142,46 +163,61 @@ async fn serve(options: &Options) -> anyhow::Result<Ended> {
     Ok(ended)
 }
 
-fn open(options: &Options, layout: Layout) -> anyhow::Result<(Arc<Context>, Service, Arc<Copies>)> {
-    let path = layout.store();
-    let directories = replica_folders::all(layout.disks());
-    let told = (!directories.is_empty()).then(|| replica_folders::Named(&directories).to_string());
-    let embedded = Arc::new(opening::open(&path, told.as_deref(), options.recover_store)?);
-    let copies = Arc::new(Copies::new(Arc::clone(&embedded), copy::path_of(&path)));
+fn open_store(options: &Options, layout: &Layout) -> anyhow::Result<(Arc<dyn Store>, Arc<Copies>)> {
+    let store = Arc::new(opening::open(layout, &options.node, options.recover_store)?);
+    let copies = Arc::new(Copies::new(&store, copy_of(&layout.store())));
     note_failure(copies.take());
-    let store: Arc<dyn Store> = embedded;
+    Ok((store, copies))
+}
+
+fn agent(options: &Options, layout: &Layout, store: &Arc<dyn Store>) -> anyhow::Result<Node> {
     layout.join_old_sockets()?;
     let supervisor = LocalSupervisor::open(&layout.run(), &layout.socket_folders())?;
     if supervisor.list().is_empty() {
         layout.forget_old_sockets();
     }
-    let supervisor: Arc<dyn Supervisor> = Arc::new(supervisor);
-    let mut context = Context::new(
-        store,
-        supervisor,
-        layout,
+    Ok(Node::new(
         options.node.clone(),
+        Arc::clone(store),
+        Arc::new(supervisor),
+        layout.clone(),
         options.program.clone(),
         options.format,
         pidfile::boot_id().context("read the boot's id")?,
-    );
-    context.device_patience = options.device_patience;
-    let context = Arc::new(context);
-    controllers::end_strays(&context)?;
-    let service = Service::open(Arc::clone(&context))?;
-    let orphans = service.orphans()?;
-    if !orphans.is_empty() {
-        // For the person at the terminal, whatever the log's filter is.
-        let _ = writeln!(io::stderr(), "{}", replica_folders::nobodys(&orphans));
-    }
-    Ok((context, service, copies))
+        options.device_patience,
+    ))
 }
 
-fn start_arbiter(context: &Context) -> io::Result<oneshot::Receiver<Infallible>> {
-    let records = Arc::new(StoredRecords(Arc::clone(&context.store)));
-    let supervisor = Arc::clone(&context.supervisor);
+fn start_arbiter(agent: &Node) -> io::Result<oneshot::Receiver<Infallible>> {
+    let records = Arc::new(ObjectRecords::new(Arc::clone(&agent.store), Handle::current()));
+    let supervisor = Arc::clone(&agent.supervisor);
     let limits = arbiter::Limits::default();
-    arbiter::start(&context.layout.arbiter(), records, supervisor, limits)
+    arbiter::start(&agent.layout.arbiter(), records, supervisor, limits)
+}
+
+/// For the person at the terminal, whatever the log's filter is.
+async fn tell_orphans(service: &Service) {
+    let service = service.clone();
+    match tokio::task::spawn_blocking(move || service.orphans()).await {
+        Ok(Ok(orphans)) if orphans.is_empty() => {}
+        Ok(Ok(orphans)) => {
+            let _ = writeln!(io::stderr(), "{}", replica_folders::nobodys(&orphans));
+        }
+        Ok(Err(error)) => tracing::warn!(%error, "look for directories that no volume knows"),
+        Err(_) => {} // the panic is in the log
+    }
+}
+
+/// Of the node's lease, which takes a moment; a store that can't be written doesn't keep the API away.
+async fn until_heard(manager: &Manager, node: &str) {
+    let is_heard = || manager.nodes().get(node).is_some_and(|it| it.life == Life::Ready);
+    for _ in 0..HEARD_LOOKS {
+        if is_heard() {
+            return;
+        }
+        tokio::time::sleep(HEARD_LOOK).await;
+    }
+    tracing::warn!(node, "the store doesn't take the word that this node lives");
 }
 
 /// The store is whole without its copy.
@@ -192,9 +228,9 @@ fn note_failure(copied: Result<(), CopyError>) {
 }
 
 /// For as long as the process lives: a few system calls each time.
-async fn watch_node(context: Arc<Context>) {
+async fn watch_node(agent: Arc<Node>) {
     loop {
-        let watch = Arc::clone(&context);
+        let watch = Arc::clone(&agent);
         let look = move || {
             watch.frontends.note(probe::frontends(), SystemTime::now());
             for process in watch.supervisor.list() {

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use ankole_api::objects::VolumeSpec;
+
 use super::Service;
 use crate::api::ApiError;
 use crate::api::backup::{BackupRequest, BackupView, Job, JobProgress, JobState, RestoreRequest};
@@ -58,7 +60,7 @@ impl Service {
     }
 
     pub fn restore_backup(&self, request: RestoreRequest) -> Result<Job, ApiError> {
-        if self.context.store.find::<crate::api::volume::Volume>(&request.volume)?.is_some() {
+        if self.objects.find::<VolumeSpec>(&request.volume)?.is_some() {
             return Err(ApiError::conflict(format!("volume {} exists already", request.volume))
                 .next("restore to a new name"));
         }

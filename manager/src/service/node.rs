@@ -4,11 +4,12 @@ use super::Service;
 use crate::agent::probe;
 use crate::api::ApiError;
 use crate::api::node::{DiskView, NodeView};
-use crate::api::volume::Volume;
+use ankole_api::objects::ReplicaSpec;
 
 impl Service {
     pub fn node(&self) -> Result<NodeView, ApiError> {
-        let disks = self.context.layout.disks().iter();
+        let agent = self.agents.first();
+        let disks = agent.layout.disks().iter();
         let mut disks: Vec<_> = disks
             .map(|path| DiskView {
                 path: path.clone(),
@@ -18,17 +19,17 @@ impl Service {
                 replicas: 0,
             })
             .collect();
-        for volume in self.context.store.readable::<Volume>()? {
-            let used = self.context.board.get(&volume.name).map(|observed| observed.used_bytes);
-            for place in &volume.status.places {
-                let is_here = |disk: &&mut DiskView| place.directory.starts_with(&disk.path);
-                let Some(disk) = disks.iter_mut().find(is_here) else { continue };
-                let of_replica = used.as_ref().and_then(|used| used.get(&place.replica));
-                disk.used_bytes += of_replica.unwrap_or(&0);
-                disk.replicas += 1;
-            }
+        let replicas = self.objects.readable::<ReplicaSpec>()?;
+        let here = replicas.iter().filter(|replica| replica.spec.node == agent.name);
+        let directories: Vec<_> = here.map(|replica| replica.spec.directory()).collect();
+        let used = self.usage.of(&directories);
+        for directory in directories {
+            let is_there = |disk: &&mut DiskView| directory.starts_with(&disk.path);
+            let Some(disk) = disks.iter_mut().find(is_there) else { continue };
+            disk.used_bytes += used.get(&directory).unwrap_or(&0);
+            disk.replicas += 1;
         }
-        let frontends = self.context.frontends.capabilities();
-        Ok(NodeView { name: self.context.node.clone(), frontends, disks })
+        let frontends = agent.frontends.capabilities();
+        Ok(NodeView { name: agent.name.clone(), frontends, disks })
     }
 }

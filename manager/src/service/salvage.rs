@@ -14,15 +14,16 @@ use ankole_replica::record::{Change, Member, Record, Refused};
 use ankole_replica::salvage::{Exhibit, Turn, choose, turn};
 use ankole_replica::types::{Generation, ReplicaId};
 
+use ankole_api::objects::volume::Recorded;
+use ankole_api::objects::{Engine, VolumeSpec};
+use ankole_plan::volume::Known;
+
 use super::Service;
-use super::volumes::refuse_deleting;
-use crate::agent::Part;
+use super::attaching::refuse_deleting;
+use crate::agent::node::records::RecordError;
 use crate::api::error::chain;
 use crate::api::salvage::{SalvageRequest, SalvageView};
-use crate::api::volume::{Condition, Reason, Volume};
 use crate::api::{ApiError, Name};
-use crate::controllers::volume::gather::engine_status;
-use crate::records::RecordError;
 
 /// A replica that ends writes its index back; one that doesn't is killed after 10 s.
 const END_PATIENCE: Duration = Duration::from_secs(40);
@@ -35,9 +36,10 @@ impl Service {
         name: &Name,
         wanted: Option<&ReplicaId>,
     ) -> Result<SalvageView, ApiError> {
-        let volume: Volume = self.context.store.read(name)?;
-        let mut view = self.judge(&volume, wanted)?;
-        if self.is_served(name) {
+        let known = self.known(name)?;
+        let mut view = self.judge(&known, wanted)?;
+        let said = self.ask_engine(&known);
+        if said.is_some_and(|said| said.endpoint.is_some() && said.has_readable()) {
             view.refused = Some(format!("volume {name} is attached, and a replica can be read"));
         }
         Ok(view)
@@ -49,14 +51,14 @@ impl Service {
         self.refuse_while_stopping()?;
         let wanted = request.replica.as_ref();
         refuse(&self.salvage_view(name, wanted)?, request)?;
-        let Some(_hold) = self.context.hold(name) else {
+        let Some(_hold) = self.manager.hold(name) else {
             return Err(ApiError::conflict(format!("volume {name} is being salvaged already")));
         };
         self.wait_for_stillness(name)?;
 
-        let volume: Volume = self.context.store.read(name)?;
-        refuse_deleting(&volume)?;
-        let view = self.judge(&volume, wanted)?;
+        let known = self.known(name)?;
+        refuse_deleting(&known.volume)?;
+        let view = self.judge(&known, wanted)?;
         refuse(&view, request)?;
         let exhibit = view.replicas.iter().find(|exhibit| {
             view.choice.chosen.as_ref().is_some_and(|member| member.replica == exhibit.replica)
@@ -80,26 +82,26 @@ impl Service {
         Ok(SalvageView { record: Some(record), done: true, refused: None, ..view })
     }
 
-    /// Reads every directory; takes as long as that takes.
-    fn judge(&self, volume: &Volume, wanted: Option<&ReplicaId>) -> Result<SalvageView, ApiError> {
-        let name = &volume.name;
-        if volume.status.unformatted {
+    /// Reads every directory of this machine; takes as long as that takes.
+    fn judge(&self, known: &Known, wanted: Option<&ReplicaId>) -> Result<SalvageView, ApiError> {
+        let volume = &known.volume;
+        let name = volume.name();
+        if matches!(volume.recorded(), Recorded::New | Recorded::Unformatted) {
             return Err(ApiError::conflict(format!("volume {name} is still being created"))
                 .next(format!("ankole volume why {name} says what it waits for")));
         }
         let record = volume.status.record.clone();
-        let replicas: Vec<Exhibit> = volume
-            .status
-            .places
-            .iter()
-            .map(|place| Exhibit {
-                replica: place.replica.clone(),
-                evidence: inspect(&place.directory),
+        let here = known.replicas.iter().filter(|it| self.agents.of(&it.spec.node).is_some());
+        let replicas: Vec<Exhibit> = here
+            .map(|replica| Exhibit {
+                replica: replica.spec.id.clone(),
+                evidence: inspect(&replica.spec.directory()),
             })
             .collect();
         let attachment = volume.status.attachment.as_ref();
         // None survives a boot.
-        let client_waits = attachment.is_some_and(|kept| kept.boot_id == self.context.boot_id);
+        let client_waits = attachment
+            .is_some_and(|kept| self.agents.all().iter().any(|it| it.boot_id == kept.boot_id));
         let turn = turn(name, &replicas, record.as_ref(), client_waits);
         let refused = match &turn {
             Turn::CanOpen { members } => {
@@ -126,31 +128,22 @@ impl Service {
         })
     }
 
-    /// Whether an engine answers requests now.
-    fn is_served(&self, name: &Name) -> bool {
-        let mut processes = self.context.supervisor.list().into_iter();
-        let engine = processes.any(|process| {
-            &process.spec.name.volume == name && process.spec.name.part == Part::Engine
-        });
-        let status = engine.then(|| engine_status(&self.context, name)).flatten();
-        status.is_some_and(|status| status.endpoint.is_some() && status.has_readable())
-    }
-
-    /// Until the controller knows of the hold, so that none of its older plans is under way, and
-    /// all processes have ended.
+    /// Until no process of it is left, and its agent has said so of the hold: none of that agent's
+    /// older plans is under way.
     fn wait_for_stillness(&self, name: &Name) -> Result<(), ApiError> {
         let deadline = Instant::now() + END_PATIENCE;
         loop {
-            let holds = |condition: &Condition| condition.reason == Reason::Salvaging;
-            let observed = self.context.board.get(name);
-            let knows = observed.is_some_and(|observed| observed.conditions.iter().any(holds));
-            let processes = self.context.supervisor.list();
+            let known = self.known(name)?;
+            let knows = known.engine.as_ref().is_none_or(Engine::has_ended);
+            let agents = self.agents.all().iter();
+            let processes: Vec<_> = agents.flat_map(|agent| agent.supervisor.list()).collect();
             let left = processes.iter().find(|process| &process.spec.name.volume == name);
-            if knows && left.is_none() {
+            let are_wanted = known.replicas.iter().any(|replica| replica.spec.served);
+            if knows && !are_wanted && left.is_none() {
                 return Ok(());
             }
             if Instant::now() > deadline {
-                let who = left.map_or("the volume's controller".into(), |process| {
+                let who = left.map_or("the volume's agent".into(), |process| {
                     format!("{}, pid {},", process.spec.name, process.pid)
                 });
                 return Err(ApiError::timed_out(format!("volume {name}: {who} doesn't end"))
@@ -168,9 +161,9 @@ impl Service {
         above: Generation,
     ) -> Result<Record, ApiError> {
         let change = Change::Salvage { member: member.clone(), above };
-        let changed = self.context.store.modify(&view.volume, |volume: &mut Volume| {
+        let changed = self.objects.modify_status::<VolumeSpec, _, _>(&view.volume, |_, status| {
             let name = || view.volume.to_string();
-            let salvaged = match (&volume.status.record, &view.record) {
+            let salvaged = match (&status.record, &view.record) {
                 (Some(record), Some(seen)) => record.after(seen.generation, change.clone())?,
                 (None, None) => Record::anew(member.clone(), above),
                 (None, Some(_)) => return Err(RecordError::NoRecord { volume: name() }),
@@ -178,11 +171,11 @@ impl Service {
                     return Err(Refused::Conflict { record: record.clone() }.into());
                 }
             };
-            volume.status.record = Some(salvaged.clone());
+            status.record = Some(salvaged.clone());
             // A socket's clients connect anew. A device waits in the kernel, and only a
             // successor of its engine can take it over.
-            if volume.status.attachment.as_ref().is_some_and(|kept| kept.driver().is_none()) {
-                volume.status.attachment = None;
+            if status.attachment.as_ref().is_some_and(|kept| kept.driver().is_none()) {
+                status.attachment = None;
             }
             Ok::<_, RecordError>(salvaged)
         });

@@ -1,5 +1,7 @@
 //! What can go wrong, by what the caller can do about it.
 
+use ankole_api::ApiError;
+use ankole_api::error::chain;
 use ankole_api::object::Kind;
 
 use crate::{OBJECT_BYTES_MAX, OBJECTS_BYTES_MAX};
@@ -28,4 +30,20 @@ pub enum StoreError {
     /// It may become true at any time until it can be read; so read it before you write again.
     #[error("it isn't known whether it was written: {why}")]
     OutcomeUnknown { why: String },
+}
+
+impl From<StoreError> for ApiError {
+    fn from(error: StoreError) -> Self {
+        let message = chain(&error);
+        match error {
+            StoreError::NotFound { kind, name } => {
+                let noun = if kind.name == "BackupTarget" { "target" } else { "volume" };
+                Self::not_found(format!("{noun} {name} doesn't exist"))
+                    .next(format!("ankole {noun} ls shows what there is"))
+            }
+            StoreError::Exists { .. } => Self::conflict(message).next("choose another name"),
+            StoreError::Conflict { .. } => Self::conflict(message).next("try again"),
+            _ => Self::failed(message).next("look at the disk of the data folder, and at the log"),
+        }
+    }
 }

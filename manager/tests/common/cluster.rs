@@ -39,7 +39,7 @@ impl Cluster {
         let runtime = runs.handle().clone();
         std::thread::spawn(move || runs.block_on(std::future::pending::<()>()));
         let store: Arc<dyn Store> = Arc::new(MemoryStore::default());
-        runtime.spawn(ankole_manager::manager::run(Arc::clone(&store)));
+        runtime.spawn(ankole_manager::manager::Manager::new(Arc::clone(&store)).run());
         Self { store, runtime }
     }
 

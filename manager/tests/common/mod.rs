@@ -229,6 +229,13 @@ pub fn state_of(pid: u32) -> Option<char> {
     stat.rsplit_once(") ")?.1.chars().next()
 }
 
+/// The store of a standalone that has ended, for as long as `work` takes.
+pub fn with_store<T>(world: &World, work: impl AsyncFnOnce(&dyn ankole_store::Store) -> T) -> T {
+    let store = ankole_store::EmbeddedStore::open(&world.data().join("ankole.redb")).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(work(&store))
+}
+
 pub fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + SOON;
     loop {

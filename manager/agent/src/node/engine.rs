@@ -14,15 +14,19 @@ use ankole_api::Name;
 use ankole_api::error::chain;
 use ankole_api::object::Spec;
 use ankole_api::objects::condition::dated;
-use ankole_api::objects::{Engine, EngineSpec, VolumeSpec};
+use ankole_api::objects::{Engine, EngineSpec, Replica, ReplicaSpec, Volume, VolumeSpec};
 use ankole_plan::node::engine::{self as planner, EngineAction, EnginePlan};
 use ankole_plan::node::facts::EngineFacts;
+use ankole_plan::volume::replicas::name_of;
+use ankole_replica::admin::ReplicaAddress;
 use ankole_store::{Cache, Raw, StoreError};
 use jiff::Timestamp;
 use tokio::sync::mpsc;
 
 use self::ear::Ear;
+pub(super) use self::hands::stop_device;
 use self::look::Look;
+pub(super) use self::look::own_device;
 use self::memory::Memory;
 use super::failing::Failing;
 use super::part::{Part, PassError};
@@ -93,7 +97,8 @@ impl Part for EnginePart {
             volume.as_ref().is_none_or(|volume| volume.metadata.uid == it.spec.volume_uid)
         });
         self.listen().await;
-        let look = Look { node: Arc::clone(&self.node), name: self.name.clone() };
+        let replicas = self.replicas(volume.as_ref(), engine.as_ref()).await?;
+        let look = Look { node: Arc::clone(&self.node), name: self.name.clone(), replicas };
         let mut memory = std::mem::take(&mut self.memory);
         let looked = tokio::task::spawn_blocking(move || {
             let facts = look.facts(volume, engine, &mut memory);
@@ -102,6 +107,8 @@ impl Part for EnginePart {
         let (facts, memory) = looked.await.map_err(|_| PassError::Panicked)?;
         self.memory = memory;
         let facts = facts?;
+        let said = facts.process.as_ref().and_then(|process| process.status.clone());
+        self.node.live.note(&self.name, said.map(Arc::from));
         if heard.is_none() && facts.is_nothing_left() {
             return Ok(None);
         }
@@ -161,6 +168,24 @@ impl EnginePart {
             }
         }
         Ok(if plan.actions.is_empty() { plan.look_again } else { Duration::ZERO })
+    }
+
+    /// Those of an engine that may have to be granted.
+    async fn replicas(
+        &self,
+        volume: Option<&Volume>,
+        engine: Option<&Engine>,
+    ) -> Result<Vec<Replica>, StoreError> {
+        let Some((volume, engine)) = volume.zip(engine) else { return Ok(Vec::new()) };
+        if self.node.supervisor.find(&ProcessName::engine(&self.name)).is_some() {
+            return Ok(Vec::new());
+        }
+        let mut replicas = Vec::new();
+        for ReplicaAddress { replica, .. } in &engine.spec.replicas {
+            let found = self.node.store.find::<ReplicaSpec>(&name_of(volume, replica)).await?;
+            replicas.extend(found);
+        }
+        Ok(replicas)
     }
 
     async fn report(

@@ -18,13 +18,18 @@ const RENEW: Duration = Duration::from_secs(3);
 /// Free space is told in steps, so that a write to a volume isn't one to the store.
 const STEPS: u64 = 100;
 
+/// A manager believes a lease that it has seen to be renewed: at first that is soon.
+const FIRST: Duration = Duration::from_millis(20);
+
 /// Until it is dropped.
 pub(super) async fn renew(node: Arc<Node>) {
+    let mut pause = FIRST;
     loop {
         if let Err(error) = say(&node).await {
             tracing::warn!(node = node.name, error = chain(&error), "say that this node lives");
         }
-        tokio::time::sleep(RENEW).await;
+        tokio::time::sleep(pause).await;
+        pause = RENEW.min(2 * pause);
     }
 }
 

@@ -8,10 +8,12 @@
 //! Owns nothing but processes: objects say what is wanted, the machine says what is so. What may never
 //! happen: something is ended because the store can't be asked.
 
+pub mod end;
 mod engine;
 mod failing;
 mod job;
 mod lease;
+mod live;
 mod part;
 pub mod records;
 mod replica;
@@ -26,10 +28,13 @@ use ankole_api::Name;
 use ankole_api::objects::{BackupSpec, EngineSpec, ReplicaSpec, RestoreSpec};
 use ankole_store::{Cache, Selector, Store};
 use tokio::sync::{Notify, broadcast, mpsc};
+use tokio::task::JoinSet;
+
+pub use self::live::Live;
 
 use super::format::Format;
-use super::supervisor::{Ended, Part};
-use super::{Layout, Supervisor};
+use super::supervisor::{Ended, Part, Signal};
+use super::{Layout, Supervisor, probe};
 
 /// What a node's tasks work with.
 pub struct Node {
@@ -44,6 +49,9 @@ pub struct Node {
     pub boot_id: String,
     /// How long requests of a device may wait for an engine.
     pub device_patience: Duration,
+    /// By what this node could show volumes when it last looked.
+    pub frontends: probe::Watch,
+    pub live: Live,
     is_stopping: AtomicBool,
     look: Notify,
 }
@@ -79,18 +87,21 @@ impl Node {
             format,
             boot_id,
             device_patience,
+            frontends: probe::Watch::default(),
+            live: Live::default(),
             is_stopping: AtomicBool::new(false),
             look: Notify::new(),
         }
     }
 
-    /// From now on engines detach, but those that somebody uses.
+    /// From now on engines detach, but those that somebody uses, and the replicas that no engine uses
+    /// end.
     pub fn stop(&self) {
         self.is_stopping.store(true, Ordering::Release);
         self.look.notify_one();
     }
 
-    fn is_stopping(&self) -> bool {
+    pub fn is_stopping(&self) -> bool {
         self.is_stopping.load(Ordering::Acquire)
     }
 }
@@ -105,8 +116,8 @@ pub async fn run(node: Arc<Node>) {
     // Subscribed before the first look, so that nothing falls between.
     let ends = node.supervisor.ended();
     let lease = lease::renew(Arc::clone(&node));
-    let tasks = BTreeMap::new();
-    let director = Director { node, engines, replicas, backups, restores, tasks };
+    let (tasks, running) = (BTreeMap::new(), JoinSet::new());
+    let director = Director { node, engines, replicas, backups, restores, tasks, running };
     tokio::select! {
         () = keep_engines => {}
         () = keep_replicas => {}
@@ -133,6 +144,8 @@ struct Director {
     backups: Cache<BackupSpec>,
     restores: Cache<RestoreSpec>,
     tasks: BTreeMap<Key, mpsc::UnboundedSender<Told>>,
+    /// They end with it.
+    running: JoinSet<()>,
 }
 
 impl Director {
@@ -140,6 +153,8 @@ impl Director {
         // An engine whose object is elsewhere by now is told by its process alone.
         self.look_at_processes();
         self.look_at_folders_of_jobs();
+        self.replicas.filled().await;
+        self.end_strays();
         let (mut engines, mut replicas) = (self.engines.changes(), self.replicas.changes());
         let (mut backups, mut restores) = (self.backups.changes(), self.restores.changes());
         loop {
@@ -157,6 +172,7 @@ impl Director {
                     Err(broadcast::error::RecvError::Closed) => return,
                 },
                 () = self.node.look.notified() => self.look_at_all(),
+                Some(_) = self.running.join_next() => {}
             }
         }
     }
@@ -212,21 +228,21 @@ impl Director {
         match &key {
             Key::Engine(name) => {
                 let part = engine::EnginePart::new(node, self.engines.clone(), name.clone());
-                tokio::spawn(part::run(part, task.downgrade(), hears));
+                self.running.spawn(part::run(part, task.downgrade(), hears));
             }
             Key::Replica(name) => {
                 let part = replica::ReplicaPart::new(node, self.replicas.clone(), name.clone());
-                tokio::spawn(part::run(part, task.downgrade(), hears));
+                self.running.spawn(part::run(part, task.downgrade(), hears));
             }
             Key::Backup(name) => {
                 let (jobs, engines) = (self.backups.clone(), self.engines.clone());
                 let part = job::JobPart::new(node, jobs, engines, name.clone());
-                tokio::spawn(part::run(part, task.downgrade(), hears));
+                self.running.spawn(part::run(part, task.downgrade(), hears));
             }
             Key::Restore(name) => {
                 let (jobs, engines) = (self.restores.clone(), self.engines.clone());
                 let part = job::JobPart::new(node, jobs, engines, name.clone());
-                tokio::spawn(part::run(part, task.downgrade(), hears));
+                self.running.spawn(part::run(part, task.downgrade(), hears));
             }
         }
         self.tasks.insert(key, task);
@@ -254,6 +270,22 @@ impl Director {
                 Part::Backup(name) => self.tell(Key::Backup(name), Told::Look),
                 Part::Restore(name) => self.tell(Key::Restore(name), Told::Look),
                 Part::Engine | Part::Replica(_) => {}
+            }
+        }
+    }
+
+    /// Processes of replicas that don't exist: nobody would ever look after them. Those whose object
+    /// can't be read go on.
+    fn end_strays(&self) {
+        let Ok(replicas) = self.replicas.all().into_iter().collect::<Result<Vec<_>, _>>() else {
+            return;
+        };
+        for process in self.node.supervisor.list() {
+            let name = &process.spec.name;
+            let Part::Replica(id) = &name.part else { continue };
+            if !replicas.iter().any(|it| it.spec.volume == name.volume && it.spec.id == *id) {
+                tracing::warn!(process = %name, pid = process.pid, "there is no such replica: ended");
+                self.node.supervisor.signal(name, Signal::Kill);
             }
         }
     }

@@ -17,7 +17,7 @@ pub struct ObjectRecords {
 }
 
 #[derive(Debug, thiserror::Error)]
-enum RecordError {
+pub enum RecordError {
     #[error("volume {volume} has no record")]
     NoRecord { volume: String },
     #[error(transparent)]

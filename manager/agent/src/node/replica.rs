@@ -12,8 +12,9 @@ use ankole_api::Name;
 use ankole_api::error::chain;
 use ankole_api::object::Spec;
 use ankole_api::objects::condition::dated;
+use ankole_api::objects::engine::EnginePhase;
 use ankole_api::objects::replica::DIRECTORY_FINALIZER;
-use ankole_api::objects::{Condition, Replica, ReplicaSpec};
+use ankole_api::objects::{Condition, EngineSpec, Replica, ReplicaSpec};
 use ankole_api::volume::{Reason, Transport};
 use ankole_plan::node::facts::{History, ReplicaFacts, ReplicaProcess};
 use ankole_plan::node::replica::{self as planner, ReplicaAction, ReplicaPlan};
@@ -29,6 +30,9 @@ use crate::backoff::Backoff;
 use crate::last_words::last_words;
 use crate::set_aside;
 use crate::supervisor::{Ended, ProcessName, ProcessSpec, Signal};
+
+/// Before it is looked again whether an engine uses it.
+const WHILE_STOPPING: Duration = Duration::from_millis(50);
 
 const ADDRESS_LABEL: &str = "address";
 
@@ -81,7 +85,8 @@ impl Part for ReplicaPart {
     ) -> Result<Option<Duration>, PassError> {
         // Only what is there is acted upon: one that is gone had its directory removed before.
         let Some(replica) = self.replicas.get(&self.name)? else { return Ok(None) };
-        let (facts, mut plan) = self.look(&replica).await?;
+        let is_unused = self.node.is_stopping() && self.is_unused(&replica).await?;
+        let (facts, mut plan) = self.look(&replica, is_unused).await?;
         let generation = replica.metadata.generation;
         if let Some((left, told)) = self.failing.hold_off(&plan.actions, generation) {
             plan.status.conditions.push(told);
@@ -112,13 +117,14 @@ impl Part for ReplicaPart {
         }
         if is_done {
             // What was done is seen at once.
-            let (_, plan) = self.look(&replica).await?;
+            let (_, plan) = self.look(&replica, is_unused).await?;
             self.report(&replica, plan).await?;
             return Ok(Some(Duration::ZERO));
         }
         let look_again = plan.look_again;
         self.report(&replica, plan).await?;
-        Ok(Some(look_again))
+        let waits = self.node.is_stopping() && !is_unused;
+        Ok(Some(if waits { look_again.min(WHILE_STOPPING) } else { look_again }))
     }
 }
 
@@ -144,11 +150,25 @@ impl Memory {
 }
 
 impl ReplicaPart {
-    async fn look(&mut self, replica: &Replica) -> Result<(ReplicaFacts, ReplicaPlan), PassError> {
+    /// No engine of its volume runs, by the word of that engine's agent and as this node sees.
+    async fn is_unused(&self, replica: &Replica) -> Result<bool, PassError> {
+        let volume = &replica.spec.volume;
+        if self.node.supervisor.find(&ProcessName::engine(volume)).is_some() {
+            return Ok(false);
+        }
+        let engine = self.node.store.find::<EngineSpec>(volume).await?;
+        Ok(engine.is_none_or(|it| it.status.phase == Some(EnginePhase::Ended)))
+    }
+
+    async fn look(
+        &mut self,
+        replica: &Replica,
+        is_stopping: bool,
+    ) -> Result<(ReplicaFacts, ReplicaPlan), PassError> {
         let (node, replica) = (Arc::clone(&self.node), replica.clone());
         let mut memory = std::mem::take(&mut self.memory);
         let looked = tokio::task::spawn_blocking(move || {
-            let facts = facts(&node, replica, &mut memory);
+            let facts = facts(&node, replica, is_stopping, &mut memory);
             (facts, memory)
         });
         let (facts, memory) = looked.await.map_err(|_| PassError::Panicked)?;
@@ -246,7 +266,12 @@ impl ReplicaPart {
 }
 
 /// Looks at the machine, and waits for it.
-fn facts(node: &Node, replica: Replica, memory: &mut Memory) -> Result<ReplicaFacts, PassError> {
+fn facts(
+    node: &Node,
+    replica: Replica,
+    is_stopping: bool,
+    memory: &mut Memory,
+) -> Result<ReplicaFacts, PassError> {
     let spec = &replica.spec;
     let name = ProcessName::replica(&spec.volume, &spec.id);
     let directory = spec.directory();
@@ -256,7 +281,7 @@ fn facts(node: &Node, replica: Replica, memory: &mut Memory) -> Result<ReplicaFa
     let history = memory.history();
     // One that ended by itself may never be able to start.
     let is_doubtful = process.is_none() && history.last_end.is_some();
-    let newest = process.is_none().then(|| newest_generation(&directory, &spec.volume, &spec.id));
+    let newest = newest_generation(&directory, &spec.volume, &spec.id);
     let address = match &replica.status.address {
         Some(address) => address.clone(),
         None => address(node, spec, &directory, memory)?,
@@ -269,7 +294,7 @@ fn facts(node: &Node, replica: Replica, memory: &mut Memory) -> Result<ReplicaFa
         node: node.name.clone(),
         evidence,
         damaged: is_doubtful.then(|| damage(&directory)).flatten(),
-        newest: newest.flatten(),
+        newest,
         process: process.map(|process| ReplicaProcess {
             pid: process.pid,
             asked_to_end: memory.asked_to_end.map(|since| since.elapsed()),
@@ -277,6 +302,7 @@ fn facts(node: &Node, replica: Replica, memory: &mut Memory) -> Result<ReplicaFa
         history: History { doubt, ..history },
         address,
         set_aside: set_aside::earlier(&directory),
+        is_stopping,
         replica,
     })
 }

@@ -1,5 +1,6 @@
 //! Conditions, as `metav1.Condition` has them, and what a person can do about each.
 
+use ankole_replica::types::ReplicaId;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -14,6 +15,9 @@ pub struct Condition {
     pub kind: Reason,
     pub status: ConditionStatus,
     pub reason: Reason,
+    /// That it is about, if it is about one. There is one condition of a type for each.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replica: Option<ReplicaId>,
     pub message: String,
     /// What a person can do about it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -39,11 +43,23 @@ impl Condition {
             kind: reason,
             status: ConditionStatus::True,
             reason,
+            replica: None,
             message: message.into(),
             next: None,
             last_transition_time: None,
             observed_generation: 0,
         }
+    }
+
+    #[must_use]
+    pub fn of(mut self, replica: &ReplicaId) -> Self {
+        self.replica = Some(replica.clone());
+        self
+    }
+
+    /// Whether `other` tells the same of the same.
+    pub fn is_like(&self, other: &Self) -> bool {
+        self.kind == other.kind && self.replica == other.replica
     }
 
     #[must_use]
@@ -62,7 +78,7 @@ pub fn dated(
     generation: u64,
 ) -> Vec<Condition> {
     let date = |mut condition: Condition| {
-        let same = |it: &&Condition| it.kind == condition.kind && it.status == condition.status;
+        let same = |it: &&Condition| it.is_like(&condition) && it.status == condition.status;
         let since = before.iter().find(same).and_then(|it| it.last_transition_time);
         condition.last_transition_time = Some(since.unwrap_or(now));
         condition.observed_generation = generation;
@@ -70,7 +86,7 @@ pub fn dated(
     };
     let mut merged: Vec<Condition> = Vec::new();
     for condition in conditions {
-        match merged.iter_mut().find(|it| it.kind == condition.kind) {
+        match merged.iter_mut().find(|it| it.is_like(&condition)) {
             Some(first) => {
                 first.message = format!("{}; {}", first.message, condition.message);
                 first.next = first.next.take().or(condition.next);

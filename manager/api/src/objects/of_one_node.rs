@@ -209,6 +209,7 @@ impl OneNode<'_> {
             in_engine: old.spec.in_engine,
             served: engine.is_some(),
             make: if may_hold_all { Make::Never } else { Make::IfNothing },
+            keeps_data: false,
         };
         let mut replica =
             made_with(volume, &id.to_string(), Replica::new(object, spec)).owned_by(volume);

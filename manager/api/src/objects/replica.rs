@@ -42,6 +42,9 @@ pub struct ReplicaSpec {
     /// Whether an engine may want it now.
     pub served: bool,
     pub make: Make,
+    /// When it goes, what may hold data stays: nobody knows what it is worth.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub keeps_data: bool,
 }
 
 /// When its agent may make its directory.
@@ -68,7 +71,7 @@ pub struct ReplicaStatus {
     /// Of what lies in the directory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub incarnation: Option<Incarnation>,
-    /// The newest generation that it has seen, as of the last time that nobody served it.
+    /// The newest generation that it has seen, as of the last time that its agent looked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub newest_generation: Option<Generation>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

@@ -12,7 +12,7 @@ use ankole_blockdev::device::Driver;
 use ankole_replica::admin;
 use ankole_replica::inspect::Evidence;
 use ankole_replica::record::InstanceId;
-use ankole_replica::types::Generation;
+use ankole_replica::types::{Generation, ReplicaId};
 
 use ankole_api::volume::Device;
 
@@ -30,6 +30,9 @@ pub struct EngineFacts {
     /// The last engine ended because it was asked to, and said goodbye.
     pub left: bool,
     pub devices: Devices,
+    /// The newest generation that a replica of it has seen, on this node by its directory. None while
+    /// an engine runs, which is told so itself.
+    pub newest: Option<(Generation, ReplicaId)>,
     /// Never used before; for an engine that may have to be granted.
     pub fresh_instance: InstanceId,
     /// The agent ends, and what is used can do without it.
@@ -119,6 +122,8 @@ pub struct ReplicaFacts {
     pub address: String,
     /// Earlier directories of it that were set aside and still lie there.
     pub set_aside: Vec<PathBuf>,
+    /// The agent ends, and no engine uses it.
+    pub is_stopping: bool,
 }
 
 #[derive(Clone, Debug)]

@@ -50,6 +50,9 @@ pub fn plan(facts: &ReplicaFacts) -> ReplicaPlan {
     let mut plan =
         ReplicaPlan { actions: Vec::new(), status: status(facts), look_again: WHILE_IDLE };
     plan.tell_what_was_set_aside(facts);
+    if let (Some(ReplicaPhase::Damaged), Some(why)) = (plan.status.phase, &facts.damaged) {
+        plan.tell_damaged(facts, why);
+    }
     let spec = &facts.replica.spec;
     if facts.replica.is_ending() {
         if plan.is_ended(facts) {
@@ -57,9 +60,9 @@ pub fn plan(facts: &ReplicaFacts) -> ReplicaPlan {
         }
     } else if spec.in_engine {
         plan.make(facts);
-    } else if spec.served && !is_to_give_way(facts) {
+    } else if spec.served && !facts.is_stopping && !is_to_give_way(facts) {
         plan.serve(facts);
-    } else if plan.is_ended(facts) {
+    } else if plan.is_ended(facts) && !facts.is_stopping {
         plan.make(facts);
     }
     plan
@@ -186,9 +189,6 @@ impl ReplicaPlan {
                 if !will_be_there && (is_unreadable || self.status.incarnation.is_none()) {
                     return;
                 }
-                if let Some(why) = facts.damaged.as_ref().filter(|_| !will_be_there) {
-                    self.tell_damaged(facts, why);
-                }
                 match facts.history.hold_off {
                     Some(left) if !will_be_there => self.tell_hold_off(facts, left),
                     _ => self.act(ReplicaAction::Start),
@@ -204,6 +204,7 @@ impl ReplicaPlan {
             .is_some_and(|evidence| evidence.holds_nothing() || is_its_own(facts, evidence));
         match &facts.evidence {
             Some(evidence) if matches!(evidence.found, Found::Missing) => {}
+            Some(evidence) if facts.replica.spec.keeps_data && !evidence.holds_nothing() => {}
             Some(_) if is_free || facts.damaged.is_some() => {
                 self.act(ReplicaAction::RemoveDirectory);
             }

@@ -1,7 +1,8 @@
 //! From the last ticket to no process, and from there to nothing.
 
-use ankole_api::objects::Replica;
 use ankole_api::objects::engine::EngineWanted;
+use ankole_api::objects::volume::Recorded;
+use ankole_api::objects::{Replica, ReplicaSpec};
 use ankole_api::volume::Reason;
 
 use super::{Condition, Known, Plan, Write};
@@ -29,14 +30,20 @@ impl Plan {
         self.stop_replicas(known);
     }
 
-    /// The replicas go when no engine can use them, the objects when nothing of them is left.
+    /// The replicas go when no engine can use them, the objects when nothing of them is left. What may
+    /// hold data stays if nobody knows what it is worth: whoever removes the volume may be mistaken.
     pub(super) fn end(&mut self, known: &Known) {
         if !self.detach(known) {
             return;
         }
         let (ending, staying): (Vec<&Replica>, Vec<_>) =
             known.replicas.iter().partition(|replica| replica.is_ending());
+        let is_lost = known.volume.recorded() == Recorded::Lost;
         for replica in staying {
+            if is_lost && !replica.spec.keeps_data {
+                let spec = ReplicaSpec { keeps_data: true, ..replica.spec.clone() };
+                self.write(Write::SetReplica(replica.name().clone(), spec));
+            }
             self.write(Write::DeleteReplica(replica.name().clone()));
         }
         for replica in &ending {

@@ -34,6 +34,7 @@ use ankole_api::objects::{
 };
 use ankole_api::volume::{Reason, State, salvage_hint};
 use ankole_replica::record::Record;
+use ankole_replica::types::{Generation, ReplicaId};
 
 /// All that there is of one volume.
 #[derive(Clone, Debug)]
@@ -112,6 +113,11 @@ pub fn plan(known: &Known) -> Plan {
     plan
 }
 
+/// Node and disk of each replica, if the volume was made now; none if there is no place.
+pub fn places_of_new(known: &Known) -> Vec<(String, PathBuf)> {
+    place::places(known, known.volume.spec.replicas.into()).unwrap_or_default()
+}
+
 impl Plan {
     fn write(&mut self, write: Write) {
         self.writes.push(write);
@@ -125,8 +131,7 @@ impl Plan {
         if known.volume.metadata.annotations.contains_key(UNFORMATTED) {
             self.write(Write::Unmark);
         }
-        let is_wanted = known.attachment.as_ref().is_some_and(|it| !it.spec.tickets.is_empty());
-        if is_wanted && self.may_be_attached(known, record) {
+        if known.is_wanted() && self.may_be_attached(known, record) {
             self.attach(known, record);
         } else {
             self.detach(known);
@@ -141,15 +146,9 @@ impl Plan {
         let newest = known.replicas.iter().filter_map(|replica| {
             Some((replica.status.newest_generation?, replica.spec.id.clone()))
         });
-        let hint = salvage_hint(known.volume.name());
-        if let Some((newest, replica)) = newest.max()
-            && newest > record.generation
-        {
-            let message = format!(
-                "the record of who is in sync is at {}, but replica {replica} has seen {newest}: it was brought back from an older copy, and no engine may trust it",
-                record.generation
-            );
-            self.note(Condition::new(Reason::RecordRolledBack, message).next(hint));
+        let name = known.volume.name();
+        if let Some(rolled_back) = rolled_back(name, record, newest.max()) {
+            self.note(rolled_back);
             return false;
         }
         let may_serve = |replica: &Replica| {
@@ -159,7 +158,7 @@ impl Plan {
         };
         if !known.replicas.iter().any(may_serve) {
             let message = "no replica of the in-sync set can be served";
-            self.note(Condition::new(Reason::NoReplica, message).next(hint));
+            self.note(Condition::new(Reason::NoReplica, message).next(salvage_hint(name)));
             // One that is wanted already may still reach one of which no agent tells; it waits, and
             // two managers that know different nodes don't fight over it.
             let is_wanted =
@@ -230,8 +229,12 @@ impl Plan {
         }
     }
 
-    /// What runs goes on as it is: what it can't do without its record it says itself.
+    /// What runs goes on as it is while it is wanted: what it can't do without its record it says
+    /// itself.
     fn tell_lost(&mut self, known: &Known) {
+        if !known.is_wanted() && self.detach(known) {
+            self.stop_replicas(known);
+        }
         let of = |replica: &Replica| {
             let generation = replica.status.newest_generation;
             let seen = generation.map_or("unknown".into(), |newest| format!("has seen {newest}"));
@@ -247,6 +250,11 @@ impl Plan {
 }
 
 impl Known {
+    /// Somebody has a ticket.
+    fn is_wanted(&self) -> bool {
+        self.attachment.as_ref().is_some_and(|it| !it.spec.tickets.is_empty())
+    }
+
     fn node(&self, name: &str) -> Option<&NodeSeen> {
         self.nodes.get(name)
     }
@@ -308,6 +316,20 @@ impl Known {
     }
 }
 
+/// `newest` is what a replica has seen, the newest of all. None: the record can be trusted.
+pub fn rolled_back(
+    volume: &Name,
+    record: &Record,
+    newest: Option<(Generation, ReplicaId)>,
+) -> Option<Condition> {
+    let (newest, replica) = newest.filter(|(newest, _)| *newest > record.generation)?;
+    let message = format!(
+        "the record of who is in sync is at {}, but replica {replica} has seen {newest}: it was brought back from an older copy, and no engine may trust it",
+        record.generation
+    );
+    Some(Condition::new(Reason::RecordRolledBack, message).next(salvage_hint(volume)))
+}
+
 /// By its name within the volume: also a directory that isn't the one that is recorded may be all
 /// that there is of it.
 fn is_member(record: &Record, replica: &Replica) -> bool {
@@ -343,9 +365,10 @@ struct Told<'a, T>(&'a T);
 
 impl fmt::Display for Told<'_, ReplicaSpec> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let ReplicaSpec { id, node, disk, served, make, .. } = self.0;
+        let ReplicaSpec { id, node, disk, served, make, keeps_data, .. } = self.0;
         let served = if *served { "served" } else { "stopped" };
-        write!(f, "{id} on {node} in {}: {served}, make {make:?}", disk.display())
+        write!(f, "{id} on {node} in {}: {served}, make {make:?}", disk.display())?;
+        f.write_str(if *keeps_data { ", keeps its data" } else { "" })
     }
 }
 

@@ -44,6 +44,7 @@ impl Plan {
                 in_engine: volume.spec.in_engine,
                 served: false,
                 make: Make::IfNothing,
+                keeps_data: false,
             };
             let mut replica = Replica::new(name_of(volume, &id), spec).owned_by(volume);
             replica.metadata.finalizers.insert(DIRECTORY_FINALIZER.into());

@@ -215,6 +215,20 @@ fn situations() -> Vec<(&'static str, Known)> {
                 it.volume.status = Default::default();
             }),
         ),
+        (
+            "its record was lost, and it is deleted",
+            with(detached(), |it| {
+                it.volume.status = Default::default();
+                delete(it);
+            }),
+        ),
+        (
+            "its record was lost while it was attached, and nobody wants it any more",
+            with(attached("n1"), |it| {
+                it.volume.status.record = None;
+                it.attachment = None;
+            }),
+        ),
         ("somebody wants it anywhere", wanted(None)),
         ("somebody wants it on n2", wanted(Some("n2"))),
         ("it is wanted where no such node is", wanted(Some("n9"))),
@@ -469,6 +483,24 @@ fn lives_if_there(known: &mut Known, which: usize, life: Life) {
     }
 }
 
+/// Of a volume whose record is lost: nothing is made anew, nothing that may hold data goes.
+fn leaves_data(known: &Known, plan: &Plan, write: &Write) -> bool {
+    let before = |name| known.replicas.iter().find(|it| it.name() == name);
+    match write {
+        Write::SetReplica(name, spec) => before(name).is_some_and(|it| it.spec.make == spec.make),
+        Write::DeleteReplica(name) => {
+            let keeps = |write: &Write| match write {
+                Write::SetReplica(it, spec) => it == name && spec.keeps_data,
+                _ => false,
+            };
+            before(name).is_some_and(|it| it.spec.keeps_data)
+                || plan.writes.iter().take_while(|it| *it != write).any(keeps)
+        }
+        Write::CreateReplica(_) | Write::Status(_) => false,
+        _ => true,
+    }
+}
+
 fn members(record: &Record) -> Vec<&Member> {
     record.in_sync.iter().collect()
 }
@@ -524,8 +556,10 @@ proptest! {
                 Write::Unmark => {}
             }
         }
-        if known.volume.recorded() == Recorded::Lost && !known.volume.is_ending() && !known.is_held {
-            prop_assert!(plan.writes.is_empty(), "{told}\n{plan}");
+        if known.volume.recorded() == Recorded::Lost {
+            prop_assert!(plan.writes.iter().all(|it| leaves_data(&known, &plan, it)), "{told}\n{plan}");
+            let is_quiet = known.is_wanted() && !known.volume.is_ending() && !known.is_held;
+            prop_assert!(!is_quiet || plan.writes.is_empty(), "{told}\n{plan}");
         }
     }
 }

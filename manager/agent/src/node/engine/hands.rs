@@ -258,7 +258,11 @@ async fn ask_to_end(node: &Node, volume: &Name, how: &Request) -> Option<String>
 }
 
 /// Of a volume without an engine here: its requests get errors, and it goes.
-fn stop_device(node: &Node, volume: &Volume, it: Device) -> Result<(), DeviceError> {
+pub(in crate::node) fn stop_device(
+    node: &Node,
+    volume: &Volume,
+    it: Device,
+) -> Result<(), DeviceError> {
     let (identity, socket) = (volume.identity_of(Some(it)), node.layout.nbd(volume.name()));
     let marked = device::Volume { identity: &identity, socket: &socket };
     // Before it goes, since another volume may get its number at once.

@@ -5,12 +5,14 @@ use std::time::Instant;
 
 use ankole_api::Name;
 use ankole_api::objects::engine::EngineWanted;
-use ankole_api::objects::{Engine, Volume};
+use ankole_api::objects::{Engine, Replica, Volume};
 use ankole_api::volume::Device;
 use ankole_blockdev::device::{self, DeviceError, Driver};
 use ankole_plan::node::attachment::device_of;
 use ankole_plan::node::facts::{Devices, EngineFacts, EngineProcess, History};
+use ankole_replica::inspect::newest_generation;
 use ankole_replica::record::InstanceId;
+use ankole_replica::types::{Generation, ReplicaId};
 
 use super::memory::Memory;
 use super::{INSTANCE_LABEL, TURN_LABEL};
@@ -26,6 +28,8 @@ const DRIVERS: [Driver; 3] = [Driver::Ublk, Driver::Nbd, Driver::Tgt];
 pub(super) struct Look {
     pub(super) node: Arc<Node>,
     pub(super) name: Name,
+    /// Of an engine that may have to be granted.
+    pub(super) replicas: Vec<Replica>,
 }
 
 impl Look {
@@ -67,6 +71,7 @@ impl Look {
             boot_id: node.boot_id.clone(),
             history: History { doubt, ..memory.history() },
             left: memory.left,
+            newest: self.replicas.iter().filter_map(|it| newest(node, it)).max(),
             process: process.map(|process| seen(&process, memory)),
             devices: Devices {
                 drivers: DRIVERS
@@ -101,6 +106,15 @@ fn seen(process: &Process, memory: &Memory) -> EngineProcess {
     }
 }
 
+fn newest(node: &Node, replica: &Replica) -> Option<(Generation, ReplicaId)> {
+    let spec = &replica.spec;
+    let newest = match spec.node == node.name {
+        true => newest_generation(&spec.directory(), &spec.volume, &spec.id),
+        false => replica.status.newest_generation,
+    };
+    Some((newest?, spec.id.clone()))
+}
+
 fn label(process: &Process, label: &str) -> String {
     process.spec.labels.get(label).cloned().unwrap_or_default()
 }
@@ -114,7 +128,10 @@ fn told(process: &Process, option: &str, name: &str) -> String {
 
 /// The volume's device, if this kernel has it: known by its mark. Drivers are asked only where it can
 /// be: that of the attachment, if the last engine was here; all, if the volume is elsewhere by now.
-fn own_device(node: &Node, volume: &Volume) -> Result<Option<Device>, DeviceError> {
+pub(in crate::node) fn own_device(
+    node: &Node,
+    volume: &Volume,
+) -> Result<Option<Device>, DeviceError> {
     let status = &volume.status;
     let last = status.record.as_ref().and_then(|record| record.engine.as_ref());
     let was_here = last.is_some_and(|engine| engine.node == node.name);

@@ -8,6 +8,7 @@ use ankole_replica::record::Record;
 
 use super::{EngineAction, EnginePlan, EngineStart, OPEN_PATIENCE, attachment, is_granted};
 use crate::node::facts::EngineFacts;
+use crate::volume::rolled_back;
 
 impl EnginePlan {
     pub(super) fn attach(
@@ -64,6 +65,10 @@ impl EnginePlan {
         record: &Record,
         read_only: bool,
     ) {
+        // Each grant would raise the record, until it is above what the replicas have seen.
+        if let Some(told) = rolled_back(engine.name(), record, facts.newest.clone()) {
+            return self.note(told);
+        }
         let own = facts.devices.own;
         let present = attachment(facts, volume);
         let kept = present.filter(|_| !facts.left || own.is_some());

@@ -218,7 +218,8 @@ pub fn status(facts: &EngineFacts, plan: &EnginePlan) -> EngineStatus {
     if let Some(said) = &process.status {
         status.version.clone_from(&said.version);
         status.endpoint = said.endpoint.clone().filter(|_| plan.phase == EnginePhase::Attached);
-        status.size_bytes = Some(said.size_bytes);
+        // Before it is open, it doesn't know.
+        status.size_bytes = said.endpoint.as_ref().map(|_| said.size_bytes);
         let seen = said.replicas.iter();
         status.replicas =
             seen.map(|it| ReplicaSeen { replica: it.replica.clone(), mode: it.mode }).collect();

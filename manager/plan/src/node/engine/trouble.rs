@@ -28,7 +28,7 @@ impl EnginePlan {
         }
         for replica in &status.full {
             let name = engine.name();
-            let full = Condition::new(Reason::DiskFull, waits_for_room(replica));
+            let full = Condition::new(Reason::DiskFull, waits_for_room(replica)).of(replica);
             self.note(full.next(format!(
                 "free some space on the disk of {}, or remove snapshots: ankole snapshot ls {name}",
                 replica
@@ -67,17 +67,16 @@ impl EnginePlan {
             let message = format!(
                 "replica {replica} can't read {waiting_blocks} block(s), such as {last}; others are asked, and it is repaired"
             );
-            self.note(Condition::new(Reason::ReplicaCorrupt, message));
+            self.note(Condition::new(Reason::ReplicaCorrupt, message).of(replica));
         }
         let is_recent = damage.ago_s < REPAIRS_ARE_TOLD.as_secs();
         if let Some(from) = damage.repaired_from.as_ref().filter(|_| is_recent) {
             let message = format!(
                 "replica {replica} couldn't read {repaired_blocks} block(s), the last {last}: repaired from {from}"
             );
-            self.note(Condition::new(Reason::ReplicaRepaired, message).next(format!(
-                "look for errors of the disk of {} (the kernel's log, smartctl)",
-                replica
-            )));
+            let next =
+                format!("look for errors of the disk of {replica} (the kernel's log, smartctl)");
+            self.note(Condition::new(Reason::ReplicaRepaired, message).of(replica).next(next));
         }
     }
 
@@ -91,7 +90,7 @@ impl EnginePlan {
             ReplicaMode::WriteOnly => ("is rebuilt", Reason::ReplicaRebuilt),
         };
         let why = absent.reason.as_ref().map_or(String::new(), |why| format!(": {why}"));
-        self.note(Condition::new(reason, format!("replica {replica} {what}{why}")));
+        self.note(Condition::new(reason, format!("replica {replica} {what}{why}")).of(replica));
     }
 }
 

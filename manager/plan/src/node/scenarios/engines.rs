@@ -57,6 +57,7 @@ pub(super) fn wanted() -> EngineFacts {
         history: History::default(),
         left: false,
         devices: Devices { drivers: vec![], own: None, unserved: None, patience: DEVICE_PATIENCE },
+        newest: None,
         fresh_instance: InstanceId("fresh".into()),
         is_stopping: false,
     }
@@ -193,6 +194,10 @@ fn engines() -> Vec<(&'static str, EngineFacts)> {
             with(wanted(), |it| {
                 volume(it).status.node = Some("n2".into());
             }),
+        ),
+        (
+            "its record is older than what a replica has seen",
+            with(wanted(), |it| it.newest = Some((Generation::FIRST.next(), "r2".into()))),
         ),
         ("whether one lives can't be told", with(wanted(), |it| it.history = doubtful())),
         ("it died a moment ago", with(wanted(), |it| it.history = ended(2))),

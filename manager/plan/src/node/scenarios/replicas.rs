@@ -30,6 +30,7 @@ fn made() -> ReplicaFacts {
         history: History::default(),
         address: "unix:/run/r1".into(),
         set_aside: vec![],
+        is_stopping: false,
     }
 }
 
@@ -220,7 +221,20 @@ fn replicas() -> Vec<(&'static str, ReplicaFacts)> {
                 it.process.as_mut().unwrap().asked_to_end = Some(2 * REPLICA_PATIENCE);
             }),
         ),
+        (
+            "the agent ends and no engine uses it",
+            of(served(), |it| {
+                it.is_stopping = true;
+            }),
+        ),
         ("it is deleted and served", of(served(), deleted)),
+        (
+            "it is deleted, and nobody knows what it is worth",
+            of(made(), |it| {
+                deleted(it);
+                it.replica.spec.keeps_data = true;
+            }),
+        ),
         ("it is deleted", of(made(), deleted)),
         (
             "it is deleted and damaged",
