@@ -7,6 +7,8 @@
 //! Several may run: what one writes names the version that it has seen.
 
 mod hearing;
+#[cfg(test)]
+mod tests;
 mod writes;
 
 use std::collections::BTreeMap;

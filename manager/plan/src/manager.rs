@@ -312,6 +312,7 @@ impl Objects {
             && self.attachment.is_none()
             && self.engine.is_none()
             && self.replicas.is_empty()
+            && !self.is_held
     }
 
     fn nodes(&self) -> BTreeSet<String> {
