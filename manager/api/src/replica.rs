@@ -9,16 +9,6 @@ use serde::{Deserialize, Serialize};
 
 use super::Name;
 
-/// Where a replica of a volume lies: part of the volume's status.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Place {
-    pub replica: ReplicaId,
-    pub directory: PathBuf,
-    /// Of 127.0.0.1, if it is served over TCP; a socket otherwise.
-    pub port: Option<u16>,
-}
-
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ReplicaView {

@@ -1,6 +1,5 @@
 //! The volume: what is wanted of it, what is durable about it, and how it is shown.
 
-use std::collections::BTreeSet;
 use std::fmt;
 use std::path::PathBuf;
 
@@ -12,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::attachment::Ticket;
 use super::node::Finding;
-use super::replica::{Place, ReplicaView};
+use super::replica::ReplicaView;
 use super::size::VolumeSize;
 use super::{ApiError, Name, objects};
 
@@ -20,38 +19,6 @@ use super::{ApiError, Name, objects};
 pub const REPLICAS_MAX: u8 = 8;
 /// Of a volume: the least that Longhorn's backup format takes.
 pub const NAME_LENGTH_MIN: usize = 2;
-
-/// What the store keeps.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Volume {
-    pub name: Name,
-    /// Random, made with the volume: tells it from every other of its name.
-    pub uid: String,
-    pub spec: VolumeSpec,
-    pub status: VolumeStatus,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct VolumeSpec {
-    /// That is wanted; never less than there is. The engine follows while the volume is attached.
-    pub size_bytes: u64,
-    pub replicas: u8,
-    pub frontend: Frontend,
-    pub transport: Transport,
-    /// The one replica lives inside the engine's process.
-    pub in_engine: bool,
-    #[serde(default)]
-    pub engine: EngineProgram,
-    /// Replicas that are to be made anew from the others, each until it has an empty directory.
-    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
-    pub rebuild: BTreeSet<ReplicaId>,
-    /// Attached while there is any.
-    pub tickets: Vec<Ticket>,
-    /// Set once and never taken back: everything of the volume goes.
-    pub deleting: bool,
-}
 
 /// What the volume's engine is to be. One that was started for an earlier turn hands over.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,32 +28,6 @@ pub struct EngineProgram {
     pub program: Option<PathBuf>,
     /// Rises with each upgrade.
     pub turn: u64,
-}
-
-/// What is true of a volume and can't be seen again after a restart.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct VolumeStatus {
-    /// None until all replicas are formatted, or if it was lost: see `unformatted`.
-    pub record: Option<Record>,
-    /// Since the volume was made until there is a first record. Without this mark a record that
-    /// isn't there was lost, and what the directories hold is left as it is.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub unformatted: bool,
-    /// That the replicas have, as far as it is known; those of before have what is wanted.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub size_bytes: Option<u64>,
-    /// Chosen when the volume is made.
-    pub places: Vec<Place>,
-    /// There since the first engine of an attachment was granted, until nothing of it is left.
-    pub attachment: Option<Attachment>,
-}
-
-impl Volume {
-    /// That its users have.
-    pub fn size_bytes(&self) -> u64 {
-        self.status.size_bytes.unwrap_or(self.spec.size_bytes)
-    }
 }
 
 /// How the volume is shown to clients on this node for as long as it stays attached: the successor
@@ -119,15 +60,6 @@ impl Attachment {
     /// Whose block device shows the volume.
     pub fn driver(&self) -> Option<Driver> {
         self.frontend.forced_driver().or(self.device.map(Device::driver))
-    }
-
-    /// What the device is marked with in the kernel. A name can be another volume's, on this
-    /// machine too; the uid can't.
-    pub fn identity(&self, volume: &Volume) -> String {
-        match self.device {
-            Some(_) => volume.name.to_string(),
-            None => format!("{}.{}", volume.name, volume.uid),
-        }
     }
 }
 

@@ -5,10 +5,10 @@ use ankole_store::embedded::StoredObject;
 use serde::de::DeserializeOwned;
 
 use crate::api::object::{Object, Spec};
+use crate::api::objects::of_one_node::older::Volume;
 use crate::api::objects::of_one_node::{NotConverted, OneNode, VolumeObjects, target_of};
 use crate::api::objects::{BackupTargetSpec, VolumeSpec};
 use crate::api::target::BackupTarget;
-use crate::api::volume::Volume;
 
 /// One that can't be read is kept as it is, and listed as unreadable. The node is there from the first
 /// look on: a manager takes one that it doesn't know for gone.

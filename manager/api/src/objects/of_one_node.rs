@@ -5,12 +5,15 @@
 //! so that processes which run are found to be right as they are. What may never happen: a replica that
 //! may hold acknowledged data is allowed to be made anew; a volume without a record is taken for a new one.
 
+pub mod older;
+
 use std::path::{Path, PathBuf};
 
 use ankole_replica::admin::ReplicaAddress;
 use ankole_replica::types::{Incarnation, ReplicaId};
 use jiff::Timestamp;
 
+use self::older::Place;
 use super::attachment::Ticket;
 use super::engine::EngineWanted;
 use super::replica::{DIRECTORY_FINALIZER, Make, REBUILD, REPLICAS, name_of};
@@ -23,8 +26,7 @@ use super::{
 use crate::attachment::TicketKind;
 use crate::name::NameError;
 use crate::object::{Object, Spec};
-use crate::replica::Place;
-use crate::{Name, target, volume};
+use crate::{Name, target};
 
 /// All that comes of one volume.
 #[derive(Clone, Debug, PartialEq)]
@@ -73,7 +75,7 @@ impl OneNode<'_> {
         Some(node)
     }
 
-    pub fn objects_of(&self, old: &volume::Volume) -> Result<VolumeObjects, NotConverted> {
+    pub fn objects_of(&self, old: &older::Volume) -> Result<VolumeObjects, NotConverted> {
         let volume = self.volume_of(old);
         let attachment = Self::attachment_of(&volume, old);
         // Without one nothing of it is on the node: that was seen before the attachment was cleared.
@@ -86,7 +88,7 @@ impl OneNode<'_> {
         Ok(VolumeObjects { attachment, engine, replicas, volume })
     }
 
-    fn volume_of(&self, old: &volume::Volume) -> Volume {
+    fn volume_of(&self, old: &older::Volume) -> Volume {
         let spec = VolumeSpec {
             size_bytes: old.spec.size_bytes,
             replicas: old.spec.replicas,
@@ -123,7 +125,7 @@ impl OneNode<'_> {
     }
 
     /// The tickets of jobs ended with the process that had them.
-    fn attachment_of(volume: &Volume, old: &volume::Volume) -> Option<VolumeAttachment> {
+    fn attachment_of(volume: &Volume, old: &older::Volume) -> Option<VolumeAttachment> {
         if volume.is_ending() || !has_ticket(old, TicketKind::User) {
             return None;
         }
@@ -142,7 +144,7 @@ impl OneNode<'_> {
         &self,
         volume: &Volume,
         attachment: Option<&VolumeAttachment>,
-        old: &volume::Volume,
+        old: &older::Volume,
     ) -> Engine {
         let wanted = match attachment {
             Some(attachment) => {
@@ -172,7 +174,7 @@ impl OneNode<'_> {
         &self,
         volume: &Volume,
         engine: Option<&Engine>,
-        old: &volume::Volume,
+        old: &older::Volume,
         place: &Place,
     ) -> Result<Replica, NotConverted> {
         let (name, id) = (|| old.name.clone(), &place.replica);
@@ -225,7 +227,7 @@ impl OneNode<'_> {
     }
 
     /// As the processes that run were told it.
-    fn address(&self, old: &volume::Volume, place: &Place) -> String {
+    fn address(&self, old: &older::Volume, place: &Place) -> String {
         match place.port {
             _ if old.spec.in_engine => format!("dir:{}", place.directory.display()),
             Some(port) => format!("tcp:127.0.0.1:{port}"),
@@ -234,7 +236,7 @@ impl OneNode<'_> {
     }
 }
 
-fn has_ticket(old: &volume::Volume, kind: TicketKind) -> bool {
+fn has_ticket(old: &older::Volume, kind: TicketKind) -> bool {
     old.spec.tickets.iter().any(|ticket| ticket.kind == kind)
 }
 
