@@ -86,7 +86,7 @@ impl fmt::Display for BackupState {
     }
 }
 
-/// Work that outlives one request. Jobs live in the manager's memory, the newest are kept.
+/// Work that outlives one request. The newest that have ended are remembered.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Job {
@@ -94,6 +94,9 @@ pub struct Job {
     /// What it does, in words.
     pub title: String,
     pub progress: JobProgress,
+    /// What it waits for, in words.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub waiting: Vec<String>,
     #[serde(flatten)]
     pub state: JobState,
 }

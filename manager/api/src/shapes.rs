@@ -158,7 +158,10 @@ fn a_job_at_its_end() {
     let progress = JobProgress { done_bytes: 2 << 20, total_bytes: 2 << 20 };
     let state = JobState::Done { backup };
     let title = "back up volume v1 to file:///backups".into();
-    assert_shape(expect_file!["../tests/golden/job.json"], &Job { id: 1, title, progress, state });
+    assert_shape(
+        expect_file!["../tests/golden/job.json"],
+        &Job { id: 1, title, progress, waiting: vec![], state },
+    );
 }
 
 #[test]

@@ -3,7 +3,8 @@
 //! A member of an in-sync set that isn't there now may be the only one to know that the set has changed
 //! since. So a record stays only if every replica of the volume was looked at and none has seen anything
 //! newer; else it is lost, and salvage asks the copies. Beside a record that stays, what the manager
-//! allowed of replicas that aren't members stays, too. What agents have seen is seen again.
+//! allowed of replicas that aren't members stays, too. What agents have seen is seen again. A restore that
+//! wasn't over is: filled again would be what its users have written since.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -14,10 +15,12 @@ use ankole_store::Raw;
 use ankole_store::embedded::StoredObject;
 
 use crate::api::object::{Object, Spec};
+use crate::api::objects::job::JOB_FINALIZER;
 use crate::api::objects::replica::Make;
 use crate::api::objects::volume::{DATA_FINALIZER, UNFORMATTED};
 use crate::api::objects::{
-    Engine, EngineSpec, EngineStatus, Replica, ReplicaSpec, ReplicaStatus, Volume, VolumeSpec,
+    Engine, EngineSpec, EngineStatus, Replica, ReplicaSpec, ReplicaStatus, RestoreSpec, Volume,
+    VolumeSpec,
 };
 
 /// What a replica of that volume and name has seen, if it is the one that lies in the directory.
@@ -47,6 +50,11 @@ pub(super) fn believed(
         }
         if let Some(engine) = read::<EngineSpec>(&object) {
             return stored(object, &Engine { status: EngineStatus::default(), ..engine });
+        }
+        if let Some(mut restore) = read::<RestoreSpec>(&object) {
+            // It may have been over, and its volume have been written since.
+            restore.metadata.finalizers.remove(JOB_FINALIZER);
+            return stored(object, &restore);
         }
         object
     };
@@ -224,6 +232,22 @@ mod tests {
             assert_eq!(first::<VolumeSpec>(&objects)[0].recorded(), Recorded::Lost);
             assert_eq!(first::<ReplicaSpec>(&objects)[0].spec.make, Make::Never);
         }
+    }
+
+    /// Its volume was given to its users right after the copy was made.
+    #[test]
+    fn a_restore_that_was_not_over_in_the_copy_fills_nothing() {
+        let spec = RestoreSpec {
+            volume: "v1".parse().unwrap(),
+            volume_uid: "u1".into(),
+            node: "n1".into(),
+            url: "file:///backups?backup=backup-1&volume=v0".into(),
+            ticket: "restore-1".into(),
+        };
+        let mut objects = copy(&volume(), &["r1"]);
+        objects.push(object(&Object::job(1, spec)));
+        let objects = believed(objects, "n1", &*seen([Some(None); 3]));
+        assert!(first::<RestoreSpec>(&objects)[0].is_over());
     }
 
     /// An engine that had ended may run again.

@@ -88,7 +88,8 @@ impl Service {
             let mut state = self.jobs.lock();
             state.last_id += 1;
             let id = state.last_id;
-            let job = Job { id, title, progress: JobProgress::default(), state: JobState::Running };
+            let (progress, waiting) = (JobProgress::default(), Vec::new());
+            let job = Job { id, title, progress, waiting, state: JobState::Running };
             state.jobs.insert(id, job.clone());
             let finished = state.jobs.values().filter(|job| job.state != JobState::Running);
             let finished: Vec<_> = finished.map(|job| job.id).collect();

@@ -246,3 +246,12 @@ pub fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
         std::thread::sleep(Duration::from_millis(20));
     }
 }
+
+/// Those below the folder that have this extension.
+pub fn files(folder: &Path, extension: &str) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    let (folders, files): (Vec<_>, Vec<_>) = entries.partition(|path| path.is_dir());
+    let has_it = |path: &PathBuf| path.extension().is_some_and(|it| it == extension);
+    let below = folders.iter().flat_map(|folder| self::files(folder, extension));
+    below.chain(files.into_iter().filter(has_it)).collect()
+}

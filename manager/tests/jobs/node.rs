@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::common::cluster::{Cluster, Running};
 use crate::common::data::{fill, holds};
-use crate::common::{alive, send, until};
+use crate::common::{alive, files, send, until};
 use ankole_api::attachment::TicketKind;
 use ankole_api::error::ErrorKind;
 use ankole_api::object::Object;
@@ -245,6 +245,24 @@ fn a_restore_whose_process_is_killed_is_started_again() {
     gate.open();
     world.done(&restore);
     assert!(!alive(second));
+}
+
+/// Half a backup must not be taken for a volume.
+#[test]
+fn a_restore_that_fails_removes_what_it_has_filled_in_part() {
+    let world = World::new();
+    let gate = Gate::new(world.folder.path());
+    gate.open();
+    let _node = world.start(&gate);
+    filled(&world, "v1");
+    let backup = world.back_up("v1", world.target());
+    let url = world.done(&backup);
+    let blocks = files(&world.folder.path().join("backups"), "blk");
+    fs::write(blocks.first().unwrap(), "garbage").unwrap();
+    let restore = world.restore("v2", &url);
+    let error = world.failed(&restore);
+    assert!(error.message.contains("volume v2, filled in part, is removed again"), "{error:?}");
+    until("the volume is gone", || world.cluster.volume("v2").is_none().then_some(()));
 }
 
 /// Jobs were threads of the manager: its restart ended them.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use crate::common::data::{SIZE, fill, holds};
-use crate::common::{World, send, until};
+use crate::common::{World, files, send, until};
 use ankole_api::backup::{BackupState, BackupView};
 use ankole_api::error::ErrorKind;
 use ankole_api::job::{
@@ -142,18 +142,10 @@ fn a_job_that_is_asked_to_end_says_nothing_and_leaves_no_lock() {
     let work = Work::BackUp(back_up(&world, "backup-0000000000001"));
     let job = Job::new(world.path(), "j1", volume, work, MEMORY_BYTES);
     let mut child = job.command(&world).stderr(Stdio::piped()).spawn().unwrap();
-    let locks = || locks(&world.path().join("backups"));
+    let locks = || files(&world.path().join("backups"), "lck");
     until("it works on the target", || (!locks().is_empty()).then_some(()));
     send(child.id(), Signal::TERM);
     assert_eq!(child.wait().unwrap().code(), Some(1));
     assert_eq!(job.result(), None);
     assert_eq!(locks(), [] as [PathBuf; 0]);
-}
-
-fn locks(folder: &Path) -> Vec<PathBuf> {
-    let entries = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
-    let (folders, files): (Vec<_>, Vec<_>) = entries.partition(|path| path.is_dir());
-    let is_lock = |path: &PathBuf| path.extension().is_some_and(|it| it == "lck");
-    let below = folders.iter().flat_map(|folder| locks(folder));
-    below.chain(files.into_iter().filter(is_lock)).collect()
 }

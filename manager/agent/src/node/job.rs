@@ -10,11 +10,12 @@ use std::time::{Duration, Instant};
 use ankole_api::Name;
 use ankole_api::error::chain;
 use ankole_api::job::{JobOrder, SPEC_FILE, VolumeAccess};
-use ankole_api::object::Object;
+use ankole_api::object::{Object, Spec};
 use ankole_api::objects::condition::dated;
 use ankole_api::objects::job::JOB_FINALIZER;
 use ankole_api::objects::{
-    AttachmentSpec, BackupSpec, Condition, Engine, EngineSpec, JobSpec, RestoreSpec, VolumeSpec,
+    AttachmentSpec, BackupSpec, Condition, Engine, EngineSpec, JobSpec, RestoreSpec, Volume,
+    VolumeSpec,
 };
 use ankole_api::volume::Reason;
 use ankole_plan::node::facts::{Doubt, History, JobFacts, JobProcess, LastWords};
@@ -246,6 +247,7 @@ impl<S: Job> JobPart<S> {
                 Ok(())
             }
             (JobAction::MarkRestored, Some(job)) => Ok(self.mark_restored(job).await?),
+            (JobAction::RemoveVolume, Some(job)) => Ok(self.remove_volume(job).await?),
             (JobAction::TakeBackTicket, Some(job)) => Ok(self.take_back_ticket(job).await?),
             (JobAction::Release, Some(job)) => {
                 self.release(job).await?;
@@ -315,6 +317,18 @@ impl<S: Job> JobPart<S> {
             },
         );
         unless_gone(marked.await)
+    }
+
+    /// Looks at it once more: what its users have stays.
+    async fn remove_volume(&self, job: &Object<S>) -> Result<(), StoreError> {
+        let name = job.spec.volume();
+        let is_it = |volume: &Volume| {
+            let is_it = volume.metadata.uid == job.spec.volume_uid() && volume.is_being_restored();
+            let other = || StoreError::NotFound { kind: VolumeSpec::KIND, name: name.to_string() };
+            if is_it { Ok(()) } else { Err(other()) }
+        };
+        let removed = self.node.store.delete::<VolumeSpec, StoreError>(name, is_it).await;
+        unless_gone(removed.map(drop))
     }
 
     async fn take_back_ticket(&self, job: &Object<S>) -> Result<(), StoreError> {

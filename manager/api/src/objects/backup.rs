@@ -58,4 +58,7 @@ impl JobSpec for BackupSpec {
             full: self.full,
         })
     }
+    fn title(&self) -> String {
+        format!("back up volume {} to {}", self.volume, self.target)
+    }
 }

@@ -13,7 +13,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::Condition;
-use crate::backup::{BackupView, JobProgress};
+use crate::backup::{BackupView, Job, JobProgress, JobState};
 use crate::job::Work;
 use crate::object::{Object, Spec};
 use crate::{ApiError, Name};
@@ -38,6 +38,8 @@ pub trait JobSpec: Spec<Status = JobStatus> {
     /// In the volume's attachment.
     fn ticket(&self) -> &str;
     fn work(&self, name: &Name) -> Work;
+    /// What it does, in words.
+    fn title(&self) -> String;
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -87,6 +89,19 @@ impl fmt::Display for JobPhase {
 }
 
 impl<S: JobSpec> Object<S> {
+    /// As users see it. None: it has no number.
+    pub fn shown(&self) -> Option<Job> {
+        let JobStatus { phase, progress, backup, error, conditions } = self.status.clone();
+        let state = match (phase, backup, error) {
+            (Some(JobPhase::Done), Some(backup), _) => JobState::Done { backup },
+            (Some(JobPhase::Failed), _, Some(error)) => JobState::Failed { error },
+            _ => JobState::Running,
+        };
+        let title = self.spec.title();
+        let waiting = conditions.into_iter().map(|condition| condition.message).collect();
+        Some(Job { id: number::<S>(self.name())?, title, progress, waiting, state })
+    }
+
     /// One that no store knows yet, with its mark. The number is random.
     pub fn job(number: u64, spec: S) -> Self {
         let mut job = Self::new(name::<S>(number), spec);
@@ -116,6 +131,7 @@ pub fn number<S: JobSpec>(name: &Name) -> Option<u64> {
 mod tests {
     use super::*;
     use crate::objects::{BackupSpec, RestoreSpec};
+    use crate::volume::Reason;
 
     #[test]
     fn a_name_has_the_number_that_programs_know_it_by() {
@@ -127,5 +143,23 @@ mod tests {
         for other in ["backup-nightly", "backup-2a", "backup", "restore-000000000002a"] {
             assert_eq!(number::<BackupSpec>(&other.parse().unwrap()), None, "{other}");
         }
+    }
+
+    /// One that waits is no state of its own for those who only know the others.
+    #[test]
+    fn a_job_is_shown_as_running_until_it_has_ended() {
+        let spec = r#"{"volume": "v1", "volumeUid": "u1", "node": "n1", "target": "file:///b", "ticket": "t"}"#;
+        let mut job = Object::<BackupSpec>::job(42, serde_json::from_str(spec).unwrap());
+        job.status.conditions.push(Condition::new(Reason::JobWaits, "it waits"));
+        let shown = job.shown().unwrap();
+        assert_eq!((shown.id, &*shown.title), (42, "back up volume v1 to file:///b"));
+        assert_eq!((shown.state, &*shown.waiting[0]), (JobState::Running, "it waits"));
+        let error = ApiError::failed("no room");
+        job.status = JobStatus {
+            phase: Some(JobPhase::Failed),
+            error: Some(error.clone()),
+            ..JobStatus::default()
+        };
+        assert_eq!(job.shown().unwrap().state, JobState::Failed { error });
     }
 }

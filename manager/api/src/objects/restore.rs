@@ -49,4 +49,7 @@ impl JobSpec for RestoreSpec {
     fn work(&self, _name: &Name) -> Work {
         Work::Restore { url: self.url.clone() }
     }
+    fn title(&self) -> String {
+        format!("restore {} to volume {}", self.url, self.volume)
+    }
 }

@@ -1,7 +1,7 @@
 //! The plan of a backup or a restore on its node.
 //!
 //! ```text
-//! its volume attached here ─▶ started ─▶ its result is found ─▶ told ─▶ (volume marked) ─▶ ticket, mark
+//! its volume attached here ─▶ started ─▶ its result is found ─▶ told ─▶ (volume marked or removed) ─▶ ticket, mark
 //!          ▲                     │                                ▲
 //!          └── died: a restore ──┴── died: a backup ──────────────┘
 //! deleted: ended ─▶ ticket, mark; its files go with the object
@@ -48,6 +48,8 @@ pub enum JobAction {
     Kill,
     /// The volume: it holds what it shall, and its users may have it.
     MarkRestored,
+    /// It holds a part of a backup, and nobody but the restore ever had it.
+    RemoveVolume,
     TakeBackTicket,
     /// The job is over, and its object may go.
     Release,
@@ -76,7 +78,7 @@ pub fn plan<S: JobSpec>(facts: &JobFacts<S>) -> JobPlan {
     if is_told || job.is_over() {
         match plan.is_ended(facts) {
             true if !is_told => plan.tell_what_is_left(facts, job),
-            true if !job.is_over() => plan.finish::<S>(),
+            true if !job.is_over() => plan.finish(facts, job),
             true if has_lost_its_mark(facts, job) => plan.act(JobAction::MarkRestored),
             true => plan.look_again = WHILE_OVER,
             false => {}
@@ -87,7 +89,7 @@ pub fn plan<S: JobSpec>(facts: &JobFacts<S>) -> JobPlan {
         }
     } else if job.is_ending() {
         if plan.is_ended(facts) {
-            plan.finish::<S>();
+            plan.finish(facts, job);
         }
     } else if facts.process.is_some() {
         plan.go_on(facts, job);
@@ -102,26 +104,23 @@ fn outcome<S: JobSpec>(facts: &JobFacts<S>, job: &Object<S>) -> Option<JobResult
     let (name, volume) = (job.name(), job.spec.volume());
     if let Some(result) = facts.files.as_ref().and_then(|files| files.result.as_ref()) {
         return Some(match result {
-            Ok(JobResult::Failed { error }) => failed::<S>(volume, error.clone()),
+            Ok(JobResult::Failed { error }) => failed(facts, job, error.clone()),
             Ok(done) => done.clone(),
             Err(why) => {
                 let message =
                     format!("what became of {name} of volume {volume} can't be read: {why}");
-                failed::<S>(volume, ApiError::failed(message))
+                failed(facts, job, ApiError::failed(message))
             }
         });
     }
     if job.is_ending() {
         return None;
     }
-    let present = facts.volume.as_ref().filter(|it| it.metadata.uid == job.spec.volume_uid());
-    let Some(present) = present.filter(|it| !it.is_ending()) else {
+    if own_volume(facts, job).is_none_or(Object::is_ending) {
         let message = format!("{name}: volume {volume} is gone, or is being removed");
         return Some(JobResult::Failed { error: ApiError::not_found(message) });
-    };
-    if let Work::Restore { url } = job.spec.work(name)
-        && let Some(refused) = refused(facts, present, &url)
-    {
+    }
+    if let Some(refused) = refused(facts, job) {
         let error = ApiError::conflict(format!("{name}: volume {volume} {refused}"));
         return Some(JobResult::Failed { error: error.next("restore to a new volume") });
     }
@@ -133,41 +132,47 @@ fn outcome<S: JobSpec>(facts: &JobFacts<S>, job: &Object<S>) -> Option<JobResult
     if !is_dead || (S::FILLS_VOLUME && !aborted) {
         return None;
     }
-    let error = ApiError::failed(ended(facts, job));
     let next = facts.history.last_words.as_ref().and_then(|words| words.next.clone());
-    Some(match next {
-        Some(next) => failed::<S>(volume, error.next(next)),
-        None if S::FILLS_VOLUME => failed::<S>(volume, error),
-        None => {
-            let next = "start it again: what is stored already isn't uploaded again";
-            failed::<S>(volume, error.next(next))
-        }
-    })
+    let again = "start it again: what is stored already isn't uploaded again".to_owned();
+    let next = next.or(if S::FILLS_VOLUME { None } else { Some(again) });
+    Some(failed(facts, job, ApiError { next, ..ApiError::failed(ended(facts, job)) }))
 }
 
 /// Why the volume isn't filled: what is in it may be its users', or another one fills it.
-fn refused<S: JobSpec>(facts: &JobFacts<S>, volume: &Volume, url: &str) -> Option<String> {
+fn refused<S: JobSpec>(facts: &JobFacts<S>, job: &Object<S>) -> Option<String> {
+    let Work::Restore { url } = job.spec.work(job.name()) else { return None };
+    let volume = own_volume(facts, job)?;
     if !volume.is_being_restored() {
         return Some("isn't one that waits to be restored".into());
     }
-    if volume.spec.from_backup.as_deref() != Some(url) {
+    if volume.spec.from_backup.as_deref() != Some(&*url) {
         return Some(format!("was made for another backup than {url}"));
     }
     facts.rival.as_ref().map(|rival| format!("is being filled by {rival} already"))
 }
 
+/// Not another one of that name.
+fn own_volume<'a, S: JobSpec>(facts: &'a JobFacts<S>, job: &Object<S>) -> Option<&'a Volume> {
+    facts.volume.as_ref().filter(|it| it.metadata.uid == job.spec.volume_uid())
+}
+
+/// It is this one that has filled it in part, if anything is in it.
+fn is_for_nothing<S: JobSpec>(facts: &JobFacts<S>, job: &Object<S>) -> bool {
+    let is_there = own_volume(facts, job).is_some_and(|volume| !volume.is_ending());
+    S::FILLS_VOLUME && is_there && refused(facts, job).is_none()
+}
+
 /// The volume has lost its status since it was filled.
 fn has_lost_its_mark<S: JobSpec>(facts: &JobFacts<S>, job: &Object<S>) -> bool {
-    let own = facts.volume.as_ref().filter(|it| it.metadata.uid == job.spec.volume_uid());
     let is_done = job.status.phase == Some(JobPhase::Done);
+    let own = own_volume(facts, job);
     S::FILLS_VOLUME && is_done && own.is_some_and(Volume::is_being_restored)
 }
 
-/// What was to be filled is good for nothing.
-fn failed<S: JobSpec>(volume: &Name, mut error: ApiError) -> JobResult {
-    if S::FILLS_VOLUME {
-        let remove = format!("remove what was filled in part: ankole volume rm {volume}");
-        error.next = Some(error.next.map_or(remove.clone(), |next| format!("{next}; {remove}")));
+fn failed<S: JobSpec>(facts: &JobFacts<S>, job: &Object<S>, mut error: ApiError) -> JobResult {
+    if is_for_nothing(facts, job) {
+        let volume = job.spec.volume();
+        error.message.push_str(&format!("; volume {volume}, filled in part, is removed again"));
     }
     JobResult::Failed { error }
 }
@@ -245,9 +250,12 @@ impl JobPlan {
         }));
     }
 
-    fn finish<S: JobSpec>(&mut self) {
-        if S::FILLS_VOLUME && self.status.phase == Some(JobPhase::Done) {
-            self.act(JobAction::MarkRestored);
+    fn finish<S: JobSpec>(&mut self, facts: &JobFacts<S>, job: &Object<S>) {
+        match self.status.phase {
+            Some(JobPhase::Done) if S::FILLS_VOLUME => self.act(JobAction::MarkRestored),
+            Some(JobPhase::Done) => {}
+            _ if is_for_nothing(facts, job) => self.act(JobAction::RemoveVolume),
+            _ => {}
         }
         self.act(JobAction::TakeBackTicket);
         self.act(JobAction::Release);
@@ -335,6 +343,7 @@ impl fmt::Display for JobAction {
             Self::End => "end it",
             Self::Kill => "kill it",
             Self::MarkRestored => "give the volume to its users",
+            Self::RemoveVolume => "remove the volume",
             Self::TakeBackTicket => "take back its ticket",
             Self::Release => "release the object",
             Self::RemoveFiles => "remove its files",

@@ -237,6 +237,10 @@ fn of_restores() -> Vec<(&'static str, Change<RestoreSpec>)> {
             told(it);
             released(it);
         }),
+        ("it is deleted, and its volume was made for another backup", |it| {
+            job_of(it).metadata.deletion_timestamp = Some(Timestamp::UNIX_EPOCH);
+            it.volume.as_mut().unwrap().spec.from_backup = Some("file:///other".into());
+        }),
         ("its volume was made for another backup", |it| {
             it.volume.as_mut().unwrap().spec.from_backup = Some("file:///other".into());
         }),
@@ -327,6 +331,11 @@ fn check<S: JobSpec>(name: &str, facts: &JobFacts<S>) {
     let is_done = job.is_some_and(|job| job.status.phase == Some(JobPhase::Done));
     let marks = has(&plan, JobAction::MarkRestored);
     assert!(!marks || (S::FILLS_VOLUME && is_done && !may_live), "{about}");
+    if has(&plan, JobAction::RemoveVolume) {
+        let waits = facts.volume.as_ref().is_some_and(Volume::is_being_restored);
+        assert!(S::FILLS_VOLUME && waits && !may_live && !is_done, "{about}");
+        assert!(job.is_some_and(|job| !job.is_over()) && facts.rival.is_none(), "{about}");
+    }
     if let Some(job) = job.filter(|_| is_told) {
         let (now, then) = (&plan.status, &job.status);
         assert_eq!((now.phase, &now.backup, &now.error), (then.phase, &then.backup, &then.error));
