@@ -3,9 +3,11 @@
 
 mod common;
 
+use std::fs::{self, File};
 use std::path::Path;
+use std::process::Command;
 
-use ankole_api::objects::{Condition, Volume, VolumeSpec};
+use ankole_api::objects::{Condition, ReplicaSpec, Volume, VolumeSpec};
 use ankole_api::volume::{Reason, Robustness, State};
 use ankole_manager::agent::ProcessName;
 use ankole_manager::agent::format::FormatError;
@@ -90,6 +92,31 @@ fn an_engine_that_hangs_is_told_keeps_nobody_and_is_heard_when_it_goes_on() {
     cluster.attach("v2", None);
     kill_process(engine, Signal::CONT).unwrap();
     cluster.until_robustness("v1", Robustness::Healthy);
+    cluster.until_well("v1");
+}
+
+/// Nothing was told of it, and a thread was lost at each look.
+#[test]
+fn a_disk_that_hangs_is_told_and_heard_of_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let cluster = Cluster::new();
+    let _node = cluster.start("n1", folder.path());
+    cluster.create("v1", 1);
+    // Who opens it waits until somebody writes, as on a disk that hangs.
+    let pipe = folder.path().join("pipe");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let replica = cluster.runtime.block_on(cluster.store.get::<ReplicaSpec>("v1-r1")).unwrap();
+    let lock = replica.spec.directory().join("lock");
+    fs::rename(&lock, folder.path().join("lock")).unwrap();
+    fs::hard_link(&pipe, &lock).unwrap();
+    cluster.want("v1", None);
+    let told = cluster.until_told("v1", Reason::ReplicaUnreadable);
+    assert!(told.message.contains("the disk of replica r1 hasn't answered for 10 s"), "{told:?}");
+    cluster.create("v2", 1);
+    cluster.attach("v2", None);
+    fs::rename(folder.path().join("lock"), &lock).unwrap();
+    drop(File::options().write(true).open(&pipe).unwrap());
+    cluster.until_state("v1", State::Attached);
     cluster.until_well("v1");
 }
 

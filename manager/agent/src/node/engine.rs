@@ -19,6 +19,8 @@ use ankole_plan::node::engine::{self as planner, EngineAction, EnginePlan};
 use ankole_plan::node::facts::EngineFacts;
 use ankole_plan::volume::replicas::name_of;
 use ankole_replica::admin::ReplicaAddress;
+use ankole_replica::inspect::newest_generation;
+use ankole_replica::types::{Generation, ReplicaId};
 use ankole_store::{Cache, Raw, StoreError};
 use jiff::Timestamp;
 use tokio::sync::mpsc;
@@ -97,14 +99,14 @@ impl Part for EnginePart {
             volume.as_ref().is_none_or(|volume| volume.metadata.uid == it.spec.volume_uid)
         });
         self.listen().await;
-        let replicas = self.replicas(volume.as_ref(), engine.as_ref()).await?;
-        let look = Look { node: Arc::clone(&self.node), name: self.name.clone(), replicas };
+        let newest = self.newest(volume.as_ref(), engine.as_ref()).await?;
+        let look = Look { node: Arc::clone(&self.node), name: self.name.clone(), newest };
         let mut memory = std::mem::take(&mut self.memory);
-        let looked = tokio::task::spawn_blocking(move || {
+        let looked = self.node.places.of_node(move || {
             let facts = look.facts(volume, engine, &mut memory);
             (facts, memory)
         });
-        let (facts, memory) = looked.await.map_err(|_| PassError::Panicked)?;
+        let (facts, memory) = looked.await?;
         self.memory = memory;
         let facts = facts?;
         let said = facts.process.as_ref().and_then(|process| process.status.clone());
@@ -170,22 +172,35 @@ impl EnginePart {
         Ok(if plan.actions.is_empty() { plan.look_again } else { Duration::ZERO })
     }
 
-    /// Those of an engine that may have to be granted.
-    async fn replicas(
+    /// What its replicas have seen, if an engine may have to be granted.
+    async fn newest(
         &self,
         volume: Option<&Volume>,
         engine: Option<&Engine>,
-    ) -> Result<Vec<Replica>, StoreError> {
-        let Some((volume, engine)) = volume.zip(engine) else { return Ok(Vec::new()) };
+    ) -> Result<Option<(Generation, ReplicaId)>, PassError> {
+        let Some((volume, engine)) = volume.zip(engine) else { return Ok(None) };
         if self.node.supervisor.find(&ProcessName::engine(&self.name)).is_some() {
-            return Ok(Vec::new());
+            return Ok(None);
         }
-        let mut replicas = Vec::new();
+        let mut newest = None;
         for ReplicaAddress { replica, .. } in &engine.spec.replicas {
             let found = self.node.store.find::<ReplicaSpec>(&name_of(volume, replica)).await?;
-            replicas.extend(found);
+            if let Some(found) = found {
+                newest = newest.max(self.seen_by(&found).await?.zip(Some(replica.clone())));
+            }
         }
-        Ok(replicas)
+        Ok(newest)
+    }
+
+    /// On this node by its directory.
+    async fn seen_by(&self, replica: &Replica) -> Result<Option<Generation>, PassError> {
+        if replica.spec.node != self.node.name {
+            return Ok(replica.status.newest_generation);
+        }
+        let spec = replica.spec.clone();
+        let disk = spec.disk.clone();
+        let look = move || newest_generation(&spec.directory(), &spec.volume, &spec.id);
+        self.node.places.of_disk(&disk, look).await
     }
 
     async fn report(

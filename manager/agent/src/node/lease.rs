@@ -1,5 +1,7 @@
 //! That this node lives, and what it has: its Node and its Lease.
 
+use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,49 +23,56 @@ const STEPS: u64 = 100;
 /// A manager believes a lease that it has seen to be renewed: at first that is soon.
 const FIRST: Duration = Duration::from_millis(20);
 
-/// Until it is dropped.
+/// Until it is dropped. A disk that hangs doesn't keep the node from saying that it lives.
 pub(super) async fn renew(node: Arc<Node>) {
+    tokio::join!(
+        again_and_again(&node, "say that this node lives", say),
+        again_and_again(&node, "say what this node has", say_disks),
+    );
+}
+
+async fn again_and_again<Saying: Future<Output = Result<(), StoreError>>>(
+    node: &Arc<Node>,
+    what: &str,
+    say: impl Fn(Arc<Node>) -> Saying,
+) {
     let mut pause = FIRST;
     loop {
-        if let Err(error) = say(&node).await {
-            tracing::warn!(node = node.name, error = chain(&error), "say that this node lives");
+        if let Err(error) = say(Arc::clone(node)).await {
+            tracing::warn!(node = node.name, error = chain(&error), "{what}");
         }
         tokio::time::sleep(pause).await;
         pause = RENEW.min(2 * pause);
     }
 }
 
-async fn say(node: &Arc<Node>) -> Result<(), StoreError> {
+async fn say(node: Arc<Node>) -> Result<(), StoreError> {
     let store = &*node.store;
     let Ok(name) = node.name.parse::<ankole_api::Name>() else { return Ok(()) };
     let renewed = Timestamp::now();
-    match store.find::<LeaseSpec>(&name).await? {
-        None => drop(
-            store.create::<LeaseSpec>(&Object::new(name.clone(), LeaseSpec { renewed })).await?,
-        ),
-        Some(_) => {
-            store
-                .modify(&name, |lease: &mut Lease| {
-                    lease.spec.renewed = renewed;
-                    Ok::<_, StoreError>(())
-                })
-                .await?;
-        }
+    if store.find::<LeaseSpec>(&name).await?.is_none() {
+        store.create::<LeaseSpec>(&Object::new(name, LeaseSpec { renewed })).await?;
+        return Ok(());
     }
+    let renew = |lease: &mut Lease| {
+        lease.spec.renewed = renewed;
+        Ok::<_, StoreError>(())
+    };
+    store.modify(&name, renew).await
+}
+
+async fn say_disks(node: Arc<Node>) -> Result<(), StoreError> {
+    let store = &*node.store;
+    let Ok(name) = node.name.parse::<ankole_api::Name>() else { return Ok(()) };
     if store.find::<NodeSpec>(&name).await?.is_none() {
         store.create(&NodeObject::new(name.clone(), NodeSpec::default())).await?;
     }
-    let looking = Arc::clone(node);
-    let look = move || {
-        let disks = looking.layout.disks().iter().filter_map(|disk| {
-            let capacity_bytes = probe::capacity_bytes(disk).ok()?;
-            let step = (capacity_bytes / STEPS).max(1);
-            let free_bytes = probe::free_bytes(disk).ok()? / step * step;
-            Some((disk.clone(), DiskStatus { capacity_bytes, free_bytes }))
-        });
-        disks.collect()
-    };
-    let Ok(disks) = tokio::task::spawn_blocking(look).await else { return Ok(()) };
+    let mut disks = BTreeMap::new();
+    for disk in node.layout.disks() {
+        let at = disk.clone();
+        let looked = node.places.of_disk(disk, move || look(&at)).await;
+        disks.extend(looked.ok().flatten().map(|status| (disk.clone(), status)));
+    }
     store
         .modify_status::<NodeSpec, _, _>(&name, |_, status| {
             status.boot_id.clone_from(&node.boot_id);
@@ -71,4 +80,12 @@ async fn say(node: &Arc<Node>) -> Result<(), StoreError> {
             Ok::<_, StoreError>(())
         })
         .await
+}
+
+/// None: it can't be asked.
+fn look(disk: &Path) -> Option<DiskStatus> {
+    let capacity_bytes = probe::capacity_bytes(disk).ok()?;
+    let step = (capacity_bytes / STEPS).max(1);
+    let free_bytes = probe::free_bytes(disk).ok()? / step * step;
+    Some(DiskStatus { capacity_bytes, free_bytes })
 }

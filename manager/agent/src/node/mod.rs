@@ -15,6 +15,7 @@ mod job;
 mod lease;
 mod live;
 mod part;
+mod places;
 pub mod records;
 mod replica;
 
@@ -32,7 +33,9 @@ use tokio::task::JoinSet;
 
 pub use self::live::Live;
 
+use self::places::Places;
 use super::format::Format;
+use super::probe::Drivers;
 use super::supervisor::{Ended, Part, Signal};
 use super::{Layout, Supervisor, probe};
 
@@ -54,6 +57,8 @@ pub struct Node {
     pub live: Live,
     is_stopping: AtomicBool,
     look: Notify,
+    places: Places,
+    drivers: Drivers,
 }
 
 /// What a task is told.
@@ -91,6 +96,8 @@ impl Node {
             live: Live::default(),
             is_stopping: AtomicBool::new(false),
             look: Notify::new(),
+            places: Places::default(),
+            drivers: Drivers::default(),
         }
     }
 

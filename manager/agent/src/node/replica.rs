@@ -5,6 +5,7 @@ use std::fs;
 use std::io;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,7 +15,7 @@ use ankole_api::object::Spec;
 use ankole_api::objects::condition::dated;
 use ankole_api::objects::engine::EnginePhase;
 use ankole_api::objects::replica::DIRECTORY_FINALIZER;
-use ankole_api::objects::{Condition, EngineSpec, Replica, ReplicaSpec};
+use ankole_api::objects::{Condition, EngineSpec, Replica, ReplicaSpec, ReplicaStatus};
 use ankole_api::volume::{Reason, Transport};
 use ankole_plan::node::facts::{History, ReplicaFacts, ReplicaProcess};
 use ankole_plan::node::replica::{self as planner, ReplicaAction, ReplicaPlan};
@@ -22,6 +23,7 @@ use ankole_replica::inspect::{damage, inspect, newest_generation};
 use ankole_store::{Cache, Raw, StoreError};
 use jiff::Timestamp;
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 
 use super::failing::Failing;
 use super::part::{Part, PassError};
@@ -29,12 +31,14 @@ use super::{Node, Told};
 use crate::backoff::Backoff;
 use crate::last_words::last_words;
 use crate::set_aside;
-use crate::supervisor::{Ended, ProcessName, ProcessSpec, Signal};
+use crate::supervisor::{Ended, ProcessName, ProcessSpec, Signal, SupervisorError};
 
 /// Before it is looked again whether an engine uses it.
 const WHILE_STOPPING: Duration = Duration::from_millis(50);
 
 const ADDRESS_LABEL: &str = "address";
+/// A busy disk answers within this; one that doesn't is told.
+const DISK_PATIENCE: Duration = Duration::from_secs(10);
 
 pub(super) struct ReplicaPart {
     node: Arc<Node>,
@@ -167,11 +171,20 @@ impl ReplicaPart {
     ) -> Result<(ReplicaFacts, ReplicaPlan), PassError> {
         let (node, replica) = (Arc::clone(&self.node), replica.clone());
         let mut memory = std::mem::take(&mut self.memory);
-        let looked = tokio::task::spawn_blocking(move || {
+        let disk = replica.spec.disk.clone();
+        let heard = replica.clone();
+        let looking = Arc::clone(&self.node);
+        let mut looking = pin!(looking.places.of_disk(&disk, move || {
             let facts = facts(&node, replica, is_stopping, &mut memory);
             (facts, memory)
-        });
-        let (facts, memory) = looked.await.map_err(|_| PassError::Panicked)?;
+        }));
+        let (facts, memory) = match timeout(DISK_PATIENCE, &mut looking).await {
+            Ok(looked) => looked?,
+            Err(_) => {
+                self.tell_hanging(&heard).await;
+                looking.await?
+            }
+        };
         self.memory = memory;
         let facts = facts?;
         let plan = planner::plan(&facts);
@@ -190,7 +203,10 @@ impl ReplicaPart {
         let spec = &facts.replica.spec;
         let name = ProcessName::replica(&spec.volume, &spec.id);
         match action {
-            ReplicaAction::Start => return self.start(facts, name).map_err(failed),
+            ReplicaAction::Start => {
+                let started = self.start(facts, name).await?;
+                return started.map_err(|error| failed(error.into()));
+            }
             ReplicaAction::End | ReplicaAction::Kill => {
                 self.memory.asked_to_end.get_or_insert_with(Instant::now);
                 let how = match action {
@@ -204,19 +220,20 @@ impl ReplicaPart {
             ReplicaAction::Format | ReplicaAction::SetAside | ReplicaAction::RemoveDirectory => {}
         }
         let (node, spec, directory) = (Arc::clone(&self.node), spec.clone(), spec.directory());
-        let done = tokio::task::spawn_blocking(move || match action {
+        let disk = spec.disk.clone();
+        let done = self.node.places.of_disk(&disk, move || match action {
             ReplicaAction::Format => format(&node, &spec, &directory),
             ReplicaAction::SetAside => Ok(set_aside::set_aside(&directory)?),
             _ => Ok(remove_directory(&directory)?),
         });
-        done.await.map_err(|_| PassError::Panicked)?.map_err(failed)
+        done.await?.map_err(failed)
     }
 
-    fn start(
+    async fn start(
         &mut self,
         facts: &ReplicaFacts,
         name: ProcessName,
-    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    ) -> Result<Result<(), SupervisorError>, PassError> {
         let spec = &facts.replica.spec;
         let layout = &self.node.layout;
         let options = [
@@ -227,17 +244,24 @@ impl ReplicaPart {
         ];
         let options = options.into_iter().flat_map(|(option, value)| [option.to_owned(), value]);
         let args = ["replica", "serve"].map(str::to_owned).into_iter().chain(options).collect();
-        layout.remove_sockets(&name);
         let log = layout.log(&name);
-        let begins = fs::metadata(&log).map_or(0, |log| log.len());
         let labels = BTreeMap::from([(ADDRESS_LABEL.into(), facts.address.clone())]);
         let program = self.node.program.clone();
         let spec = ProcessSpec { name, program, args, log: log.clone(), labels };
-        self.node.supervisor.start(spec)?;
+        let node = Arc::clone(&self.node);
+        let launched = self.node.places.of_node(move || {
+            node.layout.remove_sockets(&spec.name);
+            let begins = fs::metadata(&spec.log).map_or(0, |log| log.len());
+            node.supervisor.start(spec).map(|_| begins)
+        });
+        let begins = match launched.await? {
+            Ok(begins) => begins,
+            Err(error) => return Ok(Err(error)),
+        };
         self.memory.started = Some(Instant::now());
         self.memory.asked_to_end = None;
         self.memory.log = Some((log, begins));
-        Ok(())
+        Ok(Ok(()))
     }
 
     async fn release(&self, replica: &Replica) -> Result<(), StoreError> {
@@ -249,8 +273,30 @@ impl ReplicaPart {
         }
     }
 
+    /// It stays so until the disk answers, which may be never.
+    async fn tell_hanging(&self, heard: &Replica) {
+        let (id, directory) = (&heard.spec.id, heard.spec.directory());
+        let (directory, seconds) = (directory.display(), DISK_PATIENCE.as_secs());
+        let message = format!(
+            "the disk of replica {id} hasn't answered for {seconds} s, and is waited for: {directory}"
+        );
+        let hangs = Condition::new(Reason::ReplicaUnreadable, message)
+            .next("look at its disk and its mount (the kernel's log, mount)");
+        let status = ReplicaStatus { conditions: vec![hangs], ..heard.status.clone() };
+        if let Err(error) = self.report_status(heard, status).await {
+            tracing::warn!(replica = %self.name, error = chain(&error), "its disk hangs");
+        }
+    }
+
     async fn report(&self, heard: &Replica, plan: ReplicaPlan) -> Result<(), StoreError> {
-        let mut status = plan.status;
+        self.report_status(heard, plan.status).await
+    }
+
+    async fn report_status(
+        &self,
+        heard: &Replica,
+        mut status: ReplicaStatus,
+    ) -> Result<(), StoreError> {
         let (before, generation) = (&heard.status.conditions, heard.metadata.generation);
         status.conditions = dated(status.conditions, before, Timestamp::now(), generation);
         if status == heard.status {

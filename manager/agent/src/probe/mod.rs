@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! frontends   which of them can show a volume here, and what is missing for the others
+//! drivers     which of them could make one more device now, asked once for many volumes
 //! system      the kernel, limits, and what else on the node meets our devices
 //! tools       programs that users and the demo want
 //! disk        the file system of the data folder, and how large a file can be there
@@ -9,6 +10,7 @@
 //! ```
 
 mod disk;
+mod drivers;
 mod file_size;
 mod frontends;
 mod system;
@@ -21,6 +23,7 @@ use std::path::Path;
 use ankole_api::node::Finding;
 
 pub use disk::{capacity_bytes, file_system_of, free_bytes};
+pub use drivers::{DRIVERS, Drivers};
 pub use file_size::file_bytes_max;
 pub use frontends::{can_serve, look as frontends, obstacle};
 pub use watch::{INTERVAL, Watch};

@@ -27,9 +27,10 @@ use crate::device_link::{self, FOLDER};
 use crate::growth::Growth;
 use crate::node::part::PassError;
 use crate::node::{Node, Told};
-use crate::supervisor::{ProcessName, ProcessSpec, Signal};
+use crate::supervisor::{ProcessName, ProcessSpec, Signal, SupervisorError};
 
 const KILL_PATIENCE: Duration = Duration::from_secs(10);
+const KILL_LOOK: Duration = Duration::from_millis(10);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 const DETACH_RETRY: Duration = Duration::from_millis(200);
 
@@ -54,7 +55,7 @@ impl EnginePart {
             }
             EngineAction::Start(start) => {
                 let Some(engine) = &facts.engine else { return Ok(()) };
-                self.start(engine, start).map_err(failed)
+                self.start(engine, start).await?.map_err(|error| failed(error.into()))
             }
             EngineAction::Kill => self.kill().await.map_err(failed),
             EngineAction::Detach => {
@@ -68,7 +69,8 @@ impl EnginePart {
             EngineAction::StopDevice(device) => {
                 let Some(volume) = facts.volume.clone() else { return Ok(()) };
                 let (node, device) = (Arc::clone(&self.node), *device);
-                let stopped = blocking(move || stop_device(&node, &volume, device)).await?;
+                let stopped =
+                    self.node.places.of_node(move || stop_device(&node, &volume, device)).await?;
                 stopped.map_err(|error| failed(error.into()))
             }
             EngineAction::Expand { size_bytes } => {
@@ -111,7 +113,8 @@ impl EnginePart {
         let attachment = volume.status.attachment.take();
         if attachment.and_then(|it| it.driver()) == Some(Driver::Tgt) {
             let socket = self.node.layout.nbd(&self.name);
-            let cleaned = blocking(move || tgt::clean_up(&identity, &socket)).await?;
+            let cleaned =
+                self.node.places.of_node(move || tgt::clean_up(&identity, &socket)).await?;
             cleaned.map_err(|error| PassError::Action {
                 action: "clean up after the engine's target".into(),
                 source: error.into(),
@@ -132,7 +135,7 @@ impl EnginePart {
         let said = facts.process.as_ref().and_then(|process| process.status.as_ref());
         let from_bytes = said.map_or(0, |said| said.size_bytes);
         let volume = self.name.clone();
-        let refused = blocking(move || {
+        let refused = self.node.places.of_node(move || {
             let growth =
                 Growth { volume: &volume, directories: &directories, from_bytes, to_bytes };
             growth.refuse_impossible()
@@ -140,11 +143,11 @@ impl EnginePart {
         refused.await?.map_err(PassError::NoRoom)
     }
 
-    fn start(
+    async fn start(
         &mut self,
         engine: &Engine,
         start: &EngineStart,
-    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    ) -> Result<Result<(), SupervisorError>, PassError> {
         let layout = &self.node.layout;
         let path = |path: &Path| path.display().to_string();
         let frontend = start.driver.map_or("socket".to_owned(), |driver| driver.to_string());
@@ -173,9 +176,7 @@ impl EnginePart {
         let options = options.into_iter().flat_map(|(option, value)| [option.to_owned(), value]);
         let role = ["engine", "run"].map(str::to_owned);
         let name = ProcessName::engine(&self.name);
-        layout.remove_sockets(&name);
         let log = layout.log(&name);
-        let begins = fs::metadata(&log).map_or(0, |log| log.len());
         let labels = BTreeMap::from([
             (INSTANCE_LABEL.into(), start.instance.0.clone()),
             (TURN_LABEL.into(), engine.spec.turn.to_string()),
@@ -183,7 +184,16 @@ impl EnginePart {
         let program = engine.spec.program.clone().unwrap_or_else(|| self.node.program.clone());
         let args = role.into_iter().chain(options).chain(flags).collect();
         let spec = ProcessSpec { name, program, args, log: log.clone(), labels };
-        self.node.supervisor.start(spec)?;
+        let node = Arc::clone(&self.node);
+        let launched = self.node.places.of_node(move || {
+            node.layout.remove_sockets(&spec.name);
+            let begins = fs::metadata(&spec.log).map_or(0, |log| log.len());
+            node.supervisor.start(spec).map(|_| begins)
+        });
+        let begins = match launched.await? {
+            Ok(begins) => begins,
+            Err(error) => return Ok(Err(error)),
+        };
         let started = Some(Instant::now());
         self.memory = Memory {
             started,
@@ -194,24 +204,23 @@ impl EnginePart {
             last_end: self.memory.last_end.take(),
             ..Memory::default()
         };
-        Ok(())
+        Ok(Ok(()))
     }
 
     async fn kill(&mut self) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
         self.memory.was_killed = true;
         self.memory.asked_to_end.get_or_insert_with(Instant::now);
-        let (node, name) = (Arc::clone(&self.node), ProcessName::engine(&self.name));
-        let is_gone = blocking(move || {
-            node.supervisor.signal(&name, Signal::Kill);
-            node.supervisor.wait(&name, KILL_PATIENCE)
-        });
-        match is_gone.await? {
-            true => Ok(()),
-            false => {
+        let name = ProcessName::engine(&self.name);
+        self.node.supervisor.signal(&name, Signal::Kill);
+        let deadline = Instant::now() + KILL_PATIENCE;
+        while self.node.supervisor.find(&name).is_some() {
+            if Instant::now() > deadline {
                 let seconds = KILL_PATIENCE.as_secs();
-                Err(format!("the killed engine hasn't ended after {seconds} s").into())
+                return Err(format!("the killed engine hasn't ended after {seconds} s").into());
             }
+            tokio::time::sleep(KILL_LOOK).await;
         }
+        Ok(())
     }
 
     async fn ask(
@@ -272,11 +281,4 @@ pub(in crate::node) fn stop_device(
         tracing::warn!(volume = %volume.name(), %error, "a link in {FOLDER} is left");
     }
     device::stop(it.driver(), it.number(), marked)
-}
-
-/// Where waiting for the machine is allowed.
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> T + Send + 'static,
-) -> Result<T, PassError> {
-    tokio::task::spawn_blocking(work).await.map_err(|_| PassError::Panicked)
 }

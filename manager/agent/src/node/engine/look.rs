@@ -5,12 +5,11 @@ use std::time::Instant;
 
 use ankole_api::Name;
 use ankole_api::objects::engine::EngineWanted;
-use ankole_api::objects::{Engine, Replica, Volume};
-use ankole_api::volume::Device;
+use ankole_api::objects::{Engine, EngineSpec, Volume};
+use ankole_api::volume::{Device, Frontend};
 use ankole_blockdev::device::{self, DeviceError, Driver};
 use ankole_plan::node::attachment::device_of;
 use ankole_plan::node::facts::{Devices, EngineFacts, EngineProcess, History};
-use ankole_replica::inspect::newest_generation;
 use ankole_replica::record::InstanceId;
 use ankole_replica::types::{Generation, ReplicaId};
 
@@ -19,17 +18,15 @@ use super::{INSTANCE_LABEL, TURN_LABEL};
 use crate::layout::random_hex;
 use crate::node::Node;
 use crate::node::part::PassError;
-use crate::probe;
+use crate::probe::DRIVERS;
 use crate::supervisor::{Process, ProcessName};
-
-const DRIVERS: [Driver; 3] = [Driver::Ublk, Driver::Nbd, Driver::Tgt];
 
 /// Looking at the machine; waits for it.
 pub(super) struct Look {
     pub(super) node: Arc<Node>,
     pub(super) name: Name,
-    /// Of an engine that may have to be granted.
-    pub(super) replicas: Vec<Replica>,
+    /// That a replica of it has seen.
+    pub(super) newest: Option<(Generation, ReplicaId)>,
 }
 
 impl Look {
@@ -62,22 +59,21 @@ impl Look {
             .supervisor
             .doubt(&part)
             .map(|it| ankole_plan::node::facts::Doubt { message: it.message, next: it.next });
-        let is_wanted = engine
-            .as_ref()
-            .is_some_and(|it| matches!(it.spec.wanted, EngineWanted::Attached { .. }));
-        let may_choose = process.is_none() && is_wanted;
+        let may_be_shown = |spec: &EngineSpec| {
+            matches!(spec.wanted, EngineWanted::Attached { .. })
+                && spec.frontend != Frontend::Socket
+        };
+        let may_choose =
+            process.is_none() && engine.as_ref().is_some_and(|it| may_be_shown(&it.spec));
         Ok(EngineFacts {
             node: node.name.clone(),
             boot_id: node.boot_id.clone(),
             history: History { doubt, ..memory.history() },
             left: memory.left,
-            newest: self.replicas.iter().filter_map(|it| newest(node, it)).max(),
+            newest: self.newest.clone(),
             process: process.map(|process| seen(&process, memory)),
             devices: Devices {
-                drivers: DRIVERS
-                    .into_iter()
-                    .filter(|it| may_choose && probe::can_serve(*it))
-                    .collect(),
+                drivers: if may_choose { node.drivers.now() } else { Vec::new() },
                 own,
                 unserved,
                 patience: node.device_patience,
@@ -104,15 +100,6 @@ fn seen(process: &Process, memory: &Memory) -> EngineProcess {
         waits: for_how_long(memory.waits),
         is_watched: true,
     }
-}
-
-fn newest(node: &Node, replica: &Replica) -> Option<(Generation, ReplicaId)> {
-    let spec = &replica.spec;
-    let newest = match spec.node == node.name {
-        true => newest_generation(&spec.directory(), &spec.volume, &spec.id),
-        false => replica.status.newest_generation,
-    };
-    Some((newest?, spec.id.clone()))
 }
 
 fn label(process: &Process, label: &str) -> String {
