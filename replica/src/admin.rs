@@ -2,7 +2,7 @@
 //! JSON each way, over the engine's admin socket. Requests of one connection are answered in order.
 //!
 //! Who watches is told without asking: a status at first and whenever something that matters has
-//! changed, never for counters alone, and `alive` after each second in which nothing has. Nothing else
+//! changed, for counters alone every five seconds at most, and `alive` after each second in which nothing has. Nothing else
 //! is answered on that connection. An engine that doesn't know `watch` answers an error.
 
 use std::collections::BTreeMap;

@@ -4,13 +4,13 @@
 //! watch ─▶ status ─▶ alive ─▶ alive ─▶ status ─▶ …    a line at least each second
 //! ```
 //! A status is told at once when a replica comes, leaves or is recorded, when a change is done and
-//! when the volume can be used; of whatever else differs, within a second. Never for counters alone.
+//! when the volume can be used; of whatever else differs, within a second; for counters alone seldom.
 
 use std::io;
 use std::time::Duration;
 
 use tokio::io::{AsyncWrite, AsyncWriteExt};
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use super::Engine;
 use crate::admin::{Answer, EngineStatus, ErrorKind, RequestCounts};
@@ -21,8 +21,8 @@ const BEAT: Duration = Duration::from_secs(1);
 const WATCHERS_MAX: usize = 8;
 /// One that reads nothing for so long is dropped.
 const PATIENCE: Duration = Duration::from_millis(if cfg!(test) { 50 } else { 5000 });
-/// A repair is told with its age, which is told anew so often.
-const AGE_S: u64 = 600;
+/// What differs in counters alone is told so often: whoever wants to see them run asks.
+const COUNTERS_EVERY: Duration = Duration::from_secs(5);
 
 impl Engine {
     /// Until the watcher is gone, or reads nothing.
@@ -38,14 +38,13 @@ impl Engine {
         let mut beats = interval(BEAT);
         beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
         beats.reset();
-        let mut told = None;
+        let mut told: Option<(EngineStatus, Instant)> = None;
         let mut is_beat = false;
         loop {
             let status = self.status();
-            let known = Some(without_counters(&status));
-            if told != known {
-                say(watcher, &Answer::Status(Box::new(status))).await?;
-                told = known;
+            if told.as_ref().is_none_or(|(before, at)| is_news(before, *at, &status)) {
+                say(watcher, &Answer::Status(Box::new(status.clone()))).await?;
+                told = Some((status, Instant::now()));
                 beats.reset();
             } else if is_beat {
                 say(watcher, &Answer::Alive).await?;
@@ -69,13 +68,18 @@ async fn say(watcher: &mut (impl AsyncWrite + Unpin), answer: &Answer) -> io::Re
     timeout(PATIENCE, watcher.write_all(&line)).await?
 }
 
-/// What differs only in these needs no word: they change all the time.
+fn is_news(before: &EngineStatus, told: Instant, now: &EngineStatus) -> bool {
+    let is_due = told.elapsed() >= COUNTERS_EVERY;
+    before != now && (is_due || without_counters(before) != without_counters(now))
+}
+
+/// These change all the time.
 fn without_counters(status: &EngineStatus) -> EngineStatus {
     let mut status = status.clone();
     status.requests = RequestCounts::default();
     status.head_bytes = 0;
     status.snapshots.iter_mut().for_each(|snapshot| snapshot.data_bytes = 0);
-    status.damage.replicas.iter_mut().for_each(|replica| replica.ago_s /= AGE_S);
+    status.damage.replicas.iter_mut().for_each(|replica| replica.ago_s = 0);
     status
 }
 
