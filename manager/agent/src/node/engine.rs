@@ -18,14 +18,14 @@ use ankole_api::objects::{Engine, EngineSpec, Replica, ReplicaSpec, Volume, Volu
 use ankole_plan::node::engine::{self as planner, EngineAction, EnginePlan};
 use ankole_plan::node::facts::EngineFacts;
 use ankole_plan::volume::replicas::name_of;
-use ankole_replica::admin::ReplicaAddress;
+use ankole_replica::admin::{Answer, ReplicaAddress, Request};
 use ankole_replica::inspect::newest_generation;
 use ankole_replica::types::{Generation, ReplicaId};
 use ankole_store::{Cache, Raw, StoreError};
 use jiff::Timestamp;
 use tokio::sync::mpsc;
 
-use self::ear::Ear;
+use self::ear::{Ear, Heard};
 pub(super) use self::hands::stop_device;
 use self::look::Look;
 pub(super) use self::look::own_device;
@@ -33,7 +33,10 @@ use self::memory::Memory;
 use super::failing::Failing;
 use super::part::{Part, PassError};
 use super::{Node, Told};
+use crate::admin;
 use crate::supervisor::ProcessName;
+
+const STATUS_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Labels of processes.
 const INSTANCE_LABEL: &str = "instance";
@@ -138,8 +141,15 @@ impl EnginePart {
                 ear.first_word().await;
             }
         }
-        if let Some(ear) = &mut self.ear {
-            self.memory.note_heard(ear.heard());
+        let Some(ear) = &mut self.ear else { return };
+        self.memory.note_heard(ear.heard());
+        if self.node.is_stopping() {
+            // Who has come just now would lose its disk, if what was told last were believed.
+            let socket = self.node.layout.admin(&self.name);
+            let asked = admin::ask_async(&socket, &Request::Status, STATUS_TIMEOUT).await;
+            if let Ok(Answer::Status(said)) = asked {
+                self.memory.note_heard(Heard { said: Some(said.into()), ..Heard::default() });
+            }
         }
     }
 
