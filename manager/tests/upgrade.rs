@@ -7,14 +7,17 @@
 mod common;
 
 use std::fs::{self, File};
-use std::path::PathBuf;
+use std::hash::Hasher as _;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use ankole_blockdev::disk::{Buffer, Disk, Durability, Extent};
 use ankole_blockdev::nbd::Client;
 use common::data::{SIZE, fill, holds};
 use common::{World, alive, until};
+use redb::{Database, ReadableTable as _, TableDefinition};
 use serde_json::Value;
+use twox_hash::XxHash3_64;
 
 /// None: this test can do nothing, and says so.
 fn before() -> Option<PathBuf> {
@@ -169,4 +172,49 @@ fn volumes_that_rest_keep_their_content_and_what_was_asked_for_is_done() {
     world.kill();
     world.start();
     assert!(holds(&attach(&world, "v1"), 7));
+}
+
+/// As one that a later version wrote would be.
+fn make_unreadable(store: &Path, volume: &str) {
+    let table: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("volumes");
+    let database = Database::open(store).unwrap();
+    let transaction = database.begin_write().unwrap();
+    {
+        let mut table = transaction.open_table(table).unwrap();
+        let value = table.get(volume).unwrap().expect("it is there").value().to_vec();
+        let (version, json) = (&value[..8], String::from_utf8(value[16..].to_vec()).unwrap());
+        let json = json.replace("\"spec\"", "\"specs\"");
+        let mut sum = XxHash3_64::new();
+        for part in [b"volumes/", volume.as_bytes(), version, json.as_bytes()] {
+            sum.write(part);
+        }
+        let value = [version, &sum.finish().to_le_bytes(), json.as_bytes()].concat();
+        table.insert(volume, value.as_slice()).unwrap();
+    }
+    transaction.commit().unwrap();
+}
+
+/// Nothing says which replicas it has: their processes would be nobody's, and its clients without a disk.
+#[test]
+fn one_that_can_not_be_read_goes_on_and_hides_no_other() {
+    if before().is_none() {
+        return;
+    }
+    let mut world = World::new(launch);
+    let endpoints = ["v1", "v2"].map(|volume| {
+        create(&world, volume, &[]);
+        attach(&world, volume)
+    });
+    let old = ["v1", "v2"].map(|volume| until_healthy(&world, volume));
+    fill(&endpoints[0], 1);
+    world.kill();
+    make_unreadable(&world.data().join("ankole.redb"), "v1");
+    upgrade(&mut world);
+    assert_eq!(pids(&until_healthy(&world, "v2")), pids(&old[1]));
+    assert_eq!(world.volume("v1")["state"], "unreadable");
+    fill(&endpoints[0], 2);
+    let of_v1: Vec<_> = pids(&old[0]).into_iter().flatten().collect();
+    assert!(of_v1.iter().all(|pid| alive(u32::try_from(*pid).unwrap())), "{}", world.log());
+    let said = world.say(&["volume", "create", "v1", "--size", "2MiB"]);
+    assert!(said.code == 4 && said.err.contains("v1"), "nobody takes its name: {said:?}");
 }

@@ -26,7 +26,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use ankole_api::Name;
-use ankole_api::objects::{BackupSpec, EngineSpec, ReplicaSpec, RestoreSpec};
+use ankole_api::error::chain;
+use ankole_api::objects::{BackupSpec, EngineSpec, ReplicaSpec, RestoreSpec, VolumeSpec};
 use ankole_store::{Cache, Selector, Store};
 use tokio::sync::{Notify, broadcast, mpsc};
 use tokio::task::JoinSet;
@@ -161,7 +162,7 @@ impl Director {
         self.look_at_processes();
         self.look_at_folders_of_jobs();
         self.replicas.filled().await;
-        self.end_strays();
+        self.end_strays().await;
         let (mut engines, mut replicas) = (self.engines.changes(), self.replicas.changes());
         let (mut backups, mut restores) = (self.backups.changes(), self.restores.changes());
         loop {
@@ -282,18 +283,23 @@ impl Director {
     }
 
     /// Processes of replicas that don't exist: nobody would ever look after them. Those whose object
-    /// can't be read go on.
-    fn end_strays(&self) {
+    /// can't be read go on, and so do those of a volume that can't be.
+    async fn end_strays(&self) {
         let Ok(replicas) = self.replicas.all().into_iter().collect::<Result<Vec<_>, _>>() else {
             return;
         };
         for process in self.node.supervisor.list() {
             let name = &process.spec.name;
             let Part::Replica(id) = &name.part else { continue };
-            if !replicas.iter().any(|it| it.spec.volume == name.volume && it.spec.id == *id) {
-                tracing::warn!(process = %name, pid = process.pid, "there is no such replica: ended");
-                self.node.supervisor.signal(name, Signal::Kill);
+            if replicas.iter().any(|it| it.spec.volume == name.volume && it.spec.id == *id) {
+                continue;
             }
+            if let Err(error) = self.node.store.find::<VolumeSpec>(&name.volume).await {
+                tracing::warn!(process = %name, error = chain(&error), "left as it is");
+                continue;
+            }
+            tracing::warn!(process = %name, pid = process.pid, "there is no such replica: ended");
+            self.node.supervisor.signal(name, Signal::Kill);
         }
     }
 

@@ -180,6 +180,34 @@ fn write_older_again(path: &Path) -> Vec<u8> {
     bytes
 }
 
+/// Nothing of it is lost in silence on the way.
+#[test]
+fn one_with_a_page_of_garbage_is_converted_whole_or_refused_untouched() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = path_in(&folder);
+    let sound = write_older(&path, 2);
+    let mut refusals = 0;
+    let written = |page: &usize| sound[page * 4096..(page + 1) * 4096].iter().any(|it| *it != 0);
+    for page in (0..sound.len() / 4096).filter(written) {
+        let mut bytes = sound.clone();
+        bytes[page * 4096..(page + 1) * 4096].fill(0xa5);
+        let mut flipped = sound.clone();
+        flipped[page * 4096 + 40] ^= 1;
+        for bytes in [bytes, flipped] {
+            fs::write(&path, &bytes).unwrap();
+            match open(&path, &lamps) {
+                Ok(store) => block_on(has_the_lamps(&store)),
+                Err(OpenError::Lost { .. }) => {
+                    refusals += 1;
+                    assert!(fs::read(&path).unwrap() == bytes, "page {page}: touched");
+                }
+                Err(error) => panic!("page {page}: {error}"),
+            }
+        }
+    }
+    assert!(refusals > 4, "{refusals} refusals");
+}
+
 #[test]
 fn a_damaged_one_is_recovered_from_its_copy() {
     let folder = tempfile::tempdir().unwrap();
