@@ -1,15 +1,13 @@
 //! Where the control plane meets the crate `ankole-backup`: only this module calls it.
 //!
 //! What works on an attached volume is in [`work`], and has a process of its own
-//! (`crate::roles::job`) or, for now, a thread of the manager. The others need no volume: the command
-//! line calls them in its own process.
+//! (`crate::roles::job`). The others need no volume: the command line calls them in its own process.
 //!
 //! ```text
 //! back up  replicas ──ReplicaReader──▶ SnapshotSource ──▶ target
 //! restore  target ──▶ VolumeSink ──NBD──▶ engine
 //! ```
 
-mod in_manager;
 mod listing;
 mod next;
 mod sink;
@@ -23,7 +21,6 @@ use ankole_backup::inventory::{self, Volumes};
 use ankole_backup::prune::{self, Collected};
 use ankole_backup::{self as backup, BackupUrl, LockTimes, RestoreOptions, Target, TargetUrl};
 
-pub use self::in_manager::{create, restore_to_volume};
 pub use self::listing::{inspect, list};
 use self::next::{About, Step, refused};
 use crate::api::ApiError;
@@ -35,6 +32,15 @@ const BAD_BLOCKS_NAMED: usize = 3;
 
 /// Told now and then, from any thread.
 pub type Progress<'a> = &'a (dyn Fn(JobProgress) + Sync);
+
+/// The size of the volume that the backup is restored to; an error if it can't be restored.
+pub fn restored_bytes(url: &str) -> Result<u64, ApiError> {
+    let (url, target) = open_backup(url)?;
+    let refused = |error| refused(About::Backup(&url), &error);
+    let details = inventory::inspect(&*target, &url.volume, &url.backup).map_err(refused)?;
+    details.refuse_backing_image().map_err(refused)?;
+    Ok(details.size_bytes)
+}
 
 /// Reads every block of the backup and compares it with its checksum.
 pub fn verify(url: &str, progress: Progress<'_>) -> Result<BackupView, ApiError> {

@@ -19,9 +19,10 @@ pub struct Ticket {
 pub enum TicketKind {
     /// Stays until the user takes it back, also through a restart of the manager.
     User,
-    /// The others belong to a job of the running manager, and end with it.
+    /// Of the object that is named like the ticket: its agent takes it back when that is over.
     Backup,
     Restore,
+    /// Of one request: ends with it, at the latest when the manager starts anew.
     Snapshot,
 }
 

@@ -48,7 +48,6 @@ pub(super) enum Step {
     RemoveSnapshot { volume: String, snapshot: String },
     ListSnapshots { volume: String },
     AskWhy { volume: String },
-    RemoveVolume { volume: String },
 }
 
 impl Step {
@@ -65,7 +64,6 @@ impl Step {
             Self::RemoveSnapshot { .. } => "or remove that snapshot",
             Self::ListSnapshots { .. } => "see what it has",
             Self::AskWhy { .. } => "see how the volume is",
-            Self::RemoveVolume { .. } => "remove it",
         }
     }
 
@@ -89,7 +87,6 @@ impl Step {
             Self::RemoveSnapshot { volume, snapshot } => vec!["snapshot", "rm", volume, snapshot],
             Self::ListSnapshots { volume } => vec!["snapshot", "ls", volume],
             Self::AskWhy { volume } => vec!["volume", "why", volume],
-            Self::RemoveVolume { volume } => vec!["volume", "rm", volume],
         }
     }
 }
@@ -247,8 +244,7 @@ mod tests {
             }
             Some(Step::RemoveSnapshot { .. }) => Some(Step::ListSnapshots { volume: volume() }),
             Some(Step::ListSnapshots { .. }) => Some(Step::AskWhy { volume: volume() }),
-            Some(Step::AskWhy { .. }) => Some(Step::RemoveVolume { volume: volume() }),
-            Some(Step::RemoveVolume { .. }) => None,
+            Some(Step::AskWhy { .. }) => None,
         };
         std::iter::successors(after(None), |step| after(Some(step))).collect()
     }

@@ -26,8 +26,8 @@ use crate::api::snapshot::SnapshotStatus;
 const STATUS_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often all replicas are tried before a read fails, and the pause between: together longer
 /// than an engine takes to be replaced.
-const ROUNDS: usize = 10;
-const PAUSE: Duration = Duration::from_secs(1);
+pub(super) const ROUNDS: usize = 10;
+pub(super) const PAUSE: Duration = Duration::from_secs(1);
 
 pub(super) struct SnapshotSource<'a> {
     volume: &'a VolumeAccess,

@@ -1,5 +1,6 @@
 //! The work of a job: knows the volume by its sockets alone, and no manager.
 
+use std::io;
 use std::ops::ControlFlow;
 use std::time::Duration;
 
@@ -10,9 +11,9 @@ use ankole_replica::admin::{Answer, EngineStatus, Request};
 
 use super::next::{self, About, Step, refused};
 use super::sink::VolumeSink;
-use super::source::SnapshotSource;
+use super::source::{PAUSE, ROUNDS, SnapshotSource};
 use super::{backup_name, job_progress, listing, open, open_backup};
-use crate::agent::admin;
+use crate::agent::admin::{self, AdminError};
 use crate::api::backup::{BackupView, JobProgress};
 use crate::api::job::{BackupWork, VolumeAccess, Work};
 use crate::api::snapshot::SnapshotStatus;
@@ -50,8 +51,8 @@ pub(super) fn back_up(
 ) -> Result<BackupView, ApiError> {
     let (url, target) = open(&work.target)?; // before a snapshot is made for it
     let found = match &work.snapshot {
-        Some(name) => find_snapshot(volume, name)?,
-        None => ensure_snapshot(volume, &work.backup)?,
+        Some(name) => find_snapshot(volume, name, observer)?,
+        None => ensure_snapshot(volume, &work.backup, observer)?,
     };
     let snapshot = found.name.clone();
     let source = SnapshotSource::new(volume, observer, found);
@@ -90,7 +91,7 @@ pub(super) fn restore(
     let refused = |error| refused(About::Backup(&url), &error);
     let details = inventory::inspect(&*target, &url.volume, &url.backup).map_err(refused)?;
     details.refuse_backing_image().map_err(refused)?;
-    let sink = VolumeSink::open(&volume.nbd, status(volume)?.size_bytes)?;
+    let sink = VolumeSink::open(&volume.nbd, status(volume, observer)?.size_bytes)?;
     let options = RestoreOptions { workers: WORKERS, ..RestoreOptions::default() };
     let on_progress = |progress| watch(observer, progress);
     backup::restore(&*target, &url.volume, &url.backup, &sink, &options, &on_progress)
@@ -98,37 +99,74 @@ pub(super) fn restore(
     Ok(listing::complete(&url.target, &url.volume, &url.backup, details))
 }
 
-fn find_snapshot(volume: &VolumeAccess, name: &Name) -> Result<SnapshotStatus, ApiError> {
-    snapshot(volume, name)?.ok_or_else(|| {
+fn find_snapshot(
+    volume: &VolumeAccess,
+    name: &Name,
+    observer: &dyn Observer,
+) -> Result<SnapshotStatus, ApiError> {
+    snapshot(volume, name, observer)?.ok_or_else(|| {
         ApiError::not_found(format!("volume {} has no snapshot {name}", volume.name))
             .next(Step::ListSnapshots { volume: volume.name.to_string() }.to_string())
     })
 }
 
-/// One that an attempt before has made is taken.
-fn ensure_snapshot(volume: &VolumeAccess, name: &Name) -> Result<SnapshotStatus, ApiError> {
-    if let Some(found) = snapshot(volume, name)? {
+/// One that an attempt before has made is taken, also by an engine that died before it could say so.
+fn ensure_snapshot(
+    volume: &VolumeAccess,
+    name: &Name,
+    observer: &dyn Observer,
+) -> Result<SnapshotStatus, ApiError> {
+    if let Some(found) = snapshot(volume, name, observer)? {
         return Ok(found);
     }
     let request = Request::Snapshot { name: name.to_string(), labels: Default::default() };
-    admin::ask(&volume.admin, &request, SNAPSHOT_TIMEOUT)
-        .map_err(|error| about(volume, error.into()))?;
-    find_snapshot(volume, name)
+    let asked = ask(volume, &request, SNAPSHOT_TIMEOUT, observer);
+    match (snapshot(volume, name, observer)?, asked) {
+        (Some(found), _) => Ok(found),
+        (None, Err(error)) => Err(error),
+        (None, Ok(_)) => find_snapshot(volume, name, observer),
+    }
 }
 
-fn snapshot(volume: &VolumeAccess, name: &Name) -> Result<Option<SnapshotStatus>, ApiError> {
-    let snapshots = status(volume)?.snapshots;
+fn snapshot(
+    volume: &VolumeAccess,
+    name: &Name,
+    observer: &dyn Observer,
+) -> Result<Option<SnapshotStatus>, ApiError> {
+    let snapshots = status(volume, observer)?.snapshots;
     Ok(snapshots.into_iter().find(|snapshot| snapshot.name == **name))
 }
 
-fn status(volume: &VolumeAccess) -> Result<Box<EngineStatus>, ApiError> {
-    let asked = admin::ask(&volume.admin, &Request::Status, STATUS_TIMEOUT);
-    match asked.map_err(|error| about(volume, error.into()))? {
+fn status(volume: &VolumeAccess, observer: &dyn Observer) -> Result<Box<EngineStatus>, ApiError> {
+    match ask(volume, &Request::Status, STATUS_TIMEOUT, observer)? {
         Answer::Status(status) => Ok(status),
-        Answer::Ok | Answer::Alive | Answer::Error { .. } => {
-            Err(about(volume, ApiError::failed("the engine has no status")))
+        _ => Err(about(volume, ApiError::failed("the engine has no status"))),
+    }
+}
+
+/// Also of the successor, if the engine is being replaced.
+fn ask(
+    volume: &VolumeAccess,
+    request: &Request,
+    timeout: Duration,
+    observer: &dyn Observer,
+) -> Result<Answer, ApiError> {
+    let mut rounds = 1..ROUNDS;
+    loop {
+        match admin::ask(&volume.admin, request, timeout) {
+            Err(AdminError::NoAnswer(error))
+                if !is_late(&error) && !observer.is_stopping() && rounds.next().is_some() =>
+            {
+                std::thread::sleep(PAUSE);
+            }
+            answer => return answer.map_err(|error| about(volume, error.into())),
         }
     }
+}
+
+/// It is there, and has had its time.
+fn is_late(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
 }
 
 fn about(volume: &VolumeAccess, error: ApiError) -> ApiError {

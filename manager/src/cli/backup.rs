@@ -230,6 +230,7 @@ fn follow(client: &Client, mut job: Job) -> Result<BackupView, ApiError> {
     let bar = bar(&job.title);
     loop {
         advance(&bar, job.progress);
+        bar.set_message(job.waiting.first().unwrap_or(&job.title).clone());
         match job.state {
             JobState::Running => {}
             JobState::Done { backup } => {

@@ -5,14 +5,12 @@ use std::time::Duration;
 
 use ankole_api::objects::attachment::Ticket;
 use ankole_api::objects::{AttachmentSpec, Volume, VolumeAttachment, VolumeSpec};
-use ankole_plan::volume::{Known, shown};
-use ankole_replica::admin::{EngineStatus, ReplicaAddress};
+use ankole_plan::volume::shown;
 use ankole_store::StoreError;
 
 use super::Service;
 use super::view::conditions;
 use crate::agent::layout::random_hex;
-use crate::agent::node::Node;
 use crate::agent::probe;
 use crate::api::attachment::{AttachRequest, TicketKind};
 use crate::api::volume::{State, VolumeView, salvage_hint};
@@ -26,16 +24,9 @@ const ATTACH_PATIENCE: Duration = Duration::from_secs(60);
 pub struct Engaged<'a> {
     _ticket: TicketGuard<'a>,
     pub admin: PathBuf,
-    /// Device path, or a URI that libnbd understands.
-    pub endpoint: String,
-    pub status: EngineStatus,
-    pub replicas: Vec<ReplicaAddress>,
-    /// The unix socket that serves the volume over NBD, whatever its frontend is.
-    pub nbd: PathBuf,
-    pub uid: String,
 }
 
-/// Takes the ticket of a job back when the job is done, however it ends.
+/// Takes the ticket of a request back when it is done, however it ends.
 struct TicketGuard<'a> {
     service: &'a Service,
     volume: Name,
@@ -78,7 +69,7 @@ impl Service {
         self.volume(name)
     }
 
-    fn drop_ticket(&self, name: &Name, id: &str) -> Result<(), ApiError> {
+    pub(super) fn drop_ticket(&self, name: &Name, id: &str) -> Result<(), ApiError> {
         let dropped = self.objects.modify(name, |attachment: &mut VolumeAttachment| {
             attachment.spec.tickets.remove(id);
             Ok(())
@@ -111,55 +102,25 @@ impl Service {
         }
     }
 
-    /// A volume that an earlier process was restoring holds a part of the backup, and nobody but
-    /// the restore has ever had it: it goes.
-    pub(super) fn drop_job_tickets(&self) -> Result<(), ApiError> {
-        for volume in self.objects.readable::<VolumeSpec>()? {
-            if volume.is_being_restored() && !volume.is_ending() {
-                tracing::warn!(volume = %volume.name(), "its restore was broken off; it is removed");
-                self.objects.delete::<VolumeSpec, StoreError>(volume.name(), |_| Ok(()))?;
-            }
-        }
-        for attachment in self.objects.readable::<AttachmentSpec>()? {
-            let modified = self.objects.modify(attachment.name(), |it: &mut VolumeAttachment| {
-                it.spec.tickets.retain(|_, ticket| ticket.kind == TicketKind::User);
-                Ok::<_, StoreError>(())
-            });
-            modified?;
-        }
-        Ok(())
-    }
-
-    /// Attaches the volume for a job, and waits until it can be used. Takes part in an attachment
-    /// that is read-only: a job's own requests go to the engine, not through its frontend.
+    /// Attaches the volume for a request, and waits until its engine answers.
     pub fn engage(&self, name: &Name, kind: TicketKind) -> Result<Engaged<'_>, ApiError> {
-        let present = self.objects.find::<AttachmentSpec>(name)?.map(|it| it.spec);
-        let present = present.unwrap_or_default();
-        let read_only = !present.tickets.is_empty() && present.is_read_only();
+        let read_only = self.is_read_only(name)?;
         let random = random_hex::<8>().map_err(|error| ApiError::failed(error.to_string()))?;
         let id = format!("{kind}-{random}");
         self.attach(name, &id, kind, &AttachRequest { read_only, node: None })?;
         let ticket = TicketGuard { service: self, volume: name.clone(), id };
         let attached = self.wait(name, ATTACH_PATIENCE, |known| {
             let Some(known) = known else { return Some(Err(gone(name))) };
-            let Some((agent, endpoint)) = self.agent_of(known).zip(shown::endpoint(known)) else {
+            let Some((agent, _)) = self.agent_of(known).zip(shown::endpoint(known)) else {
                 let is_asked_for = shown::state(known) == State::Attaching;
                 let told = conditions(known, None);
                 return obstacle(name, &told).filter(|_| is_asked_for).map(Err);
             };
-            let status = self.ask_engine(known)?;
-            Some(Ok((known.clone(), std::sync::Arc::clone(agent), endpoint.to_owned(), status)))
+            self.ask_engine(known)?;
+            Some(Ok(agent.layout.admin(name)))
         })?;
-        let (known, agent, endpoint, status) = attached.unwrap_or_else(|| Err(self.late(name)))?;
-        Ok(Engaged {
-            _ticket: ticket,
-            admin: agent.layout.admin(name),
-            endpoint,
-            status,
-            replicas: replicas(&known, &agent),
-            nbd: agent.layout.nbd(name),
-            uid: known.volume.metadata.uid,
-        })
+        let admin = attached.unwrap_or_else(|| Err(self.late(name)))?;
+        Ok(Engaged { _ticket: ticket, admin })
     }
 
     fn late(&self, name: &Name) -> ApiError {
@@ -176,26 +137,11 @@ fn gone(name: &Name) -> ApiError {
     ApiError::not_found(format!("volume {name} was removed"))
 }
 
-/// Where others can read them. One that lives in the engine is served by it.
-fn replicas(known: &Known, agent: &Node) -> Vec<ReplicaAddress> {
-    let engine = known.engine.as_ref();
-    let named = engine.into_iter().flat_map(|engine| &engine.spec.replicas);
-    let of = |it: &ReplicaAddress| match it.address.starts_with("dir:") {
-        true => {
-            let socket = agent.layout.replica_socket(known.volume.name(), &it.replica);
-            let address = format!("unix:{}", socket.display());
-            ReplicaAddress { replica: it.replica.clone(), address }
-        }
-        false => it.clone(),
-    };
-    named.map(of).collect()
-}
-
 impl Drop for TicketGuard<'_> {
     fn drop(&mut self) {
         if let Err(error) = self.service.drop_ticket(&self.volume, &self.id) {
             // The next start of the manager takes it back.
-            tracing::warn!(volume = %self.volume, %error, "take back the ticket of a job");
+            tracing::warn!(volume = %self.volume, %error, "take back the ticket of a request");
         }
     }
 }

@@ -30,10 +30,8 @@ use tokio::runtime::Handle;
 use tokio::time::{Instant, timeout_at};
 
 pub use attaching::Engaged;
-pub use jobs::JobControl;
 pub use objects::Objects;
 
-use self::jobs::Jobs;
 use crate::agent::node::Node;
 use crate::agent::usage::Usage;
 use crate::api::{ApiError, Name};
@@ -45,7 +43,6 @@ pub struct Service {
     manager: Arc<Manager>,
     agents: Agents,
     usage: Arc<Usage>,
-    jobs: Arc<Jobs>,
 }
 
 /// The nodes whose agents run in this process, the first being the one that users mean by "this".
@@ -78,7 +75,7 @@ impl Agents {
 }
 
 impl Service {
-    /// Also takes back the tickets of jobs of an earlier process: nobody works on them any more.
+    /// Also takes back the tickets that an earlier process has left and nobody works for.
     pub fn open(
         store: Arc<dyn Store>,
         runtime: Handle,
@@ -88,8 +85,7 @@ impl Service {
         let usage =
             Usage::start().map_err(|error| ApiError::failed(format!("start a thread: {error}")))?;
         let objects = Objects { store, runtime };
-        let (usage, jobs) = (Arc::new(usage), Arc::default());
-        let service = Self { objects, manager, agents, usage, jobs };
+        let service = Self { objects, manager, agents, usage: Arc::new(usage) };
         service.drop_job_tickets()?;
         Ok(service)
     }

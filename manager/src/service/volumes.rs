@@ -66,7 +66,7 @@ impl Service {
         self.create(&request.name, request.validate()?)
     }
 
-    /// To be filled from a backup: nobody else gets in before [`Self::note_restored`].
+    /// To be filled from a backup: nobody else gets in before it has been.
     pub fn create_restored(
         &self,
         request: &VolumeRequest,
@@ -74,13 +74,6 @@ impl Service {
     ) -> Result<VolumeView, ApiError> {
         let spec = VolumeSpec { from_backup: Some(backup.into()), ..request.validate()? };
         self.create(&request.name, spec)
-    }
-
-    pub fn note_restored(&self, name: &Name) -> Result<(), ApiError> {
-        Ok(self.objects.modify_status::<VolumeSpec, _, StoreError>(name, |_, status| {
-            status.restored = true;
-            Ok(())
-        })?)
     }
 
     fn create(&self, name: &Name, spec: VolumeSpec) -> Result<VolumeView, ApiError> {

@@ -185,10 +185,8 @@ impl<S: Job> JobPart<S> {
                 (None, None) => None,
             };
             let doubt = name.and_then(|name| node.supervisor.doubt(&name));
-            let words = memory
-                .last_end
-                .as_ref()
-                .and_then(|_| last_words(&files::log(&folder), memory.log_from_bytes));
+            let log = || last_words(&files::log(&folder), memory.log_from_bytes);
+            let words = if process.is_none() { log() } else { None };
             JobFacts {
                 node: node.name.clone(),
                 volume,
