@@ -224,3 +224,23 @@ fn a_replica_that_ends_again_and_again_is_told_with_the_cause_from_its_log() {
     other.kill().unwrap();
     other.wait().unwrap();
 }
+
+/// It was shown as healthy for as long as it was stopped, or as being attached.
+#[test]
+fn an_engine_that_hangs_is_shown_as_it_was_and_said_to_be_unknown() {
+    let (world, _) = attached();
+    let pid = world.volume("v1")["enginePid"].as_u64().unwrap().try_into().unwrap();
+    send(pid, Signal::STOP);
+    let volume = until("nothing is known of it", || {
+        let volume = world.volume("v1");
+        (volume["robustness"] == "unknown").then_some(volume)
+    });
+    assert_eq!(volume["state"], "attached");
+    let listed = world.well(&["volume", "ls"]);
+    assert!(listed.contains("attached  unknown"), "{listed}");
+    let told = condition(&volume, "EngineUnreachable").unwrap();
+    let message = told["message"].as_str().unwrap();
+    assert!(message.starts_with("the engine doesn't answer: all is as it was at 20"), "{message}");
+    send(pid, Signal::CONT);
+    until("it is heard again", || (world.volume("v1")["robustness"] == "healthy").then_some(()));
+}

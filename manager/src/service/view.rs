@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
-use ankole_api::objects::{Condition as Told, Replica, VolumeAttachment};
+use ankole_api::objects::{Condition as Told, Engine, Replica, VolumeAttachment};
 use ankole_plan::volume::{Known, plan, shown};
 use ankole_replica::admin::{Answer, Damage, EngineStatus, Request};
 
@@ -22,7 +23,29 @@ const STATUS_TIMEOUT: Duration = Duration::from_secs(1);
 /// What replicas take of their disks, by their directories.
 pub(super) type Used = BTreeMap<PathBuf, u64>;
 
+/// What a volume's engine says of itself.
+#[derive(Clone, Default)]
+pub(super) struct Said {
+    status: Option<Arc<EngineStatus>>,
+    /// It was just asked.
+    is_fresh: bool,
+}
+
 impl Service {
+    /// What it answers now; if it doesn't, what it was heard to say last.
+    pub(super) fn ask_or_remember(&self, known: &Known) -> Said {
+        match self.ask_engine(known) {
+            Some(status) => Said { status: Some(status.into()), is_fresh: true },
+            None => self.remember(known),
+        }
+    }
+
+    pub(super) fn remember(&self, known: &Known) -> Said {
+        let agent = self.agent_of(known);
+        let status = agent.and_then(|agent| agent.live.engine(known.volume.name()));
+        Said { status, is_fresh: false }
+    }
+
     /// What the volume's engine says of itself, if it answers now.
     pub(super) fn ask_engine(&self, known: &Known) -> Option<EngineStatus> {
         let agent = self.agent_of(known)?;
@@ -34,18 +57,13 @@ impl Service {
         }
     }
 
-    /// `said` is what its engine says of itself.
-    pub(super) fn view(
-        &self,
-        known: &Known,
-        said: Option<&EngineStatus>,
-        used: &Used,
-    ) -> VolumeView {
+    pub(super) fn view(&self, known: &Known, said: &Said, used: &Used) -> VolumeView {
         let volume = &known.volume;
         let agent = self.agent_of(known);
         let engine_process =
             agent.and_then(|agent| agent.supervisor.find(&ProcessName::engine(volume.name())));
-        let said = said.filter(|_| engine_process.is_some());
+        let is_known = said.is_fresh || !known.engine.as_ref().is_some_and(is_silent);
+        let said = said.status.as_deref().filter(|_| engine_process.is_some());
         let usable = said.filter(|said| said.endpoint.is_some());
         let mut state = shown::state(known);
         let endpoint = said.and_then(|said| said.endpoint.clone());
@@ -58,8 +76,8 @@ impl Service {
         let waiting = said.map_or_else(Vec::new, |said| said.waiting.clone());
         VolumeView {
             robustness: match usable {
-                Some(said) => Robustness::of(volume.spec.replicas, Some(said)),
-                None => shown::robustness(known),
+                Some(said) if is_known => Robustness::of(volume.spec.replicas, Some(said)),
+                _ => shown::robustness(known),
             },
             size_bytes,
             wanted_bytes: Some(wanted_bytes).filter(|wanted| *wanted > size_bytes),
@@ -133,6 +151,11 @@ impl Service {
     }
 }
 
+/// What it said is as it was then.
+fn is_silent(engine: &Engine) -> bool {
+    engine.status.unknown_since.is_some()
+}
+
 fn tickets(attachment: &VolumeAttachment) -> Vec<Ticket> {
     let tickets = attachment.spec.tickets.iter();
     let shown = |(id, ticket): (&String, &ankole_api::objects::attachment::Ticket)| Ticket {
@@ -145,7 +168,7 @@ fn tickets(attachment: &VolumeAttachment) -> Vec<Ticket> {
 
 /// Planned from the objects as they are now; the manager may not have come to it yet. Dated by what
 /// it has written.
-pub(super) fn conditions(known: &Known, agent: Option<&std::sync::Arc<Node>>) -> Vec<Condition> {
+pub(super) fn conditions(known: &Known, agent: Option<&Arc<Node>>) -> Vec<Condition> {
     let dates = &known.volume.status.conditions;
     let since = |told: &Told| {
         let same = |it: &&Told| it.is_like(told) && it.status == told.status;

@@ -15,7 +15,7 @@ use ankole_replica::types::ReplicaId;
 use ankole_store::StoreError;
 
 use super::attaching::refuse_deleting;
-use super::view::{Used, conditions};
+use super::view::{Said, Used, conditions};
 use super::{Service, program};
 use crate::agent::growth::Growth;
 use crate::api::attachment::TicketKind;
@@ -41,11 +41,7 @@ impl Service {
         let all: Vec<_> = volumes.map(|volume| volume.map(&mut known)).collect();
         let used = self.used(&all.iter().flatten().collect::<Vec<_>>());
         let view = |known: Result<Known, StoreError>| match known {
-            Ok(known) => {
-                let agent = self.agent_of(&known);
-                let said = agent.and_then(|agent| agent.live.engine(known.volume.name()));
-                Some(self.view(&known, said.as_deref(), &used))
-            }
+            Ok(known) => Some(self.view(&known, &self.remember(&known), &used)),
             Err(error) => unreadable(error),
         };
         Ok(all.into_iter().filter_map(view).collect())
@@ -54,8 +50,8 @@ impl Service {
     pub fn volume(&self, name: &Name) -> Result<VolumeView, ApiError> {
         match self.known(name) {
             Ok(known) => {
-                let said = self.ask_engine(&known);
-                Ok(self.view(&known, said.as_ref(), &self.used(&[&known])))
+                let said = self.ask_or_remember(&known);
+                Ok(self.view(&known, &said, &self.used(&[&known])))
             }
             Err(error) => unreadable(error.clone()).ok_or_else(|| error.into()),
         }
@@ -233,7 +229,7 @@ impl Service {
         let view = if gone { None } else { self.volume(name).ok() };
         Ok(view.unwrap_or_else(|| VolumeView {
             state: State::Deleting,
-            ..self.view(&before, None, &Used::new())
+            ..self.view(&before, &Said::default(), &Used::new())
         }))
     }
 
