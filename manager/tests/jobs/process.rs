@@ -1,6 +1,7 @@
 //! The process alone, told what to do by a file.
 
 use std::fs;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -148,4 +149,24 @@ fn a_job_that_is_asked_to_end_says_nothing_and_leaves_no_lock() {
     assert_eq!(child.wait().unwrap().code(), Some(1));
     assert_eq!(job.result(), None);
     assert_eq!(locks(), [] as [PathBuf; 0]);
+}
+
+/// An engine that was replaced just then made the whole backup fail.
+#[test]
+fn a_job_waits_for_the_successor_of_an_engine_that_dies() {
+    let world = World::real();
+    fill(&create(&world, "v1"), 7);
+    let mut volume = access(&world, "v1");
+    let real = std::mem::replace(&mut volume.admin, world.path().join("admin"));
+    let dying = UnixListener::bind(&volume.admin).unwrap();
+    let admin = volume.admin.clone();
+    let work = Work::BackUp(back_up(&world, "backup-0000000000001"));
+    let job = Job::new(world.path(), "j1", volume, work, MEMORY_BYTES);
+    let mut child = job.command(&world).spawn().unwrap();
+    drop(dying.accept().unwrap());
+    fs::remove_file(&admin).unwrap();
+    drop(dying);
+    std::os::unix::fs::symlink(real, admin).unwrap();
+    assert!(child.wait().unwrap().success());
+    assert_eq!(job.done().state, BackupState::Complete);
 }
