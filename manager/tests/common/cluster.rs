@@ -34,11 +34,14 @@ pub struct Running {
 
 impl Cluster {
     pub fn new() -> Self {
+        Self::over(Arc::new(MemoryStore::default()))
+    }
+
+    pub fn over(store: Arc<dyn Store>) -> Self {
         // It ends with the test.
         let runs = Builder::new_current_thread().enable_all().build().unwrap();
         let runtime = runs.handle().clone();
         std::thread::spawn(move || runs.block_on(std::future::pending::<()>()));
-        let store: Arc<dyn Store> = Arc::new(MemoryStore::default());
         runtime.spawn(ankole_manager::manager::Manager::new(Arc::clone(&store)).run());
         Self { store, runtime }
     }
@@ -87,6 +90,14 @@ impl Cluster {
     pub fn create(&self, name: &str, replicas: u8) {
         self.make(name, replicas);
         self.until_state(name, State::Detached);
+    }
+
+    /// The object alone, of one with its only replica in the engine.
+    pub fn make_small(&self, name: &str) {
+        let spec =
+            r#"{"sizeBytes": 33554432, "replicas": 1, "frontend": "socket", "inEngine": true}"#;
+        let volume = Volume::new(name.parse().unwrap(), serde_json::from_str(spec).unwrap());
+        self.runtime.block_on(self.store.create(&volume)).unwrap();
     }
 
     /// The object alone.

@@ -30,7 +30,7 @@ const FIRST_WORD: Duration = Duration::from_secs(1);
 const WHILE_OPENING: Duration = Duration::from_millis(200);
 /// One that doesn't know `watch` is asked so often, and may take so long.
 const ASK_EVERY: Duration = Duration::from_secs(1);
-/// Between two lines, whatever it sends.
+/// Before the next line of one that sends many.
 const PACE: Duration = Duration::from_millis(5);
 /// Before one that isn't there is looked for again: at first its process is just starting.
 const PAUSES: std::ops::RangeInclusive<Duration> =
@@ -117,7 +117,8 @@ impl Listener {
         self.note_reached();
         let mut has_answered = false;
         loop {
-            let left = SILENCE.saturating_sub(self.last.elapsed());
+            let before = self.last;
+            let left = SILENCE.saturating_sub(before.elapsed());
             let next = conversation.next();
             let is_silent = self.tells.borrow().silent.is_some();
             let next = match is_silent {
@@ -125,7 +126,7 @@ impl Listener {
                 false => match timeout(left, next).await {
                     Ok(next) => next,
                     Err(_) => {
-                        self.note_silence(self.last);
+                        self.note_silence(before);
                         continue;
                     }
                 },
@@ -138,7 +139,9 @@ impl Listener {
                 Err(error) => return Unheard::Lost(error),
             }
             has_answered = true;
-            sleep(PACE).await;
+            if before.elapsed() < PACE {
+                sleep(PACE).await;
+            }
         }
     }
 
