@@ -12,6 +12,8 @@
 //! neither can be told                                                   ─▶ doubt: the file stays
 //! ```
 
+mod ends;
+
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -27,11 +29,11 @@ use std::time::{Duration, Instant};
 use ankole_api::Name;
 use ankole_plan::node::facts::Doubt;
 use ankole_replica::types::ReplicaId;
-use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast;
 
+use self::ends::Ends;
 use super::fate::{self, Fate, name_of, pidfd_of};
 use super::living::{self, Found};
 use super::logs;
@@ -177,6 +179,7 @@ pub struct LocalSupervisor {
     run: PathBuf,
     boot_id: String,
     table: Arc<Table>,
+    ends: Ends,
     /// Held from "is there one?" until it is in the table. Taken before the table's lock.
     starting: Mutex<()>,
     /// Names whose pid files tell nothing.
@@ -206,7 +209,8 @@ impl LocalSupervisor {
             ended: broadcast::channel(1024).0,
         });
         let (starting, doubtful) = (Mutex::default(), Mutex::default());
-        let supervisor = Self { run: run.into(), boot_id, table, starting, doubtful };
+        let ends = Ends::start().map_err(look)?;
+        let supervisor = Self { run: run.into(), boot_id, table, ends, starting, doubtful };
         for found in living::find(sockets).map_err(look)? {
             supervisor.adopt_found(found).map_err(look)?;
         }
@@ -277,10 +281,7 @@ impl LocalSupervisor {
     fn adopted(&self, process: Process, pidfd: OwnedFd) {
         tracing::info!(process = %process.spec.name, pid = process.pid, "adopted");
         let pidfd = Arc::new(pidfd);
-        self.watch(process, Arc::clone(&pidfd), move || {
-            wait_for_end(&pidfd);
-            None
-        });
+        self.watch(process, pidfd, || None);
     }
 
     fn doubtful(&self) -> MutexGuard<'_, BTreeSet<ProcessName>> {
@@ -317,20 +318,21 @@ impl LocalSupervisor {
         }
     }
 
-    /// Puts the process into the table and starts the thread that `wait`s for its end.
+    /// Puts the process into the table until it ends; `how` is asked then.
     fn watch(
         &self,
         process: Process,
         pidfd: Arc<OwnedFd>,
-        wait: impl FnOnce() -> Option<String> + Send + 'static,
+        how: impl FnOnce() -> Option<String> + Send + 'static,
     ) {
         let name = process.spec.name.clone();
         let pid = process.pid;
-        self.table.lock().insert(name.clone(), Entity { process, pidfd });
+        let entity = Entity { process, pidfd: Arc::clone(&pidfd) };
+        self.table.lock().insert(name.clone(), entity);
         let table = Arc::clone(&self.table);
         let pid_file = self.pid_file(&name);
-        thread::spawn(move || {
-            let how = wait();
+        let on_end = move || {
+            let how = how();
             // The file goes while the name is still taken, so it can't be a successor's.
             let _ = fs::remove_file(pid_file);
             table.lock().remove(&name);
@@ -338,7 +340,8 @@ impl LocalSupervisor {
             tracing::info!(process = %name, pid, how = how.as_deref(), "ended");
             // Nobody may be listening.
             let _ = table.ended.send(Ended { name, pid, how });
-        });
+        };
+        self.ends.when_ended(pidfd, Box::new(on_end));
     }
 }
 
@@ -428,22 +431,6 @@ impl Supervisor for LocalSupervisor {
 
     fn ended(&self) -> broadcast::Receiver<Ended> {
         self.table.ended.subscribe()
-    }
-}
-
-/// A pidfd becomes readable when its process ends.
-fn wait_for_end(pidfd: &OwnedFd) {
-    loop {
-        let mut watched = [PollFd::new(pidfd, PollFlags::IN)];
-        match poll(&mut watched, None) {
-            Ok(count) if count > 0 => return,
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(error) => {
-                // Out of kernel memory, most likely.
-                tracing::warn!(%error, "poll a process");
-                thread::sleep(Duration::from_secs(1));
-            }
-        }
     }
 }
 
