@@ -7,16 +7,18 @@
 //! when the volume can be used; of whatever else differs, within a second; for counters alone seldom.
 
 use std::io;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::io::{AsyncWrite, AsyncWriteExt};
-use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use super::Engine;
 use crate::admin::{Answer, EngineStatus, ErrorKind, RequestCounts};
 
 /// A watcher that hears nothing for twice as long may say that it knows nothing.
 const BEAT: Duration = Duration::from_secs(1);
+/// Engines speak at the same tenths of a second: who hears hundreds wakes ten times in each.
+const GRID_MS: u128 = 100;
 /// An agent, the one that takes over from it, and a person or two.
 const WATCHERS_MAX: usize = 8;
 /// One that reads nothing for so long is dropped.
@@ -35,9 +37,7 @@ impl Engine {
             return say(watcher, &Answer::Error { kind: ErrorKind::Conflict, message }).await;
         }
         let mut news = self.0.news.subscribe();
-        let mut beats = interval(BEAT);
-        beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        beats.reset();
+        let mut beat = next_beat();
         let mut told: Option<(EngineStatus, Instant)> = None;
         let mut is_beat = false;
         loop {
@@ -45,13 +45,14 @@ impl Engine {
             if told.as_ref().is_none_or(|(before, at)| is_news(before, *at, &status)) {
                 say(watcher, &Answer::Status(Box::new(status.clone()))).await?;
                 told = Some((status, Instant::now()));
-                beats.reset();
+                beat = next_beat();
             } else if is_beat {
                 say(watcher, &Answer::Alive).await?;
+                beat = next_beat();
             }
             is_beat = tokio::select! {
                 changed = news.changed() => changed.is_err(),
-                _ = beats.tick() => true,
+                () = sleep_until(beat) => true,
             };
         }
     }
@@ -60,6 +61,13 @@ impl Engine {
     pub(super) fn tell_news(&self) {
         self.0.news.send_replace(());
     }
+}
+
+/// Within a second, by the wall clock, which all of a machine share.
+fn next_beat() -> Instant {
+    let unix_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+    let beside_grid_ms = u32::try_from(unix_ms % GRID_MS).unwrap_or_default();
+    Instant::now() + BEAT - Duration::from_millis(1) * beside_grid_ms
 }
 
 async fn say(watcher: &mut (impl AsyncWrite + Unpin), answer: &Answer) -> io::Result<()> {
