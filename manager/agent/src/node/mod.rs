@@ -18,8 +18,10 @@ mod part;
 mod places;
 pub mod records;
 mod replica;
+#[cfg(test)]
+mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -27,10 +29,11 @@ use std::time::Duration;
 
 use ankole_api::Name;
 use ankole_api::error::chain;
+use ankole_api::object::Spec;
 use ankole_api::objects::{BackupSpec, EngineSpec, ReplicaSpec, RestoreSpec, VolumeSpec};
 use ankole_store::{Cache, Selector, Store};
 use tokio::sync::{Notify, broadcast, mpsc};
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 
 pub use self::live::Live;
 
@@ -39,6 +42,9 @@ use super::format::Format;
 use super::probe::Drivers;
 use super::supervisor::{Ended, Part, Signal};
 use super::{Layout, Supervisor, probe};
+
+/// Before a part whose task panicked is looked at again.
+const AFTER_PANIC: Duration = Duration::from_secs(1);
 
 /// What a node's tasks work with.
 pub struct Node {
@@ -180,7 +186,7 @@ impl Director {
                     Err(broadcast::error::RecvError::Closed) => return,
                 },
                 () = self.node.look.notified() => self.look_at_all(),
-                Some(_) = self.running.join_next() => {}
+                Some(ended) = self.running.join_next() => self.note_end_of_task(ended),
             }
         }
     }
@@ -303,11 +309,33 @@ impl Director {
         }
     }
 
+    /// Also at those whose task has just ended, or panicked.
     fn look_at_all(&mut self) {
         self.tasks.retain(|_, task| !task.is_closed());
-        for task in self.tasks.values() {
-            let _ = task.send(Told::Look);
+        let mut parts: BTreeSet<Key> = self.tasks.keys().cloned().collect();
+        parts.extend(names(&self.engines).map(Key::Engine));
+        parts.extend(names(&self.replicas).map(Key::Replica));
+        parts.extend(names(&self.backups).map(Key::Backup));
+        parts.extend(names(&self.restores).map(Key::Restore));
+        for part in parts {
+            self.tell(part, Told::Look);
         }
         self.look_at_processes();
     }
+
+    /// A panic is a failed pass: its part is looked at again after a while.
+    fn note_end_of_task(&mut self, ended: Result<(), JoinError>) {
+        let Err(error) = ended else { return };
+        tracing::error!(%error, "a part's task ended; it is started again");
+        let node = Arc::clone(&self.node);
+        self.running.spawn(async move {
+            tokio::time::sleep(AFTER_PANIC).await;
+            node.look.notify_one();
+        });
+    }
+}
+
+/// Of those that can be read.
+fn names<S: Spec>(cache: &Cache<S>) -> impl Iterator<Item = Name> + use<S> {
+    cache.all().into_iter().flatten().map(|object| object.name().clone())
 }

@@ -33,6 +33,8 @@ use crate::last_words::last_words;
 use crate::set_aside;
 use crate::supervisor::{Ended, ProcessName, ProcessSpec, Signal, SupervisorError};
 
+/// A process that waits for a disk dies when that answers.
+const AFTER_KILL: Duration = Duration::from_secs(1);
 /// Before it is looked again whether an engine uses it.
 const WHILE_STOPPING: Duration = Duration::from_millis(50);
 
@@ -120,10 +122,11 @@ impl Part for ReplicaPart {
             return Ok(Some(Duration::from_secs(60)));
         }
         if is_done {
-            // What was done is seen at once.
+            // What was done is seen at once; one that was killed may take its time, and its end is told.
+            let was_killed = plan.actions.contains(&ReplicaAction::Kill);
             let (_, plan) = self.look(&replica, is_unused).await?;
             self.report(&replica, plan).await?;
-            return Ok(Some(Duration::ZERO));
+            return Ok(Some(if was_killed { AFTER_KILL } else { Duration::ZERO }));
         }
         let look_again = plan.look_again;
         self.report(&replica, plan).await?;

@@ -100,7 +100,9 @@ impl Plan {
             // A member goes on until its word isn't needed any more, and leaves the set by its silence.
             let leaves = gives_way && (!in_sync || known.has_readable_but(&replica.spec.id));
             let served = self.wants_replicas(known) && !(leaves && in_sync);
-            let spec = ReplicaSpec { served, make, ..replica.spec.clone() };
+            // One that is made anew has the size that the others have.
+            let size_bytes = known.volume.size_bytes();
+            let spec = ReplicaSpec { served, make, size_bytes, ..replica.spec.clone() };
             if spec != replica.spec {
                 self.write(Write::SetReplica(replica.name().clone(), spec));
             }
