@@ -73,7 +73,7 @@ impl Part for EnginePart {
             Told::Look => {}
             Told::Ended(ended) => self.memory.ended(ended),
             Told::Refused(why) => {
-                self.memory.asked_to_end = None;
+                self.memory.past.take_back_asking();
                 self.memory.refused = Some((Instant::now(), why));
             }
         }

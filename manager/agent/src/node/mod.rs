@@ -15,6 +15,7 @@ mod job;
 mod lease;
 mod live;
 mod part;
+mod past;
 mod places;
 pub mod records;
 mod replica;

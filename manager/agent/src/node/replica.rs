@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::net::TcpListener;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ankole_api::Name;
 use ankole_api::error::chain;
@@ -27,11 +27,10 @@ use tokio::time::timeout;
 
 use super::failing::Failing;
 use super::part::{Part, PassError};
+use super::past::Past;
 use super::{Node, Told};
-use crate::backoff::Backoff;
-use crate::last_words::last_words;
 use crate::set_aside;
-use crate::supervisor::{Ended, ProcessName, ProcessSpec, Signal, SupervisorError};
+use crate::supervisor::{ProcessName, ProcessSpec, Signal, SupervisorError};
 
 /// A process that waits for a disk dies when that answers.
 const AFTER_KILL: Duration = Duration::from_secs(1);
@@ -53,12 +52,7 @@ pub(super) struct ReplicaPart {
 /// What is remembered between passes; all of it may be lost.
 #[derive(Clone, Debug, Default)]
 struct Memory {
-    started: Option<Instant>,
-    asked_to_end: Option<Instant>,
-    backoff: Backoff,
-    last_end: Option<String>,
-    /// The log of the process that was started last, and where its part begins, in bytes.
-    log: Option<(PathBuf, u64)>,
+    past: Past,
     /// Where it will listen, as it was chosen for it.
     address: Option<String>,
 }
@@ -81,7 +75,7 @@ impl Part for ReplicaPart {
 
     fn hear(&mut self, told: Told) {
         if let Told::Ended(ended) = told {
-            self.memory.ended(ended);
+            self.memory.past.ended(ended);
         }
     }
 
@@ -132,27 +126,6 @@ impl Part for ReplicaPart {
         self.report(&replica, plan).await?;
         let waits = self.node.is_stopping() && !is_unused;
         Ok(Some(if waits { look_again.min(WHILE_STOPPING) } else { look_again }))
-    }
-}
-
-impl Memory {
-    fn ended(&mut self, ended: Ended) {
-        if self.asked_to_end.take().is_none() {
-            let lived = self.started.map_or(Duration::MAX, |started| started.elapsed());
-            self.backoff.failed(Instant::now(), lived);
-            self.last_end = ended.how;
-        }
-    }
-
-    fn history(&self) -> History {
-        let last_words = match (&self.log, &self.last_end) {
-            (Some((log, from_bytes)), Some(_)) => last_words(log, *from_bytes),
-            _ => None,
-        };
-        let last_words = last_words
-            .map(|it| ankole_plan::node::facts::LastWords { error: it.error, next: it.next });
-        let hold_off = self.backoff.hold_off(Instant::now());
-        History { hold_off, last_end: self.last_end.clone(), last_words, doubt: None }
     }
 }
 
@@ -211,7 +184,7 @@ impl ReplicaPart {
                 return started.map_err(|error| failed(error.into()));
             }
             ReplicaAction::End | ReplicaAction::Kill => {
-                self.memory.asked_to_end.get_or_insert_with(Instant::now);
+                self.memory.past.ask_to_end();
                 let how = match action {
                     ReplicaAction::Kill => Signal::Kill,
                     _ => Signal::Terminate,
@@ -261,9 +234,7 @@ impl ReplicaPart {
             Ok(begins) => begins,
             Err(error) => return Ok(Err(error)),
         };
-        self.memory.started = Some(Instant::now());
-        self.memory.asked_to_end = None;
-        self.memory.log = Some((log, begins));
+        self.memory.past.started(log, begins);
         Ok(Ok(()))
     }
 
@@ -327,7 +298,7 @@ fn facts(
     let process = node.supervisor.find(&name);
     let is_looked_at = process.is_none() || replica.status.incarnation.is_none();
     let evidence = is_looked_at.then(|| Box::new(inspect(&directory)));
-    let history = memory.history();
+    let history = memory.past.history();
     // One that ended by itself may never be able to start.
     let is_doubtful = process.is_none() && history.last_end.is_some();
     let newest = newest_generation(&directory, &spec.volume, &spec.id);
@@ -346,7 +317,7 @@ fn facts(
         newest,
         process: process.map(|process| ReplicaProcess {
             pid: process.pid,
-            asked_to_end: memory.asked_to_end.map(|since| since.elapsed()),
+            asked_to_end: memory.past.asked_to_end(),
         }),
         history: History { doubt, ..history },
         address,

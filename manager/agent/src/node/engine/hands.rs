@@ -194,22 +194,16 @@ impl EnginePart {
             Ok(begins) => begins,
             Err(error) => return Ok(Err(error)),
         };
-        let started = Some(Instant::now());
-        self.memory = Memory {
-            started,
-            log: Some((log, begins)),
-            device: start.device,
-            unserved: self.memory.unserved,
-            backoff: self.memory.backoff,
-            last_end: self.memory.last_end.take(),
-            ..Memory::default()
-        };
+        let mut past = std::mem::take(&mut self.memory.past);
+        past.started(log, begins);
+        let (device, unserved) = (start.device, self.memory.unserved);
+        self.memory = Memory { past, device, unserved, ..Memory::default() };
         Ok(Ok(()))
     }
 
     async fn kill(&mut self) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
         self.memory.was_killed = true;
-        self.memory.asked_to_end.get_or_insert_with(Instant::now);
+        self.memory.past.ask_to_end();
         let name = ProcessName::engine(&self.name);
         self.node.supervisor.signal(&name, Signal::Kill);
         let deadline = Instant::now() + KILL_PATIENCE;
@@ -234,7 +228,7 @@ impl EnginePart {
 
     /// By a task of its own: the answer comes when everything is flushed.
     fn ask_to_end(&mut self, how: Request, back: &mpsc::WeakUnboundedSender<Told>) {
-        self.memory.asked_to_end.get_or_insert_with(Instant::now);
+        self.memory.past.ask_to_end();
         let (node, name, back) = (Arc::clone(&self.node), self.name.clone(), back.clone());
         tokio::spawn(async move {
             if let Some(why) = ask_to_end(&node, &name, &how).await

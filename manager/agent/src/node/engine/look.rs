@@ -68,7 +68,7 @@ impl Look {
         Ok(EngineFacts {
             node: node.name.clone(),
             boot_id: node.boot_id.clone(),
-            history: History { doubt, ..memory.history() },
+            history: History { doubt, ..memory.past.history() },
             left: memory.left,
             newest: self.newest.clone(),
             process: process.map(|process| seen(&process, memory)),
@@ -92,7 +92,7 @@ fn seen(process: &Process, memory: &Memory) -> EngineProcess {
         pid: process.pid,
         instance: InstanceId(told(process, "--instance", INSTANCE_LABEL)),
         turn: label(process, TURN_LABEL).parse().unwrap_or_default(),
-        asked_to_end: for_how_long(memory.asked_to_end),
+        asked_to_end: memory.past.asked_to_end(),
         refused: memory.refused.as_ref().map(|(at, why)| (at.elapsed(), why.clone())),
         status: memory.said.clone(),
         silent: for_how_long(memory.silent),

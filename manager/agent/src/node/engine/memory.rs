@@ -1,28 +1,19 @@
 //! What an engine's task remembers between passes.
 
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use ankole_api::volume::Device;
-use ankole_plan::node::facts::History;
 use ankole_replica::admin::EngineStatus as Said;
 use jiff::Timestamp;
 
 use super::ear::Heard;
-use crate::backoff::Backoff;
-use crate::last_words::last_words;
+use crate::node::past::Past;
 use crate::supervisor::Ended;
 
-/// What is remembered between passes. All of it may be lost: then it is started a little earlier, or
-/// waited for a little longer, than it would have been.
+/// All of it may be lost.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Memory {
-    pub(super) started: Option<Instant>,
-    pub(super) asked_to_end: Option<Instant>,
-    pub(super) backoff: Backoff,
-    pub(super) last_end: Option<String>,
-    /// The log of the process that was started last, and where its part begins, in bytes.
-    pub(super) log: Option<(PathBuf, u64)>,
+    pub(super) past: Past,
     pub(super) was_killed: bool,
     pub(super) left: bool,
     /// When it last refused to detach, and why.
@@ -43,28 +34,12 @@ pub(super) struct Memory {
 
 impl Memory {
     pub(super) fn ended(&mut self, ended: Ended) {
-        let asked = self.asked_to_end.take().is_some();
         let well = ended.how.as_deref().is_none_or(|how| how == "exit status: 0");
-        self.left = asked && well && !self.was_killed;
+        let was_asked = self.past.ended(ended);
+        self.left = was_asked && well && !self.was_killed;
         self.was_killed = false;
         (self.refused, self.said) = (None, None);
         (self.silent, self.unreachable, self.unknown_since) = (None, None, None);
-        if !asked {
-            let lived = self.started.map_or(Duration::MAX, |started| started.elapsed());
-            self.backoff.failed(Instant::now(), lived);
-            self.last_end = ended.how;
-        }
-    }
-
-    pub(super) fn history(&self) -> History {
-        let last_words = match (&self.log, &self.last_end) {
-            (Some((log, from_bytes)), Some(_)) => last_words(log, *from_bytes),
-            _ => None,
-        };
-        let last_words = last_words
-            .map(|it| ankole_plan::node::facts::LastWords { error: it.error, next: it.next });
-        let hold_off = self.backoff.hold_off(Instant::now());
-        History { hold_off, last_end: self.last_end.clone(), last_words, doubt: None }
     }
 
     pub(super) fn note_heard(&mut self, heard: Heard) {
