@@ -8,15 +8,19 @@ mod common;
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use ankole_api::Name;
+use ankole_api::attachment::AttachRequest;
 use ankole_api::objects::node::LeaseSpec;
 use ankole_api::objects::{EngineSpec, VolumeSpec};
-use ankole_api::volume::State;
+use ankole_api::volume::{State, VolumeView};
+use ankole_client::Client;
 use ankole_store::{EmbeddedStore, Selector};
 
+use common::World;
 use common::cluster::Cluster;
 
 const VOLUMES: usize = 300;
@@ -134,7 +138,7 @@ fn figures_of_300_attached_volumes() {
     let (middle, most) = (quantile(&mut times, 0.5), quantile(&mut times, 1.0));
     let late = quantile(&mut times, 0.99);
     println!("  all volumes read meanwhile: {middle:.1?}, 99 %: {late:.1?}, most {most:.1?}");
-    println!("  threads: at most {most_threads}, of which {VOLUMES} wait for a process");
+    println!("  threads: at most {most_threads}");
 
     thread::sleep(Duration::from_secs(10)); // what was begun ends
     let (before, ticks, begun) = (writes(&cluster), cpu_ticks(), Instant::now());
@@ -154,4 +158,72 @@ fn figures_of_300_attached_volumes() {
     let (middle, most) = (quantile(&mut times, 0.5), quantile(&mut times, 1.0));
     println!("attach to first read: {middle:.1?}, at most {most:.1?}, besides {VOLUMES}");
     assert_eq!(node.node.supervisor.list().len(), VOLUMES + ATTACHES);
+}
+
+/// `work` for each number, by so many clients at a time.
+fn by_clients(clients: usize, work: impl Fn(usize) + Sync) {
+    let next = AtomicUsize::new(0);
+    thread::scope(|scope| {
+        for _ in 0..clients {
+            scope.spawn(|| {
+                loop {
+                    match next.fetch_add(1, Ordering::Relaxed) {
+                        number if number < VOLUMES => work(number),
+                        _ => return,
+                    }
+                }
+            });
+        }
+    });
+}
+
+/// How long each call took, until `is_over`.
+fn ask(is_over: &AtomicBool, call: impl Fn()) -> Vec<Duration> {
+    let mut times = Vec::new();
+    while !is_over.load(Ordering::Acquire) {
+        let begun = Instant::now();
+        call();
+        times.push(begun.elapsed());
+        thread::sleep(Duration::from_millis(50));
+    }
+    times
+}
+
+#[test]
+#[ignore = "figures for the design note"]
+fn figures_of_the_api_while_300_volumes_are_attached() {
+    let mut world = World::real();
+    let client = Client::local(world.data().join("run/api.sock"));
+    let name = |number: usize| -> Name { format!("vol{number}").parse().unwrap() };
+    let begun = Instant::now();
+    by_clients(16, |number| {
+        let name = name(number);
+        let json = format!(
+            r#"{{"name": "{name}", "sizeBytes": 2097152, "replicas": 1, "inEngine": true, "frontend": "socket"}}"#
+        );
+        client.create_volume(&serde_json::from_str(&json).unwrap()).unwrap();
+    });
+    println!("{VOLUMES} volumes made through the API: {:.1?}", begun.elapsed());
+
+    let is_over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let list = scope.spawn(|| ask(&is_over, || drop(client.volumes().unwrap())));
+        let show = scope.spawn(|| ask(&is_over, || drop(client.volume(&name(7)).unwrap())));
+        let node = scope.spawn(|| ask(&is_over, || drop(client.node().unwrap())));
+        let begun = Instant::now();
+        let request = AttachRequest { read_only: false, node: None };
+        by_clients(16, |number| drop(client.attach(&name(number), &request).unwrap()));
+        let is_attached = |volume: &VolumeView| volume.state == State::Attached;
+        while client.volumes().unwrap().iter().filter(|it| is_attached(it)).count() < VOLUMES {
+            thread::sleep(Duration::from_millis(100));
+        }
+        println!("{VOLUMES} attached at once through the API: {:.1?}", begun.elapsed());
+        is_over.store(true, Ordering::Release);
+        for (what, times) in [("list", list), ("show", show), ("node", node)] {
+            let mut times = times.join().unwrap();
+            let (middle, most) = (quantile(&mut times, 0.5), quantile(&mut times, 1.0));
+            println!("  {what} meanwhile: {middle:.1?}, at most {most:.1?} of {}", times.len());
+        }
+    });
+    assert_eq!(world.stop().code(), Some(0));
 }

@@ -13,6 +13,7 @@ use ankole_api::job::{JobOrder, SPEC_FILE, VolumeAccess};
 use ankole_api::object::{Object, Spec};
 use ankole_api::objects::condition::dated;
 use ankole_api::objects::job::JOB_FINALIZER;
+use ankole_api::objects::volume::RESTORED;
 use ankole_api::objects::{
     AttachmentSpec, BackupSpec, Condition, Engine, EngineSpec, JobSpec, RestoreSpec, Volume,
     VolumeSpec,
@@ -305,15 +306,12 @@ impl<S: Job> JobPart<S> {
     }
 
     async fn mark_restored(&self, job: &Object<S>) -> Result<(), StoreError> {
-        let marked = self.node.store.modify_status::<VolumeSpec, _, _>(
-            job.spec.volume(),
-            |volume, status| {
-                if volume.metadata.uid == job.spec.volume_uid() {
-                    status.restored = true;
-                }
-                Ok::<_, StoreError>(())
-            },
-        );
+        let marked = self.node.store.modify::<VolumeSpec, _, _>(job.spec.volume(), |volume| {
+            if volume.metadata.uid == job.spec.volume_uid() {
+                volume.metadata.annotations.insert(RESTORED.into(), String::new());
+            }
+            Ok::<_, StoreError>(())
+        });
         unless_gone(marked.await)
     }
 

@@ -14,6 +14,8 @@ pub const DATA_FINALIZER: &str = "ankole.io/data";
 /// Nothing was ever written: the mark is there from before the first replica is made until there is
 /// a first record. A volume with data and without either has lost its record.
 pub const UNFORMATTED: &str = "ankole.io/unformatted";
+/// What fills it has filled it, and whatever is in it now is its users'.
+pub const RESTORED: &str = "ankole.io/restored";
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -51,9 +53,6 @@ pub struct VolumeStatus {
     /// That the replicas have.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size_bytes: Option<u64>,
-    /// What fills it has filled it.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub restored: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state: Option<State>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -93,7 +92,7 @@ impl Volume {
     }
 
     pub fn is_being_restored(&self) -> bool {
-        self.spec.from_backup.is_some() && !self.status.restored
+        self.spec.from_backup.is_some() && !self.metadata.annotations.contains_key(RESTORED)
     }
 
     /// That its users have.

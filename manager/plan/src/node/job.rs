@@ -162,7 +162,7 @@ fn is_for_nothing<S: JobSpec>(facts: &JobFacts<S>, job: &Object<S>) -> bool {
     S::FILLS_VOLUME && is_there && refused(facts, job).is_none()
 }
 
-/// The volume has lost its status since it was filled.
+/// The volume has lost its mark since it was filled.
 fn has_lost_its_mark<S: JobSpec>(facts: &JobFacts<S>, job: &Object<S>) -> bool {
     let is_done = job.status.phase == Some(JobPhase::Done);
     let own = own_volume(facts, job);

@@ -9,6 +9,7 @@ use ankole_api::job::JobResult;
 use ankole_api::object::Object;
 use ankole_api::objects::engine::EnginePhase;
 use ankole_api::objects::job::JOB_FINALIZER;
+use ankole_api::objects::volume::RESTORED;
 use ankole_api::objects::{BackupSpec, Engine, JobPhase, JobSpec, JobStatus, RestoreSpec, Volume};
 use expect_test::expect_file;
 use jiff::Timestamp;
@@ -190,7 +191,7 @@ fn situations<S: JobSpec>() -> Vec<(&'static str, Change<S>)> {
             done(it);
             told(it);
             released(it);
-            it.volume.as_mut().unwrap().status.restored = true;
+            mark_restored(it.volume.as_mut().unwrap());
         }),
         ("it is over, and its status was lost", |it| {
             done(it);
@@ -226,13 +227,17 @@ fn situations<S: JobSpec>() -> Vec<(&'static str, Change<S>)> {
     ]
 }
 
+fn mark_restored(volume: &mut Volume) {
+    volume.metadata.annotations.insert(RESTORED.into(), String::new());
+}
+
 /// Of those that fill a volume.
 fn of_restores() -> Vec<(&'static str, Change<RestoreSpec>)> {
     vec![
         ("its volume has been restored", |it| {
-            it.volume.as_mut().unwrap().status.restored = true;
+            mark_restored(it.volume.as_mut().unwrap());
         }),
-        ("it is over, and its volume's status was lost", |it| {
+        ("it is over, and its volume's mark was lost", |it| {
             done(it);
             told(it);
             released(it);
