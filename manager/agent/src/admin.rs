@@ -142,7 +142,7 @@ mod tests {
     const TIMEOUT: Duration = Duration::from_millis(50);
 
     /// An engine that is stopped (SIGSTOP, a debugger) accepts nothing. Its queue fills with our
-    /// questions, and then a connect that waits would stop the volume's controller with it.
+    /// questions, and then a connect that waits would stop whoever looks after the volume with it.
     #[test]
     fn an_engine_that_never_accepts_stops_nobody() {
         let folder = tempfile::tempdir().unwrap();

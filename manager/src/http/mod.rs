@@ -113,7 +113,7 @@ fn quick_routes() -> Router<Service> {
         .route("/v1/jobs/{job}", get(backups::job))
 }
 
-/// They wait for a controller, an engine or a program, or read a target or directories.
+/// They wait for a manager, an agent, an engine or a program, or read a target or directories.
 fn slow_routes() -> Router<Service> {
     Router::new()
         .route("/v1/volumes", post(volumes::create))

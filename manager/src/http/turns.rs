@@ -2,11 +2,11 @@
 //!
 //! ```text
 //! quick   read or write the store             ─▶ 64 threads; the others take turns
-//! slow    wait for a controller or an engine  ─▶ 128 threads, 16 for one volume; the others
+//! slow    wait for an agent or an engine       ─▶ 128 threads, 16 for one volume; the others
 //!         or read a target or directories        take turns, or are sent away (503)
 //! ```
 //! Owns nothing but the counts. All work blocks a thread of the manager's pool, which has 512: what
-//! is left are the controllers'. What may never happen: requests that wait for one volume keep
+//! is left are the agents'. What may never happen: requests that wait for one volume keep
 //! those for others, or the quick ones, from being answered.
 
 use std::collections::BTreeMap;
