@@ -108,8 +108,6 @@ fn quick_routes() -> Router<Service> {
         .route("/v1/replicas", get(volumes::replicas))
         .route("/v1/targets", get(targets::list))
         .route("/v1/targets/{target}", delete(targets::remove))
-        .route("/v1/backups", post(backups::create))
-        .route("/v1/restores", post(backups::restore))
         .route("/v1/jobs/{job}", get(backups::job))
 }
 
@@ -125,7 +123,8 @@ fn slow_routes() -> Router<Service> {
         .route("/v1/recoveries", get(recoveries::list))
         .route("/v1/recoveries/{volume}", get(recoveries::evidence).post(recoveries::recover))
         .route("/v1/targets/{target}", put(targets::add))
-        .route("/v1/backups", get(backups::list))
+        .route("/v1/backups", get(backups::list).post(backups::create))
+        .route("/v1/restores", post(backups::restore))
 }
 
 #[derive(Serialize)]

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use ankole_api::objects::attachment::Ticket;
-use ankole_api::objects::{AttachmentSpec, Volume, VolumeAttachment, VolumeSpec};
+use ankole_api::objects::{AttachmentSpec, Engine, Volume, VolumeAttachment, VolumeSpec};
 use ankole_plan::volume::shown;
 use ankole_store::StoreError;
 
@@ -111,7 +111,10 @@ impl Service {
         let ticket = TicketGuard { service: self, volume: name.clone(), id };
         let attached = self.wait(name, ATTACH_PATIENCE, |known| {
             let Some(known) = known else { return Some(Err(gone(name))) };
-            let Some((agent, _)) = self.agent_of(known).zip(shown::endpoint(known)) else {
+            // One that was just asked to detach has its endpoint for a moment still.
+            let is_observed = known.engine.as_ref().is_some_and(Engine::is_observed);
+            let endpoint = shown::endpoint(known).filter(|_| is_observed);
+            let Some((agent, _)) = self.agent_of(known).zip(endpoint) else {
                 let is_asked_for = shown::state(known) == State::Attaching;
                 let told = conditions(known, None);
                 return obstacle(name, &told).filter(|_| is_asked_for).map(Err);

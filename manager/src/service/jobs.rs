@@ -27,11 +27,14 @@ use crate::backup_job;
 const RUNNING_MAX: usize = 8;
 
 impl Service {
+    /// Answers when the volume can be read, or says why it can't.
     pub fn create_backup(&self, request: BackupRequest) -> Result<Job, ApiError> {
         let BackupRequest { volume, snapshot, target, full } = request;
-        let known = self.known(&volume)?;
         let target = self.target_url(target.as_deref())?;
         self.refuse_new_jobs()?;
+        // Else the job would wait for what only a person can do.
+        let _engaged = self.engage(&volume, TicketKind::Backup)?;
+        let known = self.known(&volume)?;
         let node = self.node_for(&known);
         let volume_uid = known.volume.metadata.uid;
         self.begin(TicketKind::Backup, |ticket| BackupSpec {

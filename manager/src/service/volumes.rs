@@ -122,7 +122,8 @@ impl Service {
         let size = VolumeSize::of(size_bytes)
             .map_err(|error| ApiError::invalid(format!("volume {name}: {error}")))?;
         let present = self.known(name)?;
-        let from_bytes = present.volume.size_bytes();
+        // Its engine may have grown it a moment ago.
+        let from_bytes = self.volume(name)?.size_bytes.max(present.volume.size_bytes());
         let to_bytes = size.bytes.max(from_bytes);
         let here = present.replicas.iter().filter(|it| self.agents.of(&it.spec.node).is_some());
         let directories: Vec<_> = here.map(|replica| replica.spec.directory()).collect();
@@ -130,8 +131,9 @@ impl Service {
             .refuse_impossible()?;
         self.objects.modify(name, |volume: &mut Volume| {
             refuse_deleting(volume)?;
-            if size.bytes < volume.size_bytes() {
-                let present = human(volume.size_bytes());
+            let present_bytes = from_bytes.max(volume.size_bytes());
+            if size.bytes < present_bytes {
+                let present = human(present_bytes);
                 let wanted = human(size.bytes);
                 return Err(ApiError::conflict(format!(
                     "volume {name} has {present} and would shrink to {wanted}"

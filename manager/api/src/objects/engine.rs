@@ -113,13 +113,18 @@ impl Spec for EngineSpec {
 }
 
 impl Engine {
+    /// Its agent has seen what is wanted now: what it says isn't of an earlier wish.
+    pub fn is_observed(&self) -> bool {
+        self.status.observed_generation == self.metadata.generation
+    }
+
     /// Nothing of it is on its node and its agent will start none, by that agent's word.
     pub fn has_ended(&self) -> bool {
         let status = &self.status;
         !matches!(self.spec.wanted, EngineWanted::Attached { .. })
             && status.phase == Some(EnginePhase::Ended)
             && status.node == self.spec.node
-            && status.observed_generation == self.metadata.generation
+            && self.is_observed()
     }
 }
 

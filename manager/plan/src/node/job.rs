@@ -309,6 +309,7 @@ fn is_attached_here<S: JobSpec>(facts: &JobFacts<S>, job: &Object<S>) -> bool {
         engine.spec.volume_uid == job.spec.volume_uid()
             && matches!(engine.spec.wanted, EngineWanted::Attached { .. })
             && engine.status.node == facts.node
+            && engine.is_observed()
             && engine.status.phase == Some(EnginePhase::Attached)
             && engine.status.endpoint.is_some()
     })

@@ -22,7 +22,9 @@ use super::facts::{History, ReplicaFacts};
 /// A replica without an engine has nothing left to do.
 pub const REPLICA_PATIENCE: Duration = Duration::from_secs(10);
 /// A disk that can't be asked may be back at any time.
-const WHILE_UNREADABLE: Duration = Duration::from_secs(5);
+const WHILE_UNREADABLE: Duration = Duration::from_secs(2);
+/// Somebody may remove it, and then it isn't told any more.
+const WHILE_SET_ASIDE: Duration = Duration::from_secs(2);
 const WHILE_IDLE: Duration = Duration::from_secs(60);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -275,6 +277,9 @@ impl ReplicaPlan {
 
     fn tell_what_was_set_aside(&mut self, facts: &ReplicaFacts) {
         let id = &facts.replica.spec.id;
+        if !facts.set_aside.is_empty() {
+            self.look_within(WHILE_SET_ASIDE);
+        }
         for directory in &facts.set_aside {
             let directory = directory.display();
             let message = format!(
