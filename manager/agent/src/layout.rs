@@ -4,7 +4,7 @@
 //! <data>/ankole.redb                        the store
 //!        lock                               held by the one standalone; has its pid
 //!        token                              who may use the API (0600)
-//!        disks/default/replicas/V-R/        a replica, unless --disk names other places
+//!        disks/default/replicas/V-UID-R/    a replica, unless --disk names other places
 //!        run/api.addr                       where the API listens
 //!        run/V.engine.process, V.R.process  pid files
 //!        run/V.backup.NAME.process, V.restore.NAME.process
@@ -182,9 +182,6 @@ impl Layout {
     }
     pub fn disks(&self) -> &[PathBuf] {
         &self.disks
-    }
-    pub fn replica_directory(disk: &Path, volume: &Name, replica: &ReplicaId) -> PathBuf {
-        disk.join("replicas").join(format!("{volume}-{replica}"))
     }
 
     /// Sockets that a process which was killed may leave.

@@ -184,6 +184,17 @@ fn filled(world: &World, name: &str) {
     world.cluster.runtime.block_on(attachment).unwrap();
 }
 
+/// One that goes on until the gate is opened.
+fn running_backup() -> (World, Gate, Running, Object<BackupSpec>) {
+    let world = World::new();
+    let gate = Gate::new(world.folder.path());
+    let node = world.start(&gate);
+    filled(&world, "v1");
+    let backup = world.back_up("v1", world.target());
+    world.running(&backup);
+    (world, gate, node, backup)
+}
+
 /// And nobody gets in before: a volume that was filled in part was attached and healthy.
 #[test]
 fn a_backup_is_made_and_restored_to_a_new_volume() {
@@ -213,12 +224,7 @@ fn a_backup_is_made_and_restored_to_a_new_volume() {
 /// It was "running" for ever, in the memory of a manager that didn't know better.
 #[test]
 fn a_backup_whose_process_is_killed_has_failed_and_says_how() {
-    let world = World::new();
-    let gate = Gate::new(world.folder.path());
-    let node = world.start(&gate);
-    filled(&world, "v1");
-    let backup = world.back_up("v1", world.target());
-    world.running(&backup);
+    let (world, _gate, node, backup) = running_backup();
     send(world.pid(&node, &backup).unwrap(), Signal::KILL);
     let error = world.failed(&backup);
     assert!(error.message.contains("signal: 9"), "{error:?}");
@@ -268,12 +274,7 @@ fn a_restore_that_fails_removes_what_it_has_filled_in_part() {
 /// Jobs were threads of the manager: its restart ended them.
 #[test]
 fn a_job_goes_on_while_its_agent_is_replaced() {
-    let world = World::new();
-    let gate = Gate::new(world.folder.path());
-    let node = world.start(&gate);
-    filled(&world, "v1");
-    let backup = world.back_up("v1", world.target());
-    world.running(&backup);
+    let (world, gate, node, backup) = running_backup();
     let pid = world.pid(&node, &backup).unwrap();
     node.leave();
     let node = world.start(&gate);
@@ -284,12 +285,7 @@ fn a_job_goes_on_while_its_agent_is_replaced() {
 
 #[test]
 fn what_became_of_a_job_is_found_when_it_ended_while_no_agent_was_there() {
-    let world = World::new();
-    let gate = Gate::new(world.folder.path());
-    let node = world.start(&gate);
-    filled(&world, "v1");
-    let backup = world.back_up("v1", world.target());
-    world.running(&backup);
+    let (world, gate, node, backup) = running_backup();
     let pid = world.pid(&node, &backup).unwrap();
     node.leave();
     gate.open();
@@ -301,12 +297,7 @@ fn what_became_of_a_job_is_found_when_it_ended_while_no_agent_was_there() {
 
 #[test]
 fn a_job_that_is_deleted_while_it_runs_leaves_no_process_no_ticket_and_no_file() {
-    let world = World::new();
-    let gate = Gate::new(world.folder.path());
-    let node = world.start(&gate);
-    filled(&world, "v1");
-    let backup = world.back_up("v1", world.target());
-    world.running(&backup);
+    let (world, _gate, node, backup) = running_backup();
     let pid = world.pid(&node, &backup).unwrap();
     let store = &world.cluster.store;
     let deleted = store.delete::<BackupSpec, StoreError>(backup.name(), |_| Ok(()));

@@ -125,6 +125,9 @@ fn situations<S: JobSpec>() -> Vec<(&'static str, Change<S>)> {
         ("its volume isn't attached", |it| {
             it.engine.as_mut().unwrap().status.phase = Some(EnginePhase::Starting);
         }),
+        ("its engine has yet to hear that it is wanted", |it| {
+            it.engine.as_mut().unwrap().metadata.generation += 1;
+        }),
         ("its volume is attached elsewhere", |it| {
             it.engine = None;
             it.volume.as_mut().unwrap().status.node = Some("n2".into());
